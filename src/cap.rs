@@ -1,0 +1,303 @@
+//! A cap: an axis, the bounds of the projection on it, and how strongly they hold.
+
+use std::fmt;
+
+use crate::axis::Axis;
+use crate::error::{Error, Result};
+
+/// The interval a projection is held in: a floor, a ceiling, or a band.
+///
+/// Either side may be infinite. Thresholds are meant for the *unit* axis, in units of the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bound {
+    lo: f32,
+    hi: f32,
+}
+
+impl Bound {
+    /// No bound: every projection is inside. Such a cap only observes.
+    pub const NONE: Self = Self { lo: f32::NEG_INFINITY, hi: f32::INFINITY };
+
+    /// Projections in `[lo, hi]` stay; others move to the nearer end.
+    ///
+    /// # Errors
+    /// [`Error::NanBound`]; [`Error::EmptyBound`] when `lo > hi`, `lo` is +inf or `hi` is -inf.
+    pub fn band(lo: f32, hi: f32) -> Result<Self> {
+        if lo.is_nan() || hi.is_nan() {
+            return Err(Error::NanBound { which: if lo.is_nan() { "lower" } else { "upper" } });
+        }
+        if lo > hi || lo == f32::INFINITY || hi == f32::NEG_INFINITY {
+            return Err(Error::EmptyBound { lo, hi });
+        }
+        Ok(Self { lo, hi })
+    }
+
+    /// A lower bound alone: the form in which the Assistant axis (positive = more Assistant) is capped.
+    ///
+    /// # Errors
+    /// Those of [`Bound::band`].
+    pub fn floor(lo: f32) -> Result<Self> {
+        Self::band(lo, f32::INFINITY)
+    }
+
+    /// An upper bound alone.
+    ///
+    /// # Errors
+    /// Those of [`Bound::band`].
+    pub fn ceiling(hi: f32) -> Result<Self> {
+        Self::band(f32::NEG_INFINITY, hi)
+    }
+
+    /// The lower bound, -inf if there is none.
+    #[must_use]
+    pub fn lo(&self) -> f32 {
+        self.lo
+    }
+
+    /// The upper bound, +inf if there is none.
+    #[must_use]
+    pub fn hi(&self) -> f32 {
+        self.hi
+    }
+
+    /// Whether neither side bounds anything.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+
+    /// The bound of the same cap on the negated axis: `(lo, hi)` becomes `(-hi, -lo)`.
+    #[must_use]
+    pub fn mirrored(&self) -> Self {
+        Self { lo: -self.hi, hi: -self.lo }
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.lo.is_finite(), self.hi.is_finite()) {
+            (true, true) => write!(f, "[{}, {}]", self.lo, self.hi),
+            (true, false) => write!(f, ">= {}", self.lo),
+            (false, true) => write!(f, "<= {}", self.hi),
+            (false, false) => write!(f, "unbounded"),
+        }
+    }
+}
+
+/// One cap: hold the projection on an axis within a bound.
+///
+/// For a row `h` of the residual stream: `p = <h, v>`, `c = clamp(p, lo, hi)`, and where `c != p`,
+/// `h += strength * (c - p) * v` (The Assistant Axis, arXiv 2601.10387, activation capping).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cap {
+    axis: Axis,
+    bound: Bound,
+    strength: f32,
+    name: Option<String>,
+}
+
+impl Cap {
+    /// A cap at full strength, without a name.
+    #[must_use]
+    pub fn new(axis: Axis, bound: Bound) -> Self {
+        Self { axis, bound, strength: 1.0, name: None }
+    }
+
+    /// The same cap with another strength: 1 moves the projection onto the bound, 0 only observes.
+    ///
+    /// # Errors
+    /// [`Error::Strength`] outside `[0, 1]`.
+    pub fn with_strength(self, strength: f32) -> Result<Self> {
+        Ok(Self { strength: checked_strength(strength)?, ..self })
+    }
+
+    /// The same cap with another bound.
+    #[must_use]
+    pub fn with_bound(self, bound: Bound) -> Self {
+        Self { bound, ..self }
+    }
+
+    /// The same cap with a name, e.g. `assistant`.
+    #[must_use]
+    pub fn with_name(self, name: impl Into<String>) -> Self {
+        Self { name: Some(name.into()), ..self }
+    }
+
+    /// The axis.
+    #[must_use]
+    pub fn axis(&self) -> &Axis {
+        &self.axis
+    }
+
+    /// The bound.
+    #[must_use]
+    pub fn bound(&self) -> Bound {
+        self.bound
+    }
+
+    /// The strength, in `[0, 1]`.
+    #[must_use]
+    pub fn strength(&self) -> f32 {
+        self.strength
+    }
+
+    /// The name, if it has one.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// The same operation written on the opposite axis: axis negated, bounds mirrored. The released
+    /// `capping_config.pt` files are written that way.
+    #[must_use]
+    pub fn negated(&self) -> Self {
+        Self { axis: self.axis.negated(), bound: self.bound.mirrored(), ..self.clone() }
+    }
+}
+
+/// Checks a strength.
+///
+/// # Errors
+/// [`Error::Strength`] outside `[0, 1]`.
+pub(crate) fn checked_strength(strength: f32) -> Result<f32> {
+    if (0.0..=1.0).contains(&strength) { Ok(strength) } else { Err(Error::Strength(strength)) }
+}
+
+/// A cap and the block whose output it acts on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockCap {
+    /// 0-based block: HF layer L = llama.cpp block L = node `l_out-L`.
+    pub block: usize,
+    /// The cap.
+    pub cap: Cap,
+}
+
+/// All caps of a model, in the order of a cap file. Caps on the same block act one after the other in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CapSet {
+    width: usize,
+    caps: Vec<BlockCap>,
+}
+
+impl CapSet {
+    /// Checks that there is at least one cap and that all are of one width.
+    ///
+    /// # Errors
+    /// [`Error::EmptySet`], [`Error::Width`].
+    pub fn new(caps: impl IntoIterator<Item = BlockCap>) -> Result<Self> {
+        let caps: Vec<_> = caps.into_iter().collect();
+        let width = caps.first().ok_or(Error::EmptySet)?.cap.axis.width();
+        for (index, entry) in caps.iter().enumerate() {
+            let found = entry.cap.axis.width();
+            if found != width {
+                return Err(Error::Width {
+                    what: format!("cap {index}"),
+                    found,
+                    against: "cap 0",
+                    expected: width,
+                });
+            }
+        }
+        Ok(Self { width, caps })
+    }
+
+    /// Checks the set against a model: its width (`n_embd`) and its number of blocks.
+    ///
+    /// # Errors
+    /// [`Error::Width`], [`Error::Block`].
+    pub fn check_model(&self, width: usize, blocks: usize) -> Result<()> {
+        if self.width != width {
+            return Err(Error::Width {
+                what: "the set of caps".into(),
+                found: self.width,
+                against: "the model's residual stream",
+                expected: width,
+            });
+        }
+        match self.caps.iter().enumerate().find(|(_, entry)| entry.block >= blocks) {
+            Some((index, entry)) => Err(Error::Block { index, block: entry.block, blocks }),
+            None => Ok(()),
+        }
+    }
+
+    /// Width of every axis.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The caps in order.
+    #[must_use]
+    pub fn caps(&self) -> &[BlockCap] {
+        &self.caps
+    }
+
+    /// The capped blocks, ascending, each with the indices of its caps in order of application.
+    #[must_use]
+    pub fn blocks(&self) -> std::collections::BTreeMap<usize, Vec<usize>> {
+        let mut blocks = std::collections::BTreeMap::<_, Vec<_>>::new();
+        for (index, entry) in self.caps.iter().enumerate() {
+            blocks.entry(entry.block).or_default().push(index);
+        }
+        blocks
+    }
+
+    /// The same set with every cap passed through `change`, e.g. to remove all bounds.
+    #[must_use]
+    pub fn map(&self, mut change: impl FnMut(&Cap) -> Cap) -> Self {
+        let caps = self.caps.iter().map(|e| BlockCap { block: e.block, cap: change(&e.cap) }).collect();
+        Self { width: self.width, caps }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn axis(width: usize) -> Axis {
+        Axis::from_direction(&vec![1.0; width]).unwrap()
+    }
+
+    #[test]
+    fn bounds_are_validated() {
+        assert!(Bound::band(1.0, 1.0).is_ok());
+        assert_eq!(Bound::band(2.0, 1.0), Err(Error::EmptyBound { lo: 2.0, hi: 1.0 }));
+        assert_eq!(Bound::floor(f32::NAN), Err(Error::NanBound { which: "lower" }));
+        assert_eq!(Bound::ceiling(f32::NAN), Err(Error::NanBound { which: "upper" }));
+        assert!(matches!(Bound::floor(f32::INFINITY), Err(Error::EmptyBound { .. })));
+        assert!(matches!(Bound::ceiling(f32::NEG_INFINITY), Err(Error::EmptyBound { .. })));
+        assert!(Bound::floor(f32::NEG_INFINITY).unwrap().is_none());
+    }
+
+    #[test]
+    fn mirroring_twice_is_the_identity() {
+        let bound = Bound::band(-1.5, 4.0).unwrap();
+        assert_eq!(bound.mirrored(), Bound::band(-4.0, 1.5).unwrap());
+        assert_eq!(bound.mirrored().mirrored(), bound);
+        assert_eq!(Bound::floor(2.0).unwrap().mirrored(), Bound::ceiling(-2.0).unwrap());
+    }
+
+    #[test]
+    fn strength_is_a_fraction() {
+        let cap = Cap::new(axis(3), Bound::NONE);
+        assert!(cap.clone().with_strength(0.0).is_ok());
+        for strength in [-0.1, 1.1, f32::NAN, f32::INFINITY] {
+            assert!(matches!(cap.clone().with_strength(strength), Err(Error::Strength(_))), "{strength}");
+        }
+    }
+
+    #[test]
+    fn sets_are_of_one_width_and_fit_their_model() {
+        let cap = |block, width| BlockCap { block, cap: Cap::new(axis(width), Bound::NONE) };
+        assert_eq!(CapSet::new([]), Err(Error::EmptySet));
+        assert!(matches!(
+            CapSet::new([cap(0, 4), cap(1, 5)]),
+            Err(Error::Width { found: 5, expected: 4, .. })
+        ));
+        let set = CapSet::new([cap(7, 4), cap(0, 4), cap(7, 4)]).unwrap();
+        assert_eq!(set.blocks().into_iter().collect::<Vec<_>>(), [(0, vec![1]), (7, vec![0, 2])]);
+        assert!(set.check_model(4, 8).is_ok());
+        assert_eq!(set.check_model(4, 7), Err(Error::Block { index: 0, block: 7, blocks: 7 }));
+        assert!(matches!(set.check_model(8, 8), Err(Error::Width { found: 4, expected: 8, .. })));
+    }
+}

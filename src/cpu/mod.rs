@@ -1,0 +1,1 @@
+//! The operation on the CPU.
