@@ -120,7 +120,7 @@ impl<'m> Context<'m> {
     pub fn new(model: &'m Model, options: &ContextOptions) -> Result<Self, Error> {
         backend::llama();
         let hook = Hook::install()?;
-        let session = Session::new(model.shape().clone())?;
+        let session = Session::new(model.shape().clone());
         let (ctx, llama) = hook.bind(&session, || create(model, options))?;
         if !session.is_bound() {
             return Err(Error::NotBound);
@@ -244,6 +244,14 @@ impl<'m> Context<'m> {
         Ok(())
     }
 
+    /// Where capped blocks were computed so far, and how: a ggml device's name (`CPU`, `CUDA0`) and a few words.
+    ///
+    /// # Errors
+    /// [`Error::NotHooked`].
+    pub fn engines_used(&self) -> Result<Vec<(String, &'static str)>, Error> {
+        Ok(self.session()?.engines_used())
+    }
+
     /// Starts or stops recording what every cap does to every row.
     ///
     /// # Errors
@@ -251,7 +259,7 @@ impl<'m> Context<'m> {
     pub fn set_tracing(&mut self, on: bool) -> Result<(), Error> {
         let hooked = self.hooked.as_mut().ok_or(Error::NotHooked)?;
         hooked.session.set_tracing(on);
-        hooked.session.take_trace();
+        drop(hooked.session.take_trace());
         hooked.tracing = on;
         Ok(())
     }
@@ -279,13 +287,14 @@ impl<'m> Context<'m> {
             added.map_err(|_| Error::BatchTooLong { rows: rows.len(), batch: self.batch() })?;
         }
         let outputs = rows.iter().filter(|row| row.logits).count();
-        let (llama, batch) = (&mut self.llama, &mut self.batch);
-        let mut run = || log::capture(|| llama.decode(batch));
-        let (decoded, complaints) = match &self.hooked {
-            Some(hooked) => hooked.session.watch(rows.len(), outputs, &mut run)?,
-            None => run(),
-        };
-        match decoded {
+        let (decoded, complaints) = log::capture(|| {
+            let mut run = || self.llama.decode(&mut self.batch);
+            match &self.hooked {
+                Some(hooked) => hooked.session.watch(rows.len(), outputs, run),
+                None => Ok(run()),
+            }
+        });
+        match decoded? {
             Ok(()) => {}
             Err(DecodeError::NoKvCacheSlot) => {
                 return Err(Error::ContextFull { rows: rows.len(), context: self.ctx });
@@ -415,6 +424,15 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
     /// llama.cpp writes to the shared model while it makes a context (`n_ctx_train`, for scaled rope).
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+    let (ctx, params) = context_params(model, options)?;
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (made, complaints) = log::capture(|| model.llama().new_context(backend::llama(), params));
+    let llama = made.map_err(|_| Error::ContextCreation { ctx, reason: complaints.reason() })?;
+    Ok((ctx.min(llama.n_ctx()), llama))
+}
+
+/// llama.cpp's parameters for these options, checked: llama.cpp aborts the process on some of what is refused here.
+fn context_params(model: &Model, options: &ContextOptions) -> Result<(u32, LlamaContextParams), Error> {
     let default = DEFAULT_CTX.min(model.trained_context().max(1));
     let ctx = in_range("ctx (--ctx)", options.ctx.unwrap_or(default), 1, i32::MAX as u32)?;
     let batch = in_range("batch", options.batch, 1, i32::MAX as u32)?;
@@ -443,10 +461,7 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
         .with_flash_attention_policy(flash)
         .with_kv_unified(true)
         .with_no_perf(true);
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let (made, complaints) = log::capture(|| model.llama().new_context(backend::llama(), params));
-    let llama = made.map_err(|_| Error::ContextCreation { ctx, reason: complaints.reason() })?;
-    Ok((ctx.min(llama.n_ctx()), llama))
+    Ok((ctx, params))
 }
 
 fn in_range(option: &'static str, value: u32, least: u32, most: u32) -> Result<u32, Error> {

@@ -23,6 +23,7 @@
 //! Never silently uncapped: a decode in which a capped block was not seen with all its rows is an error.
 
 mod backend;
+pub mod bench;
 mod chat;
 mod context;
 mod error;

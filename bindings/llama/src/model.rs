@@ -26,6 +26,7 @@ pub struct ModelOptions {
 pub struct Model {
     llama: LlamaModel,
     path: PathBuf,
+    options: ModelOptions,
     shape: ModelShape,
     name: Option<String>,
     file_type: Option<String>,
@@ -90,6 +91,7 @@ impl Model {
             file_type: text("general.file_type").and_then(|number| number.parse().ok()).map(file_type_name),
             trained_context: llama.n_ctx_train(),
             path: path.to_owned(),
+            options: options.clone(),
             llama,
         };
         model.check_generative()?;
@@ -125,6 +127,12 @@ impl Model {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The options it was loaded with.
+    #[must_use]
+    pub fn options(&self) -> &ModelOptions {
+        &self.options
     }
 
     /// `general.name`.
