@@ -153,11 +153,11 @@ pub fn bench(
     // The first round fills caches and lets llama.cpp reserve its graphs; it is not counted.
     let mut rounds = Vec::with_capacity(options.pairs);
     for number in 0..=options.pairs {
-        progress(number, options.pairs);
         let samples = round(&mut subjects, &text, options.prompt_tokens, number % 2 == 1)?;
         if number > 0 {
             rounds.push(samples);
         }
+        progress(number, options.pairs);
     }
 
     let compare = |subject: usize| {
