@@ -415,7 +415,6 @@ impl Inner {
         let config = Arc::clone(&lock(&self.config));
         let mut record = self.record();
         record.seen.fill(None);
-        record.error = None;
         record.decoding = Some(Arc::clone(&config));
         config
     }
