@@ -270,6 +270,10 @@ fn containers_that_are_none() {
     check(&refused(&utf8), "axiscap.model.name", &["UTF-8", "invalid sequence", repair]);
     let twice = patched(&good, b"axiscap.cap.floor", b"axiscap.cap.block");
     check(&refused(&twice), "axiscap.cap.block", &["same key twice", repair]);
+    let escape = patched(&good, b"axiscap.version", b"axiscap.\x1b[31m!!");
+    let message = CapFile::from_bytes(&patched(&escape, b"\x04\0\0\0\x01\0\0\0", b"\x63\0\0\0\x01\0\0\0"));
+    let message = message.unwrap_err().to_string();
+    assert!(!message.contains('\x1b') && message.contains("\\u{1b}[31m"), "{message}");
     let text = |length: u64| [&length.to_le_bytes(), &b"A model"[..]].concat();
     let long = patched(&good, &text(7), &text(u64::MAX));
     check(&refused(&long), "axiscap.model.name", &["bytes left", repair]);

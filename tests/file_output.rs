@@ -61,7 +61,12 @@ fn nothing_changes_when_the_disk_is_full() {
 fn nothing_is_left_by_a_writer_that_panics() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
-    let write = || write_atomically(&path, |out| out.write_all(NEW).and_then(|()| panic!("on purpose")));
+    let write = || {
+        write_atomically(&path, |out| {
+            out.write_all(NEW)?;
+            panic!("on purpose")
+        })
+    };
     assert!(std::panic::catch_unwind(write).is_err());
     assert!(entries(folder.path()).is_empty());
 }
