@@ -1,8 +1,8 @@
 //! Capped generation on llama.cpp.
 //!
 //! [`Model`] loads a GGUF, [`Context`] is a llama.cpp context whose graphs run with caps on the outputs of its
-//! transformer blocks (through `axiscap-ggml`'s hook, in an unmodified llama.cpp), [`generate`](generate::generate)
-//! and [`Chat`] write text with it, and [`trace`] says what every cap did to every row.
+//! transformer blocks (through `axiscap-ggml`'s hook, in an unmodified llama.cpp), [`generate`](generate())
+//! and [`Chat`] write text with it, and [`TraceRow`] says what every cap did to every row.
 //!
 //! ```no_run
 //! use axiscap_llama::{Context, ContextOptions, GenerateOptions, Model, ModelOptions, generate};

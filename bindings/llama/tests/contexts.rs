@@ -19,8 +19,7 @@ fn write(context: &mut Context<'_>, text: &str, max_tokens: usize) -> Vec<Token>
 
 /// The projections of a run, and its tokens.
 fn capped(model: &Model, seed: u64, together: Option<&Barrier>) -> (Vec<Token>, Vec<u32>) {
-    let mut context =
-        Context::new(model, &ContextOptions { threads: Some(1), ..options() }).expect("a context");
+    let mut context = Context::new(model, &options()).expect("a context");
     let caps = caps([4, 15, 29], seed, Bound::band(-0.3, 0.3).expect("a band"));
     context.set_caps(Some(&caps)).expect("the caps fit");
     context.set_tracing(true).expect("hooked");

@@ -25,9 +25,9 @@ pub(crate) fn path() -> PathBuf {
     path
 }
 
-/// A small context.
+/// A small context on one thread: several would spin against whatever else the machine does.
 pub(crate) fn options() -> ContextOptions {
-    ContextOptions { ctx: Some(512), ..ContextOptions::default() }
+    ContextOptions { ctx: Some(512), threads: Some(1), ..ContextOptions::default() }
 }
 
 /// The likeliest tokens, so many of them.
