@@ -109,6 +109,12 @@ fn options_out_of_range() {
         fail(axiscap("run", &["--prompt", "Hello", &pair]), &[option, "must be"]);
     }
     fail(axiscap("bench", &["--pairs", "0"]), &["--caps"]);
+    // 690 GiB of KV cache; the system would kill the process rather than refuse.
+    #[cfg(target_os = "linux")]
+    fail(
+        axiscap("run", &["--prompt", "Hello", "--ctx", "16000000", "--kv-type", "f32"]),
+        &["16000000", "GiB", "--ctx"],
+    );
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::model::Model;
 use crate::threads::{self, default_threads};
 use crate::trace::{self, TraceRow};
-use crate::{Token, backend, log};
+use crate::{Token, backend, log, memory};
 
 /// Number format of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -428,6 +428,7 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
     let (ctx, params) = context_params(model, options)?;
+    memory::check(model, ctx, options.kv_type)?;
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (made, complaints) = log::capture(|| model.llama().new_context(backend::llama(), params));
     let llama = made.map_err(|_| Error::ContextCreation { ctx, reason: complaints.reason() })?;

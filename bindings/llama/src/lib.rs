@@ -29,6 +29,7 @@ mod context;
 mod error;
 mod generate;
 mod log;
+mod memory;
 mod model;
 mod threads;
 mod trace;
