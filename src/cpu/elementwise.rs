@@ -40,6 +40,8 @@ pub(crate) struct Step<T> {
     pub(crate) delta: f32,
     pub(crate) axis: *const f32,
     pub(crate) width: usize,
+    /// The row that will be read next, to be fetched meanwhile; any pointer does.
+    pub(crate) next: *const T,
 }
 
 impl<T: Element> Work for Step<T> {
@@ -47,12 +49,13 @@ impl<T: Element> Work for Step<T> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { from, to, delta, axis, width } = self;
+        let Self { from, to, delta, axis, width, next } = self;
         let mut i = 0;
         // SAFETY: `width` values behind each pointer, by the promise of whoever runs this.
         unsafe {
             let all = S::splat(delta);
             while i + S::LANES <= width {
+                S::prefetch(next.wrapping_add(i).cast());
                 S::store(to.add(i), S::fma(all, S::load(axis.add(i)), T::load::<S>(from.add(i))));
                 i += S::LANES;
             }

@@ -27,6 +27,14 @@ impl<T> Strided<T> {
     }
 }
 
+impl<T> Strided<T> {
+    /// Where the row after `row` is, if there is one: for hints only.
+    #[inline(always)]
+    fn after(self, row: usize) -> *mut T {
+        self.ptr.wrapping_add((row + 1).wrapping_mul(self.stride))
+    }
+}
+
 /// RMSNorm * weight behind the caps.
 #[derive(Clone, Copy)]
 pub(crate) struct NormPass<E> {
@@ -114,8 +122,9 @@ pub(crate) unsafe fn run<S: Simd, E: Element>(pass: &mut Pass<'_, E>) {
 #[inline(never)]
 unsafe fn by_fours<S: Simd, E: Element>(pass: &mut Pass<'_, E>) -> usize {
     let mut slots = [Slots::EMPTY; MOST_AT_ONCE];
-    // Projections on caps after the first are worth computing ahead only where the first ones do not act.
-    let mut ahead = true;
+    // Where caps act, rows go alone: four of them would have left the nearest cache before they are changed, and
+    // projections computed ahead would be void.
+    let mut acted = false;
     let mut row = 0;
     while row + STREAMS <= pass.count {
         let together = pass.profiles.is_none_or(|profiles| {
@@ -124,11 +133,11 @@ unsafe fn by_fours<S: Simd, E: Element>(pass: &mut Pass<'_, E>) -> usize {
         });
         // SAFETY: the caller's promise; the rows exist.
         unsafe {
-            if together {
-                ahead = !four_rows::<S, E>(pass, row, ahead, &mut slots);
+            if together && !acted {
+                acted = four_rows::<S, E>(pass, row, &mut slots);
                 row += STREAMS;
             } else {
-                one_row::<S, E>(pass, row);
+                acted = one_row::<S, E>(pass, row);
                 row += 1;
             }
         }
@@ -140,12 +149,11 @@ unsafe fn by_fours<S: Simd, E: Element>(pass: &mut Pass<'_, E>) -> usize {
 unsafe fn four_rows<S: Simd, E: Element>(
     pass: &mut Pass<'_, E>,
     row: usize,
-    ahead: bool,
     slots: &mut [Slots<STREAMS>; MOST_AT_ONCE],
 ) -> bool {
     let caps = pass.caps(row);
     let width = pass.table.width();
-    let known = caps.len().min(if ahead { MOST_AT_ONCE } else { 1 });
+    let known = caps.len().min(MOST_AT_ONCE);
     // SAFETY: the caller's promise.
     unsafe {
         for r in 0..STREAMS {
@@ -187,12 +195,12 @@ unsafe fn four_rows<S: Simd, E: Element>(
     }
 }
 
-/// A row alone.
-unsafe fn one_row<S: Simd, E: Element>(pass: &mut Pass<'_, E>, row: usize) {
+/// A row alone. Says whether a cap acted on it.
+unsafe fn one_row<S: Simd, E: Element>(pass: &mut Pass<'_, E>, row: usize) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
         pass.begin::<S>(row, 0);
-        pass.finish::<S>(row, 0, &[]);
+        pass.finish::<S>(row, 0, &[])
     }
 }
 
@@ -246,19 +254,22 @@ impl<E: Element> Pass<'_, E> {
                     stats[row * depth + k] = stat;
                 }
                 let Some(delta) = delta else { continue };
+                // While the row is changed in the nearest cache, memory is free for the next one.
+                let next = if acted { self.rows.row(row) } else { self.rows.after(row) }.cast_const();
                 acted = true;
                 place = match place {
                     Row::Memory(h) if E::IS_F32 => {
                         let h = h.cast();
-                        S::outlined(Step::<f32> { from: h, to: h, delta, axis, width });
+                        S::outlined(Step::<f32> { from: h, to: h, delta, axis, width, next: next.cast() });
                         place
                     }
                     Row::Memory(h) => {
-                        S::outlined(Step::<E> { from: h, to: wide, delta, axis, width });
+                        S::outlined(Step::<E> { from: h, to: wide, delta, axis, width, next });
                         Row::Wide(wide)
                     }
                     Row::Wide(wide) => {
-                        S::outlined(Step::<f32> { from: wide, to: wide, delta, axis, width });
+                        let next = wide.cast_const();
+                        S::outlined(Step::<f32> { from: wide, to: wide, delta, axis, width, next });
                         place
                     }
                 };

@@ -47,6 +47,8 @@ pub trait Simd: Copy {
     /// many places use it.
     unsafe fn outlined<W: Work>(work: W) -> W::Output;
 
+    /// Asks for the cache line at `at`, which need not be valid: a hint.
+    unsafe fn prefetch(at: *const u8);
     /// All lanes +0.
     unsafe fn zero() -> Self::F;
     /// All lanes `value`.

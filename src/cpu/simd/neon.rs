@@ -25,6 +25,9 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
     unsafe fn zero() -> float32x4_t {
         unsafe { vdupq_n_f32(0.0) }
     }

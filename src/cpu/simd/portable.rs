@@ -48,6 +48,9 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
     unsafe fn zero() -> Register {
         [0.0; LANES]
     }
