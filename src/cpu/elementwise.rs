@@ -54,6 +54,14 @@ impl<T: Element> Work for Step<T> {
         // SAFETY: `width` values behind each pointer, by the promise of whoever runs this.
         unsafe {
             let all = S::splat(delta);
+            while i + 4 * S::LANES <= width {
+                for k in 0..4 {
+                    let at = i + k * S::LANES;
+                    S::prefetch(next.wrapping_add(at).cast());
+                    S::store(to.add(at), S::fma(all, S::load(axis.add(at)), T::load::<S>(from.add(at))));
+                }
+                i += 4 * S::LANES;
+            }
             while i + S::LANES <= width {
                 S::prefetch(next.wrapping_add(i).cast());
                 S::store(to.add(i), S::fma(all, S::load(axis.add(i)), T::load::<S>(from.add(i))));
