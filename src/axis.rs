@@ -77,6 +77,11 @@ impl Axis {
         self.norm
     }
 
+    /// The same values under another original norm: caps of a file may share a vector, each with a norm of its own.
+    pub(crate) fn with_norm(self, norm: Option<f32>) -> Self {
+        Self { norm, ..self }
+    }
+
     /// The cosine of the angle between two axes, in f64.
     ///
     /// # Errors

@@ -1,0 +1,198 @@
+//! A cap file in memory.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::control_vector::ControlVector;
+use super::error::{FileError, Problem, Result};
+use super::gguf::{self, Gguf, Value};
+use super::origin::Origin;
+use super::output::write_atomically;
+use super::warning::Warning;
+use super::{decode, encode};
+use crate::cap::CapSet;
+
+/// Largest file that is read. The caps of 80 blocks of width 8192 take 2.6 MB.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// The model a cap file was made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// Its architecture as in its `general.architecture`, e.g. `llama`.
+    pub architecture: String,
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Its name as in its `general.name`, where known.
+    pub name: Option<String>,
+    /// Its quantisation as in its `general.file_type`, where known. Thresholds move with it.
+    pub file_type: Option<u32>,
+}
+
+impl ModelInfo {
+    /// A model known by architecture and number of blocks only.
+    #[must_use]
+    pub fn new(architecture: impl Into<String>, blocks: usize) -> Self {
+        Self { architecture: architecture.into(), blocks, name: None, file_type: None }
+    }
+}
+
+/// Caps, the model they are for, and how they were made.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct CapFile {
+    /// The caps, in order.
+    pub caps: CapSet,
+    /// The model they were made for.
+    pub model: ModelInfo,
+    /// What a positive projection means, e.g. `more Assistant`.
+    pub orientation: Option<String>,
+    /// How the file was made.
+    pub origin: Origin,
+    /// Values under keys that this version does not know, kept for the next writing.
+    pub(super) unknown: Vec<(String, Value)>,
+    pub(super) warnings: Vec<Warning>,
+}
+
+impl CapFile {
+    /// A new file's content, without orientation and origin yet.
+    #[must_use]
+    pub fn new(caps: CapSet, model: ModelInfo) -> Self {
+        let (unknown, warnings) = (Vec::new(), Vec::new());
+        Self { caps, model, orientation: None, origin: Origin::default(), unknown, warnings }
+    }
+
+    /// Reads a cap file.
+    ///
+    /// # Errors
+    /// [`FileError`]; [`FileError::PlainControlVector`] for a control vector without bounds.
+    pub fn read(path: &Path) -> Result<Self> {
+        read_whole(path).and_then(|bytes| Self::from_bytes(&bytes)).map_err(|error| error.in_file(path))
+    }
+
+    /// Reads the axes that a calibration gives bounds to: those of a cap file, whose bounds are kept, or those of
+    /// a plain control vector for `model`, which then have none.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn read_axes(path: &Path, model: &ModelInfo) -> Result<Self> {
+        let read = || {
+            let bytes = read_whole(path)?;
+            match Self::from_bytes(&bytes) {
+                Err(FileError::PlainControlVector { .. }) => {
+                    ControlVector::from_bytes(&bytes)?.into_axes(model.clone())
+                }
+                other => other,
+            }
+        };
+        read().map_err(|error| error.in_file(path))
+    }
+
+    /// Parses the bytes of a cap file. Errors name no file; see [`FileError::in_file`].
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        decode::cap_file(Gguf::parse(bytes)?)
+    }
+
+    /// Writes the file, whole or not at all; see [`write_atomically`].
+    ///
+    /// # Errors
+    /// [`FileError`]; an older file is then still there, unchanged.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let bytes = self.to_bytes().map_err(|error| error.in_file(path))?;
+        write_atomically(path, |out| out.write_all(&bytes))
+    }
+
+    /// The bytes of the file; the same content gives the same bytes.
+    ///
+    /// # Errors
+    /// [`FileError::Invalid`] for what [`CapFile::from_bytes`] would refuse, e.g. a cap on a block that
+    /// [`ModelInfo::blocks`] does not have.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        encode::cap_file(self)
+    }
+
+    /// Checks the file against a model: its architecture, its width (`n_embd`), its number of blocks.
+    ///
+    /// Another architecture name is only a warning: the same model may go by two names.
+    ///
+    /// # Errors
+    /// [`FileError::OtherModel`] for another width or number of blocks.
+    pub fn check_model(&self, architecture: &str, width: usize, blocks: usize) -> Result<Vec<Warning>> {
+        let other = |field: &str, unit: &str, model: usize, file: usize| {
+            Err(FileError::OtherModel(Problem::new(
+                field,
+                format!("{model}, the model's {unit}"),
+                file.to_string(),
+                "caps work only on the model they were made for: extract and calibrate on this model",
+            )))
+        };
+        if self.caps.width() != width {
+            return other("axiscap.width", "width", width, self.caps.width());
+        }
+        if self.model.blocks != blocks {
+            return other("controlvector.layer_count", "number of blocks", blocks, self.model.blocks);
+        }
+        if self.model.architecture == architecture {
+            return Ok(Vec::new());
+        }
+        Ok(vec![Warning::OtherArchitecture {
+            file: self.model.architecture.clone(),
+            model: architecture.to_owned(),
+        }])
+    }
+
+    /// What was odd about the file when it was read.
+    #[must_use]
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// Values under keys that this version does not know. They are kept when the file is written again.
+    #[must_use]
+    pub fn unknown(&self) -> &[(String, Value)] {
+        &self.unknown
+    }
+
+    /// Whether no cap has a bound: a file of axes, which observes and moves nothing.
+    #[must_use]
+    pub fn is_unbounded(&self) -> bool {
+        self.caps.caps().iter().all(|entry| entry.cap.bound().is_none())
+    }
+
+    /// Whether llama.cpp also accepts the file, as written by [`CapFile::write`], as a control vector: at most one
+    /// cap per block, none on block 0.
+    #[must_use]
+    pub fn is_control_vector(&self) -> bool {
+        self.caps.blocks().iter().all(|(&block, caps)| block > 0 && caps.len() == 1)
+    }
+}
+
+/// The bytes of a file, as far as it can be a GGUF file of a sensible size.
+pub(super) fn read_whole(path: &Path) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(FileError::io(path, "open it"))?;
+    let length = file.metadata().map_err(FileError::io(path, "read its size"))?.len();
+    let check = |length: u64| {
+        if length <= MOST_BYTES {
+            return Ok(());
+        }
+        let expected = format!("at most {MOST_BYTES} bytes");
+        let remedy = "this is no cap file; if it is a model, give it as --model";
+        Err(FileError::Invalid(Problem::new("file size", expected, format!("{length} bytes"), remedy)))
+    };
+    check(length)?;
+    // Whatever does not even begin like GGUF (a device, a pipe) is not read any further.
+    let mut bytes = Vec::new();
+    let mut reader = file.take(gguf::MAGIC.len() as u64);
+    reader.read_to_end(&mut bytes).map_err(FileError::io(path, "read it"))?;
+    if bytes == gguf::MAGIC {
+        // One byte more than allowed, to notice a file that grew since its size was read.
+        reader.set_limit(MOST_BYTES + 1 - bytes.len() as u64);
+        reader.read_to_end(&mut bytes).map_err(FileError::io(path, "read it"))?;
+        check(bytes.len() as u64)?;
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,181 @@
+//! The meaning of a GGUF file as caps.
+
+use super::axes::Axes;
+use super::cap_file::{CapFile, ModelInfo};
+use super::error::{FileError, Problem, Result};
+use super::fields::{Fields, MAKE_AGAIN, invalid};
+use super::gguf::Gguf;
+use super::keys::{
+    ARCHITECTURE, BLOCK, CEILING, CONTROL_VECTOR, CURRENT_VERSION, FLOOR, LAYER_COUNT, MODEL_ARCHITECTURE,
+    MODEL_BLOCKS, MODEL_FILE_TYPE, MODEL_HINT, MODEL_NAME, MODEL_WIDTH, NAME, NORM, ORIENTATION,
+    ORIGIN_PREFIX, STRENGTH, TENSOR, VERSION, WIDTH,
+};
+use crate::cap::{BlockCap, Bound, Cap, CapSet};
+use crate::error::Error;
+
+/// Caps from a parsed file.
+pub(super) fn cap_file(mut gguf: Gguf<'_>) -> Result<CapFile> {
+    let mut fields = Fields::new(std::mem::take(&mut gguf.metadata));
+    expect_control_vector(&mut fields)?;
+    expect_version(&mut fields)?;
+
+    let architecture: String = fields.need(MODEL_HINT)?;
+    let blocks = positive(LAYER_COUNT, fields.need::<i32>(LAYER_COUNT)?.into())?;
+    let width = positive(WIDTH, fields.need::<u32>(WIDTH)?.into())?;
+    let model = fingerprint(&mut fields, ModelInfo::new(architecture, blocks), width)?;
+    let columns = Columns::take(&mut fields)?;
+    let orientation = fields.take(ORIENTATION)?;
+    let origin = fields.take_prefix(ORIGIN_PREFIX);
+
+    let mut axes = Axes::new(&gguf, width)?;
+    let caps = (0..columns.block.len())
+        .map(|index| columns.cap(index, blocks, &mut axes))
+        .collect::<Result<Vec<_>>>()?;
+    let warnings = axes.warnings();
+    let caps = CapSet::new(caps).map_err(|error| match error {
+        Error::EmptySet => invalid(BLOCK, "at least one cap", "none", "run without a cap file instead"),
+        // Every tensor is as wide as axiscap.width says.
+        other => invalid(BLOCK, "caps of one width", other.to_string(), MAKE_AGAIN),
+    })?;
+    let unknown = fields.rest();
+    Ok(CapFile { caps, model, orientation, origin, unknown, warnings })
+}
+
+/// Refuses what is not even a control vector.
+pub(super) fn expect_control_vector(fields: &mut Fields) -> Result<()> {
+    let architecture: String = fields.need(ARCHITECTURE)?;
+    if architecture == CONTROL_VECTOR {
+        return Ok(());
+    }
+    let remedy = "this is another kind of GGUF file; if it is a model, give it as --model";
+    Err(invalid(ARCHITECTURE, format!("{CONTROL_VECTOR:?}"), format!("{architecture:?}"), remedy))
+}
+
+fn expect_version(fields: &mut Fields) -> Result<()> {
+    match fields.take::<u32>(VERSION)? {
+        Some(CURRENT_VERSION) => Ok(()),
+        Some(version) => {
+            let remedy = "use a newer axiscap, or make the file again with this one";
+            let found = version.to_string();
+            Err(FileError::Unsupported(Problem::new(VERSION, CURRENT_VERSION.to_string(), found, remedy)))
+        }
+        // Half a cap file is not a control vector: its bounds would be lost without a word.
+        None if fields.has_prefix("axiscap.cap.") => {
+            Err(invalid(VERSION, CURRENT_VERSION.to_string(), "no such key", MAKE_AGAIN))
+        }
+        None => Err(FileError::PlainControlVector { file: None }),
+    }
+}
+
+/// The optional `axiscap.model.*`: it may add to what the required keys say, not contradict it.
+fn fingerprint(fields: &mut Fields, model: ModelInfo, width: usize) -> Result<ModelInfo> {
+    let agree = |field, found: String, other, expected: String| {
+        if found == expected {
+            Ok(())
+        } else {
+            Err(invalid(field, format!("{expected}, as {other}"), found, MAKE_AGAIN))
+        }
+    };
+    if let Some(architecture) = fields.take::<String>(MODEL_ARCHITECTURE)? {
+        agree(MODEL_ARCHITECTURE, architecture, MODEL_HINT, model.architecture.clone())?;
+    }
+    if let Some(blocks) = fields.take::<u32>(MODEL_BLOCKS)? {
+        agree(MODEL_BLOCKS, blocks.to_string(), LAYER_COUNT, model.blocks.to_string())?;
+    }
+    if let Some(found) = fields.take::<u32>(MODEL_WIDTH)? {
+        agree(MODEL_WIDTH, found.to_string(), WIDTH, width.to_string())?;
+    }
+    Ok(ModelInfo { name: fields.take(MODEL_NAME)?, file_type: fields.take(MODEL_FILE_TYPE)?, ..model })
+}
+
+fn positive(field: &str, value: i64) -> Result<usize> {
+    usize::try_from(value)
+        .ok()
+        .filter(|&value| value > 0)
+        .ok_or_else(|| invalid(field, "a number above 0", value.to_string(), MAKE_AGAIN))
+}
+
+/// The arrays of `axiscap.cap.*`, all of one length.
+struct Columns {
+    block: Vec<i32>,
+    tensor: Vec<String>,
+    floor: Vec<f32>,
+    ceiling: Vec<f32>,
+    strength: Vec<f32>,
+    name: Option<Vec<String>>,
+    norm: Option<Vec<f32>>,
+}
+
+impl Columns {
+    fn take(fields: &mut Fields) -> Result<Self> {
+        let columns = Self {
+            block: fields.need(BLOCK)?,
+            tensor: fields.need(TENSOR)?,
+            floor: fields.need(FLOOR)?,
+            ceiling: fields.need(CEILING)?,
+            strength: fields.need(STRENGTH)?,
+            name: fields.take(NAME)?,
+            norm: fields.take(NORM)?,
+        };
+        let caps = columns.block.len();
+        let lengths = [
+            (TENSOR, columns.tensor.len()),
+            (FLOOR, columns.floor.len()),
+            (CEILING, columns.ceiling.len()),
+            (STRENGTH, columns.strength.len()),
+            (NAME, columns.name.as_ref().map_or(caps, Vec::len)),
+            (NORM, columns.norm.as_ref().map_or(caps, Vec::len)),
+        ];
+        match lengths.into_iter().find(|&(_, length)| length != caps) {
+            None => Ok(columns),
+            Some((field, length)) => {
+                let expected = format!("{caps} values, one per cap as in {BLOCK}");
+                Err(invalid(field, expected, format!("{length} values"), MAKE_AGAIN))
+            }
+        }
+    }
+
+    fn cap(&self, index: usize, blocks: usize, axes: &mut Axes<'_>) -> Result<BlockCap> {
+        let at = |key: &str| format!("{key}[{index}]");
+        let block =
+            usize::try_from(self.block[index]).ok().filter(|&block| block < blocks).ok_or_else(|| {
+                let expected = format!("a block from 0 to {} ({LAYER_COUNT} is {blocks})", blocks - 1);
+                invalid(at(BLOCK), expected, self.block[index].to_string(), MAKE_AGAIN)
+            })?;
+        let norm = match self.norm.as_ref().map(|norms| norms[index]) {
+            None | Some(0.0) => None,
+            Some(norm) if norm > 0.0 && norm.is_finite() => Some(norm),
+            Some(norm) => {
+                let expected = "a finite norm above 0, or 0 where it is not known";
+                return Err(invalid(at(NORM), expected, norm.to_string(), MAKE_AGAIN));
+            }
+        };
+        let axis = axes.get(&self.tensor[index], block, || at(TENSOR))?.with_norm(norm);
+        let bound = self.bound(index)?;
+        let strength = self.strength[index];
+        let cap = Cap::new(axis, bound).with_strength(strength).map_err(|_| {
+            let remedy = "1 moves the projection onto the bound, 0 only observes";
+            invalid(at(STRENGTH), "a value from 0 to 1", strength.to_string(), remedy)
+        })?;
+        let cap = match self.name.as_ref().map(|names| names[index].as_str()) {
+            None | Some("") => cap,
+            Some(name) => cap.with_name(name),
+        };
+        Ok(BlockCap { block, cap })
+    }
+
+    fn bound(&self, index: usize) -> Result<Bound> {
+        let (lo, hi) = (self.floor[index], self.ceiling[index]);
+        let refuse = |key: &str, expected: String, found: f32| {
+            let remedy = "no projection satisfies it: calibrate again with `axiscap calibrate`";
+            Err(invalid(format!("{key}[{index}]"), expected, found.to_string(), remedy))
+        };
+        if lo.is_nan() || lo == f32::INFINITY {
+            return refuse(FLOOR, "a number, or -inf for no floor".into(), lo);
+        }
+        if hi.is_nan() || hi == f32::NEG_INFINITY {
+            return refuse(CEILING, "a number, or +inf for no ceiling".into(), hi);
+        }
+        Bound::band(lo, hi).or_else(|_| refuse(FLOOR, format!("at most the ceiling, {hi}"), lo))
+    }
+}

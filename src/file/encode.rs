@@ -1,0 +1,121 @@
+//! Caps as a GGUF file.
+
+use std::collections::HashSet;
+
+use super::cap_file::CapFile;
+use super::error::Result;
+use super::fields::invalid;
+use super::gguf::{self, Value};
+use super::keys::{
+    ARCHITECTURE, BLOCK, CEILING, CONTROL_VECTOR, CURRENT_VERSION, FLOOR, LAYER_COUNT, MODEL_ARCHITECTURE,
+    MODEL_BLOCKS, MODEL_FILE_TYPE, MODEL_HINT, MODEL_NAME, MODEL_WIDTH, NAME, NORM, ORIENTATION,
+    ORIGIN_PREFIX, STRENGTH, TENSOR, VERSION, WIDTH,
+};
+use crate::cap::{BlockCap, Cap};
+
+/// The bytes of a cap file: known keys in the order of `docs/cap-files.md`, then unknown ones as they were read;
+/// tensors in the order of the caps.
+pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
+    let caps = file.caps.caps();
+    let blocks = check_blocks(file)?;
+    let width = u32::try_from(file.caps.width()).map_err(|_| {
+        invalid(WIDTH, "a u32", file.caps.width().to_string(), "no model is as wide: check the axes")
+    })?;
+    let names = tensor_names(caps);
+    let column = |of: fn(&Cap) -> f32| caps.iter().map(|entry| of(&entry.cap)).collect::<Vec<_>>();
+
+    let mut values = Values(Vec::new());
+    values.add(ARCHITECTURE, CONTROL_VECTOR);
+    values.add(MODEL_HINT, file.model.architecture.as_str());
+    values.add(LAYER_COUNT, blocks);
+    values.add(VERSION, CURRENT_VERSION);
+    values.add(WIDTH, width);
+    // `check_blocks` has seen that they fit.
+    values.add(BLOCK, caps.iter().map(|entry| entry.block as i32).collect::<Vec<_>>());
+    values.add(TENSOR, names.clone());
+    values.add(FLOOR, column(|cap| cap.bound().lo()));
+    values.add(CEILING, column(|cap| cap.bound().hi()));
+    values.add(STRENGTH, column(Cap::strength));
+    if caps.iter().any(|entry| entry.cap.name().is_some()) {
+        let names = caps.iter().map(|entry| entry.cap.name().unwrap_or_default().to_owned());
+        values.add(NAME, names.collect::<Vec<_>>());
+    }
+    if let Some(norms) = norms(caps)? {
+        values.add(NORM, norms);
+    }
+    values.add_some(ORIENTATION, file.orientation.as_deref());
+    values.add(MODEL_ARCHITECTURE, file.model.architecture.as_str());
+    values.add_some(MODEL_NAME, file.model.name.as_deref());
+    values.add(MODEL_BLOCKS, blocks as u32);
+    values.add(MODEL_WIDTH, width);
+    values.add_some(MODEL_FILE_TYPE, file.model.file_type);
+    for (key, value) in file.origin.iter() {
+        values.add(&format!("{ORIGIN_PREFIX}{key}"), value.clone());
+    }
+    values.0.extend(file.unknown.iter().cloned());
+
+    let tensors: Vec<_> = names.into_iter().zip(caps.iter().map(|entry| entry.cap.axis().values())).collect();
+    gguf::to_bytes(&values.0, &tensors)
+}
+
+struct Values(Vec<(String, Value)>);
+
+impl Values {
+    fn add(&mut self, key: &str, value: impl Into<Value>) {
+        self.0.push((key.into(), value.into()));
+    }
+
+    fn add_some(&mut self, key: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.add(key, value);
+        }
+    }
+}
+
+/// The number of blocks as the file stores it; every cap must be on one of them.
+fn check_blocks(file: &CapFile) -> Result<i32> {
+    let blocks = file.model.blocks;
+    let count = i32::try_from(blocks).ok().filter(|&count| count > 0).ok_or_else(|| {
+        let remedy = "give the number of blocks of the model the caps are for";
+        invalid(LAYER_COUNT, format!("a number from 1 to {}", i32::MAX), blocks.to_string(), remedy)
+    })?;
+    match file.caps.caps().iter().enumerate().find(|(_, entry)| entry.block >= blocks) {
+        None => Ok(count),
+        Some((index, entry)) => {
+            let expected = format!("a block from 0 to {} ({LAYER_COUNT} is {blocks})", blocks - 1);
+            let remedy = "caps work only on the model they were made for";
+            Err(invalid(format!("{BLOCK}[{index}]"), expected, entry.block.to_string(), remedy))
+        }
+    }
+}
+
+/// `direction.N` for the first cap of block N, where llama.cpp can read it as a control vector, else a name of our
+/// own. Block 0 cannot be named there.
+fn tensor_names(caps: &[BlockCap]) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let name = |(index, entry): (usize, &BlockCap)| {
+        let first = seen.insert(entry.block);
+        if first && entry.block > 0 {
+            format!("direction.{}", entry.block)
+        } else {
+            format!("axiscap.axis.{index}")
+        }
+    };
+    caps.iter().enumerate().map(name).collect()
+}
+
+/// The norms, 0 where one is not known; nothing at all where none is.
+fn norms(caps: &[BlockCap]) -> Result<Option<Vec<f32>>> {
+    if caps.iter().all(|entry| entry.cap.axis().norm().is_none()) {
+        return Ok(None);
+    }
+    let norm = |(index, entry): (usize, &BlockCap)| match entry.cap.axis().norm() {
+        None => Ok(0.0),
+        Some(norm) if norm > 0.0 && norm.is_finite() => Ok(norm),
+        Some(norm) => {
+            let (expected, remedy) = ("a finite norm above 0", "leave it out if it is not known");
+            Err(invalid(format!("{NORM}[{index}]"), expected, norm.to_string(), remedy))
+        }
+    };
+    caps.iter().enumerate().map(norm).collect::<Result<_>>().map(Some)
+}

@@ -1,0 +1,137 @@
+//! What can be wrong with a file.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Shorthand for results of this module.
+pub(crate) type Result<T, E = FileError> = std::result::Result<T, E>;
+
+/// Why a file could not be read, written or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {error}; {}", .path.display(), remedy_of(.error))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, e.g. `open it`.
+        action: &'static str,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// The bytes do not form the container they claim to be: cut short, overwritten, or something else entirely.
+    #[error("{0}")]
+    Malformed(Problem),
+    /// A sound file of a version or kind that this reader does not know.
+    #[error("{0}")]
+    Unsupported(Problem),
+    /// A field is missing or holds a value it cannot have.
+    #[error("{0}")]
+    Invalid(Problem),
+    /// A sound cap file for another model.
+    #[error("{0}")]
+    OtherModel(Problem),
+    /// A control vector without bounds, where caps are needed.
+    #[error(
+        "{}: axiscap.version: expected a cap file, found a plain control vector: it says in which direction to steer, but has no bounds; give it bounds on this model with `axiscap calibrate`", name_of(.file.as_deref())
+    )]
+    PlainControlVector {
+        /// The file, where it has a name.
+        file: Option<PathBuf>,
+    },
+}
+
+/// One thing wrong with one field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, where it has a name.
+    pub file: Option<PathBuf>,
+    /// The field, by its name in the file.
+    pub field: String,
+    /// What it should have held.
+    pub expected: String,
+    /// What it holds.
+    pub found: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Problem {
+    pub(crate) fn new(
+        field: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            file: None,
+            field: field.into(),
+            expected: expected.into(),
+            found: found.into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, field, expected, found, remedy } = self;
+        write!(f, "{}: {field}: expected {expected}, found {found}; {remedy}", name_of(file.as_deref()))
+    }
+}
+
+impl FileError {
+    /// The same error, naming the file it was found in.
+    #[must_use]
+    pub fn in_file(mut self, path: &Path) -> Self {
+        match &mut self {
+            Self::Io { path: file, .. } => *file = path.into(),
+            Self::PlainControlVector { file } => *file = Some(path.into()),
+            Self::Malformed(problem)
+            | Self::Unsupported(problem)
+            | Self::Invalid(problem)
+            | Self::OtherModel(problem) => problem.file = Some(path.into()),
+        }
+        self
+    }
+
+    /// The field that is wrong, where it is one.
+    #[must_use]
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::Io { .. } => None,
+            Self::PlainControlVector { .. } => Some("axiscap.version"),
+            Self::Malformed(problem)
+            | Self::Unsupported(problem)
+            | Self::Invalid(problem)
+            | Self::OtherModel(problem) => Some(&problem.field),
+        }
+    }
+
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Io { path: path.into(), action, error }
+    }
+}
+
+fn name_of(path: Option<&Path>) -> String {
+    path.map_or_else(|| "the cap file".into(), |path| path.display().to_string())
+}
+
+fn remedy_of(error: &io::Error) -> &'static str {
+    use io::ErrorKind::{
+        AlreadyExists, IsADirectory, NotADirectory, NotFound, PermissionDenied, QuotaExceeded,
+        ReadOnlyFilesystem, StorageFull,
+    };
+    match error.kind() {
+        NotFound => "check the path: the file or the folder it should be in does not exist",
+        PermissionDenied => "check the rights of the file and of the folder it is in",
+        StorageFull | QuotaExceeded => "free some space or choose another place; nothing was changed",
+        ReadOnlyFilesystem => "choose a place that can be written to",
+        IsADirectory => "name a file, not a folder",
+        NotADirectory => "check the path: one of its parts is a file, not a folder",
+        AlreadyExists => "choose another name",
+        _ => "check the path and the medium it is on, then try again",
+    }
+}

@@ -1,0 +1,58 @@
+//! Typed access to the values of a GGUF file.
+
+use super::error::{FileError, Problem, Result};
+use super::gguf::{Typed, Value};
+use super::origin::Origin;
+
+/// What to do where a value of a cap file is wrong.
+pub(super) const MAKE_AGAIN: &str = "make the file again with `axiscap calibrate`";
+
+/// Metadata, taken out key by key; what is left at the end is unknown.
+pub(super) struct Fields(Vec<(String, Value)>);
+
+impl Fields {
+    pub(super) fn new(metadata: Vec<(String, Value)>) -> Self {
+        Self(metadata)
+    }
+
+    /// Takes the value of `key`, if it is there; it must be of type `T`.
+    pub(super) fn take<T: Typed>(&mut self, key: &str) -> Result<Option<T>> {
+        let Some(index) = self.0.iter().position(|(k, _)| k == key) else {
+            return Ok(None);
+        };
+        let (_, value) = self.0.remove(index);
+        T::of(value).map(Some).map_err(|other| {
+            let found = format!("{} {}", other.type_name(), other.summary());
+            invalid(key, format!("a value of type {}", T::TYPE), found, MAKE_AGAIN)
+        })
+    }
+
+    /// Takes the value of `key`, which must be there.
+    pub(super) fn need<T: Typed>(&mut self, key: &str) -> Result<T> {
+        self.take(key)?
+            .ok_or_else(|| invalid(key, format!("a value of type {}", T::TYPE), "no such key", MAKE_AGAIN))
+    }
+
+    pub(super) fn has_prefix(&self, prefix: &str) -> bool {
+        self.0.iter().any(|(key, _)| key.starts_with(prefix))
+    }
+
+    pub(super) fn take_prefix(&mut self, prefix: &str) -> Origin {
+        let taken = self.0.extract_if(.., |(key, _)| key.starts_with(prefix));
+        Origin::from_distinct(taken.map(|(key, value)| (key[prefix.len()..].to_owned(), value)).collect())
+    }
+
+    /// Everything else, but for what belongs to the container: a file is always written with its default.
+    pub(super) fn rest(self) -> Vec<(String, Value)> {
+        self.0.into_iter().filter(|(key, _)| key != "general.alignment").collect()
+    }
+}
+
+pub(super) fn invalid(
+    field: impl Into<String>,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+    remedy: impl Into<String>,
+) -> FileError {
+    FileError::Invalid(Problem::new(field, expected, found, remedy))
+}

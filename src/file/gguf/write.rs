@@ -1,0 +1,74 @@
+//! Values and tensors to bytes; the same input gives the same bytes.
+
+use std::collections::HashSet;
+
+use super::value::{Element, Value};
+use super::{
+    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, LARGEST_ALIGNMENT, LONGEST_KEY, LONGEST_TENSOR_NAME, MAGIC, TYPE_F32,
+    VERSION,
+};
+use crate::file::error::{FileError, Problem, Result};
+
+/// A whole GGUF file with these values and these vectors of f32, in this order.
+///
+/// # Errors
+/// [`FileError::Invalid`] for a key or a tensor name that is empty, too long or there twice, and for a
+/// `general.alignment` that is not a u32 power of two: what [`Gguf::parse`](super::Gguf::parse) would refuse.
+pub fn to_bytes(metadata: &[(String, Value)], tensors: &[(String, &[f32])]) -> Result<Vec<u8>> {
+    check_names("metadata key", metadata.iter().map(|(key, _)| key), LONGEST_KEY)?;
+    check_names("tensor name", tensors.iter().map(|(name, _)| name), LONGEST_TENSOR_NAME)?;
+    let alignment = alignment(metadata)?;
+
+    let mut out = MAGIC.to_vec();
+    VERSION.put(&mut out);
+    (tensors.len() as u64).put(&mut out);
+    (metadata.len() as u64).put(&mut out);
+    for (key, value) in metadata {
+        key.put(&mut out);
+        value.put(&mut out);
+    }
+    let mut offset = 0;
+    for (name, values) in tensors {
+        name.put(&mut out);
+        1u32.put(&mut out);
+        (values.len() as u64).put(&mut out);
+        TYPE_F32.put(&mut out);
+        (offset as u64).put(&mut out);
+        offset += size_of_val(*values).next_multiple_of(alignment);
+    }
+    out.resize(out.len().next_multiple_of(alignment), 0);
+    out.reserve_exact(offset);
+    for (_, values) in tensors {
+        out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        out.resize(out.len().next_multiple_of(alignment), 0);
+    }
+    Ok(out)
+}
+
+fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a String>, longest: usize) -> Result<()> {
+    let mut seen = HashSet::new();
+    for name in names {
+        let found = match name.len() {
+            0 => "an empty name".into(),
+            length if length > longest => format!("{length} bytes"),
+            _ if seen.insert(name) => continue,
+            _ => format!("{name} twice"),
+        };
+        let expected = format!("distinct names of 1 to {longest} bytes");
+        return Err(FileError::Invalid(Problem::new(what, expected, found, "choose another name")));
+    }
+    Ok(())
+}
+
+fn alignment(metadata: &[(String, Value)]) -> Result<usize> {
+    match metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
+        None => Ok(DEFAULT_ALIGNMENT as usize),
+        Some((_, Value::U32(n))) if n.is_power_of_two() && *n <= LARGEST_ALIGNMENT => Ok(*n as usize),
+        Some((_, other)) => {
+            let expected = format!("a u32 that is a power of two, at most {LARGEST_ALIGNMENT}");
+            let found = format!("{} {}", other.type_name(), other.summary());
+            let remedy = "leave it out for the default of 32";
+            Err(FileError::Invalid(Problem::new(ALIGNMENT_KEY, expected, found, remedy)))
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What is odd about a file, but no reason to refuse it.
+
+use std::fmt;
+
+/// Something in a sound file that its user should look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// The file names another architecture than the model's; width and block count fit.
+    OtherArchitecture {
+        /// The architecture the file was made for.
+        file: String,
+        /// The architecture of the model.
+        model: String,
+    },
+    /// No cap uses this tensor. It is dropped when the file is written again.
+    UnusedTensor {
+        /// Its name.
+        name: String,
+    },
+    /// llama.cpp, reading the file as a control vector, would steer another block with this tensor than we cap.
+    MisnamedTensor {
+        /// Its name, `direction.N`.
+        name: String,
+        /// The block that is capped with it.
+        block: usize,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherArchitecture { file, model } => write!(
+                f,
+                "made for architecture {file:?} (controlvector.model_hint), but the model is {model:?}: check that it is the same model under another name"
+            ),
+            Self::UnusedTensor { name } => write!(
+                f,
+                "tensor {name} is used by no cap (axiscap.cap.tensor): it does nothing and is dropped when the file is written again"
+            ),
+            Self::MisnamedTensor { name, block } => write!(
+                f,
+                "tensor {name} holds the axis of a cap on block {block}: llama.cpp would steer another block with it"
+            ),
+        }
+    }
+}
