@@ -79,7 +79,7 @@ impl LineChart {
         if let Some((name, level)) = &self.level {
             let ends = [(x.0 - 0.25, *level), (x.1 + 0.25, *level)];
             chart.draw_series(DashedLineSeries::new(ends, 6, 4, INK.stroke_width(1)))?;
-            let style = text(12).pos(Pos::new(HPos::Right, VPos::Bottom));
+            let style = text(12).pos(Pos::new(HPos::Right, VPos::Top));
             chart.draw_series([Text::new(name.clone(), (x.1 + 0.2, *level), style)])?;
         }
         for (index, series) in self.series.iter().enumerate() {

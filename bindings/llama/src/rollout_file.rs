@@ -2,9 +2,10 @@
 //! what the axis was made of) need not generate them again.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use axiscap::file::{FileError, write_atomically};
 use serde::{Deserialize, Serialize};
 
 /// Version of the file's layout.
@@ -74,7 +75,7 @@ pub struct Rollouts {
     pub rollouts: Vec<Rollout>,
 }
 
-/// Why a file of answers could not be read or written.
+/// Why a file of answers could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{}: {problem}", .path.display(), .line.map_or(String::new(), |line| format!(", line {line}")))]
 pub struct RolloutFileError {
@@ -133,29 +134,16 @@ impl Rollouts {
     /// Writes the answers; the file appears whole or not at all.
     ///
     /// # Errors
-    /// [`RolloutFileError`]: the folder cannot be written, the disk is full.
-    pub fn write(&self, path: &Path) -> Result<(), RolloutFileError> {
-        let fail = |e: std::io::Error| RolloutFileError {
-            path: path.into(),
-            line: None,
-            problem: format!("cannot be written: {e}"),
-        };
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fail)?;
-        let mut out = BufWriter::new(file.as_file_mut());
-        let write = |out: &mut BufWriter<&mut File>| {
+    /// [`FileError::Io`]: the folder cannot be written, the disk is full.
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        write_atomically(path, |out| {
             serde_json::to_writer(&mut *out, &self.header)?;
             for rollout in &self.rollouts {
                 out.write_all(b"\n")?;
                 serde_json::to_writer(&mut *out, rollout)?;
             }
-            out.write_all(b"\n")?;
-            out.flush()
-        };
-        write(&mut out).map_err(fail)?;
-        drop(out);
-        file.persist(path).map_err(|e| fail(e.error))?;
-        Ok(())
+            out.write_all(b"\n")
+        })
     }
 }
 
@@ -216,6 +204,6 @@ mod tests {
         assert!(read(good.replace("[1,9]", "[]")).contains("line 2: has an empty prompt"));
         assert!(read(good[..good.len() - 9].into()).contains("line 3"));
         let nowhere = rollouts().write(Path::new("/nonexistent/r.jsonl")).unwrap_err();
-        assert!(nowhere.to_string().contains("cannot be written"));
+        assert!(nowhere.to_string().contains("/nonexistent/r.jsonl"));
     }
 }
