@@ -123,7 +123,7 @@ impl CapFile {
     /// [`FileError::OtherModel`] for another width or number of blocks.
     pub fn check_model(&self, architecture: &str, width: usize, blocks: usize) -> Result<Vec<Warning>> {
         let other = |field: &str, unit: &str, model: usize, file: usize| {
-            Err(FileError::OtherModel(Problem::new(
+            Err(FileError::OtherModel(Problem::boxed(
                 field,
                 format!("{model}, the model's {unit}"),
                 file.to_string(),
@@ -181,7 +181,7 @@ pub(super) fn read_whole(path: &Path) -> Result<Vec<u8>> {
         }
         let expected = format!("at most {MOST_BYTES} bytes");
         let remedy = "this is no cap file; if it is a model, give it as --model";
-        Err(FileError::Invalid(Problem::new("file size", expected, format!("{length} bytes"), remedy)))
+        Err(FileError::Invalid(Problem::boxed("file size", expected, format!("{length} bytes"), remedy)))
     };
     check(length)?;
     // Whatever does not even begin like GGUF (a device, a pipe) is not read any further.

@@ -79,7 +79,7 @@ impl ControlVector {
         if let Some((block, _)) = self.directions.iter().find(|(block, _)| *block >= blocks) {
             let expected = format!("a block of the model, 1 to {}", blocks.saturating_sub(1));
             let remedy = "directions work only on the model they were made for: extract them from this model";
-            return Err(FileError::OtherModel(Problem::new(
+            return Err(FileError::OtherModel(Problem::boxed(
                 format!("tensor direction.{block}"),
                 expected,
                 block.to_string(),

@@ -57,7 +57,7 @@ fn expect_version(fields: &mut Fields) -> Result<()> {
         Some(version) => {
             let remedy = "use a newer axiscap, or make the file again with this one";
             let found = version.to_string();
-            Err(FileError::Unsupported(Problem::new(VERSION, CURRENT_VERSION.to_string(), found, remedy)))
+            Err(FileError::Unsupported(Problem::boxed(VERSION, CURRENT_VERSION.to_string(), found, remedy)))
         }
         // Half a cap file is not a control vector: its bounds would be lost without a word.
         None if fields.has_prefix("axiscap.cap.") => {

@@ -23,16 +23,16 @@ pub enum FileError {
     },
     /// The bytes do not form the container they claim to be: cut short, overwritten, or something else entirely.
     #[error("{0}")]
-    Malformed(Problem),
+    Malformed(Box<Problem>),
     /// A sound file of a version or kind that this reader does not know.
     #[error("{0}")]
-    Unsupported(Problem),
+    Unsupported(Box<Problem>),
     /// A field is missing or holds a value it cannot have.
     #[error("{0}")]
-    Invalid(Problem),
+    Invalid(Box<Problem>),
     /// A sound cap file for another model.
     #[error("{0}")]
-    OtherModel(Problem),
+    OtherModel(Box<Problem>),
     /// A control vector without bounds, where caps are needed.
     #[error(
         "{}: axiscap.version: expected a cap file, found a plain control vector: it says in which direction to steer, but has no bounds; give it bounds on this model with `axiscap calibrate`", name_of(.file.as_deref())
@@ -59,26 +59,27 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub(crate) fn new(
+    pub(crate) fn boxed(
         field: impl Into<String>,
         expected: impl Into<String>,
         found: impl Into<String>,
         remedy: impl Into<String>,
-    ) -> Self {
-        Self {
+    ) -> Box<Self> {
+        Box::new(Self {
             file: None,
             field: field.into(),
             expected: expected.into(),
             found: found.into(),
             remedy: remedy.into(),
-        }
+        })
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, field, expected, found, remedy } = self;
-        write!(f, "{}: {field}: expected {expected}, found {found}; {remedy}", name_of(file.as_deref()))
+        let (file, field, found) = (name_of(file.as_deref()), printable(field), printable(found));
+        write!(f, "{file}: {field}: expected {expected}, found {found}; {remedy}")
     }
 }
 
@@ -113,6 +114,15 @@ impl FileError {
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::Io { path: path.into(), action, error }
     }
+}
+
+/// Text from a file, with control characters escaped: names in a stranger's file must not steer a terminal.
+pub(super) fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { printable.extend(c.escape_default()) } else { printable.push(c) }
+    }
+    printable
 }
 
 fn name_of(path: Option<&Path>) -> String {

@@ -54,5 +54,5 @@ pub(super) fn invalid(
     found: impl Into<String>,
     remedy: impl Into<String>,
 ) -> FileError {
-    FileError::Invalid(Problem::new(field, expected, found, remedy))
+    FileError::Invalid(Problem::boxed(field, expected, found, remedy))
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::error::printable;
+
 /// Something in a sound file that its user should look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -36,7 +38,8 @@ impl fmt::Display for Warning {
             ),
             Self::UnusedTensor { name } => write!(
                 f,
-                "tensor {name} is used by no cap (axiscap.cap.tensor): it does nothing and is dropped when the file is written again"
+                "tensor {name} is used by no cap (axiscap.cap.tensor): it does nothing and is dropped when the file is written again",
+                name = printable(name)
             ),
             Self::MisnamedTensor { name, block } => write!(
                 f,

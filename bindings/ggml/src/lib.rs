@@ -1,1 +1,34 @@
-//! The hook.
+//! Activation capping inside an unmodified ggml.
+//!
+//! llama.cpp computes a token by handing graphs to ggml backends. [`Hook::install`] replaces one function slot of
+//! every ggml device, `init_backend`, so that the backends of contexts created under [`Hook::bind`] get a
+//! `graph_compute` of ours. It finds the outputs of the capped blocks in each graph (nodes named `l_out-N`) and
+//! sees to it that they are capped before anything reads them:
+//!
+//! - on the CPU backend by *inserting* a node after each of them, which ggml's own worker threads run between
+//!   their own barriers ([`Engine::Inserted`]);
+//! - elsewhere by cutting the graph into *views* that end at them ([`Engine::Views`]).
+//!
+//! Nothing of ggml's private layout is assumed: offsets are measured, and a build that is laid out differently is
+//! refused. Caps belong to a [`Session`], one per context. A decode goes through [`Session::watch`], which fails
+//! when a configured block did not show up: text is never silently uncapped.
+//!
+//! ```text
+//! Hook::install -> Hook::bind(session, || new llama_context) -> session.watch(rows, outputs, || llama_decode)
+//! ```
+
+mod architecture;
+mod engine;
+mod error;
+mod eval_callback;
+mod find;
+mod graph;
+mod hook;
+mod layout;
+mod session;
+
+pub use architecture::ModelShape;
+pub use error::{HookError, Seen};
+pub use eval_callback::EvalCallback;
+pub use hook::{DeviceReport, Hook, HookReport};
+pub use session::{BlockTrace, Engine, Session, Tap, TapRows};

@@ -92,12 +92,12 @@ impl<'a> Gguf<'a> {
             if tensor.element_type != TYPE_F32 {
                 let found = format!("ggml type {}", tensor.element_type);
                 let remedy = "axes are stored as F32; convert the tensor";
-                return Err(FileError::Invalid(Problem::new(field(), "type F32 (0)", found, remedy)));
+                return Err(FileError::Invalid(Problem::boxed(field(), "type F32 (0)", found, remedy)));
             }
             let &[width] = tensor.dimensions.as_slice() else {
                 let found = format!("{} dimensions {:?}", tensor.dimensions.len(), tensor.dimensions);
                 let remedy = "store one axis per tensor";
-                return Err(FileError::Invalid(Problem::new(field(), "1 dimension", found, remedy)));
+                return Err(FileError::Invalid(Problem::boxed(field(), "1 dimension", found, remedy)));
             };
             if tensor.offset != end {
                 return Err(malformed(
@@ -142,7 +142,7 @@ fn header(cursor: &mut Cursor<'_>) -> Result<()> {
     let version: u32 = cursor.number("version")?;
     let unsupported = |found: String, remedy: &str| {
         let expected = format!("{VERSION}, little endian");
-        Err(FileError::Unsupported(Problem::new("version", expected, found, remedy)))
+        Err(FileError::Unsupported(Problem::boxed("version", expected, found, remedy)))
     };
     match version {
         VERSION => Ok(()),
@@ -223,7 +223,7 @@ fn typed(cursor: &mut Cursor<'_>, key: &str, id: u32, count: Option<u64>) -> Res
         },
         TYPE_ARRAY => {
             let remedy = "nested arrays are read by no GGUF tool of llama.cpp either; store them flat";
-            Err(FileError::Unsupported(Problem::new(
+            Err(FileError::Unsupported(Problem::boxed(
                 key,
                 "a value or a flat array",
                 "a nested array",
@@ -356,5 +356,5 @@ fn malformed(
     found: impl Into<String>,
     remedy: &str,
 ) -> FileError {
-    FileError::Malformed(Problem::new(field, expected, found, remedy))
+    FileError::Malformed(Problem::boxed(field, expected, found, remedy))
 }

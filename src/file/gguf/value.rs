@@ -34,7 +34,6 @@ macro_rules! types {
         ///
         /// Built with `From`: `Value::from("llama")`, `Value::from(vec![0.5f32])`.
         #[derive(Debug, Clone, PartialEq)]
-        #[non_exhaustive]
         pub enum Value {
             $($(#[$doc])* $variant($type),)*
             /// Several values of one type.
@@ -43,7 +42,6 @@ macro_rules! types {
 
         /// The values of an array, all of one type.
         #[derive(Debug, Clone, PartialEq)]
-        #[non_exhaustive]
         pub enum Array {
             $($(#[$doc])* $variant(Vec<$type>),)*
         }

@@ -55,7 +55,7 @@ fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a String>, longest:
             _ => format!("{name} twice"),
         };
         let expected = format!("distinct names of 1 to {longest} bytes");
-        return Err(FileError::Invalid(Problem::new(what, expected, found, "choose another name")));
+        return Err(FileError::Invalid(Problem::boxed(what, expected, found, "choose another name")));
     }
     Ok(())
 }
@@ -68,7 +68,7 @@ fn alignment(metadata: &[(String, Value)]) -> Result<usize> {
             let expected = format!("a u32 that is a power of two, at most {LARGEST_ALIGNMENT}");
             let found = format!("{} {}", other.type_name(), other.summary());
             let remedy = "leave it out for the default of 32";
-            Err(FileError::Invalid(Problem::new(ALIGNMENT_KEY, expected, found, remedy)))
+            Err(FileError::Invalid(Problem::boxed(ALIGNMENT_KEY, expected, found, remedy)))
         }
     }
 }

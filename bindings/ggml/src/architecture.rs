@@ -1,0 +1,81 @@
+//! Which node of a graph is the output of a block, per architecture, and where there is none.
+
+use crate::error::HookError;
+
+/// What the hook has to know of a model before it can cap it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelShape {
+    /// `general.architecture` of the GGUF, e.g. `llama`.
+    pub architecture: String,
+    /// Number of blocks, `llama_model_n_layer`.
+    pub blocks: usize,
+    /// Width of the residual stream, `llama_model_n_embd`.
+    pub width: usize,
+}
+
+/// Names of the node that leaves block N, up to the `-N`: llama.cpp's `cb(cur, "l_out", il)`.
+const BLOCK_OUTPUT: &str = "l_out";
+
+/// Nodes that, where an architecture has them, change the residual stream after `l_out` of the same block.
+pub(crate) const LATER_CHANGES: [&str; 2] = ["deepstack_out", "loop_norm"];
+
+/// The prefix of the names of block outputs, or why there is none (llama.cpp, `src/models/*.cpp`).
+pub(crate) fn block_output(architecture: &str) -> Result<&'static str, HookError> {
+    let reason = match architecture {
+        "bert" | "modern-bert" | "nomic-bert" | "nomic-bert-moe" | "neo-bert" | "jina-bert-v2"
+        | "jina-bert-v3" | "eurobert" => "it is an encoder, and its graph names no block outputs",
+        "t5" | "t5encoder" => "its encoder and its decoder give their block outputs the same names",
+        "plamo2" | "deepseek4" | "qwen4exp" | "eagle3" | "gemma4-assistant" => {
+            "its graph names no block outputs `l_out`"
+        }
+        "gemma3n" => "its residual stream is several streams side by side (AltUp), not one row per token",
+        "hrm_text" => "it runs its blocks in loops, so that one name stands for several outputs",
+        "clip" | "wavtokenizer-dec" | "qwen3tts" | "pockettts" => "it generates no text",
+        // `l_out` is the mixer or feed-forward output before the residual is added.
+        "nemotron_h" | "nemotron_h_moe" => return Ok("nemotron_h_block_out"),
+        _ => return Ok(BLOCK_OUTPUT),
+    };
+    Err(HookError::Architecture { architecture: architecture.into(), reason })
+}
+
+/// The block that a node is the output of: `l_out-17` gives 17. Views and copies of it have other names
+/// (`l_out-17 (view)`, `CPU#l_out-17#0`) and give `None`.
+pub(crate) fn block_of(name: &[u8], prefix: &str) -> Option<usize> {
+    let digits = name.strip_prefix(prefix.as_bytes())?.strip_prefix(b"-")?;
+    if digits.is_empty() || digits.len() > 6 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(digits.iter().fold(0, |n, d| n * 10 + usize::from(d - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_exact_name_is_a_block_output() {
+        for (name, block) in [("l_out-0", 0), ("l_out-17", 17), ("l_out-123", 123)] {
+            assert_eq!(block_of(name.as_bytes(), "l_out"), Some(block));
+        }
+        for name in [
+            "l_out",
+            "l_out-",
+            "l_out-1 (view)",
+            "CPU#l_out-1#0",
+            "l_out-x",
+            "l_out--1",
+            "l_out_1",
+            "xl_out-1",
+        ] {
+            assert_eq!(block_of(name.as_bytes(), "l_out"), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn deviants_are_refused_with_the_reason() {
+        assert_eq!(block_output("llama").unwrap(), "l_out");
+        assert_eq!(block_output("nemotron_h").unwrap(), "nemotron_h_block_out");
+        let message = block_output("gemma3n").unwrap_err().to_string();
+        assert!(message.contains("gemma3n") && message.contains("several streams"), "{message}");
+    }
+}

@@ -1,0 +1,128 @@
+//! Why the hook could not be installed, or a decode could not be capped.
+
+use std::fmt;
+
+/// Every way in which the hook refuses to go on. None of them leaves text that looks capped but is not.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HookError {
+    /// This build of ggml does not lay out its structures as the hook needs them.
+    #[error(
+        "this ggml ({version}) is not laid out as the hook needs it: {what}; use the llama.cpp that axiscap is built with, or a newer axiscap"
+    )]
+    Layout {
+        /// ggml's version and commit.
+        version: String,
+        /// What was expected and what was found.
+        what: String,
+    },
+    /// ggml knows no device at all.
+    #[error(
+        "ggml has no device to hook, not even a CPU; with dynamically loaded backends, load them first (LlamaBackend::init, or GGML_BACKEND_PATH)"
+    )]
+    NoDevice,
+    /// The architecture's block outputs cannot be capped.
+    #[error("models of architecture `{architecture}` cannot be capped: {reason}")]
+    Architecture {
+        /// The model's `general.architecture`.
+        architecture: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The caps do not fit the model, or a bound or strength is out of range.
+    #[error(transparent)]
+    Caps(#[from] axiscap::Error),
+    /// A tap on a block that the model does not have.
+    #[error("block {block} cannot be observed: the model has {blocks} blocks (0 to {})", .blocks.saturating_sub(1))]
+    TapBlock {
+        /// The block asked for.
+        block: usize,
+        /// Blocks of the model.
+        blocks: usize,
+    },
+    /// A decode ran through a context whose backends were not created under [`Hook::bind`](crate::Hook::bind).
+    #[error(
+        "no backend of this context is hooked, so nothing would be capped; create the context inside Hook::bind, after Hook::install"
+    )]
+    NotBound,
+    /// A configured block was not seen in a decode, or not with all of its rows.
+    #[error("block {block} was {seen} in a decode of {rows} tokens ({outputs} with logits): its output would have stayed uncapped; {}", .seen.remedy())]
+    NotSeen {
+        /// The block.
+        block: usize,
+        /// What was seen of it.
+        seen: Seen,
+        /// Tokens decoded.
+        rows: usize,
+        /// Tokens with logits.
+        outputs: usize,
+    },
+    /// A block output is not what the operation is defined on.
+    #[error(
+        "the output of block {block} (node `{node}`) is {found}, but the caps need {expected}; this architecture cannot be capped yet"
+    )]
+    Shape {
+        /// The block.
+        block: usize,
+        /// The node's name.
+        node: String,
+        /// Its type and shape.
+        found: String,
+        /// Type and shape needed.
+        expected: String,
+    },
+    /// Two nodes of one graph claim to be the output of the same block.
+    #[error(
+        "two nodes of one graph are named as the output of block {block} (`{node}`), so it is unclear which one is the residual stream; remove other control vectors, or leave this block uncapped"
+    )]
+    Ambiguous {
+        /// The block.
+        block: usize,
+        /// The name both have.
+        node: String,
+    },
+    /// The node that leaves the block is not the last word on its residual stream.
+    #[error(
+        "`{node}` still changes the residual stream after the output of block {block}; leave this block uncapped"
+    )]
+    ChangedLater {
+        /// The block.
+        block: usize,
+        /// The later node.
+        node: String,
+    },
+    /// Our own code panicked inside llama.cpp's call; it was caught before it reached C++.
+    #[error(
+        "a bug in axiscap: it panicked while capping ({0}); the decode was failed rather than left uncapped"
+    )]
+    Panic(String),
+}
+
+/// How much of a block a decode showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// No node of that name was computed by a hooked backend.
+    Never,
+    /// It was computed with this many rows.
+    Rows(usize),
+}
+
+impl Seen {
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Never => {
+                "the architecture names its block outputs differently, or another backend computes them"
+            }
+            Self::Rows(_) => "decode one batch per call, and count only its own tokens",
+        }
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Never => write!(f, "not computed"),
+            Self::Rows(rows) => write!(f, "computed for {rows} rows"),
+        }
+    }
+}

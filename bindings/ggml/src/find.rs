@@ -1,0 +1,138 @@
+//! Finds the block outputs in a graph.
+
+use llama_cpp_sys_2 as sys;
+
+use crate::architecture::{LATER_CHANGES, block_of};
+use crate::error::HookError;
+use crate::graph::{Graph, name_of};
+
+/// A block output within a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Output {
+    /// Index of its node.
+    pub(crate) node: usize,
+    /// The block.
+    pub(crate) block: usize,
+    /// The node: f32, `[width, rows]`.
+    pub(crate) tensor: *mut sys::ggml_tensor,
+}
+
+impl Output {
+    /// Rows of the block output: one per token, in the last block one per token with logits.
+    pub(crate) fn rows(&self) -> usize {
+        // SAFETY: the tensor belongs to the graph being computed.
+        unsafe { (*self.tensor).ne[1] as usize }
+    }
+
+    /// Elements from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { (*self.tensor).nb[1] / size_of::<f32>() }
+    }
+}
+
+/// The blocks to look for, and what their outputs are called and look like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) prefix: &'static str,
+    pub(crate) width: usize,
+    /// By block: whether it is capped or tapped.
+    pub(crate) blocks: &'a [bool],
+}
+
+/// Where the block outputs were in the last graph. llama.cpp sends the same graph for token after token; looking
+/// at a few dozen names instead of a thousand is what makes an unchanged graph cheap to recognise.
+#[derive(Debug, Default)]
+pub(crate) struct Finder {
+    nodes: usize,
+    wanted: Vec<bool>,
+    /// Pairs of node and block.
+    outputs: Vec<(usize, usize)>,
+}
+
+impl Finder {
+    /// The wanted block outputs of `graph`, in the order of its nodes.
+    ///
+    /// # Errors
+    /// A block output that is not f32 `[width, rows]`, two of the same block, or a node that changes the residual
+    /// stream after it.
+    pub(crate) fn find(&mut self, graph: &Graph, wanted: Wanted<'_>) -> Result<Vec<Output>, HookError> {
+        let outputs = match self.recognise(graph, wanted) {
+            Some(outputs) => outputs,
+            None => self.scan(graph, wanted)?,
+        };
+        for output in &outputs {
+            check_shape(output, wanted.width)?;
+        }
+        Ok(outputs)
+    }
+
+    /// The block outputs, if the graph has them where the last one had them.
+    ///
+    /// A graph of as many nodes with the same names at the same places is the same graph, or one built by the same
+    /// code for another batch; a configured block that is missing is noticed after the decode in any case.
+    fn recognise(&self, graph: &Graph, wanted: Wanted<'_>) -> Option<Vec<Output>> {
+        let nodes = graph.nodes();
+        if self.outputs.is_empty() || nodes.len() != self.nodes || self.wanted != wanted.blocks {
+            return None;
+        }
+        let output = |&(node, block): &(usize, usize)| {
+            let tensor = nodes[node];
+            // SAFETY: nodes of the graph being computed are valid.
+            let name = unsafe { name_of(tensor) };
+            (block_of(name, wanted.prefix) == Some(block)).then_some(Output { node, block, tensor })
+        };
+        self.outputs.iter().map(output).collect()
+    }
+
+    fn scan(&mut self, graph: &Graph, wanted: Wanted<'_>) -> Result<Vec<Output>, HookError> {
+        self.outputs.clear();
+        let mut found = Vec::<Output>::new();
+        let nodes = graph.nodes();
+        for (node, &tensor) in nodes.iter().enumerate() {
+            // SAFETY: nodes of the graph being computed are valid.
+            let name = unsafe { name_of(tensor) };
+            let is_wanted = |&block: &usize| wanted.blocks.get(block) == Some(&true);
+            for later in LATER_CHANGES {
+                if let Some(block) = block_of(name, later).filter(is_wanted) {
+                    return Err(HookError::ChangedLater { block, node: lossy(name) });
+                }
+            }
+            let Some(block) = block_of(name, wanted.prefix).filter(is_wanted) else { continue };
+            if found.iter().any(|o| o.block == block) {
+                return Err(HookError::Ambiguous { block, node: lossy(name) });
+            }
+            found.push(Output { node, block, tensor });
+        }
+        self.nodes = nodes.len();
+        self.wanted = wanted.blocks.to_vec();
+        self.outputs = found.iter().map(|o| (o.node, o.block)).collect();
+        Ok(found)
+    }
+}
+
+fn lossy(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+pub(crate) fn check_shape(output: &Output, width: usize) -> Result<(), HookError> {
+    // SAFETY: nodes of the graph being computed are valid.
+    let t = unsafe { &*output.tensor };
+    let fits = t.type_ == sys::GGML_TYPE_F32
+        && t.ne[0] == width as i64
+        && t.ne[1] >= 0
+        && t.ne[2..] == [1, 1]
+        && t.nb[0] == size_of::<f32>()
+        && t.nb[1] % size_of::<f32>() == 0
+        && t.nb[1] >= width * size_of::<f32>();
+    if fits {
+        return Ok(());
+    }
+    Err(HookError::Shape {
+        block: output.block,
+        // SAFETY: as above.
+        node: lossy(unsafe { name_of(t) }),
+        found: format!("of type {} with shape {:?} and strides {:?}", t.type_, t.ne, t.nb),
+        expected: format!("f32 (type 0) of shape [{width}, tokens]"),
+    })
+}

@@ -1,0 +1,83 @@
+//! A graph as ggml hands it to a backend, read and for a moment rewritten through the measured layout.
+
+use std::ffi::CStr;
+
+use llama_cpp_sys_2 as sys;
+
+use crate::layout::Layout;
+
+/// A `ggml_cgraph` that a backend was asked to compute.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Graph {
+    raw: *mut sys::ggml_cgraph,
+    layout: Layout,
+}
+
+impl Graph {
+    /// # Safety
+    /// `raw` must be a valid graph that nobody else reads or writes until the `Graph` is gone, and `layout` must
+    /// be that of the ggml it comes from.
+    pub(crate) unsafe fn new(raw: *mut sys::ggml_cgraph, layout: Layout) -> Self {
+        Self { raw, layout }
+    }
+
+    pub(crate) fn raw(&self) -> *mut sys::ggml_cgraph {
+        self.raw
+    }
+
+    pub(crate) fn nodes(&self) -> &[*mut sys::ggml_tensor] {
+        // SAFETY: by the contract of `new` the fields are where the layout says, and the array holds n_nodes
+        // tensors that stay valid while the graph does.
+        unsafe {
+            let n = self.raw.byte_add(self.layout.graph_n_nodes).cast::<i32>().read();
+            let nodes =
+                self.raw.byte_add(self.layout.graph_nodes).cast::<*mut *mut sys::ggml_tensor>().read();
+            if n <= 0 || nodes.is_null() { &[] } else { std::slice::from_raw_parts(nodes, n as usize) }
+        }
+    }
+
+    /// Runs `compute` while the graph has exactly `nodes`, without leafs, and puts the old ones back, also when
+    /// `compute` panics. The hash set and use counts that ggml's fusion checks read stay those of the whole graph.
+    pub(crate) fn with_nodes<R>(&self, nodes: &[*mut sys::ggml_tensor], compute: impl FnOnce() -> R) -> R {
+        struct Restore {
+            n_nodes: (*mut i32, i32),
+            n_leafs: (*mut i32, i32),
+            nodes: (*mut *mut *mut sys::ggml_tensor, *mut *mut sys::ggml_tensor),
+        }
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                // SAFETY: the graph outlives the call that it was rewritten for.
+                unsafe {
+                    self.n_nodes.0.write(self.n_nodes.1);
+                    self.n_leafs.0.write(self.n_leafs.1);
+                    self.nodes.0.write(self.nodes.1);
+                }
+            }
+        }
+        // SAFETY: by the contract of `new` the fields are there and ours alone. The new array outlives `compute`.
+        let _restore = unsafe {
+            let n_nodes = self.raw.byte_add(self.layout.graph_n_nodes).cast::<i32>();
+            let n_leafs = self.raw.byte_add(self.layout.graph_n_leafs).cast::<i32>();
+            let array = self.raw.byte_add(self.layout.graph_nodes).cast::<*mut *mut sys::ggml_tensor>();
+            let restore = Restore {
+                n_nodes: (n_nodes, n_nodes.read()),
+                n_leafs: (n_leafs, n_leafs.read()),
+                nodes: (array, array.read()),
+            };
+            n_nodes.write(nodes.len() as i32);
+            n_leafs.write(0);
+            array.write(nodes.as_ptr().cast_mut());
+            restore
+        };
+        compute()
+    }
+}
+
+/// The name of a tensor, without the terminating NUL.
+///
+/// # Safety
+/// `tensor` must be valid for as long as the name is used.
+pub(crate) unsafe fn name_of<'a>(tensor: *const sys::ggml_tensor) -> &'a [u8] {
+    // SAFETY: the name is an array within the tensor, always NUL-terminated by ggml_set_name.
+    unsafe { CStr::from_ptr((&raw const (*tensor).name).cast()).to_bytes() }
+}

@@ -1,0 +1,452 @@
+//! The caps of one context: what is configured, and what was seen.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axiscap::{Bound, CapSet, CapStats, CapTable, RowStat};
+
+use crate::architecture::{ModelShape, block_output};
+use crate::error::{HookError, Seen};
+use crate::find::Wanted;
+
+/// The caps of one llama.cpp context, and the record of what they did. A handle: clones are the same session.
+///
+/// Bounds, strength, the caps themselves, taps and the switch may change between two decodes, from any thread;
+/// a decode in progress goes on with what it started with.
+#[derive(Debug, Clone)]
+pub struct Session(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) model: ModelShape,
+    bound: AtomicBool,
+    config: Mutex<Arc<Config>>,
+    record: Mutex<Record>,
+}
+
+/// What a decode works with, as one unchanging snapshot.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) enabled: bool,
+    pub(crate) tracing: bool,
+    pub(crate) engine: Engine,
+    /// By block. Empty where the architecture has no block outputs.
+    pub(crate) wanted: Vec<bool>,
+    pub(crate) prefix: &'static str,
+    pub(crate) blocks: Vec<BlockCaps>,
+    pub(crate) tap: Option<Tap>,
+    caps: usize,
+}
+
+impl Config {
+    /// The blocks to look for in a graph; `None` when there is nothing to do.
+    pub(crate) fn wanted(&self, width: usize) -> Option<Wanted<'_>> {
+        let active = self.enabled && self.wanted.iter().any(|&w| w);
+        active.then_some(Wanted { prefix: self.prefix, width, blocks: &self.wanted })
+    }
+
+    pub(crate) fn caps_of(&self, block: usize) -> Option<&BlockCaps> {
+        self.blocks.iter().find(|b| b.block == block)
+    }
+
+    pub(crate) fn tap_of(&self, block: usize) -> Option<&Tap> {
+        self.tap.as_ref().filter(|tap| tap.blocks.contains(&block))
+    }
+}
+
+/// The caps of one block.
+#[derive(Debug, Clone)]
+pub(crate) struct BlockCaps {
+    pub(crate) block: usize,
+    /// Indices in the set, in order of application.
+    pub(crate) indices: Vec<usize>,
+    pub(crate) table: CapTable,
+}
+
+/// How caps get into a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Engine {
+    /// What suits the backend: inserted nodes on the CPU backend, views elsewhere.
+    #[default]
+    Auto,
+    /// Cap nodes are inserted into ggml's own graph and run on its worker threads, in its barriers. CPU backend
+    /// only; elsewhere views are used.
+    Inserted,
+    /// The graph is cut into views that end at the capped block outputs; caps run between them.
+    Views,
+}
+
+/// Observes block outputs, before any cap of the block.
+#[derive(Clone)]
+pub struct Tap {
+    /// The blocks to observe.
+    pub blocks: Vec<usize>,
+    /// Called once per pass (micro-batch) and block with all its rows, on one of ggml's threads.
+    pub see: Arc<dyn Fn(usize, TapRows<'_>) + Send + Sync>,
+}
+
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tap").field("blocks", &self.blocks).finish_non_exhaustive()
+    }
+}
+
+/// The rows of a block output: one per token, in the last block one per token with logits.
+#[derive(Debug, Clone, Copy)]
+pub struct TapRows<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) width: usize,
+    pub(crate) stride: usize,
+}
+
+impl<'a> TapRows<'a> {
+    /// Number of rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// One row, `n_embd` values.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    #[must_use]
+    pub fn row(&self, index: usize) -> &'a [f32] {
+        assert!(index < self.rows, "row {index} of {}", self.rows);
+        &self.values[index * self.stride..][..self.width]
+    }
+}
+
+/// What the caps of one block did to the rows of one pass.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockTrace {
+    /// The block.
+    pub block: usize,
+    /// Its caps, as indices in the [`CapSet`], in order of application.
+    pub caps: Vec<usize>,
+    /// Rows of the pass.
+    pub rows: usize,
+    /// `[rows][caps]`.
+    pub stats: Vec<RowStat>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    stats: Vec<CapStats>,
+    trace: Vec<BlockTrace>,
+    /// Rows seen per block since the decode began.
+    seen: Vec<Option<usize>>,
+    error: Option<HookError>,
+    /// What the decode in progress began with.
+    decoding: Option<Arc<Config>>,
+    engines: Vec<(String, &'static str)>,
+}
+
+impl Session {
+    /// A session without caps for a model of this shape.
+    #[must_use]
+    pub fn new(model: ModelShape) -> Self {
+        let config = Config {
+            enabled: true,
+            tracing: false,
+            engine: Engine::Auto,
+            wanted: vec![false; model.blocks],
+            prefix: "",
+            blocks: Vec::new(),
+            tap: None,
+            caps: 0,
+        };
+        let record = Record { seen: vec![None; model.blocks], ..Record::default() };
+        Self(Arc::new(Inner {
+            model,
+            bound: AtomicBool::new(false),
+            config: Mutex::new(Arc::new(config)),
+            record: Mutex::new(record),
+        }))
+    }
+
+    /// The model this session is for.
+    #[must_use]
+    pub fn model(&self) -> &ModelShape {
+        &self.0.model
+    }
+
+    /// Whether a backend was created under [`Hook::bind`](crate::Hook::bind) for this session.
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        self.0.bound.load(Ordering::Acquire)
+    }
+
+    /// Sets the caps, or with `None` removes them. Statistics and traces start anew.
+    ///
+    /// # Errors
+    /// [`HookError::Caps`] when width or blocks are not the model's, [`HookError::Architecture`].
+    pub fn set_caps(&self, caps: Option<&CapSet>) -> Result<(), HookError> {
+        let mut blocks = Vec::new();
+        if let Some(set) = caps {
+            block_output(&self.0.model.architecture)?;
+            set.check_model(self.0.model.width, self.0.model.blocks)?;
+            for (block, indices) in set.blocks() {
+                let table = CapTable::new(indices.iter().map(|&i| &set.caps()[i].cap))?;
+                blocks.push(BlockCaps { block, indices, table });
+            }
+        }
+        let count = caps.map_or(0, |set| set.caps().len());
+        self.change(|config| {
+            config.blocks = blocks;
+            config.caps = count;
+            Ok(())
+        })?;
+        let mut record = self.0.record();
+        record.stats = vec![CapStats::default(); count];
+        record.trace.clear();
+        Ok(())
+    }
+
+    /// Switches capping and observing off or on; off, graphs run untouched.
+    pub fn set_enabled(&self, on: bool) {
+        let changed = self.change(|config| {
+            config.enabled = on;
+            Ok(())
+        });
+        debug_assert!(changed.is_ok());
+    }
+
+    /// Whether caps and taps are on.
+    #[must_use]
+    pub fn enabled(&self) -> bool {
+        lock(&self.0.config).enabled
+    }
+
+    /// Changes the bound of one cap from the next decode on.
+    ///
+    /// # Errors
+    /// [`HookError::Caps`] when there is no such cap.
+    pub fn set_bound(&self, cap: usize, bound: Bound) -> Result<(), HookError> {
+        self.change(|config| config.cap_mut(cap, |table, i| table.set_bound(i, bound)))
+    }
+
+    /// Changes the strength of one cap from the next decode on.
+    ///
+    /// # Errors
+    /// [`HookError::Caps`] when there is no such cap or the strength is outside `[0, 1]`.
+    pub fn set_strength(&self, cap: usize, strength: f32) -> Result<(), HookError> {
+        self.change(|config| config.cap_mut(cap, |table, i| table.set_strength(i, strength)))
+    }
+
+    /// What each cap did since the caps were set or the statistics reset, in the order of the set.
+    #[must_use]
+    pub fn stats(&self) -> Vec<CapStats> {
+        self.0.record().stats.clone()
+    }
+
+    /// Starts the statistics anew.
+    pub fn reset_stats(&self) {
+        self.0.record().stats.fill(CapStats::default());
+    }
+
+    /// Keeps, from the next decode on, what happened to every single row, for [`Session::take_trace`].
+    pub fn set_tracing(&self, on: bool) {
+        let changed = self.change(|config| {
+            config.tracing = on;
+            Ok(())
+        });
+        debug_assert!(changed.is_ok());
+    }
+
+    /// The rows since the last call, in the order in which blocks were computed.
+    #[must_use]
+    pub fn take_trace(&self) -> Vec<BlockTrace> {
+        std::mem::take(&mut self.0.record().trace)
+    }
+
+    /// Observes block outputs from the next decode on; `None` ends it.
+    ///
+    /// # Errors
+    /// [`HookError::TapBlock`], [`HookError::Architecture`].
+    pub fn set_tap(&self, tap: Option<Tap>) -> Result<(), HookError> {
+        if let Some(tap) = &tap {
+            block_output(&self.0.model.architecture)?;
+            let blocks = self.0.model.blocks;
+            if let Some(&block) = tap.blocks.iter().find(|&&b| b >= blocks) {
+                return Err(HookError::TapBlock { block, blocks });
+            }
+        }
+        self.change(|config| {
+            config.tap = tap;
+            Ok(())
+        })
+    }
+
+    /// Chooses how caps get into a graph. The results are the same bits.
+    pub fn set_engine(&self, engine: Engine) {
+        let changed = self.change(|config| {
+            config.engine = engine;
+            Ok(())
+        });
+        debug_assert!(changed.is_ok());
+    }
+
+    /// Where caps ran so far, and how: pairs of a ggml device's name and a few words.
+    #[must_use]
+    pub fn engines_used(&self) -> Vec<(String, &'static str)> {
+        self.0.record().engines.clone()
+    }
+
+    /// Runs one `llama_decode` of `rows` tokens, `outputs` of them with logits, and makes sure that it was capped.
+    ///
+    /// The inner result is `decode`'s own; an error of it is handed on unless the hook is its cause.
+    ///
+    /// # Errors
+    /// [`HookError::NotBound`]; whatever went wrong within the hook; [`HookError::NotSeen`] when a capped or tapped
+    /// block did not show up with all its rows (the last block: `outputs` of them, or all). On an error the
+    /// result of `decode` is dropped: its logits must not be used.
+    pub fn watch<R, E>(
+        &self,
+        rows: usize,
+        outputs: usize,
+        decode: impl FnOnce() -> Result<R, E>,
+    ) -> Result<Result<R, E>, HookError> {
+        let config = self.0.begin();
+        let result = decode();
+        let error = self.0.end();
+        match (error, result) {
+            (Some(error), _) => Err(error),
+            (None, Err(error)) => Ok(Err(error)),
+            (None, Ok(result)) => {
+                self.0.check_seen(&config, rows, outputs)?;
+                Ok(Ok(result))
+            }
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Config) -> Result<(), HookError>) -> Result<(), HookError> {
+        let mut config = lock(&self.0.config);
+        let mut next = Config::clone(&config);
+        change(&mut next)?;
+        next.wanted.fill(false);
+        let tapped = next.tap.iter().flat_map(|tap| tap.blocks.iter().copied());
+        for block in next.blocks.iter().map(|b| b.block).chain(tapped).collect::<Vec<_>>() {
+            next.wanted[block] = true;
+        }
+        if next.wanted.contains(&true) {
+            next.prefix = block_output(&self.0.model.architecture)?;
+        }
+        *config = Arc::new(next);
+        Ok(())
+    }
+}
+
+impl Config {
+    fn cap_mut(
+        &mut self,
+        cap: usize,
+        change: impl FnOnce(&mut CapTable, usize) -> axiscap::Result<()>,
+    ) -> Result<(), HookError> {
+        for block in &mut self.blocks {
+            if let Some(i) = block.indices.iter().position(|&index| index == cap) {
+                return Ok(change(&mut block.table, i)?);
+            }
+        }
+        Err(axiscap::Error::NoSuchCap { index: cap, caps: self.caps }.into())
+    }
+}
+
+impl Inner {
+    /// What the current decode works with: the snapshot taken when it began, so that all of its passes agree.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        let decoding = self.record().decoding.clone();
+        decoding.unwrap_or_else(|| Arc::clone(&lock(&self.config)))
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        lock(&self.record)
+    }
+
+    pub(crate) fn set_bound_to_backend(&self) {
+        self.bound.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn fail(&self, error: HookError) {
+        // The first error is the cause; what follows from it would hide it.
+        self.record().error.get_or_insert(error);
+    }
+
+    /// Notes that the output of a block was computed with this many rows.
+    pub(crate) fn saw(&self, block: usize, rows: usize) {
+        let mut record = self.record();
+        let seen = record.seen[block].get_or_insert(0);
+        *seen += rows;
+    }
+
+    /// Notes what the caps of a block did to the rows of one pass, `[rows][caps]`.
+    pub(crate) fn did(&self, caps: &BlockCaps, rows: usize, stats: Vec<RowStat>, tracing: bool) {
+        let mut record = self.record();
+        for (i, row) in stats.iter().enumerate() {
+            // The caps may have been replaced while this decode ran: then its figures belong to nobody.
+            if let Some(total) = record.stats.get_mut(caps.indices[i % caps.indices.len()]) {
+                total.add(row);
+            }
+        }
+        if tracing {
+            let (block, caps) = (caps.block, caps.indices.clone());
+            record.trace.push(BlockTrace { block, caps, rows, stats });
+        }
+    }
+
+    pub(crate) fn used(&self, device: &str, how: &'static str) {
+        let mut record = self.record();
+        if record.engines.iter().any(|(d, h)| d == device && *h == how) {
+            return;
+        }
+        if !device.starts_with("CPU") {
+            tracing::warn!(
+                device,
+                how,
+                "capping on a backend without kernels of its own: correct, but slower"
+            );
+        }
+        record.engines.push((device.into(), how));
+    }
+
+    fn begin(&self) -> Arc<Config> {
+        let config = Arc::clone(&lock(&self.config));
+        let mut record = self.record();
+        record.seen.fill(None);
+        record.decoding = Some(Arc::clone(&config));
+        config
+    }
+
+    fn end(&self) -> Option<HookError> {
+        let mut record = self.record();
+        record.decoding = None;
+        record.error.take()
+    }
+
+    fn check_seen(&self, config: &Config, rows: usize, outputs: usize) -> Result<(), HookError> {
+        if config.wanted(self.model.width).is_none() {
+            return Ok(());
+        }
+        if !self.bound.load(Ordering::Acquire) {
+            return Err(HookError::NotBound);
+        }
+        let last = self.model.blocks.wrapping_sub(1);
+        let record = self.record();
+        for (block, _) in config.wanted.iter().enumerate().filter(|(_, wanted)| **wanted) {
+            let seen = match record.seen[block] {
+                None => Seen::Never,
+                Some(n) if n == rows || (block == last && n == outputs) => continue,
+                Some(n) => Seen::Rows(n),
+            };
+            return Err(HookError::NotSeen { block, seen, rows, outputs });
+        }
+        Ok(())
+    }
+}
+
+/// A panic while a lock was held left nothing half-changed here: every change is one assignment or one push.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,412 @@
+//! The hook on a real model in a real llama.cpp.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex};
+
+use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use axiscap_ggml::{BlockTrace, Engine, Hook, HookError, ModelShape, Seen, Session, Tap};
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+
+struct Loaded {
+    backend: LlamaBackend,
+    model: LlamaModel,
+}
+
+static LOADED: LazyLock<Loaded> = LazyLock::new(|| {
+    let mut backend = LlamaBackend::init().expect("llama.cpp starts");
+    backend.void_logs();
+    let model = LlamaModel::load_from_file(&backend, model_path(), &LlamaModelParams::default())
+        .expect("the test model loads");
+    Loaded { backend, model }
+});
+
+fn model_path() -> PathBuf {
+    let path = std::env::var_os("AXISCAP_TEST_MODEL").map_or_else(
+        || {
+            let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+                || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
+                PathBuf::from,
+            );
+            cache.join("axiscap/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+        },
+        PathBuf::from,
+    );
+    assert!(path.exists(), "{} is missing; run scripts/fetch-model", path.display());
+    path
+}
+
+fn shape() -> ModelShape {
+    let model = &LOADED.model;
+    ModelShape {
+        architecture: model.meta_val_str("general.architecture").expect("the model names its architecture"),
+        blocks: model.n_layer() as usize,
+        width: model.n_embd() as usize,
+    }
+}
+
+fn params(ubatch: u32, threads: i32) -> LlamaContextParams {
+    LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(512))
+        .with_n_batch(512)
+        .with_n_ubatch(ubatch)
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads)
+}
+
+const PROMPT: &str = "<|im_start|>user\nI feel so alone tonight, and nobody seems to notice. What are you, really?\
+    <|im_end|>\n<|im_start|>assistant\n";
+
+fn prompt() -> Vec<LlamaToken> {
+    LOADED.model.vocab().tokenize(PROMPT.as_bytes(), false, true)
+}
+
+/// A direction that depends only on its seed, spread over all channels.
+fn axis(seed: u64) -> Axis {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let values: Vec<f32> = (0..shape().width)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect();
+    Axis::from_direction(&values).unwrap()
+}
+
+fn cap(block: usize, seed: u64, bound: Bound) -> BlockCap {
+    BlockCap { block, cap: Cap::new(axis(seed), bound) }
+}
+
+fn floor(lo: f32) -> Bound {
+    Bound::floor(lo).unwrap()
+}
+
+/// Greedy tokens, every decode watched.
+fn generate(context: &mut LlamaContext<'_>, session: Option<&Session>, count: usize) -> Vec<LlamaToken> {
+    let prompt = prompt();
+    let mut batch = LlamaBatch::new(512, 1);
+    for (i, &token) in prompt.iter().enumerate() {
+        batch.add(token, i as i32, &[0], i + 1 == prompt.len()).unwrap();
+    }
+    let mut tokens = Vec::new();
+    let mut position = prompt.len() as i32;
+    while tokens.len() < count {
+        let rows = batch.n_tokens() as usize;
+        match session {
+            Some(session) => session.watch(rows, 1, || context.decode(&mut batch)).unwrap().unwrap(),
+            None => context.decode(&mut batch).unwrap(),
+        }
+        let logits = context.get_logits_ith(batch.n_tokens() - 1);
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        let token = LlamaToken::new(best as i32);
+        tokens.push(token);
+        batch.clear();
+        batch.add(token, position, &[0], true).unwrap();
+        position += 1;
+    }
+    tokens
+}
+
+struct Run {
+    tokens: Vec<LlamaToken>,
+    trace: Vec<BlockTrace>,
+}
+
+fn capped(caps: &CapSet, engine: Engine, ubatch: u32, threads: i32) -> Run {
+    let hook = Hook::install().unwrap();
+    let session = Session::new(shape());
+    session.set_caps(Some(caps)).unwrap();
+    session.set_engine(engine);
+    session.set_tracing(true);
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(ubatch, threads))).unwrap();
+    assert!(session.is_bound());
+    let tokens = generate(&mut context, Some(&session), 16);
+    Run { tokens, trace: session.take_trace() }
+}
+
+fn uncapped(threads: i32) -> Vec<LlamaToken> {
+    let mut context = LOADED.model.new_context(&LOADED.backend, params(512, threads)).unwrap();
+    generate(&mut context, None, 16)
+}
+
+#[test]
+fn infinite_bounds_change_no_token() {
+    let blocks = shape().blocks;
+    let set = CapSet::new((0..blocks).map(|b| cap(b, b as u64, Bound::NONE))).unwrap();
+    let plain = uncapped(2);
+    for engine in [Engine::Inserted, Engine::Views] {
+        let run = capped(&set, engine, 512, 2);
+        assert_eq!(run.tokens, plain, "{engine:?}");
+        assert!(run.trace.iter().flat_map(|t| &t.stats).all(|s| !s.engaged() && s.before == s.after));
+    }
+}
+
+#[test]
+fn every_engine_and_thread_count_caps_the_same_rows_to_the_same_bits() {
+    // Block 0, the last block, several caps on one block, and a band.
+    let last = shape().blocks - 1;
+    let set = CapSet::new([
+        cap(12, 1, floor(2.0)),
+        cap(0, 2, Bound::ceiling(-0.5).unwrap()),
+        cap(12, 3, Bound::band(-1.0, 1.0).unwrap()),
+        cap(last, 4, floor(30.0)),
+        cap(20, 5, floor(f32::NEG_INFINITY)),
+    ])
+    .unwrap();
+    let reference = capped(&set, Engine::Inserted, 512, 2);
+    assert_ne!(reference.tokens, uncapped(2), "these caps change what the model says");
+    for (engine, threads) in [(Engine::Inserted, 1), (Engine::Views, 2), (Engine::Auto, 2)] {
+        let run = capped(&set, engine, 512, threads);
+        assert_eq!(run.tokens, reference.tokens, "{engine:?}, {threads} threads");
+        assert_eq!(run.trace, reference.trace, "{engine:?}, {threads} threads");
+    }
+
+    let prompt = prompt().len();
+    for t in &reference.trace {
+        assert_eq!(t.stats.len(), t.rows * t.caps.len());
+        for row in t.stats.chunks(t.caps.len()) {
+            for (&index, stat) in t.caps.iter().zip(row) {
+                let bound = set.caps()[index].cap.bound();
+                let clamped = stat.before.max(bound.lo()).min(bound.hi());
+                assert_eq!(stat.after, clamped, "cap {index}");
+                assert_eq!(stat.engaged(), clamped != stat.before, "cap {index}");
+            }
+        }
+    }
+    let rows = |block: usize| {
+        reference.trace.iter().filter(|t| t.block == block).map(|t| t.rows).collect::<Vec<_>>()
+    };
+    assert_eq!(rows(12)[..2], [prompt, 1]);
+    assert_eq!(rows(last)[..2], [1, 1], "the last block computes only rows with logits");
+    assert_eq!(rows(12).len(), 16);
+}
+
+#[test]
+fn micro_batches_arrive_in_order_and_are_counted() {
+    let set = CapSet::new([cap(5, 1, Bound::NONE), cap(shape().blocks - 1, 1, Bound::NONE)]).unwrap();
+    let whole = capped(&set, Engine::Auto, 512, 2);
+    let parts = capped(&set, Engine::Auto, 8, 2);
+    let rows = |run: &Run, block| {
+        let passes = run.trace.iter().filter(|t| t.block == block);
+        passes.flat_map(|t| t.stats.iter().map(|s| s.before)).collect::<Vec<_>>()
+    };
+    let (whole_rows, part_rows) = (rows(&whole, 5), rows(&parts, 5));
+    assert_eq!(whole_rows.len(), part_rows.len());
+    // llama.cpp's own arithmetic depends on the batch; the order of the rows must not.
+    let prompt = prompt().len();
+    for (i, (a, b)) in whole_rows.iter().zip(&part_rows).take(prompt).enumerate() {
+        assert!((a - b).abs() < 0.5, "row {i}: {a} in one pass, {b} in several");
+    }
+    assert_eq!(rows(&whole, shape().blocks - 1).len(), 16);
+}
+
+#[test]
+fn a_part_of_a_prompt_without_logits_is_capped_too() {
+    let hook = Hook::install().unwrap();
+    let session = Session::new(shape());
+    let last = shape().blocks - 1;
+    session.set_caps(Some(&CapSet::new([cap(4, 1, floor(3.0)), cap(last, 1, floor(3.0))]).unwrap())).unwrap();
+    for engine in [Engine::Inserted, Engine::Views] {
+        session.set_engine(engine);
+        session.reset_stats();
+        let mut context =
+            hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(8, 2))).unwrap();
+        let mut batch = LlamaBatch::new(32, 1);
+        for (i, &token) in prompt().iter().take(19).enumerate() {
+            batch.add(token, i as i32, &[0], false).unwrap();
+        }
+        session.watch(19, 0, || context.decode(&mut batch)).unwrap().unwrap();
+        let rows: Vec<_> = session.stats().iter().map(|s| s.rows).collect();
+        assert_eq!(rows, [19, 0], "{engine:?}");
+    }
+}
+
+#[test]
+fn statistics_projections_are_those_of_the_rows_that_taps_see() {
+    let hook = Hook::install().unwrap();
+    let session = Session::new(shape());
+    let set = CapSet::new([cap(3, 9, floor(1.0))]).unwrap();
+    session.set_caps(Some(&set)).unwrap();
+    session.set_tracing(true);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&seen);
+    session
+        .set_tap(Some(Tap {
+            blocks: vec![3, 4],
+            see: Arc::new(move |block, rows| {
+                for i in 0..rows.rows() {
+                    sink.lock().unwrap().push((block, rows.row(i).to_vec()));
+                }
+            }),
+        }))
+        .unwrap();
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    generate(&mut context, Some(&session), 2);
+
+    let trace = session.take_trace();
+    let stats: Vec<_> = trace.iter().flat_map(|t| &t.stats).collect();
+    let seen = seen.lock().unwrap();
+    let rows: Vec<_> = seen.iter().filter(|(block, _)| *block == 3).map(|(_, row)| row).collect();
+    assert_eq!(rows.len(), stats.len());
+    let axis = set.caps()[0].cap.axis();
+    for (row, stat) in rows.iter().zip(stats) {
+        let dot =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let (projection, norm) = (dot(row, axis.values()), dot(row, row).sqrt());
+        assert!((projection - f64::from(stat.before)).abs() <= 1e-6 * norm);
+    }
+    assert_eq!(seen.iter().filter(|(block, _)| *block == 4).count(), rows.len());
+}
+
+#[test]
+fn what_changes_between_two_decodes_holds_from_the_next_one_on() {
+    let hook = Hook::install().unwrap();
+    let session = Session::new(shape());
+    session.set_caps(Some(&CapSet::new([cap(7, 1, floor(1e4))]).unwrap())).unwrap();
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    let mut batch = LlamaBatch::new(8, 1);
+    let mut position = 0;
+    let mut decode = || {
+        session.reset_stats();
+        batch.clear();
+        batch.add(LlamaToken::new(42), position, &[0], true).unwrap();
+        position += 1;
+        session.watch(1, 1, || context.decode(&mut batch)).unwrap().unwrap();
+        session.stats()[0]
+    };
+    let stats = decode();
+    assert_eq!((stats.rows, stats.engaged, stats.min_after), (1, 1, 1e4));
+    session.set_strength(0, 0.0).unwrap();
+    let stats = decode();
+    assert_eq!((stats.rows, stats.engaged), (1, 1));
+    assert!(stats.max_after < 1e4, "strength 0 only observes");
+    session.set_strength(0, 1.0).unwrap();
+    session.set_bound(0, Bound::NONE).unwrap();
+    assert_eq!(decode().engaged, 0);
+    session.set_enabled(false);
+    assert_eq!(decode().rows, 0);
+    session.set_enabled(true);
+    assert_eq!(decode().rows, 1);
+    session.set_caps(None).unwrap();
+    assert!(session.stats().is_empty());
+    assert!(matches!(session.set_strength(0, 1.0), Err(HookError::Caps(_))));
+}
+
+#[test]
+fn two_contexts_with_different_caps_on_two_threads() {
+    let sets = [1, 2].map(|seed| CapSet::new([cap(9, seed, floor(6.0)), cap(15, seed, floor(9.0))]).unwrap());
+    let alone: Vec<_> = sets.iter().map(|set| capped(set, Engine::Auto, 512, 1)).collect();
+    assert_ne!(alone[0].tokens, alone[1].tokens);
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            sets.iter().map(|set| scope.spawn(|| capped(set, Engine::Auto, 512, 1))).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    for (alone, together) in alone.iter().zip(&together) {
+        assert_eq!(alone.tokens, together.tokens);
+        assert_eq!(alone.trace, together.trace);
+    }
+}
+
+#[test]
+fn what_cannot_be_capped_is_refused_before_anything_runs() {
+    let session = Session::new(shape());
+    let narrow = Cap::new(Axis::from_direction(&[1.0, 2.0]).unwrap(), Bound::NONE);
+    let narrow = CapSet::new([BlockCap { block: 0, cap: narrow }]).unwrap();
+    let error = session.set_caps(Some(&narrow)).unwrap_err().to_string();
+    assert!(error.contains("width 2") && error.contains("576"), "{error}");
+    let error = session.set_caps(Some(&CapSet::new([cap(30, 1, Bound::NONE)]).unwrap())).unwrap_err();
+    assert!(error.to_string().contains("block 30") && error.to_string().contains("30 blocks"), "{error}");
+    let tap = Tap { blocks: vec![30], see: Arc::new(|_, _| {}) };
+    assert_eq!(session.set_tap(Some(tap)), Err(HookError::TapBlock { block: 30, blocks: 30 }));
+
+    let bert = Session::new(ModelShape { architecture: "bert".into(), ..shape() });
+    let error = bert.set_caps(Some(&CapSet::new([cap(0, 1, Bound::NONE)]).unwrap())).unwrap_err();
+    assert!(matches!(error, HookError::Architecture { .. }), "{error}");
+}
+
+#[test]
+fn a_decode_that_was_not_capped_is_an_error() {
+    let set = CapSet::new([cap(3, 1, Bound::NONE)]).unwrap();
+    let mut batch = LlamaBatch::new(8, 1);
+    batch.add(LlamaToken::new(42), 0, &[0], true).unwrap();
+
+    // A context that was made without the hook.
+    let session = Session::new(shape());
+    session.set_caps(Some(&set)).unwrap();
+    let mut context = LOADED.model.new_context(&LOADED.backend, params(512, 2)).unwrap();
+    let error = session.watch(1, 1, || context.decode(&mut batch)).unwrap_err();
+    assert_eq!(error, HookError::NotBound);
+
+    // A model that does not have the blocks that its shape claims: block 40 never shows up.
+    let hook = Hook::install().unwrap();
+    let session = Session::new(ModelShape { blocks: 48, ..shape() });
+    session.set_caps(Some(&CapSet::new([cap(3, 1, Bound::NONE), cap(40, 1, Bound::NONE)]).unwrap())).unwrap();
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    let error = session.watch(1, 1, || context.decode(&mut batch)).unwrap_err();
+    assert_eq!(error, HookError::NotSeen { block: 40, seen: Seen::Never, rows: 1, outputs: 1 });
+
+    // A decode of fewer tokens than the caller says.
+    let session = Session::new(shape());
+    session.set_caps(Some(&set)).unwrap();
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    let error = session.watch(2, 1, || context.decode(&mut batch)).unwrap_err();
+    assert_eq!(error, HookError::NotSeen { block: 3, seen: Seen::Rows(1), rows: 2, outputs: 1 });
+
+    // A residual stream of another width than the caps were checked against.
+    let session = Session::new(ModelShape { width: 2, ..shape() });
+    let narrow = Cap::new(Axis::from_direction(&[1.0, 2.0]).unwrap(), Bound::NONE);
+    session.set_caps(Some(&CapSet::new([BlockCap { block: 0, cap: narrow }]).unwrap())).unwrap();
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    let error = session.watch(1, 1, || context.decode(&mut batch)).unwrap_err();
+    assert!(matches!(error, HookError::Shape { block: 0, .. }), "{error}");
+}
+
+#[test]
+fn a_panicking_tap_fails_the_decode_and_nothing_else() {
+    let hook = Hook::install().unwrap();
+    for engine in [Engine::Inserted, Engine::Views] {
+        let session = Session::new(shape());
+        session.set_engine(engine);
+        let tap = Tap { blocks: vec![2], see: Arc::new(|_, _| panic!("as the test asked")) };
+        session.set_tap(Some(tap)).unwrap();
+        let mut context =
+            hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+        let mut batch = LlamaBatch::new(8, 1);
+        batch.add(LlamaToken::new(42), 0, &[0], true).unwrap();
+        let error = session.watch(1, 1, || context.decode(&mut batch)).unwrap_err();
+        assert_eq!(error, HookError::Panic("as the test asked".into()));
+        session.set_tap(None).unwrap();
+        context.clear_kv_cache();
+        session.watch(1, 1, || context.decode(&mut batch)).unwrap().unwrap();
+    }
+}
+
+#[test]
+fn contexts_outlive_the_handle_and_the_report_names_what_was_found() {
+    let hook = Hook::install().unwrap();
+    let report = hook.report();
+    assert!(report.devices.iter().any(|d| d.name == "CPU"), "{report:?}");
+    let session = Session::new(shape());
+    session.set_caps(Some(&CapSet::new([cap(3, 1, floor(5.0))]).unwrap())).unwrap();
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    drop(hook);
+    generate(&mut context, Some(&session), 3);
+    assert_eq!(session.stats()[0].rows as usize, prompt().len() + 2);
+    assert!(session.engines_used().iter().any(|(device, _)| device == "CPU"));
+}
