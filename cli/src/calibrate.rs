@@ -1,18 +1,20 @@
 //! `axiscap calibrate`: bounds for axes, from projections of the model's own answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use axiscap::Axis;
 use axiscap::file::CapFile;
 use axiscap_llama::activations;
 use axiscap_llama::calibrate::{BlockFloor, DEFAULT_PERCENTILE, TABLE, caps, default_blocks, floor_of};
 use serde_json::json;
 
-use crate::extract::{AnswersArgs, file_name, model_info, progress, seconds, tool};
+use crate::extract::{AnswersArgs, file_name, model_info, seconds, tool};
+use crate::{output, progress};
 
 /// Give axes their floors, on the very model file that will be served.
 ///
@@ -25,32 +27,32 @@ use crate::extract::{AnswersArgs, file_name, model_info, progress, seconds, tool
 Which percentile: counted from the role end. A floor at 75 lies above the mean projection of 75 % of all answers \
 (these it lifts) and below that of 25 % (these it leaves alone). Higher is stronger. The paper's released \
 configurations call the same floor \"p0.25\", because they count on the negated axis.")]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     answers: AnswersArgs,
 
-    /// The axes: a file by `axiscap extract`, or a control vector in llama.cpp's format.
+    /// The axes: a file by `axiscap extract`, or a control vector in llama.cpp's format
     #[arg(long, value_name = "FILE")]
     axes: PathBuf,
 
-    /// The cap file to write.
+    /// The cap file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 
     /// Floor at this percentile of the answers' mean projections, counted from the role end: P % of the answers lie
-    /// below the floor.
+    /// below the floor
     #[arg(long, default_value_t = DEFAULT_PERCENTILE, value_name = "P")]
     percentile: f64,
 
-    /// Blocks to cap, 0-based and inclusive, e.g. 21-26 or 9,21-26. Default: 70 % to 90 % of the depth.
+    /// Blocks to cap, 0-based and inclusive, e.g. 21-26 or 9,21-26. Default: 70 % to 90 % of the depth
     #[arg(long, value_name = "BLOCKS", value_parser = parse_blocks)]
     blocks: Option<Blocks>,
 
-    /// A floor of your own for one block, e.g. 24=1.5. May be repeated.
+    /// A floor of your own for one block, e.g. 24=1.5. May be repeated
     #[arg(long = "floor", value_name = "BLOCK=VALUE", value_parser = parse_floor)]
     floors: Vec<(usize, f32)>,
 
-    /// Print the result as JSON.
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -63,7 +65,7 @@ fn parse_blocks(text: &str) -> Result<Blocks, String> {
     let number = |part: &str| {
         part.trim().parse::<usize>().map_err(|_| format!("{part:?} is no block; write e.g. 21-26 or 9,21-26"))
     };
-    let mut blocks = std::collections::BTreeSet::new();
+    let mut blocks = BTreeSet::new();
     for part in text.split(',') {
         let range: RangeInclusive<usize> = match part.split_once('-') {
             Some((first, last)) => number(first)?..=number(last)?,
@@ -94,7 +96,7 @@ fn parse_floor(text: &str) -> Result<(usize, f32), String> {
 ///
 /// # Errors
 /// What went wrong and what to do: unreadable files, axes of another model, blocks without an axis.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args) -> Result<()> {
     ensure!(
         (0.0..=100.0).contains(&args.percentile),
         "--percentile is {}; give 0 to 100, counted from the role end",
@@ -105,12 +107,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let shape = model.shape();
     let mut file = CapFile::read_axes(&args.axes, &model_info(&model))?;
     for warning in file.check_model(&shape.architecture, shape.width, shape.blocks)? {
-        eprintln!("warning: {warning}");
+        output::warning(&warning.to_string());
     }
     let floors: BTreeMap<usize, f32> = args.floors.iter().copied().collect();
     let axes = chosen_axes(&args, &file, &floors)?;
     let answers = args.answers.answers(&model)?;
-    let bar = progress("answers measured", answers.rollouts.len());
+    let bar = progress::bar("answers measured", answers.rollouts.len());
     let projections =
         activations::project(&model, &answers.rollouts, &axes, args.answers.threads, |done| {
             bar.set_position(done as u64);
@@ -126,7 +128,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     file.write(&args.out)?;
     let warnings: Vec<String> = results.iter().filter_map(BlockFloor::warning).collect();
     for warning in &warnings {
-        eprintln!("warning: {warning}");
+        output::warning(warning);
     }
     if args.json {
         let blocks: Vec<_> = results.iter().map(block_json).collect();
@@ -138,13 +140,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "blocks": blocks,
             "warnings": warnings,
         });
-        println!("{report:#}");
-        return Ok(());
+        return output::json(&report);
     }
-    println!("block    floor  default    role    AUC  answers below  tokens below (expected engagement)");
+    let mut text = String::from(
+        "block    floor  default    role    AUC  answers below  tokens below (expected engagement)\n",
+    );
     for result in &results {
         let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
-        println!(
+        writeln!(
+            text,
             "{:>5} {:>8.3} {:>8} {:>7} {:>6} {:>12.1} % {:>10.1} %",
             result.block,
             result.floor,
@@ -153,10 +157,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             number(result.separation.map(|s| s.auc)),
             100.0 * result.answers_below,
             100.0 * result.tokens_below
-        );
+        )?;
     }
-    println!("{} written in {}", args.out.display(), seconds(started.elapsed()));
-    Ok(())
+    writeln!(text, "{} written in {}", args.out.display(), seconds(started.elapsed()))?;
+    output::text(&text)
 }
 
 /// The axes to put floors on, by block.
@@ -164,7 +168,7 @@ fn chosen_axes(
     args: &Args,
     file: &CapFile,
     floors: &BTreeMap<usize, f32>,
-) -> anyhow::Result<Vec<(usize, Axis)>> {
+) -> Result<Vec<(usize, Axis)>> {
     let mut known = BTreeMap::new();
     for entry in file.caps.caps() {
         let earlier = known.insert(entry.block, entry.cap.axis().clone());
@@ -180,7 +184,7 @@ fn chosen_axes(
         None => default_blocks(file.model.blocks).collect(),
     };
     if let Some(block) = floors.keys().find(|block| !blocks.contains(block)) {
-        anyhow::bail!("--floor {block}=...: block {block} is not among the capped blocks; add it to --blocks");
+        bail!("--floor {block}=...: block {block} is not among the capped blocks; add it to --blocks");
     }
     let names = known.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let axis = |block: usize| {

@@ -1,10 +1,10 @@
 //! `axiscap extract`: the Assistant axis of a model, from its own answers.
 
-use std::io::Write as _;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use axiscap::file::{CapFile, ModelInfo, write_atomically};
 use axiscap::{BlockCap, Bound, Cap, CapSet};
 use axiscap_llama::drift_plot::{LineChart, Series};
@@ -14,8 +14,9 @@ use axiscap_llama::rollout_file::{RolloutHeader, Rollouts};
 use axiscap_llama::rollout_plan::Plan;
 use axiscap_llama::{Model, ModelOptions, activations};
 use clap::builder::RangedU64ValueParser;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+
+use crate::{output, progress};
 
 /// What a positive projection means on every axis made here.
 const ORIENTATION: &str = "more Assistant";
@@ -29,19 +30,19 @@ const ORIENTATION: &str = "more Assistant";
 #[command(after_help = "Example:
   axiscap extract --model model.gguf --rollouts answers.jsonl --out axes.gguf
   axiscap calibrate --model model.gguf --rollouts answers.jsonl --axes axes.gguf --out caps.gguf")]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
-    pub(crate) answers: AnswersArgs,
+    answers: AnswersArgs,
 
-    /// The axis file to write.
+    /// The axis file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 
-    /// Draw separation and neighbour cosines per block.
+    /// Draw separation and neighbour cosines per block
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// Print the result as JSON.
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -49,63 +50,63 @@ pub struct Args {
 /// The model and its answers, generated or read: shared with `axiscap calibrate`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AnswersArgs {
-    /// The model, a GGUF file.
-    #[arg(long, value_name = "FILE")]
+    /// The model, a GGUF file
+    #[arg(long, value_name = "FILE", env = "AXISCAP_MODEL")]
     pub(crate) model: PathBuf,
 
-    /// The answers (JSON lines): read if the file exists, else generated and written to it.
+    /// The answers (JSON lines): read if the file exists, else generated and written to it
     #[arg(long, value_name = "FILE.jsonl")]
     pub(crate) rollouts: Option<PathBuf>,
 
-    /// Roles and neutral system prompts (JSON) instead of the built-in ones.
+    /// Roles and neutral system prompts (JSON) instead of the built-in ones
     #[arg(long, value_name = "FILE")]
     roles: Option<PathBuf>,
 
-    /// Questions, one a line, instead of the built-in ones.
+    /// Questions, one a line, instead of the built-in ones
     #[arg(long, value_name = "FILE")]
     questions: Option<PathBuf>,
 
-    /// Use only the first N roles: for a quick trial.
+    /// Use only the first N roles: for a quick trial
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     limit_roles: Option<usize>,
 
-    /// Use only the first N questions: for a quick trial.
+    /// Use only the first N questions: for a quick trial
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
     limit_questions: Option<usize>,
 
-    /// Most tokens of an answer.
+    /// Most tokens of an answer
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: usize,
 
-    /// Sampling temperature.
+    /// Sampling temperature
     #[arg(long, default_value_t = 0.7, value_name = "T")]
     temp: f32,
 
-    /// Seed of the answers.
+    /// Seed of the answers
     #[arg(long, default_value_t = 1, value_name = "S")]
     seed: u32,
 
-    /// Answers generated side by side.
+    /// Answers generated side by side
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
     slots: usize,
 
-    /// CPU threads.
+    /// CPU threads
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 
-    /// Layers on the GPU.
+    /// Layers on the GPU
     #[arg(long, value_name = "N")]
     gpu_layers: Option<u32>,
 }
 
 impl AnswersArgs {
-    pub(crate) fn load_model(&self) -> anyhow::Result<Model> {
+    pub(crate) fn load_model(&self) -> Result<Model> {
         Ok(Model::load(&self.model, &ModelOptions { gpu_layers: self.gpu_layers })?)
     }
 
     /// Reads the answers, or generates and keeps them.
-    pub(crate) fn answers(&self, model: &Model) -> anyhow::Result<Rollouts> {
-        let text = |path: &Option<PathBuf>| -> anyhow::Result<Option<String>> {
+    pub(crate) fn answers(&self, model: &Model) -> Result<Rollouts> {
+        let text = |path: &Option<PathBuf>| -> Result<Option<String>> {
             let Some(path) = path else { return Ok(None) };
             let text = std::fs::read_to_string(path);
             Ok(Some(text.with_context(|| format!("cannot read {}", path.display()))?))
@@ -121,7 +122,7 @@ impl AnswersArgs {
             RolloutOptions { max_tokens: self.max_tokens, slots: self.slots, ..RolloutOptions::default() };
         options.threads = self.threads;
         options.sampling.temperature = self.temp;
-        let bar = progress("answers generated", requests.len());
+        let bar = progress::bar("answers generated", requests.len());
         let rollouts =
             generate_rollouts(model, &requests, &options, |done| bar.set_position(done as u64))?;
         bar.finish();
@@ -169,7 +170,7 @@ impl AnswersArgs {
 }
 
 /// Reads answers made before, if they are this model's to the questions asked.
-fn reuse(path: &Path, model: &Model, plan: &Plan) -> anyhow::Result<Rollouts> {
+fn reuse(path: &Path, model: &Model, plan: &Plan) -> Result<Rollouts> {
     let rollouts = Rollouts::read(path)?;
     let header = &rollouts.header;
     let again = "remove the file to generate the answers anew, or name another";
@@ -196,7 +197,7 @@ fn reuse(path: &Path, model: &Model, plan: &Plan) -> anyhow::Result<Rollouts> {
             bail!("{}: these answers were made from other {what}; {again}", path.display());
         }
     }
-    eprintln!("{} answers read from {}", rollouts.rollouts.len(), path.display());
+    output::note(&format!("{} answers read from {}", rollouts.rollouts.len(), path.display()));
     Ok(rollouts)
 }
 
@@ -204,13 +205,13 @@ fn reuse(path: &Path, model: &Model, plan: &Plan) -> anyhow::Result<Rollouts> {
 ///
 /// # Errors
 /// What went wrong and what to do: unreadable files, a model that is none, groups of answers that do not differ.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args) -> Result<()> {
     let started = Instant::now();
     let model = args.answers.load_model()?;
     let answers = args.answers.answers(&model)?;
     let generated = started.elapsed();
     let count = answers.rollouts.len();
-    let bar = progress("answers measured", count);
+    let bar = progress::bar("answers measured", count);
     let means =
         activations::mean_activations(&model, &answers.rollouts, args.answers.threads, |done| {
             bar.set_position(done as u64);
@@ -250,13 +251,27 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "seconds_measuring": measured.as_secs_f64(),
             "blocks": blocks,
         });
-        println!("{report:#}");
-        return Ok(());
+        return output::json(&report);
     }
-    println!("{count} answers ({defaults} default, {} in roles), {tokens} response tokens", count - defaults);
-    println!("block    norm  held-out AUC  Cohen's d  cosine to next  largest channel");
-    for axis in &axes {
-        println!(
+    let mut text =
+        format!("{count} answers ({defaults} default, {} in roles), {tokens} response tokens\n", count - defaults);
+    text += &table(&axes)?;
+    writeln!(
+        text,
+        "{} written in {}: {} for the answers, {} for the axes",
+        args.out.display(),
+        seconds(started.elapsed()),
+        seconds(generated),
+        seconds(measured)
+    )?;
+    output::text(&text)
+}
+
+fn table(axes: &[BlockAxis]) -> Result<String> {
+    let mut text = String::from("block    norm  held-out AUC  Cohen's d  cosine to next  largest channel\n");
+    for axis in axes {
+        writeln!(
+            text,
             "{:>5} {:>7.3} {:>13.3} {:>10.2} {:>15} {:>9} {:+.2}",
             axis.block,
             axis.axis.norm().unwrap_or(f32::NAN),
@@ -265,19 +280,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             axis.cosine_next.map_or("-".into(), |cosine| format!("{cosine:.3}")),
             axis.peak.0,
             axis.peak.1
-        );
+        )?;
     }
     if let Some(best) = axes.iter().max_by(|a, b| a.held_out.auc.total_cmp(&b.held_out.auc)) {
-        println!("separates best: block {} (AUC {:.3})", best.block, best.held_out.auc);
+        writeln!(text, "separates best: block {} (AUC {:.3})", best.block, best.held_out.auc)?;
     }
-    println!(
-        "{} written in {}: {} for the answers, {} for the axes",
-        args.out.display(),
-        seconds(started.elapsed()),
-        seconds(generated),
-        seconds(measured)
-    );
-    Ok(())
+    Ok(text)
 }
 
 fn axis_file(
@@ -285,7 +293,7 @@ fn axis_file(
     model: &Model,
     answers: &Rollouts,
     axes: &[BlockAxis],
-) -> anyhow::Result<CapFile> {
+) -> Result<CapFile> {
     let caps = CapSet::new(axes.iter().map(|axis| BlockCap {
         block: axis.block,
         cap: Cap::new(axis.axis.clone(), Bound::NONE).with_name("assistant"),
@@ -347,11 +355,4 @@ pub(crate) fn file_name(path: &Path) -> String {
 
 pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
-}
-
-/// A progress bar on stderr; silent where stderr is no terminal.
-pub(crate) fn progress(what: &'static str, length: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(length as u64).with_style(style).with_message(what)
 }

@@ -1,2 +1,117 @@
-//! The program.
-fn main() {}
+//! The program `axiscap`: capped generation, benchmarks, and what they need.
+
+mod bench;
+mod calibrate;
+mod chat;
+mod doctor;
+mod drift;
+mod extract;
+mod model;
+mod output;
+mod progress;
+mod prompt;
+mod report;
+mod run;
+mod sampling;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Activation capping for llama.cpp: hold a model on its persona axis while it writes.
+#[derive(Debug, Parser)]
+#[command(name = "axiscap", version, arg_required_else_help = true, after_help = EXAMPLE)]
+struct Cli {
+    /// Show llama.cpp's own log and what the hook does, on stderr
+    #[arg(long, short, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLE: &str = "\
+Example:
+  axiscap run --model SmolLM2-135M-Instruct.Q4_1.gguf \\
+      --caps assets/smollm2-135m-instruct.caps.gguf --prompt \"Who are you, really?\"
+
+Exit status: 0; 1 for a failure, with the reason and the remedy on stderr; 2 for wrong usage.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write an answer, or go on with a text, capped or not
+    Run(run::Args),
+    /// Converse, with the projections of every answer
+    Chat(chat::Args),
+    /// Measure what capping costs
+    Bench(bench::Args),
+    /// Find the Assistant axis of a model: default answers minus role play
+    Extract(extract::Args),
+    /// Give axes their floors, from projections of the model's own answers
+    Calibrate(calibrate::Args),
+    /// Follow the projection over a conversation, uncapped and capped
+    Drift(drift::Args),
+    /// Say what this machine can do, what is missing, and how to get it
+    Doctor(doctor::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    show_log(cli.verbose);
+    // A panic is a bug of ours; it is reported like any other failure, without a backtrace.
+    std::panic::set_hook(Box::new(|_| {}));
+    let finished = catch_unwind(AssertUnwindSafe(|| match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Extract(args) => extract::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
+        Command::Drift(args) => drift::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    }));
+    let error = match finished {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        // Whoever read our output has seen enough.
+        Ok(Err(error)) if output::is_closed(&error) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(panic) => {
+            let what = panic.downcast_ref::<String>().map(String::as_str);
+            let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+            format!("a bug in axiscap: {what}; please report it with the command that led to it")
+        }
+    };
+    output::error(&error);
+    ExitCode::FAILURE
+}
+
+/// Warnings of ours go to stderr. llama.cpp's log does so only when asked for: what matters of it is in our errors.
+fn show_log(verbose: bool) {
+    let ours = if verbose { LevelFilter::DEBUG } else { LevelFilter::WARN };
+    let llama = if verbose { LevelFilter::INFO } else { LevelFilter::OFF };
+    let targets =
+        Targets::new().with_default(ours).with_target("llama.cpp", llama).with_target("llama_cpp_2", llama);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .without_time()
+        .with_target(verbose);
+    tracing_subscriber::registry().with(targets).with(lines).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_has_an_example() {
+        let cli = super::Cli::command();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands() {
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Example"), "{} has no example", command.get_name());
+        }
+    }
+}

@@ -3,10 +3,10 @@
 use axiscap::{Bound, CapSet};
 use serde::{Deserialize, Serialize};
 
-use crate::chat::{Message, prompt_tokens};
+use crate::chat::Chat;
 use crate::context::Context;
 use crate::error::Error;
-use crate::generate::{GenerateOptions, Timings, generate};
+use crate::generate::{GenerateOptions, Timings};
 use crate::trace::TraceRow;
 
 /// Why a script was refused.
@@ -78,7 +78,7 @@ pub struct TurnProjection {
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Turn {
+pub struct DriftTurn {
     /// What the user said.
     pub user: String,
     /// What the model answered.
@@ -97,7 +97,7 @@ pub struct Turn {
 /// that was cut at `max_tokens`. `on_turn` is told how many turns are done.
 ///
 /// # Errors
-/// Those of [`generate`](crate::generate()), [`Error::NoChatTemplate`] and [`Error::ChatTemplate`].
+/// Those of [`Chat::say`] and [`Context::set_caps`].
 pub fn converse(
     context: &mut Context<'_>,
     script: &Script,
@@ -105,26 +105,23 @@ pub fn converse(
     capped: bool,
     options: &GenerateOptions,
     mut on_turn: impl FnMut(usize),
-) -> Result<Vec<Turn>, Error> {
+) -> Result<Vec<DriftTurn>, Error> {
     let observing = caps.map(|cap| cap.clone().with_bound(Bound::NONE));
     context.set_caps(Some(if capped { caps } else { &observing }))?;
     context.set_tracing(true)?;
-    let mut messages: Vec<Message> = script.system.iter().map(Message::system).collect();
+    let mut chat = Chat::new(script.system.as_deref(), None);
     let mut turns = Vec::new();
     for user in &script.turns {
-        messages.push(Message::user(user));
-        let prompt = prompt_tokens(context.model(), &messages)?;
         context.take_trace();
-        let written = generate(context, &prompt, options, |_| std::ops::ControlFlow::Continue(()))?;
+        let answered = chat.say(context, user, options, |_| std::ops::ControlFlow::Continue(()))?;
         let trace = context.take_trace();
-        turns.push(Turn {
+        turns.push(DriftTurn {
             user: user.clone(),
-            tokens: written.tokens.len(),
-            projections: projections(&trace, prompt.len(), caps),
-            timings: written.timings,
-            answer: written.text.clone(),
+            tokens: answered.generated.tokens.len(),
+            projections: projections(&trace, answered.prompt_tokens, caps),
+            timings: answered.generated.timings,
+            answer: answered.generated.text,
         });
-        messages.push(Message::assistant(written.text));
         on_turn(turns.len());
     }
     context.set_tracing(false)?;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use llama_cpp_2::sampling::LlamaSampler;
 
+use crate::chat::{Message, Role};
 use crate::context::{BatchRow, Context, ContextOptions};
 use crate::error::Error;
 use crate::generate::Sampling;
@@ -11,7 +12,7 @@ use crate::model::Model;
 use crate::rollout_file::Rollout;
 use crate::rollout_plan::Request;
 use crate::utf8::Utf8;
-use crate::{Chat, Message, Token};
+use crate::Token;
 
 /// How to generate answers.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +46,7 @@ pub(crate) const PASS_ROWS: u32 = 512;
 /// other lengths.
 ///
 /// # Errors
-/// [`Error::NoChatTemplate`] and others of [`Chat`], [`Error::PromptTooLong`], and those of [`Context::decode`].
+/// Those of [`Model::render`], [`Error::PromptTooLong`], and those of [`Context::decode`].
 pub fn generate_rollouts(
     model: &Model,
     requests: &[Request],
@@ -117,10 +118,10 @@ pub(crate) fn slots(model: &Model, wanted: usize) -> usize {
 fn prompt(model: &Model, request: &Request) -> Result<Vec<Token>, Error> {
     let mut messages = Vec::new();
     if let Some(system) = &request.system {
-        messages.push(Message::system(system));
+        messages.push(Message::new(Role::System, system));
     }
-    messages.push(Message::user(&request.text));
-    Chat::prompt(model, &messages)
+    messages.push(Message::new(Role::User, &request.text));
+    model.tokenize(&model.render(&messages, None, true)?, true)
 }
 
 /// One answer being generated.

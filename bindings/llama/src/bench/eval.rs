@@ -1,0 +1,135 @@
+//! A context that caps through llama.cpp's evaluation callback, to compare with.
+//!
+//! `llama-cpp-2` neither sets `cb_eval` nor gives out its pointers, so this one goes to llama.cpp directly. It
+//! shares the mapped weights with the model of the other subjects.
+
+use std::ffi::CString;
+use std::ptr::NonNull;
+
+use axiscap::CapSet;
+use axiscap_ggml::{EvalCallback, Session};
+use llama_cpp_sys_2 as sys;
+
+use super::Subject;
+use crate::Token;
+use crate::context::{ContextOptions, KvType};
+use crate::error::Error;
+use crate::log;
+use crate::model::Model;
+use crate::threads::default_threads;
+
+pub(super) struct EvalContext {
+    context: NonNull<sys::llama_context>,
+    model: NonNull<sys::llama_model>,
+    session: Session,
+    batch: usize,
+    /// Kept for the context, which holds a pointer into it.
+    _callback: EvalCallback,
+}
+
+impl EvalContext {
+    pub(super) fn new(model: &Model, caps: &CapSet, options: &ContextOptions) -> Result<Self, Error> {
+        let session = Session::new(model.shape().clone());
+        session.set_caps(Some(caps))?;
+        let callback = EvalCallback::new(session.clone());
+        let path = model.path();
+        let name = path.to_str().and_then(|path| CString::new(path).ok());
+        let name = name.ok_or_else(|| Error::ModelPath(path.to_owned()))?;
+        // SAFETY: plain queries of default parameters.
+        let (mut model_params, mut params) =
+            unsafe { (sys::llama_model_default_params(), sys::llama_context_default_params()) };
+        if let Some(layers) = model.options().gpu_layers {
+            model_params.n_gpu_layers = i32::try_from(layers).unwrap_or(i32::MAX);
+        }
+        // SAFETY: `name` is NUL-terminated and lives for the call; the parameters are llama.cpp's own.
+        let (raw, complaints) =
+            log::capture(|| unsafe { sys::llama_model_load_from_file(name.as_ptr(), model_params) });
+        let raw_model = NonNull::new(raw).ok_or_else(|| Error::ModelLoad {
+            path: path.to_owned(),
+            reason: complaints.reason(),
+            remedy: "leave the comparison with cb_eval out",
+        })?;
+        let ctx = options.ctx.unwrap_or(0);
+        let threads = i32::try_from(options.threads.unwrap_or_else(default_threads)).unwrap_or(i32::MAX);
+        let kv = match options.kv_type {
+            KvType::F16 => sys::GGML_TYPE_F16,
+            KvType::F32 => sys::GGML_TYPE_F32,
+        };
+        params.n_ctx = ctx;
+        params.n_batch = options.batch.max(options.ubatch);
+        params.n_ubatch = options.ubatch;
+        (params.n_threads, params.n_threads_batch) = (threads, threads);
+        (params.type_k, params.type_v) = (kv, kv);
+        params.flash_attn_type = match options.flash_attention {
+            None => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        };
+        (params.kv_unified, params.no_perf) = (true, true);
+        (params.cb_eval, params.cb_eval_user_data) = (callback.function(), callback.user_data());
+        // SAFETY: the model was just loaded and outlives the context (see Drop); the callback's state is boxed
+        // and kept in this struct for as long.
+        let (raw, complaints) =
+            log::capture(|| unsafe { sys::llama_init_from_model(raw_model.as_ptr(), params) });
+        let Some(context) = NonNull::new(raw) else {
+            // SAFETY: loaded above, and no context refers to it.
+            unsafe { sys::llama_model_free(raw_model.as_ptr()) };
+            return Err(Error::ContextCreation { ctx, reason: complaints.reason() });
+        };
+        // SAFETY: the context is alive.
+        let batch = unsafe { sys::llama_n_batch(context.as_ptr()) } as usize;
+        Ok(Self { context, model: raw_model, session, batch, _callback: callback })
+    }
+
+    /// Decodes tokens that follow what is in the cache, with logits for the last.
+    fn decode(&mut self, tokens: &[Token], position: usize) -> Result<(), Error> {
+        for (chunk, start) in tokens.chunks(self.batch).zip((position..).step_by(self.batch)) {
+            let mut ids: Vec<sys::llama_token> = chunk.iter().map(|token| token.0).collect();
+            let count = i32::try_from(ids.len()).unwrap_or(i32::MAX);
+            let (decoded, complaints) = log::capture(|| {
+                self.session.watch(chunk.len(), 1, || {
+                    // SAFETY: the batch borrows `ids`, which lives for both calls; the context is alive and ours.
+                    // Positions follow on from the cache by themselves, and the last token has logits.
+                    let status = unsafe {
+                        let batch = sys::llama_batch_get_one(ids.as_mut_ptr(), count);
+                        sys::llama_decode(self.context.as_ptr(), batch)
+                    };
+                    if status == 0 { Ok(()) } else { Err(status) }
+                })
+            });
+            decoded?.map_err(|_| Error::Decode {
+                rows: chunk.len(),
+                position: i32::try_from(start).unwrap_or(i32::MAX),
+                reason: complaints.reason(),
+            })?;
+        }
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_synchronize(self.context.as_ptr()) };
+        Ok(())
+    }
+}
+
+impl Subject for EvalContext {
+    fn clear(&mut self) {
+        // SAFETY: the context is alive, and so is its memory.
+        unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), true) }
+    }
+
+    fn prefill(&mut self, tokens: &[Token]) -> Result<(), Error> {
+        self.decode(tokens, 0)
+    }
+
+    fn step(&mut self, token: Token, position: usize) -> Result<(), Error> {
+        self.decode(&[token], position)
+    }
+}
+
+impl Drop for EvalContext {
+    fn drop(&mut self) {
+        // SAFETY: both are ours and alive; the context goes first, since it refers to the model.
+        unsafe {
+            sys::llama_free(self.context.as_ptr());
+            sys::llama_model_free(self.model.as_ptr());
+        }
+    }
+}

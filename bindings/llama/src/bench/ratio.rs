@@ -1,0 +1,90 @@
+//! The ratio of two speeds, measured in pairs.
+
+use std::time::Duration;
+
+/// Capped tokens per second over uncapped tokens per second, from pairs measured side by side.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ratio {
+    /// Median of the pairs' ratios. Below 1: capping costs time.
+    pub median: f64,
+    /// Interval that holds the true median with at least 95 % confidence: the order statistics of the sign test,
+    /// without any assumption about the distribution. With fewer than 6 pairs no interval reaches 95 %; it is then
+    /// the whole range.
+    pub ci95: (f64, f64),
+    /// Median tokens per second of the baseline.
+    pub uncapped_tps: f64,
+    /// Median tokens per second of the capped context.
+    pub capped_tps: f64,
+    /// Every pair's ratio, in the order measured.
+    pub pairs: Vec<f64>,
+}
+
+impl Ratio {
+    /// From (baseline, capped) times for `tokens` tokens each.
+    pub(super) fn of(times: &[(Duration, Duration)], tokens: usize) -> Self {
+        let seconds = |time: Duration| time.as_secs_f64().max(1e-9);
+        let pairs: Vec<f64> = times.iter().map(|&(base, capped)| seconds(base) / seconds(capped)).collect();
+        let speed = |times: Vec<f64>| tokens as f64 / median(&sorted(times));
+        let ordered = sorted(pairs.clone());
+        let rank = interval_rank(ordered.len());
+        Self {
+            median: median(&ordered),
+            ci95: (ordered[rank], ordered[ordered.len() - 1 - rank]),
+            uncapped_tps: speed(times.iter().map(|pair| seconds(pair.0)).collect()),
+            capped_tps: speed(times.iter().map(|pair| seconds(pair.1)).collect()),
+            pairs,
+        }
+    }
+}
+
+fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+/// The largest `k` for which the interval from the (k+1)-th smallest to the (k+1)-th largest of `n` values misses
+/// the true median with a probability of at most 5 %: twice the binomial tail P(X <= k) with p = 1/2.
+fn interval_rank(n: usize) -> usize {
+    let mut tail = 0.0;
+    // Binomial probabilities in logarithms: 2^-n underflows early.
+    let mut log_probability = -(n as f64) * std::f64::consts::LN_2;
+    for k in 0..n / 2 {
+        tail += log_probability.exp();
+        if 2.0 * tail > 0.05 {
+            return k.saturating_sub(1);
+        }
+        log_probability += ((n - k) as f64 / (k + 1) as f64).ln();
+    }
+    (n / 2).saturating_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interval_ranks_are_those_of_the_sign_test() {
+        // Tabulated (1-based lower order statistic): n = 6: 1, 10: 2, 20: 6, 30: 10, 50: 18, 100: 40.
+        for (n, lower) in [(6, 1), (9, 2), (10, 2), (20, 6), (30, 10), (50, 18), (100, 40)] {
+            assert_eq!(interval_rank(n) + 1, lower, "n = {n}");
+        }
+        assert_eq!((1..6).map(interval_rank).collect::<Vec<_>>(), [0; 5]);
+    }
+
+    #[test]
+    fn ratios_are_of_speeds_and_medians_shrug_off_outliers() {
+        let ms = Duration::from_millis;
+        let times = [(ms(99), ms(100)), (ms(50), ms(50)), (ms(10), ms(900))];
+        let ratio = Ratio::of(&times, 10);
+        assert!((ratio.median - 0.99).abs() < 1e-12);
+        assert_eq!(ratio.ci95, (10.0 / 900.0, 1.0));
+        assert!((ratio.uncapped_tps - 200.0).abs() < 1e-9);
+        assert!((ratio.capped_tps - 100.0).abs() < 1e-9);
+        assert_eq!(median(&[1.0, 2.0, 3.0, 4.0]), 2.5);
+    }
+}

@@ -1,0 +1,197 @@
+//! Conversations: the model's chat template, and turns that decode only what is new.
+
+use std::ops::ControlFlow;
+
+use llama_cpp_2::model::{LlamaChatMessage, LlamaChatTemplate};
+
+use crate::Token;
+use crate::context::Context;
+use crate::error::Error;
+use crate::generate::{GenerateOptions, Generated, generate};
+use crate::model::Model;
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Sets the scene.
+    System,
+    /// Asks.
+    User,
+    /// Answers: the model.
+    Assistant,
+}
+
+impl Role {
+    /// The role's name in chat templates.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into() }
+    }
+}
+
+impl Model {
+    /// Whether the file holds a chat template.
+    #[must_use]
+    pub fn has_chat_template(&self) -> bool {
+        self.llama().chat_template(None).is_ok()
+    }
+
+    /// Writes a conversation in the markup of the model's chat template, or of the one named (e.g. `chatml`).
+    /// `answer` adds the markup that opens the model's next answer. llama.cpp recognises templates rather than
+    /// running their code: a default system prompt hidden in one is not added.
+    ///
+    /// # Errors
+    /// [`Error::NoChatTemplate`], [`Error::ChatTemplate`], [`Error::NulInText`].
+    pub fn render(
+        &self,
+        messages: &[Message],
+        template: Option<&str>,
+        answer: bool,
+    ) -> Result<String, Error> {
+        let template = match template {
+            Some(name) => LlamaChatTemplate::new(name)
+                .map_err(|error| Error::NulInText { what: "chat template", offset: error.nul_position() })?,
+            None => self
+                .llama()
+                .chat_template(None)
+                .map_err(|_| Error::NoChatTemplate { path: self.path().to_owned() })?,
+        };
+        let messages = messages
+            .iter()
+            .map(|message| {
+                LlamaChatMessage::new(message.role.name().into(), message.content.clone()).map_err(|_| {
+                    let offset = message.content.find('\0').unwrap_or(0);
+                    Error::NulInText { what: "message", offset }
+                })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        self.llama().apply_chat_template(&template, &messages, answer).map_err(|_| {
+            let text = template.as_c_str().to_string_lossy();
+            let mut beginning: String = text.chars().take(40).collect();
+            if beginning.len() < text.len() {
+                beginning.push_str("...");
+            }
+            Error::ChatTemplate { template: beginning }
+        })
+    }
+}
+
+/// A conversation on sequence 0 of a context.
+///
+/// The model's own tokens are kept as they were generated, and only the tokens of a new turn are decoded: the
+/// context's [`generate`](crate::generate()) finds the rest in its KV cache. When the caps have changed in between,
+/// the whole conversation is decoded anew under them.
+#[derive(Debug, Clone, Default)]
+pub struct Chat {
+    system: Option<String>,
+    template: Option<String>,
+    messages: Vec<Message>,
+    /// The conversation so far as text and as tokens, the last answer without what closes it.
+    text: String,
+    tokens: Vec<Token>,
+}
+
+impl Chat {
+    /// A conversation under a system prompt, in the model's own template unless another one is named.
+    #[must_use]
+    pub fn new(system: Option<&str>, template: Option<&str>) -> Self {
+        let mut chat =
+            Self { system: system.map(Into::into), template: template.map(Into::into), ..Self::default() };
+        chat.reset();
+        chat
+    }
+
+    /// Says something and generates the answer. When that fails the conversation is as it was before.
+    ///
+    /// # Errors
+    /// Those of [`Model::render`] and [`generate`](crate::generate()).
+    pub fn say(
+        &mut self,
+        context: &mut Context<'_>,
+        text: &str,
+        options: &GenerateOptions,
+        on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Turn, Error> {
+        self.messages.push(Message::new(Role::User, text));
+        let answered = self.answer(context, options, on_text);
+        if answered.is_err() {
+            self.messages.pop();
+        }
+        answered
+    }
+
+    fn answer(
+        &mut self,
+        context: &mut Context<'_>,
+        options: &GenerateOptions,
+        on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Turn, Error> {
+        let model = context.model();
+        let rendered = model.render(&self.messages, self.template.as_deref(), true)?;
+        let mut tokens = match rendered.strip_prefix(&self.text) {
+            // Tokenizing an answer anew may cut it otherwise than the model did.
+            Some(new) if !self.tokens.is_empty() => [&self.tokens[..], &model.tokenize(new, false)?].concat(),
+            _ => model.tokenize(&rendered, true)?,
+        };
+        let prompt = tokens.len();
+        let generated = generate(context, &tokens, options, on_text)?;
+        tokens.extend_from_slice(&generated.tokens);
+        self.tokens = tokens;
+        self.text = rendered + &generated.text;
+        self.messages.push(Message::new(Role::Assistant, &*generated.text));
+        Ok(Turn { prompt_tokens: prompt, generated })
+    }
+
+    /// Takes back the last question and its answer; `false` when there is none.
+    pub fn undo(&mut self) -> bool {
+        let Some(question) = self.messages.iter().rposition(|message| message.role == Role::User) else {
+            return false;
+        };
+        self.messages.truncate(question);
+        self.text.clear();
+        self.tokens.clear();
+        true
+    }
+
+    /// Starts anew, under the same system prompt.
+    pub fn reset(&mut self) {
+        self.messages = self.system.iter().map(|text| Message::new(Role::System, text)).collect();
+        self.text.clear();
+        self.tokens.clear();
+    }
+
+    /// The messages so far.
+    #[must_use]
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// Tokens of the whole conversation up to the answer.
+    pub prompt_tokens: usize,
+    /// The answer.
+    pub generated: Generated,
+}

@@ -1,0 +1,473 @@
+//! A llama.cpp context whose graphs run with caps.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::{Mutex, PoisonError};
+
+use axiscap::{CapSet, CapStats};
+use axiscap_ggml::{Hook, Session};
+use llama_cpp_2::DecodeError;
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_sys_2 as sys;
+
+use crate::error::Error;
+use crate::model::Model;
+use crate::threads::{self, default_threads};
+use crate::trace::{self, TraceRow};
+use crate::{Token, backend, log};
+
+/// Number format of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvType {
+    /// Half precision, llama.cpp's default.
+    #[default]
+    F16,
+    /// Single precision.
+    F32,
+}
+
+/// How to make a context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextOptions {
+    /// Tokens the context holds, over all sequences; `None`: 4096, or what the model was trained on if that is less.
+    pub ctx: Option<u32>,
+    /// Most rows of one [`Context::decode`].
+    pub batch: u32,
+    /// Most rows llama.cpp computes in one pass.
+    pub ubatch: u32,
+    /// Threads for the CPU; `None`: [`default_threads`].
+    pub threads: Option<usize>,
+    /// Number format of the KV cache.
+    pub kv_type: KvType,
+    /// Flash attention on or off; `None` leaves it to llama.cpp.
+    pub flash_attention: Option<bool>,
+    /// Number of sequences decoded side by side. They share one KV buffer, so that rows keep the order of the batch.
+    pub sequences: u32,
+}
+
+impl Default for ContextOptions {
+    fn default() -> Self {
+        Self {
+            ctx: None,
+            batch: 2048,
+            ubatch: 512,
+            threads: None,
+            kv_type: KvType::F16,
+            flash_attention: None,
+            sequences: 1,
+        }
+    }
+}
+
+/// Context size where none is asked for.
+const DEFAULT_CTX: u32 = 4096;
+/// Most sequences of a llama.cpp context (LLAMA_MAX_SEQ).
+const MOST_SEQUENCES: u32 = 256;
+
+/// One row of a batch: a token at a position of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchRow {
+    /// The token.
+    pub token: Token,
+    /// Its position in the sequence, from 0.
+    pub position: i32,
+    /// The sequence, below [`ContextOptions::sequences`].
+    pub sequence: i32,
+    /// Whether its logits are wanted. The last block computes only such rows.
+    pub logits: bool,
+}
+
+/// A context and the caps of everything it decodes.
+pub struct Context<'m> {
+    // Declared first, dropped first: the backends inside must go before the hook does.
+    llama: LlamaContext<'m>,
+    batch: LlamaBatch<'static>,
+    model: &'m Model,
+    hooked: Option<Hooked>,
+    options: ContextOptions,
+    ctx: usize,
+    /// Which rows of the last batch have logits.
+    outputs: Vec<bool>,
+    /// Tokens of sequence 0 that [`generate`](crate::generate()) has decoded under the current caps.
+    pub(crate) history: Vec<Token>,
+}
+
+struct Hooked {
+    session: Session,
+    tracing: bool,
+    trace: Vec<TraceRow>,
+    _hook: Hook,
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("model", &self.model.path())
+            .field("options", &self.options)
+            .field("hooked", &self.hooked.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'m> Context<'m> {
+    /// A context that can be capped. Until [`Context::set_caps`] its graphs run untouched.
+    ///
+    /// # Errors
+    /// [`Error::Hook`] when the hook cannot be installed in this llama.cpp, [`Error::Option`],
+    /// [`Error::ContextCreation`], [`Error::NotBound`].
+    pub fn new(model: &'m Model, options: &ContextOptions) -> Result<Self, Error> {
+        backend::llama();
+        let hook = Hook::install()?;
+        let session = Session::new(model.shape().clone());
+        let (ctx, llama) = hook.bind(&session, || create(model, options))?;
+        if !session.is_bound() {
+            return Err(Error::NotBound);
+        }
+        let hooked = Hooked { session, tracing: false, trace: Vec::new(), _hook: hook };
+        Ok(Self::wrap(model, options, ctx, llama, Some(hooked)))
+    }
+
+    /// A context that the hook never touches: llama.cpp as it is, the baseline of measurements.
+    ///
+    /// # Errors
+    /// [`Error::Option`], [`Error::ContextCreation`].
+    pub fn uncapped(model: &'m Model, options: &ContextOptions) -> Result<Self, Error> {
+        let (ctx, llama) = create(model, options)?;
+        Ok(Self::wrap(model, options, ctx, llama, None))
+    }
+
+    fn wrap(
+        model: &'m Model,
+        options: &ContextOptions,
+        ctx: u32,
+        llama: LlamaContext<'m>,
+        hooked: Option<Hooked>,
+    ) -> Self {
+        Self {
+            batch: LlamaBatch::new(llama.n_batch() as usize, 1),
+            llama,
+            model,
+            hooked,
+            options: options.clone(),
+            ctx: ctx as usize,
+            outputs: Vec::new(),
+            history: Vec::new(),
+        }
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &'m Model {
+        self.model
+    }
+
+    /// Tokens the context holds, over all sequences.
+    #[must_use]
+    pub fn ctx(&self) -> usize {
+        self.ctx
+    }
+
+    /// Most rows of one [`Context::decode`].
+    #[must_use]
+    pub fn batch(&self) -> usize {
+        self.llama.n_batch() as usize
+    }
+
+    /// Most rows llama.cpp computes in one pass.
+    #[must_use]
+    pub fn ubatch(&self) -> usize {
+        self.llama.n_ubatch() as usize
+    }
+
+    /// The options it was made with.
+    #[must_use]
+    pub fn options(&self) -> &ContextOptions {
+        &self.options
+    }
+
+    /// The session of this context, to change bounds and strengths between two decodes, to observe block outputs
+    /// and to read statistics. Changes made here do not reach what is in the KV cache already; use
+    /// [`Context::set_caps`] and its siblings to have [`generate`](crate::generate()) decode the prompt anew.
+    ///
+    /// # Errors
+    /// [`Error::NotHooked`] for a context made by [`Context::uncapped`].
+    pub fn session(&self) -> Result<&Session, Error> {
+        self.hooked.as_ref().map(|hooked| &hooked.session).ok_or(Error::NotHooked)
+    }
+
+    /// Sets the caps, checked against the model; `None` removes them.
+    ///
+    /// # Errors
+    /// [`Error::Hook`] with the reason, [`Error::NotHooked`].
+    pub fn set_caps(&mut self, caps: Option<&CapSet>) -> Result<(), Error> {
+        self.session()?.set_caps(caps)?;
+        self.history.clear();
+        Ok(())
+    }
+
+    /// Switches the caps on or off without forgetting them. Off, graphs run untouched.
+    ///
+    /// # Errors
+    /// [`Error::NotHooked`].
+    pub fn set_enabled(&mut self, on: bool) -> Result<(), Error> {
+        self.session()?.set_enabled(on);
+        self.history.clear();
+        Ok(())
+    }
+
+    /// Changes the strength of one cap: 1 moves the projection onto the bound, 0 only observes.
+    ///
+    /// # Errors
+    /// [`Error::Hook`], [`Error::NotHooked`].
+    pub fn set_strength(&mut self, cap: usize, strength: f32) -> Result<(), Error> {
+        self.session()?.set_strength(cap, strength)?;
+        self.history.clear();
+        Ok(())
+    }
+
+    /// What each cap did since the last [`Context::reset_stats`], in the order of the set.
+    ///
+    /// # Errors
+    /// [`Error::NotHooked`].
+    pub fn stats(&self) -> Result<Vec<CapStats>, Error> {
+        Ok(self.session()?.stats())
+    }
+
+    /// Starts the statistics anew.
+    ///
+    /// # Errors
+    /// [`Error::NotHooked`].
+    pub fn reset_stats(&mut self) -> Result<(), Error> {
+        self.session()?.reset_stats();
+        Ok(())
+    }
+
+    /// Where capped blocks were computed so far, and how: a ggml device's name (`CPU`, `CUDA0`) and a few words.
+    ///
+    /// # Errors
+    /// [`Error::NotHooked`].
+    pub fn engines_used(&self) -> Result<Vec<(String, &'static str)>, Error> {
+        Ok(self.session()?.engines_used())
+    }
+
+    /// Starts or stops recording what every cap does to every row.
+    ///
+    /// # Errors
+    /// [`Error::NotHooked`].
+    pub fn set_tracing(&mut self, on: bool) -> Result<(), Error> {
+        let hooked = self.hooked.as_mut().ok_or(Error::NotHooked)?;
+        hooked.session.set_tracing(on);
+        drop(hooked.session.take_trace());
+        hooked.tracing = on;
+        Ok(())
+    }
+
+    /// What was recorded since the last call: per decode in the order of its rows, each row's caps in the order
+    /// of the set.
+    pub fn take_trace(&mut self) -> Vec<TraceRow> {
+        self.hooked.as_mut().map(|hooked| std::mem::take(&mut hooked.trace)).unwrap_or_default()
+    }
+
+    /// Decodes one batch: rows of any sequences, each sequence's positions ascending and going on from what is in
+    /// the KV cache.
+    ///
+    /// # Errors
+    /// [`Error::BatchTooLong`], [`Error::BatchRow`], [`Error::ContextFull`], [`Error::Decode`], and
+    /// [`Error::Hook`] when a capped block was not seen with all its rows. After an error the KV cache may hold
+    /// some of the rows; [`Context::truncate`] or [`Context::clear`] it before going on.
+    pub fn decode(&mut self, rows: &[BatchRow]) -> Result<(), Error> {
+        self.outputs.clear();
+        let Some(first) = rows.first() else { return Ok(()) };
+        self.check_rows(rows)?;
+        self.batch.clear();
+        for row in rows {
+            let added = self.batch.add(row.token, row.position, &[row.sequence], row.logits);
+            added.map_err(|_| Error::BatchTooLong { rows: rows.len(), batch: self.batch() })?;
+        }
+        let outputs = rows.iter().filter(|row| row.logits).count();
+        let (decoded, complaints) = log::capture(|| {
+            let mut run = || self.llama.decode(&mut self.batch);
+            match &self.hooked {
+                Some(hooked) => hooked.session.watch(rows.len(), outputs, run),
+                None => Ok(run()),
+            }
+        });
+        match decoded? {
+            Ok(()) => {}
+            Err(DecodeError::NoKvCacheSlot) => {
+                return Err(Error::ContextFull { rows: rows.len(), context: self.ctx });
+            }
+            Err(_) => {
+                let reason = complaints.reason();
+                return Err(Error::Decode { rows: rows.len(), position: first.position, reason });
+            }
+        }
+        self.outputs.extend(rows.iter().map(|row| row.logits));
+        if let Some(hooked) = &mut self.hooked
+            && hooked.tracing
+        {
+            let passes = hooked.session.take_trace();
+            hooked.trace.extend(trace::assemble(rows, &passes)?);
+        }
+        Ok(())
+    }
+
+    /// llama.cpp aborts the process, or reads out of bounds, on some of what is refused here.
+    fn check_rows(&self, rows: &[BatchRow]) -> Result<(), Error> {
+        if rows.len() > self.batch() {
+            return Err(Error::BatchTooLong { rows: rows.len(), batch: self.batch() });
+        }
+        let wrong = |row, what, value: i32, expected| {
+            Err(Error::BatchRow { row, what, value: i64::from(value), expected })
+        };
+        for (index, row) in rows.iter().enumerate() {
+            if !self.model.has_token(row.token) {
+                return wrong(index, "token", row.token.0, format!("0 to {}", self.model.vocab_size() - 1));
+            }
+            if !usize::try_from(row.position).is_ok_and(|position| position < self.ctx) {
+                return wrong(index, "position", row.position, format!("0 to {} (--ctx)", self.ctx - 1));
+            }
+            if !u32::try_from(row.sequence).is_ok_and(|sequence| sequence < self.options.sequences) {
+                return wrong(
+                    index,
+                    "sequence",
+                    row.sequence,
+                    format!("0 to {}", self.options.sequences - 1),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes `tokens` on from `position` of `sequence`, in batches as long as allowed, with the logits of the
+    /// last token.
+    ///
+    /// # Errors
+    /// Those of [`Context::decode`].
+    pub fn prefill(&mut self, tokens: &[Token], position: usize, sequence: i32) -> Result<(), Error> {
+        let batch = self.batch();
+        for (chunk, start) in tokens.chunks(batch).zip((0..).step_by(batch)) {
+            let row = |(index, &token): (usize, &Token)| BatchRow {
+                token,
+                position: i32::try_from(position + start + index).unwrap_or(i32::MAX),
+                sequence,
+                logits: start + index + 1 == tokens.len(),
+            };
+            let rows: Vec<_> = chunk.iter().enumerate().map(row).collect();
+            self.decode(&rows)?;
+        }
+        Ok(())
+    }
+
+    /// The logits of a row of the last batch, one per token of the vocabulary; `None` where none were asked for.
+    #[must_use]
+    pub fn logits(&self, row: usize) -> Option<&[f32]> {
+        let asked = self.outputs.get(row).copied().unwrap_or(false);
+        asked.then(|| self.llama.get_logits_ith(i32::try_from(row).unwrap_or(i32::MAX)))
+    }
+
+    /// Whether the last row of the last batch has logits to sample from.
+    pub(crate) fn has_last_logits(&self) -> bool {
+        self.outputs.last().copied().unwrap_or(false)
+    }
+
+    /// Number of positions of a sequence that are in the KV cache.
+    #[must_use]
+    pub fn position(&self, sequence: i32) -> usize {
+        usize::try_from(self.llama.kv_cache_seq_pos_max(sequence) + 1).unwrap_or(0)
+    }
+
+    /// Forgets all sequences.
+    pub fn clear(&mut self) {
+        self.llama.clear_kv_cache();
+        self.history.clear();
+    }
+
+    /// Forgets a sequence from a position on.
+    ///
+    /// # Errors
+    /// [`Error::CannotTruncate`] where the model's memory has no such rows to take away (recurrent models).
+    pub fn truncate(&mut self, sequence: i32, position: usize) -> Result<(), Error> {
+        let from = u32::try_from(position).unwrap_or(u32::MAX);
+        let removed = u32::try_from(sequence)
+            .is_ok_and(|seq| self.llama.clear_kv_cache_seq(Some(seq), Some(from), None).unwrap_or(false));
+        if !removed {
+            return Err(Error::CannotTruncate {
+                architecture: self.model.shape().architecture.clone(),
+                sequence,
+                position: i32::try_from(position).unwrap_or(i32::MAX),
+            });
+        }
+        if sequence == 0 {
+            self.history.truncate(position);
+        }
+        Ok(())
+    }
+
+    /// Makes sequence `to` a copy of sequence `from`, e.g. to go on from a common prompt. The cells are shared.
+    pub fn copy_sequence(&mut self, from: i32, to: i32) {
+        self.llama.copy_cache(from, to, -1);
+    }
+
+    /// The context of `llama-cpp-2`, for what this crate does not cover. A decode through it is not watched.
+    #[must_use]
+    pub fn llama(&self) -> &LlamaContext<'m> {
+        &self.llama
+    }
+}
+
+/// Creates the llama.cpp context. Returns with it how many tokens it may hold: llama.cpp rounds up, but what was
+/// asked for is what counts.
+fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaContext<'m>), Error> {
+    /// llama.cpp writes to the shared model while it makes a context (`n_ctx_train`, for scaled rope).
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+    let (ctx, params) = context_params(model, options)?;
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (made, complaints) = log::capture(|| model.llama().new_context(backend::llama(), params));
+    let llama = made.map_err(|_| Error::ContextCreation { ctx, reason: complaints.reason() })?;
+    Ok((ctx.min(llama.n_ctx()), llama))
+}
+
+/// llama.cpp's parameters for these options, checked: llama.cpp aborts the process on some of what is refused here.
+fn context_params(model: &Model, options: &ContextOptions) -> Result<(u32, LlamaContextParams), Error> {
+    let default = DEFAULT_CTX.min(model.trained_context().max(1));
+    let ctx = in_range("ctx (--ctx)", options.ctx.unwrap_or(default), 1, i32::MAX as u32)?;
+    let batch = in_range("batch", options.batch, 1, i32::MAX as u32)?;
+    let ubatch = in_range("ubatch (--ubatch)", options.ubatch, 1, i32::MAX as u32)?;
+    let sequences = in_range("sequences", options.sequences, 1, MOST_SEQUENCES)?;
+    let threads = u32::try_from(options.threads.unwrap_or_else(default_threads)).unwrap_or(u32::MAX);
+    let threads = in_range("threads (--threads)", threads, 1, threads::MOST as u32)? as i32;
+    let kv = match options.kv_type {
+        KvType::F16 => KvCacheType::F16,
+        KvType::F32 => KvCacheType::F32,
+    };
+    let flash = match options.flash_attention {
+        None => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+        Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    };
+    let params = LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(ctx))
+        .with_n_batch(batch.max(ubatch))
+        .with_n_ubatch(ubatch)
+        .with_n_seq_max(sequences)
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads)
+        .with_type_k(kv)
+        .with_type_v(kv)
+        .with_flash_attention_policy(flash)
+        .with_kv_unified(true)
+        .with_no_perf(true);
+    Ok((ctx, params))
+}
+
+fn in_range(option: &'static str, value: u32, least: u32, most: u32) -> Result<u32, Error> {
+    if (least..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(Error::Option { option, value: value.to_string(), expected: format!("{least} to {most}") })
+    }
+}

@@ -1,0 +1,238 @@
+//! Text from a context, token by token.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use llama_cpp_2::sampling::LlamaSampler;
+
+use crate::Token;
+use crate::context::{BatchRow, Context};
+use crate::error::Error;
+use crate::utf8::Utf8;
+
+/// How the next token is chosen. Temperature 0 is greedy: the likeliest token, and nothing else matters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 is greedy.
+    pub temperature: f32,
+    /// Keep the `k` likeliest tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the likeliest tokens that together have this probability; 1 keeps all.
+    pub top_p: f32,
+    /// Keep tokens at least this likely, relative to the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// Seed of the random numbers.
+    pub seed: u32,
+}
+
+impl Sampling {
+    /// The likeliest token, always.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
+
+    pub(crate) fn sampler(&self) -> Result<LlamaSampler, Error> {
+        fn check(option: &'static str, value: f32, most: f32) -> Result<(), Error> {
+            if (0.0..=most).contains(&value) && value.is_finite() {
+                return Ok(());
+            }
+            let expected = if most.is_finite() { format!("0 to {most}") } else { "0 or more".into() };
+            Err(Error::Option { option, value: value.to_string(), expected })
+        }
+        check("temperature (--temp)", self.temperature, f32::INFINITY)?;
+        check("top_p (--top-p)", self.top_p, 1.0)?;
+        check("min_p (--min-p)", self.min_p, 1.0)?;
+        if self.temperature == 0.0 {
+            return Ok(LlamaSampler::greedy());
+        }
+        Ok(LlamaSampler::chain_simple([
+            LlamaSampler::top_k(i32::try_from(self.top_k).unwrap_or(i32::MAX)),
+            LlamaSampler::top_p(self.top_p, 1),
+            LlamaSampler::min_p(self.min_p, 1),
+            LlamaSampler::temp(self.temperature),
+            LlamaSampler::dist(self.seed),
+        ]))
+    }
+}
+
+impl Default for Sampling {
+    /// llama.cpp's usual chain: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, seed 0.
+    fn default() -> Self {
+        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 0 }
+    }
+}
+
+/// What to generate.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GenerateOptions {
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+}
+
+impl Default for GenerateOptions {
+    /// 256 tokens, [`Sampling::default`].
+    fn default() -> Self {
+        Self { max_tokens: 256, sampling: Sampling::default() }
+    }
+}
+
+/// Why generation stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The model ended its answer with this token, which is not among the generated ones.
+    End(Token),
+    /// [`GenerateOptions::max_tokens`] were generated.
+    MaxTokens,
+    /// The context has no room for another token.
+    ContextFull,
+    /// The caller asked to stop.
+    Caller,
+}
+
+/// What was generated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// The text.
+    pub text: String,
+    /// Its tokens, without the one that ended it.
+    pub tokens: Vec<Token>,
+    /// Why it ended.
+    pub stop: Stop,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+/// Rows decoded and the time they took, prompt and generation apart. Sampling counts as generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// Tokens of the prompt that were in the KV cache already.
+    pub reused: usize,
+    /// Tokens of the prompt decoded.
+    pub prefill_tokens: usize,
+    /// Time they took.
+    pub prefill: Duration,
+    /// Generated tokens decoded; the last one generated never is.
+    pub decode_tokens: usize,
+    /// Time they took.
+    pub decode: Duration,
+}
+
+impl Timings {
+    /// Tokens of the prompt per second; 0 where none were decoded.
+    #[must_use]
+    pub fn prefill_tokens_per_second(&self) -> f64 {
+        rate(self.prefill_tokens, self.prefill)
+    }
+
+    /// Generated tokens per second; 0 where none were decoded.
+    #[must_use]
+    pub fn decode_tokens_per_second(&self) -> f64 {
+        rate(self.decode_tokens, self.decode)
+    }
+}
+
+fn rate(tokens: usize, time: Duration) -> f64 {
+    if tokens == 0 { 0.0 } else { tokens as f64 / time.as_secs_f64().max(1e-9) }
+}
+
+/// Decodes a prompt on sequence 0 and generates from it. `on_text` is handed whole characters as they come, and may
+/// stop the generation.
+///
+/// The part of the prompt that this function decoded before, and that is still in the KV cache, is not decoded
+/// again, as long as the caps are the same. After a failure the context is as if it had been cleared.
+///
+/// # Errors
+/// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::Option`], and those of [`Context::decode`].
+pub fn generate(
+    context: &mut Context<'_>,
+    prompt: &[Token],
+    options: &GenerateOptions,
+    on_text: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generated, Error> {
+    let mut sampler = options.sampling.sampler()?;
+    if prompt.is_empty() {
+        return Err(Error::EmptyPrompt);
+    }
+    // One position must be left for the first generated token to be fed back.
+    if prompt.len() >= context.ctx() {
+        return Err(Error::PromptTooLong {
+            prompt: prompt.len(),
+            context: context.ctx(),
+            trained: context.model().trained_context(),
+        });
+    }
+    let result = run(context, prompt, options.max_tokens, &mut sampler, on_text);
+    if result.is_err() {
+        context.clear();
+    }
+    result
+}
+
+fn run(
+    context: &mut Context<'_>,
+    prompt: &[Token],
+    max_tokens: usize,
+    sampler: &mut LlamaSampler,
+    mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generated, Error> {
+    let model = context.model();
+    let mut timings = Timings { reused: reuse(context, prompt), ..Timings::default() };
+    let started = Instant::now();
+    context.prefill(&prompt[timings.reused..], timings.reused, 0)?;
+    context.llama().synchronize();
+    context.history = prompt.to_vec();
+    timings.prefill = started.elapsed();
+    timings.prefill_tokens = prompt.len() - timings.reused;
+
+    let mut utf8 = Utf8::default();
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    let started = Instant::now();
+    let stop = loop {
+        if tokens.len() == max_tokens {
+            break Stop::MaxTokens;
+        }
+        debug_assert!(context.has_last_logits(), "sampling without logits would abort in llama.cpp");
+        let token = sampler.sample(context.llama(), -1);
+        if model.ends_generation(token) {
+            break Stop::End(token);
+        }
+        tokens.push(token);
+        let piece = utf8.push(&model.piece(token));
+        text.push_str(&piece);
+        if !piece.is_empty() && on_text(&piece).is_break() {
+            break Stop::Caller;
+        }
+        if tokens.len() == max_tokens {
+            break Stop::MaxTokens;
+        }
+        let position = context.history.len();
+        if position == context.ctx() {
+            break Stop::ContextFull;
+        }
+        let position = i32::try_from(position).unwrap_or(i32::MAX);
+        context.decode(&[BatchRow { token, position, sequence: 0, logits: true }])?;
+        context.history.push(token);
+        timings.decode_tokens += 1;
+    };
+    context.llama().synchronize();
+    timings.decode = started.elapsed();
+    let rest = utf8.finish();
+    if !rest.is_empty() {
+        text.push_str(&rest);
+        // It has stopped already.
+        let _ = on_text(&rest);
+    }
+    Ok(Generated { text, tokens, stop, timings })
+}
+
+/// Rolls sequence 0 back to the longest beginning it shares with the prompt and returns its length. At least the
+/// prompt's last token is left to decode, since its logits are needed.
+fn reuse(context: &mut Context<'_>, prompt: &[Token]) -> usize {
+    let shared = context.history.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    let shared = shared.min(prompt.len() - 1);
+    if shared == 0 || context.truncate(0, shared).is_err() {
+        context.clear();
+        return 0;
+    }
+    shared
+}

@@ -1,0 +1,252 @@
+//! A loaded model: weights, vocabulary, chat template.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use axiscap_ggml::ModelShape;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_sys_2 as sys;
+
+use crate::Token;
+use crate::backend;
+use crate::error::Error;
+use crate::log;
+
+/// How to load a model.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ModelOptions {
+    /// Layers to put on a GPU; `None` leaves it to llama.cpp (all of them where there is one).
+    pub gpu_layers: Option<u32>,
+}
+
+/// A model in memory. Shared by any number of contexts, from any thread.
+#[derive(Debug)]
+pub struct Model {
+    llama: LlamaModel,
+    path: PathBuf,
+    options: ModelOptions,
+    shape: ModelShape,
+    name: Option<String>,
+    file_type: Option<String>,
+    trained_context: u32,
+}
+
+/// Architectures that llama.cpp runs without a KV cache or that need an encoder's output first.
+const NOT_CAUSAL: [&str; 20] = [
+    "bert",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "neo-bert",
+    "eurobert",
+    "modern-bert",
+    "gemma-embedding",
+    "wavtokenizer-dec",
+    "dream",
+    "llada",
+    "llada-moe",
+    "rnd1",
+    "clef",
+    "t5",
+    "t5encoder",
+    "eagle3",
+    "dflash",
+    "clip",
+];
+
+impl Model {
+    /// Loads a GGUF file.
+    ///
+    /// # Errors
+    /// [`Error::ModelFile`], [`Error::ModelPath`], [`Error::ModelLoad`] with llama.cpp's own words,
+    /// [`Error::NotGenerative`].
+    pub fn load(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self, Error> {
+        let path = path.as_ref();
+        check_readable(path)?;
+        if path.to_str().is_none_or(|path| path.contains('\0')) {
+            return Err(Error::ModelPath(path.to_owned()));
+        }
+        let mut params = LlamaModelParams::default();
+        if let Some(layers) = options.gpu_layers {
+            params = params.with_n_gpu_layers(layers);
+        }
+        let backend = backend::llama();
+        let (loaded, complaints) = log::capture(|| LlamaModel::load_from_file(backend, path, &params));
+        let llama = loaded.map_err(|_| {
+            let reason = complaints.reason();
+            Error::ModelLoad { path: path.to_owned(), remedy: remedy(&reason), reason }
+        })?;
+        let text = |key: &str| llama.meta_val_str(key).ok().filter(|value| !value.is_empty());
+        let architecture = text("general.architecture").unwrap_or_default();
+        let model = Self {
+            shape: ModelShape {
+                blocks: llama.n_layer() as usize,
+                width: usize::try_from(llama.n_embd()).unwrap_or(0),
+                architecture,
+            },
+            name: text("general.name"),
+            file_type: text("general.file_type").and_then(|number| number.parse().ok()).map(file_type_name),
+            trained_context: llama.n_ctx_train(),
+            path: path.to_owned(),
+            options: options.clone(),
+            llama,
+        };
+        model.check_generative()?;
+        Ok(model)
+    }
+
+    /// llama.cpp answers some questions to models that cannot generate by aborting the process; they are asked
+    /// here instead.
+    fn check_generative(&self) -> Result<(), Error> {
+        let architecture = &self.shape.architecture;
+        let causal = self.llama.meta_val_str(&format!("{architecture}.attention.causal"));
+        let tokenizer = self.llama.meta_val_str("tokenizer.ggml.model");
+        let reason =
+            if NOT_CAUSAL.contains(&architecture.as_str()) || causal.is_ok_and(|value| value == "false") {
+                "it is an encoder, embedding or diffusion model, which does not predict the next token"
+            } else if tokenizer.map_or(true, |name| name == "no_vocab" || name == "none")
+                || self.vocab_size() == 0
+            {
+                "the file holds no tokenizer"
+            } else {
+                return Ok(());
+            };
+        Err(Error::NotGenerative { path: self.path.clone(), architecture: architecture.clone(), reason })
+    }
+
+    /// Architecture, number of blocks, width of the residual stream.
+    #[must_use]
+    pub fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    /// The path it was loaded from, as given.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The options it was loaded with.
+    #[must_use]
+    pub fn options(&self) -> &ModelOptions {
+        &self.options
+    }
+
+    /// `general.name`.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// How the weights are stored, in llama.cpp's words, e.g. `Q4_1`.
+    #[must_use]
+    pub fn file_type(&self) -> Option<&str> {
+        self.file_type.as_deref()
+    }
+
+    /// Tokens of context the model was trained on.
+    #[must_use]
+    pub fn trained_context(&self) -> u32 {
+        self.trained_context
+    }
+
+    /// Number of tokens of the vocabulary: the length of a row of logits.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        usize::try_from(self.llama.n_vocab()).unwrap_or(0)
+    }
+
+    /// Bytes of all tensors.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.llama.size()
+    }
+
+    /// A metadata value of the GGUF as text, e.g. of `tokenizer.chat_template`.
+    #[must_use]
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        self.llama.meta_val_str(key).ok()
+    }
+
+    /// The tokens of a text. Special tokens written in it (`<|im_start|>`) are parsed as such; `whole` says that
+    /// the text is a prompt from its beginning, so that BOS (and EOS) are added as the model asks.
+    ///
+    /// # Errors
+    /// [`Error::TextTooLong`].
+    pub fn tokenize(&self, text: &str, whole: bool) -> Result<Vec<Token>, Error> {
+        // llama.cpp counts bytes and tokens in an i32, and may add a few of its own.
+        if text.len() > (i32::MAX / 2) as usize {
+            return Err(Error::TextTooLong { bytes: text.len() });
+        }
+        Ok(self.llama.vocab().tokenize(text.as_bytes(), whole, true))
+    }
+
+    /// The bytes a token stands for; none for control tokens. A character may be spread over several tokens.
+    #[must_use]
+    pub fn piece(&self, token: Token) -> Vec<u8> {
+        if !self.has_token(token) {
+            return Vec::new();
+        }
+        self.llama.vocab().token_to_piece(token, false, None)
+    }
+
+    /// Whether the token ends generation (end of sequence, end of turn, ...).
+    #[must_use]
+    pub fn ends_generation(&self, token: Token) -> bool {
+        self.llama.vocab().is_eog(token)
+    }
+
+    /// Whether the vocabulary has this token.
+    #[must_use]
+    pub fn has_token(&self, token: Token) -> bool {
+        usize::try_from(token.0).is_ok_and(|id| id < self.vocab_size())
+    }
+
+    /// The model of `llama-cpp-2`, for what this crate does not cover.
+    #[must_use]
+    pub fn llama(&self) -> &LlamaModel {
+        &self.llama
+    }
+}
+
+/// Opens the file and reads a byte, so that a missing file, a directory and missing rights are told apart.
+fn check_readable(path: &Path) -> Result<(), Error> {
+    use std::io::Read;
+    let read = File::open(path).and_then(|mut file| file.read(&mut [0]));
+    match read {
+        Ok(1..) => Ok(()),
+        Ok(0) => Err(Error::ModelLoad {
+            path: path.to_owned(),
+            reason: "the file is empty".into(),
+            remedy: "fetch or copy it again",
+        }),
+        Err(source) => Err(Error::ModelFile { path: path.to_owned(), source }),
+    }
+}
+
+fn remedy(reason: &str) -> &'static str {
+    if reason.contains("magic") {
+        "give a GGUF file (other formats are converted with llama.cpp's convert_hf_to_gguf.py)"
+    } else if reason.contains("controlvector") {
+        "this is a control vector or a cap file: give the model with --model and this file with --caps"
+    } else if reason.contains("unknown model architecture") {
+        "this llama.cpp does not know the architecture: give another model, or build against a newer llama.cpp"
+    } else if reason.contains("allocate") || reason.contains("memory") {
+        "free some memory, or give a smaller model or quantisation"
+    } else {
+        "the file may be incomplete or damaged: compare its size and checksum with the source's, or fetch it again"
+    }
+}
+
+fn file_type_name(number: sys::llama_ftype) -> String {
+    // SAFETY: takes any number and returns a static string ("unknown" for what it does not know).
+    let name = unsafe { sys::llama_ftype_name(number) };
+    if name.is_null() {
+        return format!("type {number}");
+    }
+    // SAFETY: as above, not null.
+    unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}

@@ -1,0 +1,132 @@
+//! What every cap did to every row, with the tokens the rows belong to.
+
+use std::collections::BTreeMap;
+
+use axiscap_ggml::BlockTrace;
+
+use crate::Token;
+use crate::context::BatchRow;
+use crate::error::Error;
+
+/// What one cap did to one row of a decode.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TraceRow {
+    /// Sequence of the row.
+    pub sequence: i32,
+    /// Position of the row in its sequence.
+    pub position: i32,
+    /// The token that was decoded there.
+    pub token: Token,
+    /// The capped block.
+    pub block: usize,
+    /// Index of the cap in its set.
+    pub cap: usize,
+    /// Projection before the cap, after the caps ahead of it on the same block.
+    pub before: f32,
+    /// Projection after it.
+    pub after: f32,
+    /// Whether the projection was outside the bounds.
+    pub engaged: bool,
+    /// Whether there was no finite projection, so that the row was left as it was.
+    pub non_finite: bool,
+}
+
+/// Gives the traced rows of one decode their tokens.
+///
+/// llama.cpp runs a batch in passes of at most `n_ubatch` rows, so a block may appear several times; each time its
+/// rows come in the order of the batch. The last block may hold only the rows whose logits are wanted.
+pub(crate) fn assemble(rows: &[BatchRow], passes: &[BlockTrace]) -> Result<Vec<TraceRow>, Error> {
+    let with_logits: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].logits).collect();
+    let mut seen = BTreeMap::<usize, usize>::new();
+    for pass in passes {
+        *seen.entry(pass.block).or_default() += pass.rows;
+    }
+    // (row of the batch, index of the cap) puts the lines in order: caps need not ascend with their blocks.
+    let mut traced = BTreeMap::new();
+    let mut next = BTreeMap::<usize, usize>::new();
+    for pass in passes {
+        let found = seen[&pass.block];
+        let all = found == rows.len();
+        if !all && found != with_logits.len() {
+            return Err(Error::Trace {
+                block: pass.block,
+                found,
+                rows: rows.len(),
+                outputs: with_logits.len(),
+            });
+        }
+        let next = next.entry(pass.block).or_default();
+        for stats in pass.stats.chunks_exact(pass.caps.len().max(1)) {
+            let index = if all { *next } else { with_logits[*next] };
+            *next += 1;
+            let row = rows[index];
+            for (&cap, stat) in pass.caps.iter().zip(stats) {
+                let line = TraceRow {
+                    sequence: row.sequence,
+                    position: row.position,
+                    token: row.token,
+                    block: pass.block,
+                    cap,
+                    before: stat.before,
+                    after: stat.after,
+                    engaged: stat.engaged(),
+                    non_finite: stat.non_finite(),
+                };
+                traced.insert((index, cap), line);
+            }
+        }
+    }
+    Ok(traced.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axiscap::RowStat;
+
+    fn pass(block: usize, caps: &[usize], first: f32, rows: usize) -> BlockTrace {
+        let stats = (0..rows * caps.len())
+            .map(|i| RowStat { before: first + (i / caps.len()) as f32, after: 0.0, flags: 0 })
+            .collect();
+        BlockTrace { block, caps: caps.to_vec(), rows, stats }
+    }
+
+    fn batch(rows: usize, logits: &[usize]) -> Vec<BatchRow> {
+        let row = |i| BatchRow {
+            token: crate::Token(100 + i as i32),
+            position: 7 + i as i32,
+            sequence: 0,
+            logits: logits.contains(&i),
+        };
+        (0..rows).map(row).collect()
+    }
+
+    #[test]
+    fn passes_join_and_the_last_block_maps_to_rows_with_logits() {
+        // Two passes of 2 and 1 rows; cap 1 sits before cap 0 and 2 in the model.
+        let passes = [
+            pass(0, &[1], 10.0, 2),
+            pass(5, &[0, 2], 50.0, 0),
+            pass(0, &[1], 12.0, 1),
+            pass(5, &[0, 2], 50.0, 1),
+        ];
+        let lines = assemble(&batch(3, &[2]), &passes).unwrap();
+        let seen: Vec<_> = lines.iter().map(|l| (l.position, l.cap, l.block, l.token.0, l.before)).collect();
+        assert_eq!(
+            seen,
+            [
+                (7, 1, 0, 100, 10.0),
+                (8, 1, 0, 101, 11.0),
+                (9, 0, 5, 102, 50.0),
+                (9, 1, 0, 102, 12.0),
+                (9, 2, 5, 102, 50.0)
+            ]
+        );
+    }
+
+    #[test]
+    fn rows_that_do_not_add_up_are_an_error() {
+        let error = assemble(&batch(3, &[0, 2]), &[pass(4, &[0], 0.0, 1)]).unwrap_err();
+        assert!(matches!(error, Error::Trace { block: 4, found: 1, rows: 3, outputs: 2 }), "{error}");
+    }
+}

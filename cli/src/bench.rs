@@ -1,0 +1,205 @@
+//! `axiscap bench`: what capping costs.
+
+use std::fmt::Write;
+
+use anyhow::{Context as _, Result, anyhow};
+use axiscap_llama::Engine;
+use axiscap_llama::bench::{BenchOptions, BenchReport, Comparison, Ratio, bench};
+use axiscap_llama::{default_threads, devices};
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::model::{CapsArgs, ModelArgs};
+use crate::{output, progress};
+
+/// Measure what capping costs: the same tokens, capped and uncapped, in lock-step in one process. The baseline is
+/// a context that the hook has never touched. A ratio of 0.99 means that capped generation has 99 % of the speed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  axiscap bench --model M.gguf --caps C.gguf
+  axiscap bench --model M.gguf --caps C.gguf --pairs 40 --compare idle,cb-eval --json")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    caps: CapsArgs,
+    /// Pairs of measurements; more of them narrow the interval
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pairs: usize,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "P", default_value_t = 512)]
+    prompt_tokens: usize,
+    /// Tokens decoded one by one
+    #[arg(long, value_name = "G", default_value_t = 64)]
+    generate_tokens: usize,
+    /// Also measure: the hook with its caps switched off; the same caps through llama.cpp's cb_eval
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
+    compare: Vec<Compare>,
+    /// How caps get into llama.cpp's graphs
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = EngineArg::Auto)]
+    engine: EngineArg,
+    /// Print one JSON object in place of the table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Compare {
+    Idle,
+    CbEval,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EngineArg {
+    Auto,
+    Inserted,
+    Views,
+}
+
+#[derive(Debug, Serialize)]
+struct RatioReport<'a> {
+    ratio_median: f64,
+    ratio_ci95: [f64; 2],
+    uncapped_tps: f64,
+    capped_tps: f64,
+    pairs: usize,
+    ratios: &'a [f64],
+}
+
+#[derive(Debug, Serialize)]
+struct ComparisonReport<'a> {
+    decode: RatioReport<'a>,
+    prefill: RatioReport<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    capped: ComparisonReport<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle: Option<ComparisonReport<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cb_eval: Option<ComparisonReport<'a>>,
+    baseline: &'static str,
+    backend: String,
+    device: String,
+    engine: Option<&'static str>,
+    engagement: f64,
+    caps: usize,
+    blocks_capped: usize,
+    blocks: usize,
+    prompt_tokens: usize,
+    generate_tokens: usize,
+    threads: usize,
+    model: String,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    if args.caps.caps.is_none() {
+        return Err(anyhow!(
+            "there are no caps to measure; give a cap file with --caps (axiscap calibrate makes one)"
+        ));
+    }
+    let model = args.model.load()?;
+    let caps = args.caps.load(&model)?.context("there are no caps to measure")?;
+    let options = BenchOptions {
+        pairs: args.pairs,
+        prompt_tokens: args.prompt_tokens,
+        generate_tokens: args.generate_tokens,
+        context: args.model.context(),
+        engine: match args.engine {
+            EngineArg::Auto => Engine::Auto,
+            EngineArg::Inserted => Engine::Inserted,
+            EngineArg::Views => Engine::Views,
+        },
+        idle: args.compare.contains(&Compare::Idle),
+        eval_callback: args.compare.contains(&Compare::CbEval),
+    };
+    let bar = progress::bar("pairs", args.pairs);
+    let measured = bench(&model, &caps, &options, |done, _| bar.set_position(done as u64));
+    bar.finish_and_clear();
+    let measured = measured?;
+
+    let devices = devices();
+    let (name, engine) = match measured.engines.last() {
+        Some((name, how)) => (name.as_str(), Some(*how)),
+        None => ("CPU", None),
+    };
+    let device = devices.iter().find(|device| device.name == name);
+    let report = Report {
+        capped: comparison(&measured.capped),
+        idle: measured.idle.as_ref().map(comparison),
+        cb_eval: measured.eval_callback.as_ref().map(comparison),
+        baseline: "a context of the same llama.cpp that the hook never touched",
+        backend: name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase(),
+        device: device.map_or_else(|| name.to_owned(), |device| device.description.clone()),
+        engine,
+        engagement: measured.engagement,
+        caps: caps.caps().len(),
+        blocks_capped: caps.blocks().len(),
+        blocks: model.shape().blocks,
+        prompt_tokens: args.prompt_tokens,
+        generate_tokens: args.generate_tokens,
+        threads: options.context.threads.unwrap_or_else(default_threads),
+        model: model.path().display().to_string(),
+    };
+    if args.json { output::json(&report) } else { output::text(&table(&measured, &report)) }
+}
+
+fn comparison(measured: &Comparison) -> ComparisonReport<'_> {
+    ComparisonReport { decode: ratio(&measured.decode), prefill: ratio(&measured.prefill) }
+}
+
+fn ratio(measured: &Ratio) -> RatioReport<'_> {
+    RatioReport {
+        ratio_median: measured.median,
+        ratio_ci95: measured.ci95.into(),
+        uncapped_tps: measured.uncapped_tps,
+        capped_tps: measured.capped_tps,
+        pairs: measured.pairs.len(),
+        ratios: &measured.pairs,
+    }
+}
+
+fn table(measured: &BenchReport, report: &Report<'_>) -> String {
+    let mut text = format!(
+        "{} on {} ({}), {} threads\n{} caps on {} of {} blocks, engaged on {:.1} % of rows; {} pairs\n\n",
+        report.model,
+        report.device,
+        report.engine.unwrap_or("uncapped"),
+        report.threads,
+        report.caps,
+        report.blocks_capped,
+        report.blocks,
+        100.0 * report.engagement,
+        measured.capped.decode.pairs.len(),
+    );
+    let mut line = |what: String, ratio: &Ratio| {
+        let _ = writeln!(
+            text,
+            "{what:<28}{:>9.1}/s{:>11.1}/s{:>9.4}   [{:.4}, {:.4}]",
+            ratio.uncapped_tps, ratio.capped_tps, ratio.median, ratio.ci95.0, ratio.ci95.1
+        );
+    };
+    let rows = [
+        ("capped", Some(&measured.capped)),
+        ("hooked, caps off", measured.idle.as_ref()),
+        ("capped through cb_eval", measured.eval_callback.as_ref()),
+    ];
+    for (phase, of) in [
+        ("decode", (|c: &Comparison| c.decode.clone()) as fn(&Comparison) -> Ratio),
+        ("prefill", |c: &Comparison| c.prefill.clone()),
+    ] {
+        for (name, comparison) in rows {
+            if let Some(comparison) = comparison {
+                line(format!("{phase}, {name}"), &of(comparison));
+            }
+        }
+    }
+    let head = format!("{:<28}{:>11}{:>13}{:>9}   95 % interval\n", "", "uncapped", "this", "ratio");
+    let at = text.find("\n\n").map_or(0, |at| at + 2);
+    text.insert_str(at, &head);
+    text
+}

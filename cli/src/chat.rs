@@ -1,0 +1,267 @@
+//! `axiscap chat`: a conversation.
+
+use std::io::{self, BufRead, IsTerminal};
+use std::ops::ControlFlow;
+
+use anyhow::{Context as _, Result, anyhow};
+use axiscap::CapSet;
+use axiscap_llama::{Chat, Context, GenerateOptions, Stop, TraceRow, Turn};
+use serde::Serialize;
+
+use crate::model::{CapsArgs, ModelArgs};
+use crate::output;
+use crate::sampling::SamplingArgs;
+
+/// Converse with the model. One line is one turn; after every answer stderr says where its projections were and
+/// how often the caps engaged. Where stdin is no terminal its lines are the turns, without prompts.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  axiscap chat --model M.gguf --caps C.gguf
+  axiscap chat --model M.gguf --caps C.gguf --temp 0 --json < turns.txt
+
+Commands within a conversation:
+  /caps on|off    hold the projections, or only observe them
+  /strength S     how strongly caps hold, from 0 to 1
+  /undo           take back the last turn
+  /reset          start anew
+  /quit           leave (or end of file)
+After a change of the caps the whole conversation is read anew under them.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    caps: CapsArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// The system prompt
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    system: Option<String>,
+    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
+    #[arg(long, value_name = "NAME")]
+    chat_template: Option<String>,
+    /// Print one JSON object per turn, as a line, in place of the text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let model = args.model.load()?;
+    let caps = args.caps.load(&model)?;
+    let mut context = Context::new(&model, &args.model.context())?;
+    context.set_caps(caps.as_ref())?;
+    context.set_tracing(caps.is_some())?;
+    let mut repl = Repl {
+        chat: Chat::new(args.system.as_deref(), args.chat_template.as_deref()),
+        context,
+        caps,
+        options: args.sampling.options(),
+        json: args.json,
+        turn: 0,
+    };
+    let interactive = io::stdin().is_terminal() && !args.json;
+    if interactive {
+        output::note("One line is one turn. /caps on|off, /strength S, /undo, /reset, /quit");
+    }
+    let mut lines = io::stdin().lock();
+    loop {
+        if interactive {
+            output::text("> ")?;
+        }
+        let mut line = String::new();
+        let read = lines.read_line(&mut line).context("cannot read the conversation from stdin")?;
+        if read == 0 {
+            return Ok(());
+        }
+        let line = line.trim();
+        if line.is_empty() {
+            continue;
+        }
+        match repl.take(line) {
+            Ok(ControlFlow::Continue(())) => {}
+            Ok(ControlFlow::Break(())) => return Ok(()),
+            // A person can go on after most errors; a script cannot know what to make of the rest.
+            Err(error) if interactive && !output::is_closed(&error) => output::error(&format!("{error:#}")),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+struct Repl<'m> {
+    chat: Chat,
+    context: Context<'m>,
+    caps: Option<CapSet>,
+    options: GenerateOptions,
+    json: bool,
+    turn: usize,
+}
+
+/// One turn as JSON.
+#[derive(Debug, Serialize)]
+struct TurnReport<'a> {
+    turn: usize,
+    user: &'a str,
+    text: &'a str,
+    tokens: Vec<i32>,
+    stop: &'static str,
+    prompt_tokens: usize,
+    reused_tokens: usize,
+    decode_tokens_per_second: f64,
+    caps: Vec<CapTurn>,
+}
+
+/// What one cap saw in one answer.
+#[derive(Debug, Serialize)]
+struct CapTurn {
+    cap: usize,
+    block: usize,
+    /// Mean projection of the answer's tokens before the cap.
+    mean_before: Option<f64>,
+    mean_after: Option<f64>,
+    rows: usize,
+    engaged: usize,
+}
+
+impl Repl<'_> {
+    fn take(&mut self, line: &str) -> Result<ControlFlow<()>> {
+        let Some(command) = line.strip_prefix('/') else {
+            self.say(line)?;
+            return Ok(ControlFlow::Continue(()));
+        };
+        let mut words = command.split_whitespace();
+        match (words.next(), words.next(), words.next()) {
+            (Some("quit" | "exit"), None, _) => return Ok(ControlFlow::Break(())),
+            (Some("reset"), None, _) => {
+                self.chat.reset();
+                self.turn = 0;
+                output::note("[started anew]");
+            }
+            (Some("undo"), None, _) => {
+                let undone = self.chat.undo();
+                self.turn = self.turn.saturating_sub(usize::from(undone));
+                output::note(if undone {
+                    "[took back the last turn]"
+                } else {
+                    "[there is no turn to take back]"
+                });
+            }
+            (Some("caps"), Some("on"), None) => {
+                self.set_strength(None)?;
+                output::note("[caps hold]");
+            }
+            (Some("caps"), Some("off"), None) => {
+                self.set_strength(Some(0.0))?;
+                output::note("[caps only observe]");
+            }
+            (Some("strength"), Some(word), None) => {
+                let strength = word
+                    .parse()
+                    .map_err(|_| anyhow!("/strength {word}: not a number; give one from 0 to 1"))?;
+                self.set_strength(Some(strength))?;
+                output::note(&format!("[strength {strength}]"));
+            }
+            _ => {
+                return Err(anyhow!(
+                    "unknown command /{command}; there are /caps on|off, /strength S, /undo, /reset, /quit"
+                ));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Sets the strength of every cap; `None` restores what the conversation began with.
+    fn set_strength(&mut self, strength: Option<f32>) -> Result<()> {
+        let Some(caps) = &self.caps else {
+            return Err(anyhow!("there are no caps in this conversation; start it with --caps FILE"));
+        };
+        for (index, entry) in caps.caps().iter().enumerate() {
+            self.context.set_strength(index, strength.unwrap_or(entry.cap.strength()))?;
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, text: &str) -> Result<()> {
+        // Rows of a turn that failed belong to no answer.
+        drop(self.context.take_trace());
+        let json = self.json;
+        let mut written = Ok(());
+        let turn = self.chat.say(&mut self.context, text, &self.options, |piece| {
+            if !json {
+                written = output::text(piece);
+            }
+            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        written?;
+        self.turn += 1;
+        let trace = self.context.take_trace();
+        let caps = self.caps.as_ref().map(|caps| answer_figures(caps, &trace, turn.prompt_tokens));
+        if json { self.print_json(text, &turn, caps.unwrap_or_default()) } else { self.print(&turn, caps) }
+    }
+
+    fn print(&self, turn: &Turn, caps: Option<Vec<CapTurn>>) -> Result<()> {
+        output::text("\n")?;
+        let timings = &turn.generated.timings;
+        let mut line = format!("[turn {}: {:.1} tokens/s", self.turn, timings.decode_tokens_per_second());
+        if let Some(caps) = caps {
+            let rows: usize = caps.iter().map(|cap| cap.rows).sum();
+            let engaged: usize = caps.iter().map(|cap| cap.engaged).sum();
+            // The middle capped block stands for all: it is where drift is read.
+            if let Some(CapTurn { block, mean_before: Some(before), mean_after: Some(after), .. }) =
+                caps.get(caps.len() / 2)
+            {
+                line += &format!("; projection at block {block}: {before:.3}, capped {after:.3}");
+            }
+            line += &format!("; engaged on {:.1} % of rows", 100.0 * engaged as f64 / rows.max(1) as f64);
+        }
+        output::note(&(line + "]"));
+        match turn.generated.stop {
+            Stop::ContextFull => output::warning("the context is full; /reset, or start with a larger --ctx"),
+            Stop::MaxTokens => output::note("[cut off by --max-tokens]"),
+            Stop::End(_) | Stop::Caller => {}
+        }
+        Ok(())
+    }
+
+    fn print_json(&self, user: &str, turn: &Turn, caps: Vec<CapTurn>) -> Result<()> {
+        let generated = &turn.generated;
+        output::json(&TurnReport {
+            turn: self.turn,
+            user,
+            text: &generated.text,
+            tokens: generated.tokens.iter().map(|token| token.0).collect(),
+            stop: crate::run::stop_name(generated.stop),
+            prompt_tokens: turn.prompt_tokens,
+            reused_tokens: generated.timings.reused,
+            decode_tokens_per_second: generated.timings.decode_tokens_per_second(),
+            caps,
+        })
+    }
+}
+
+/// What every cap saw in the rows from position `prompt` on: the generated tokens that were fed back.
+fn answer_figures(caps: &CapSet, trace: &[TraceRow], prompt: usize) -> Vec<CapTurn> {
+    let mut sums = vec![(0.0, 0.0, 0, 0); caps.caps().len()];
+    let answer = trace.iter().filter(|row| usize::try_from(row.position).is_ok_and(|at| at >= prompt));
+    for row in answer.filter(|row| !row.non_finite) {
+        let (before, after, rows, engaged) = &mut sums[row.cap];
+        *before += f64::from(row.before);
+        *after += f64::from(row.after);
+        *rows += 1;
+        *engaged += usize::from(row.engaged);
+    }
+    let figures = caps.caps().iter().zip(sums).enumerate();
+    figures
+        .map(|(cap, (entry, (before, after, rows, engaged)))| {
+            let mean = |sum: f64| (rows > 0).then(|| sum / rows as f64);
+            CapTurn {
+                cap,
+                block: entry.block,
+                mean_before: mean(before),
+                mean_after: mean(after),
+                rows,
+                engaged,
+            }
+        })
+        .collect()
+}

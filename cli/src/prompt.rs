@@ -1,0 +1,52 @@
+//! Where the prompt comes from.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+
+/// The prompt: on the command line, in a file, or on stdin.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct PromptArgs {
+    /// The prompt; `-` reads it from stdin
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// A file that holds the prompt; `-` is stdin
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+}
+
+impl PromptArgs {
+    /// The prompt's text.
+    pub(crate) fn read(&self) -> Result<String> {
+        match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) if text != "-" => Ok(text.clone()),
+            (None, Some(path)) if path != Path::new("-") => {
+                let bytes = fs::read(path).with_context(|| {
+                    format!("cannot read the prompt file {}; check the path and the rights", path.display())
+                })?;
+                utf8(bytes, &path.display().to_string())
+            }
+            _ => {
+                let mut bytes = Vec::new();
+                std::io::stdin()
+                    .lock()
+                    .read_to_end(&mut bytes)
+                    .context("cannot read the prompt from stdin")?;
+                utf8(bytes, "stdin")
+            }
+        }
+    }
+}
+
+fn utf8(bytes: Vec<u8>, source: &str) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        anyhow!(
+            "the prompt from {source} is not UTF-8: byte {offset} begins no character; convert it to UTF-8"
+        )
+    })
+}

@@ -1,0 +1,113 @@
+//! What the caps did, for people and for machines.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::Result;
+use axiscap::file::write_atomically;
+use axiscap::{CapSet, CapStats};
+use axiscap_llama::{Context, TraceRow, devices};
+use serde::Serialize;
+
+/// What one cap did, as JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct CapReport<'a> {
+    /// Index in the file.
+    cap: usize,
+    block: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    /// `null` where there is no bound.
+    floor: Option<f32>,
+    ceiling: Option<f32>,
+    strength: f32,
+    rows: u64,
+    engaged: u64,
+    non_finite: u64,
+    mean_before: Option<f64>,
+    min_after: Option<f32>,
+    max_after: Option<f32>,
+}
+
+/// One entry per cap, in the order of the file.
+pub(crate) fn caps<'a>(set: &'a CapSet, stats: &[CapStats]) -> Vec<CapReport<'a>> {
+    let finite = |value: f32| value.is_finite().then_some(value);
+    let entries = set.caps().iter().zip(stats).enumerate();
+    entries
+        .map(|(cap, (entry, stats))| CapReport {
+            cap,
+            block: entry.block,
+            name: entry.cap.name(),
+            floor: finite(entry.cap.bound().lo()),
+            ceiling: finite(entry.cap.bound().hi()),
+            strength: entry.cap.strength(),
+            rows: stats.rows,
+            engaged: stats.engaged,
+            non_finite: stats.non_finite,
+            mean_before: stats.mean_before(),
+            min_after: finite(stats.min_after),
+            max_after: finite(stats.max_after),
+        })
+        .collect()
+}
+
+/// Share of all rows, over all caps, on which a cap engaged.
+pub(crate) fn engagement(stats: &[CapStats]) -> Option<f64> {
+    let (rows, engaged) = stats.iter().fold((0, 0), |(r, e), s| (r + s.rows, e + s.engaged));
+    (rows > 0).then(|| engaged as f64 / rows as f64)
+}
+
+/// The kind of backend that computed the capped blocks: `cpu`, `cuda`, ... Where nothing was capped, the kind that
+/// llama.cpp prefers.
+pub(crate) fn backend(context: &Context<'_>) -> Result<String> {
+    let used = context.engines_used()?;
+    let devices = devices();
+    let gpu = devices.iter().find(|device| device.kind.ends_with("gpu"));
+    let no_layers = context.model().options().gpu_layers == Some(0);
+    let name = match used.last() {
+        Some((name, _)) => name.clone(),
+        None => gpu.filter(|_| !no_layers).map_or_else(|| "CPU".into(), |device| device.name.clone()),
+    };
+    Ok(name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase())
+}
+
+#[derive(Debug, Serialize)]
+struct TraceLine {
+    position: i32,
+    token: i32,
+    phase: &'static str,
+    block: usize,
+    cap: usize,
+    before: f32,
+    after: f32,
+    engaged: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    non_finite: bool,
+}
+
+/// Writes the trace as JSON lines; the file appears whole or not at all. The first `prompt` positions are the
+/// prompt's; then come the generated tokens that were fed back.
+pub(crate) fn write_trace(path: &Path, rows: &[TraceRow], prompt: usize) -> Result<()> {
+    write_atomically(path, |out| {
+        // /dev/stdout and pipes are handed through unbuffered.
+        let mut out = io::BufWriter::new(out);
+        for row in rows {
+            let generated = usize::try_from(row.position).is_ok_and(|position| position >= prompt);
+            let line = TraceLine {
+                position: row.position,
+                token: row.token.0,
+                phase: if generated { "generated" } else { "prompt" },
+                block: row.block,
+                cap: row.cap,
+                before: row.before,
+                after: row.after,
+                engaged: row.engaged,
+                non_finite: row.non_finite,
+            };
+            serde_json::to_writer(&mut out, &line)?;
+            out.write_all(b"\n")?;
+        }
+        out.flush()
+    })?;
+    Ok(())
+}

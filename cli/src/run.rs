@@ -1,0 +1,181 @@
+//! `axiscap run`: one text.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow};
+use axiscap_llama::{Context, Generated, Message, Model, Role, Stop, generate};
+use serde::Serialize;
+
+use crate::model::{CapsArgs, ModelArgs};
+use crate::output;
+use crate::prompt::PromptArgs;
+use crate::report::{self, CapReport};
+use crate::sampling::SamplingArgs;
+
+/// Write an answer, or with --raw go on with a text. The text goes to stdout as it is written, figures to stderr.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  axiscap run --model M.gguf --caps C.gguf --prompt \"Who are you, really?\"
+  axiscap run --model M.gguf --caps C.gguf --raw --temp 0 --prompt-file story.txt --json --trace trace.jsonl")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    caps: CapsArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// The system prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
+    system: Option<String>,
+    /// Feed the prompt as it is: no chat template; special tokens in it are parsed, BOS is added as the model asks
+    #[arg(long)]
+    raw: bool,
+    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
+    #[arg(long, value_name = "NAME", conflicts_with = "raw")]
+    chat_template: Option<String>,
+    /// Write what every cap did to every row to this file, as JSON lines
+    #[arg(long, value_name = "FILE", requires = "caps")]
+    trace: Option<PathBuf>,
+    /// Print one JSON object in place of the text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    text: &'a str,
+    tokens: Vec<i32>,
+    prompt_tokens: usize,
+    stop: &'static str,
+    /// The token that ended the text; it is not among `tokens`.
+    stop_token: Option<i32>,
+    decode_tokens_per_second: f64,
+    prefill_tokens_per_second: f64,
+    caps: Vec<CapReport<'a>>,
+    backend: String,
+    model: ModelReport<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct ModelReport<'a> {
+    path: String,
+    architecture: &'a str,
+    name: Option<&'a str>,
+    file_type: Option<&'a str>,
+    blocks: usize,
+    width: usize,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<()> {
+    if let Some(path) = &args.trace {
+        check_place(path)?;
+    }
+    let text = args.prompt.read()?;
+    let model = args.model.load()?;
+    let caps = args.caps.load(&model)?;
+    let prompt = if args.raw {
+        model.tokenize(&text, true)?
+    } else {
+        let system = args.system.iter().map(|text| Message::new(Role::System, text));
+        let messages: Vec<_> = system.chain([Message::new(Role::User, text)]).collect();
+        model.tokenize(&model.render(&messages, args.chat_template.as_deref(), true)?, true)?
+    };
+
+    let mut context = Context::new(&model, &args.model.context())?;
+    context.set_caps(caps.as_ref())?;
+    context.set_tracing(args.trace.is_some())?;
+    let mut written = Ok(());
+    let generated = generate(&mut context, &prompt, &args.sampling.options(), |piece| {
+        if !args.json {
+            written = output::text(piece);
+        }
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    written?;
+
+    if let Some(path) = &args.trace {
+        report::write_trace(path, &context.take_trace(), prompt.len())?;
+    }
+    let stats = context.stats()?;
+    if args.json {
+        return output::json(&Report {
+            text: &generated.text,
+            tokens: generated.tokens.iter().map(|token| token.0).collect(),
+            prompt_tokens: prompt.len(),
+            stop: stop_name(generated.stop),
+            stop_token: match generated.stop {
+                Stop::End(token) => Some(token.0),
+                _ => None,
+            },
+            decode_tokens_per_second: generated.timings.decode_tokens_per_second(),
+            prefill_tokens_per_second: generated.timings.prefill_tokens_per_second(),
+            caps: caps.as_ref().map(|set| report::caps(set, &stats)).unwrap_or_default(),
+            backend: report::backend(&context)?,
+            model: describe(&model),
+        });
+    }
+    if !generated.text.ends_with('\n') {
+        output::text("\n")?;
+    }
+    summarise(&generated, prompt.len(), report::engagement(&stats), stats.len());
+    Ok(())
+}
+
+fn describe(model: &Model) -> ModelReport<'_> {
+    let shape = model.shape();
+    ModelReport {
+        path: model.path().display().to_string(),
+        architecture: &shape.architecture,
+        name: model.name(),
+        file_type: model.file_type(),
+        blocks: shape.blocks,
+        width: shape.width,
+    }
+}
+
+pub(crate) fn stop_name(stop: Stop) -> &'static str {
+    match stop {
+        Stop::End(_) => "end",
+        Stop::MaxTokens => "max_tokens",
+        Stop::ContextFull => "context_full",
+        Stop::Caller => "caller",
+    }
+}
+
+fn summarise(generated: &Generated, prompt: usize, engagement: Option<f64>, caps: usize) {
+    let timings = &generated.timings;
+    let capped = match engagement {
+        Some(share) => format!("{caps} caps, engaged on {:.1} % of rows", 100.0 * share),
+        None => "uncapped".into(),
+    };
+    output::note(&format!(
+        "[{prompt} tokens of prompt at {:.0}/s, {} generated at {:.1}/s; {capped}]",
+        timings.prefill_tokens_per_second(),
+        generated.tokens.len(),
+        timings.decode_tokens_per_second(),
+    ));
+    if generated.stop == Stop::ContextFull {
+        output::warning("stopped because the context is full; raise --ctx for a longer text");
+    }
+}
+
+/// Refuses a place where no file can be made before the model has worked for it.
+fn check_place(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() {
+        Err(anyhow!("cannot write the trace to {}: it is a folder; name a file", path.display()))
+    } else if !folder.is_dir() {
+        Err(anyhow!(
+            "cannot write the trace to {}: there is no folder {}; make it, or choose another place",
+            path.display(),
+            folder.display()
+        ))
+    } else {
+        Ok(())
+    }
+}
