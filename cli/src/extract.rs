@@ -75,7 +75,7 @@ pub(crate) struct AnswersArgs {
     limit_questions: Option<usize>,
 
     /// Most tokens of an answer
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, default_value_t = 48, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: usize,
 
     /// Sampling temperature

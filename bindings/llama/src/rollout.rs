@@ -28,10 +28,10 @@ pub struct RolloutOptions {
 }
 
 impl Default for RolloutOptions {
-    /// 64 tokens at temperature 0.7, 16 answers side by side.
+    /// 48 tokens at temperature 0.7, 16 answers side by side.
     fn default() -> Self {
         let sampling = Sampling { temperature: 0.7, ..Sampling::default() };
-        Self { max_tokens: 64, sampling, slots: 16, threads: None }
+        Self { max_tokens: 48, sampling, slots: 16, threads: None }
     }
 }
 
