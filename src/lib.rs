@@ -5,7 +5,7 @@
 //! drift and showed that clamping the residual stream's projection on it, at a few middle-to-late blocks and for
 //! every token, halves harmful persona drift without making the model dumber. This crate holds that operation:
 //! its vocabulary ([`Axis`], [`Bound`], [`Cap`], [`CapSet`]), its CPU implementation ([`cpu`]) and the cap files
-//! ([`file`]). It knows nothing of llama.cpp; `axiscap-ggml` and `axiscap-llama` bring the two together.
+//! ([`mod@file`]). It knows nothing of llama.cpp; `axiscap-ggml` and `axiscap-llama` bring the two together.
 //!
 //! # The operation
 //! For a row `h` of `d` values and the ordered caps of its block, each with unit axis `v`, bounds `lo <= hi` and

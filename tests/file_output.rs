@@ -115,8 +115,10 @@ mod unix {
             assert!(fs::symlink_metadata(at(link)).unwrap().is_symlink());
             assert_eq!(fs::read(at(target)).unwrap(), NEW);
         }
-        let mode = fs::metadata(at("elsewhere/target")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o640);
+        let mode = |name: &str| fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode("elsewhere/target"), 0o640);
+        fs::write(at("usual"), NEW).unwrap();
+        assert_eq!(mode("elsewhere/new"), mode("usual"));
         assert!(write_atomically(&at("circle"), |_| Ok(())).is_err());
         assert_eq!(entries(&at("elsewhere")), ["new", "target"]);
     }

@@ -3,6 +3,7 @@
 mod cache;
 mod driver;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anyhow::{Result, anyhow};
@@ -30,7 +31,7 @@ struct Report {
     version: &'static str,
     cpu: Cpu,
     llama: Llama,
-    hook: Result<Slots, String>,
+    hook: HookReport,
     devices: Vec<DeviceReport>,
     driver: Driver,
     models: Cache,
@@ -55,10 +56,12 @@ struct Llama {
 }
 
 #[derive(Debug, Serialize)]
-struct Slots {
-    ggml: String,
+struct HookReport {
+    ready: bool,
+    /// Why it is not.
+    error: Option<String>,
     /// Measured byte offsets, by name.
-    slots: Vec<(&'static str, usize)>,
+    slots: BTreeMap<&'static str, usize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -80,9 +83,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     } else {
         output::text(&describe(&report))?;
     }
-    match report.hook {
-        Ok(_) => Ok(()),
-        Err(reason) => Err(anyhow!("nothing can be capped here: {reason}")),
+    match report.hook.error {
+        None => Ok(()),
+        Some(reason) => Err(anyhow!("nothing can be capped here: {reason}")),
     }
 }
 
@@ -116,7 +119,10 @@ fn examine() -> Report {
             threads: default_threads(),
         },
         llama: Llama { ggml: ggml_version, commit: ggml_commit, system_info, gpu_offload },
-        hook: hook.map(|hook| Slots { ggml: hook.ggml, slots: hook.slots }),
+        hook: match hook {
+            Ok(found) => HookReport { ready: true, error: None, slots: found.slots.into_iter().collect() },
+            Err(reason) => HookReport { ready: false, error: Some(reason), slots: BTreeMap::new() },
+        },
         devices,
         driver: Driver::probe(),
         models: Cache::look(),
@@ -142,14 +148,12 @@ fn describe(report: &Report) -> String {
         ),
     );
     line("llama.cpp", &format!("ggml {} ({}); {}", llama.ggml, llama.commit, llama.system_info));
-    match hook {
-        Ok(found) => {
-            line("hook", "ready; measured offsets:");
-            for (name, offset) in &found.slots {
-                line("", &format!("  {name} at {offset}"));
-            }
-        }
-        Err(reason) => line("hook", &format!("MISSING: {reason}")),
+    match &hook.error {
+        None => line("hook", "ready; measured offsets:"),
+        Some(reason) => line("hook", &format!("MISSING: {reason}")),
+    }
+    for (name, offset) in &hook.slots {
+        line("", &format!("  {name} at {offset}"));
     }
     for device in devices {
         let capping = device.capping.unwrap_or("not hooked");

@@ -19,7 +19,7 @@ const DOMINANT: f32 = 0.5;
 /// Show what a cap file holds and how it was made.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  axiscap inspect assets/smollm2-135m-instruct.caps.gguf")]
-pub struct Args {
+pub(crate) struct Args {
     /// The cap file, file of axes, or control vector (GGUF)
     file: PathBuf,
     /// Print JSON instead of a table; a bound or norm that is not there is null
@@ -31,7 +31,7 @@ pub struct Args {
 ///
 /// # Errors
 /// When the file cannot be read or the output not written.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let report = Report::of(&args.file)?;
     let text = if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() };
     match io::stdout().lock().write_all(text.as_bytes()) {

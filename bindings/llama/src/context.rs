@@ -65,6 +65,9 @@ impl Default for ContextOptions {
 const DEFAULT_CTX: u32 = 4096;
 /// Most sequences of a llama.cpp context (LLAMA_MAX_SEQ).
 const MOST_SEQUENCES: u32 = 256;
+/// Largest context asked of llama.cpp: far beyond any model, and small enough that what it needs besides the KV
+/// cache does not end in the system killing the process.
+const MOST_CTX: u32 = 1 << 24;
 
 /// One row of a batch: a token at a position of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -434,7 +437,7 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
 /// llama.cpp's parameters for these options, checked: llama.cpp aborts the process on some of what is refused here.
 fn context_params(model: &Model, options: &ContextOptions) -> Result<(u32, LlamaContextParams), Error> {
     let default = DEFAULT_CTX.min(model.trained_context().max(1));
-    let ctx = in_range("ctx (--ctx)", options.ctx.unwrap_or(default), 1, i32::MAX as u32)?;
+    let ctx = in_range("ctx (--ctx)", options.ctx.unwrap_or(default), 1, MOST_CTX)?;
     let batch = in_range("batch", options.batch, 1, i32::MAX as u32)?;
     let ubatch = in_range("ubatch (--ubatch)", options.ubatch, 1, i32::MAX as u32)?;
     let sequences = in_range("sequences", options.sequences, 1, MOST_SEQUENCES)?;

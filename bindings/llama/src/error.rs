@@ -9,12 +9,12 @@ use axiscap_ggml::HookError;
 #[non_exhaustive]
 pub enum Error {
     /// The model file cannot be opened or read.
-    #[error("cannot read the model {}: {source}; give the path of a GGUF file that this user may read", .path.display())]
+    #[error("cannot read the model {}: {error}; give the path of a GGUF file that this user may read", .path.display())]
     ModelFile {
         /// The path as given.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// A path that cannot be handed to llama.cpp.
     #[error("the model's path {} is not UTF-8 or holds a NUL byte; rename the file or link to it under another name", .0.display())]

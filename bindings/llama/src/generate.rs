@@ -153,8 +153,7 @@ pub fn generate(
     if prompt.is_empty() {
         return Err(Error::EmptyPrompt);
     }
-    // One position must be left for the first generated token to be fed back.
-    if prompt.len() >= context.ctx() {
+    if prompt.len() > context.ctx() {
         return Err(Error::PromptTooLong {
             prompt: prompt.len(),
             context: context.ctx(),

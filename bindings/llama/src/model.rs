@@ -223,7 +223,7 @@ fn check_readable(path: &Path) -> Result<(), Error> {
             reason: "the file is empty".into(),
             remedy: "fetch or copy it again",
         }),
-        Err(source) => Err(Error::ModelFile { path: path.to_owned(), source }),
+        Err(error) => Err(Error::ModelFile { path: path.to_owned(), error }),
     }
 }
 

@@ -1,0 +1,56 @@
+//! `axiscap bench` and `axiscap doctor`: their JSON and their tables.
+
+mod support;
+
+use axiscap::Bound;
+use support::{arg, axiscap, caps, folder, json, program, succeed};
+
+#[test]
+fn bench_measures_pairs_against_an_untouched_context() {
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    let entries: Vec<_> =
+        (10..18).map(|block| (block, block as u64, Bound::band(-0.2, 0.2).unwrap(), 1.0)).collect();
+    caps(&file, &entries);
+    let args = ["--caps", arg(&file), "--pairs", "2", "--prompt-tokens", "16", "--generate-tokens", "4"];
+    let report = json(axiscap("bench", &[&args[..], &["--json", "--compare", "idle,cb-eval"]].concat()));
+    for phase in
+        [&report, &report["idle"], &report["cb_eval"]].into_iter().flat_map(|r| [&r["decode"], &r["prefill"]])
+    {
+        assert_eq!(phase["pairs"], 2);
+        let median = phase["ratio_median"].as_f64().unwrap();
+        let interval: Vec<f64> =
+            phase["ratio_ci95"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        assert!(interval[0] <= median && median <= interval[1] && interval[0] > 0.0, "{phase}");
+        assert!(phase["uncapped_tps"].as_f64().unwrap() > 0.0 && phase["capped_tps"].as_f64().unwrap() > 0.0);
+    }
+    assert_eq!(report["backend"], "cpu");
+    assert!(report["device"].is_string());
+    assert_eq!((&report["caps"], &report["blocks_capped"]), (&8.into(), &8.into()));
+    assert!(
+        report["engagement"].as_f64().unwrap() > 0.0,
+        "caps that never engage cost less than caps that do"
+    );
+
+    let table = succeed(axiscap("bench", &[&args[..], &["--engine", "views"]].concat()));
+    assert!(table.contains("decode, capped") && table.contains("prefill, capped"), "{table}");
+}
+
+#[test]
+fn doctor_says_what_there_is_and_what_is_missing() {
+    let report = json(program(&["doctor", "--json"], ""));
+    assert!(report["cpu"]["path"].is_string());
+    assert_eq!(report["hook"]["ready"], true);
+    assert!(report["hook"]["slots"].as_object().unwrap().len() >= 3);
+    assert!(report["llama"]["system_info"].as_str().unwrap().contains("CPU"));
+    assert!(report["devices"].as_array().unwrap().iter().any(|device| device["kind"] == "cpu"));
+    let driver = &report["driver"];
+    assert!(
+        driver["present"].as_bool().unwrap() != driver["missing"].is_string(),
+        "present, or missing with a remedy"
+    );
+    let text = succeed(program(&["doctor"], ""));
+    for what in ["cpu", "llama.cpp", "hook", "device", "driver", "models"] {
+        assert!(text.lines().any(|line| line.starts_with(what)), "no {what} in {text}");
+    }
+}

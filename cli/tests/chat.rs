@@ -1,0 +1,58 @@
+//! `axiscap chat` with its turns on stdin.
+
+mod support;
+
+use axiscap::Bound;
+use serde_json::Value;
+use support::{arg, caps, fail, folder, succeed, with_stdin};
+
+fn turns(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+#[test]
+fn turns_build_on_each_other_and_decode_only_what_is_new() {
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    caps(&file, &[(10, 1, Bound::band(-0.2, 0.2).unwrap(), 1.0), (20, 2, Bound::NONE, 1.0)]);
+    let args = ["--caps", arg(&file), "--temp", "0", "--max-tokens", "12", "--json", "--ctx", "512"];
+    let script = "My name is Ada.\nWhat is my name?\n/caps off\nThanks.\n/undo\n/caps on\nThanks.\n/quit\nnever said\n";
+    let turns = turns(&succeed(with_stdin("chat", &args, script)));
+    assert_eq!(turns.len(), 4);
+    assert_eq!(turns.iter().map(|t| t["turn"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3, 3]);
+
+    let number = |turn: usize, field: &str| turns[turn][field].as_u64().unwrap();
+    assert_eq!(number(0, "reused_tokens"), 0);
+    // All of the first turn but its last token, which was never decoded, is still in the cache.
+    let first = number(0, "prompt_tokens") + turns[0]["tokens"].as_array().unwrap().len() as u64;
+    assert!(number(1, "reused_tokens") >= first - 1, "{} of {first}", number(1, "reused_tokens"));
+    assert!(number(1, "prompt_tokens") > first);
+    // Under other caps the conversation is read anew.
+    assert_eq!(number(2, "reused_tokens"), 0);
+    assert_eq!(number(3, "reused_tokens"), 0);
+
+    for turn in &turns {
+        let cap = &turn["caps"][0];
+        assert_eq!(cap["block"], 10);
+        assert!(cap["rows"].as_u64().unwrap() > 0 && cap["mean_before"].is_number());
+    }
+    assert!(turns[1]["caps"][0]["engaged"].as_u64().unwrap() > 0);
+    let off = &turns[2]["caps"][0];
+    assert_eq!(off["mean_before"], off["mean_after"], "switched off, caps only observe");
+    assert_ne!(turns[1]["caps"][0]["mean_before"], turns[1]["caps"][0]["mean_after"]);
+}
+
+#[test]
+fn plain_output_and_wrong_commands() {
+    let args = ["--temp", "0", "--max-tokens", "6", "--ctx", "256"];
+    let output = with_stdin("chat", &args, "\nHello.\n\n/reset\nHello.\n");
+    let notes = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(notes.contains("[turn 1:") && notes.contains("[started anew]"), "{notes}");
+    let text = succeed(output);
+    let answers: Vec<_> = text.lines().collect();
+    assert!(answers.len() >= 2 && answers[0] == answers[answers.len() / 2], "{text}");
+
+    fail(with_stdin("chat", &args, "/dance\n"), &["/dance", "/reset"]);
+    fail(with_stdin("chat", &args, "/caps on\n"), &["--caps"]);
+    fail(with_stdin("chat", &args, &"long ".repeat(300)), &["prompt has", "256", "--ctx"]);
+}

@@ -1,0 +1,120 @@
+//! `axiscap run` on a real model.
+
+mod support;
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use axiscap::Bound;
+use support::{arg, axiscap, caps, folder, json, model, program, succeed, with_stdin};
+
+#[test]
+fn json_has_the_promised_fields() {
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    caps(&file, &[(9, 1, Bound::floor(-1.0).unwrap(), 1.0), (10, 2, Bound::NONE, 0.5)]);
+    let args = ["--caps", arg(&file), "--prompt", "Say hello.", "--temp", "0", "--max-tokens", "5", "--json"];
+    let report = json(axiscap("run", &args));
+    assert!(report["text"].is_string());
+    let tokens = report["tokens"].as_array().unwrap();
+    assert!(!tokens.is_empty() && tokens.len() <= 5 && tokens.iter().all(serde_json::Value::is_i64));
+    assert!(report["prompt_tokens"].as_u64().unwrap() > 5, "the chat template adds its markup");
+    assert!(report["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert!(report["prefill_tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert_eq!(report["backend"], "cpu");
+    for (cap, block) in [(0, 9), (1, 10)] {
+        let cap = &report["caps"][cap];
+        assert_eq!(cap["block"], block);
+        for field in ["rows", "engaged", "mean_before", "min_after", "max_after"] {
+            assert!(cap[field].is_number(), "{field} in {cap}");
+        }
+    }
+    assert_eq!(report["caps"][0]["floor"], -1.0);
+    assert!(report["caps"][0]["ceiling"].is_null());
+}
+
+#[test]
+fn the_prompt_comes_from_an_argument_a_file_or_stdin() {
+    let folder = folder();
+    let path = folder.path().join("prompt.txt");
+    std::fs::write(&path, "The sea at night").unwrap();
+    let run = |source: &[&str], stdin: &str| {
+        let mut args = vec!["--raw", "--temp", "0", "--max-tokens", "4", "--json", "--ctx", "64"];
+        args.extend(source);
+        json(with_stdin("run", &args, stdin))["tokens"].clone()
+    };
+    let tokens = run(&["--prompt", "The sea at night"], "");
+    assert_eq!(tokens.as_array().unwrap().len(), 4);
+    assert_eq!(run(&["--prompt-file", arg(&path)], ""), tokens);
+    assert_eq!(run(&["--prompt-file", "-"], "The sea at night"), tokens);
+    assert_eq!(run(&["--prompt", "-"], "The sea at night"), tokens);
+}
+
+#[test]
+fn text_goes_to_stdout_and_figures_to_stderr() {
+    let args = ["--prompt", "Say hello.", "--system", "You are brief.", "--temp", "0", "--max-tokens", "8"];
+    let output = axiscap("run", &args);
+    let notes = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(notes.contains("uncapped") && !notes.contains("llama_"), "{notes}");
+    let text = succeed(output);
+    let report = json(axiscap("run", &[&args[..], &["--json"]].concat()));
+    assert_eq!(text.trim_end_matches('\n'), report["text"].as_str().unwrap().trim_end_matches('\n'));
+}
+
+#[test]
+fn sampling_repeats_with_its_seed() {
+    let run = |seed: &str| {
+        let args =
+            ["--raw", "--prompt", "My favourite animal is", "--temp", "1.5", "--max-tokens", "8", "--json"];
+        json(axiscap("run", &[&args[..], &["--seed", seed]].concat()))["tokens"].clone()
+    };
+    let first = run("1");
+    assert_eq!(first, run("1"));
+    assert_ne!(first, run("2"), "eight tokens at temperature 1.5 are not the same by chance");
+}
+
+#[test]
+fn a_full_context_ends_the_text_and_says_so() {
+    let args = ["--raw", "--prompt", "One two three four five", "--temp", "0", "--ctx", "9", "--json"];
+    let report = json(axiscap("run", &args));
+    assert_eq!(report["stop"], "context_full");
+    assert_eq!(
+        report["prompt_tokens"].as_u64().unwrap() + report["tokens"].as_array().unwrap().len() as u64,
+        10
+    );
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_program_quietly() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
+        .args(["run", "--model", arg(&model()), "--prompt", "Count to a hundred.", "--temp", "0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut byte = [0];
+    child.stdout.take().unwrap().read_exact(&mut byte).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_help_with_0() {
+    for args in [
+        &["run"][..],
+        &["run", "--model", "m", "--prompt", "a", "--prompt-file", "b"],
+        &["run", "--model", "m", "--prompt", "a", "--trace", "t"],
+        &["run", "--model", "m", "--prompt", "a", "--raw", "--system", "s"],
+        &["run", "--model", "m", "--prompt", "a", "--kv-type", "q4"],
+        &["dance"],
+        &[],
+    ] {
+        assert_eq!(program(args, "").status.code(), Some(2), "{args:?}");
+    }
+    for command in ["run", "chat", "bench", "doctor"] {
+        let help = succeed(program(&[command, "--help"], ""));
+        assert!(help.contains("Example") && help.contains("axiscap "), "{help}");
+    }
+}

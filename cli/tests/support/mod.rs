@@ -1,0 +1,126 @@
+//! What the tests of the program share: the real program, the real model, and cap files made on the spot.
+#![allow(dead_code, reason = "every test file uses its own part of this")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use axiscap::file::{CapFile, ModelInfo};
+use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use serde_json::Value;
+
+/// Blocks and width of the model that the tests run on.
+pub const BLOCKS: usize = 30;
+pub const WIDTH: usize = 576;
+
+/// The small model. Tests that need it fail without it rather than pass unseen.
+pub fn model() -> PathBuf {
+    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache =
+        xdg.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"));
+    let path = cache.join("axiscap/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(
+        path.is_file(),
+        "the tests' model is missing: run scripts/fetch-model (looked for {})",
+        path.display()
+    );
+    path
+}
+
+/// `axiscap COMMAND --model <the model> ARGS`, with nothing on stdin.
+pub fn axiscap(command: &str, args: &[&str]) -> Output {
+    with_stdin(command, args, "")
+}
+
+/// The same with a text on stdin.
+pub fn with_stdin(command: &str, args: &[&str], stdin: &str) -> Output {
+    let model = model();
+    let mut all = vec![command, "--model", model.to_str().expect("a UTF-8 path")];
+    all.extend(args);
+    program(&all, stdin)
+}
+
+/// `axiscap ARGS`.
+pub fn program(args: &[&str], stdin: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
+        .args(args)
+        .env_remove("AXISCAP_MODEL")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // A program that fails early closes its stdin unread.
+    let _ = child.stdin.take().expect("stdin is piped").write_all(stdin.as_bytes());
+    child.wait_with_output().expect("the program ends")
+}
+
+/// stdout of a run that must succeed.
+pub fn succeed(output: Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{}: {errors}", output.status);
+    String::from_utf8(output.stdout).expect("UTF-8 on stdout")
+}
+
+/// The one JSON object on stdout of a run that must succeed.
+pub fn json(output: Output) -> Value {
+    let text = succeed(output);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("not one JSON value ({error}): {text}"))
+}
+
+/// A run that must fail with status 1, nothing on stdout, and a message that holds every one of `parts`.
+pub fn fail(output: Output, parts: &[&str]) {
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(
+        output.stdout.is_empty(),
+        "a failed run wrote to stdout: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    let message = errors.lines().find_map(|line| line.strip_prefix("error: "));
+    let message = message.unwrap_or_else(|| panic!("no line begins with `error: `: {errors}"));
+    for part in parts {
+        assert!(message.contains(part), "no {part:?} in: {message}");
+    }
+    assert!(!errors.contains("panicked") && !errors.contains("backtrace"), "{errors}");
+}
+
+/// A unit axis from a seed, the same on every machine.
+pub fn axis(seed: u64, width: usize) -> Axis {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let direction: Vec<f32> = (0..width)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect();
+    Axis::from_direction(&direction).expect("a finite, non-zero axis")
+}
+
+/// One cap: block, seed of its axis, bound, strength.
+pub type Entry = (usize, u64, Bound, f32);
+
+/// Writes a cap file for the tests' model.
+pub fn caps(path: &Path, entries: &[Entry]) {
+    caps_for(path, entries, WIDTH, BLOCKS);
+}
+
+/// Writes a cap file for a model of this width and number of blocks.
+pub fn caps_for(path: &Path, entries: &[Entry], width: usize, blocks: usize) {
+    let entries = entries.iter().map(|&(block, seed, bound, strength)| {
+        let cap = Cap::new(axis(seed, width), bound).with_strength(strength).expect("a strength in [0, 1]");
+        BlockCap { block, cap }
+    });
+    let set = CapSet::new(entries).expect("a set");
+    CapFile::new(set, ModelInfo::new("llama", blocks)).write(path).expect("a cap file");
+}
+
+/// A temporary folder.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+/// A path as an argument.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}

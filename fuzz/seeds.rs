@@ -1,0 +1,32 @@
+//! Writes the files that fuzzing starts from into a folder.
+
+use std::path::Path;
+
+use axiscap::file::gguf::{self, Value};
+use axiscap::file::{CapFile, ModelInfo};
+use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = std::env::args_os().nth(1).ok_or("usage: seeds FOLDER")?;
+    let folder = Path::new(&folder);
+    std::fs::create_dir_all(folder)?;
+
+    let cap = |block, x: f32| -> axiscap::Result<BlockCap> {
+        let axis = Axis::from_direction(&[x, 1.0, -2.0])?;
+        Ok(BlockCap { block, cap: Cap::new(axis, Bound::band(-x, x)?).with_name("assistant") })
+    };
+    let caps = CapSet::new([cap(1, 1.0)?, cap(1, 2.0)?, cap(0, 3.0)?])?;
+    let mut file = CapFile::new(caps, ModelInfo::new("llama", 2));
+    file.orientation = Some("more Assistant".into());
+    file.origin.set("quantiles", vec![0.25f32, 0.5]);
+    file.write(&folder.join("caps"))?;
+
+    let metadata = [
+        ("general.architecture".to_owned(), Value::from("controlvector")),
+        ("controlvector.model_hint".to_owned(), "llama".into()),
+        ("general.alignment".to_owned(), 8u32.into()),
+    ];
+    let tensors = [("direction.1".to_owned(), &[3.0f32, 4.0][..])];
+    std::fs::write(folder.join("vector"), gguf::to_bytes(&metadata, &tensors)?)?;
+    Ok(())
+}
