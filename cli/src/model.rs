@@ -90,7 +90,8 @@ impl CapsArgs {
         let Some(path) = &self.caps else { return Ok(None) };
         let file = CapFile::read(path)?;
         let shape = model.shape();
-        for warning in file.check_model(&shape.architecture, shape.width, shape.blocks)? {
+        let fits = file.check_model(&shape.architecture, shape.width, shape.blocks);
+        for warning in fits.map_err(|error| error.in_file(path))? {
             output::warning(&format!("{}: {warning}", path.display()));
         }
         let strength = if self.observe { Some(0.0) } else { self.strength };

@@ -4,17 +4,18 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use axiscap::file::{CapFile, ModelInfo};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use serde_json::Value;
 
 /// Blocks and width of the model that the tests run on.
-pub const BLOCKS: usize = 30;
-pub const WIDTH: usize = 576;
+pub(crate) const BLOCKS: usize = 30;
+pub(crate) const WIDTH: usize = 576;
 
 /// The small model. Tests that need it fail without it rather than pass unseen.
-pub fn model() -> PathBuf {
+pub(crate) fn model() -> PathBuf {
     let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let cache =
         xdg.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"));
@@ -28,12 +29,12 @@ pub fn model() -> PathBuf {
 }
 
 /// `axiscap COMMAND --model <the model> ARGS`, with nothing on stdin.
-pub fn axiscap(command: &str, args: &[&str]) -> Output {
+pub(crate) fn axiscap(command: &str, args: &[&str]) -> Output {
     with_stdin(command, args, "")
 }
 
 /// The same with a text on stdin.
-pub fn with_stdin(command: &str, args: &[&str], stdin: &str) -> Output {
+pub(crate) fn with_stdin(command: &str, args: &[&str], stdin: &str) -> Output {
     let model = model();
     let mut all = vec![command, "--model", model.to_str().expect("a UTF-8 path")];
     all.extend(args);
@@ -41,10 +42,15 @@ pub fn with_stdin(command: &str, args: &[&str], stdin: &str) -> Output {
 }
 
 /// `axiscap ARGS`.
-pub fn program(args: &[&str], stdin: &str) -> Output {
+pub(crate) fn program(args: &[&str], stdin: &str) -> Output {
+    // One model at a time: two that spin on the same cores take far longer than one after the other.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
         .args(args)
         .env_remove("AXISCAP_MODEL")
+        // Waiting threads sleep: the tests share the machine with whatever else it does.
+        .env("OMP_WAIT_POLICY", "passive")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -56,20 +62,20 @@ pub fn program(args: &[&str], stdin: &str) -> Output {
 }
 
 /// stdout of a run that must succeed.
-pub fn succeed(output: Output) -> String {
+pub(crate) fn succeed(output: Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{}: {errors}", output.status);
     String::from_utf8(output.stdout).expect("UTF-8 on stdout")
 }
 
 /// The one JSON object on stdout of a run that must succeed.
-pub fn json(output: Output) -> Value {
+pub(crate) fn json(output: Output) -> Value {
     let text = succeed(output);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("not one JSON value ({error}): {text}"))
 }
 
 /// A run that must fail with status 1, nothing on stdout, and a message that holds every one of `parts`.
-pub fn fail(output: Output, parts: &[&str]) {
+pub(crate) fn fail(output: Output, parts: &[&str]) {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(
@@ -86,7 +92,7 @@ pub fn fail(output: Output, parts: &[&str]) {
 }
 
 /// A unit axis from a seed, the same on every machine.
-pub fn axis(seed: u64, width: usize) -> Axis {
+pub(crate) fn axis(seed: u64, width: usize) -> Axis {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let direction: Vec<f32> = (0..width)
         .map(|_| {
@@ -98,15 +104,15 @@ pub fn axis(seed: u64, width: usize) -> Axis {
 }
 
 /// One cap: block, seed of its axis, bound, strength.
-pub type Entry = (usize, u64, Bound, f32);
+pub(crate) type Entry = (usize, u64, Bound, f32);
 
 /// Writes a cap file for the tests' model.
-pub fn caps(path: &Path, entries: &[Entry]) {
+pub(crate) fn caps(path: &Path, entries: &[Entry]) {
     caps_for(path, entries, WIDTH, BLOCKS);
 }
 
 /// Writes a cap file for a model of this width and number of blocks.
-pub fn caps_for(path: &Path, entries: &[Entry], width: usize, blocks: usize) {
+pub(crate) fn caps_for(path: &Path, entries: &[Entry], width: usize, blocks: usize) {
     let entries = entries.iter().map(|&(block, seed, bound, strength)| {
         let cap = Cap::new(axis(seed, width), bound).with_strength(strength).expect("a strength in [0, 1]");
         BlockCap { block, cap }
@@ -116,11 +122,11 @@ pub fn caps_for(path: &Path, entries: &[Entry], width: usize, blocks: usize) {
 }
 
 /// A temporary folder.
-pub fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
 /// A path as an argument.
-pub fn arg(path: &Path) -> &str {
+pub(crate) fn arg(path: &Path) -> &str {
     path.to_str().expect("a UTF-8 path")
 }

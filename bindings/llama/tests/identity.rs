@@ -1,0 +1,91 @@
+//! With infinite bounds on every block, greedy output is llama.cpp's own, token for token.
+//!
+//! The other side of the comparison is written on `llama-cpp-2` alone and runs before the hook is ever installed.
+
+mod support;
+
+use std::num::NonZeroU32;
+use std::ops::ControlFlow;
+
+use axiscap::Bound;
+use axiscap_llama::{Context, ContextOptions, KvType, Model, ModelOptions, Token, generate};
+use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::sampling::LlamaSampler;
+use support::{caps, greedy, long_text, path};
+
+const GENERATED: usize = 16;
+const UBATCH: u32 = 64;
+
+/// Greedy generation as any user of `llama-cpp-2` would write it.
+fn plain(backend: &LlamaBackend, model: &Model, kv: KvCacheType, prompt: &[Token]) -> Vec<Token> {
+    let threads = axiscap_llama::default_threads() as i32;
+    let params = LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(1024))
+        .with_n_batch(2048)
+        .with_n_ubatch(UBATCH)
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads)
+        .with_type_k(kv)
+        .with_type_v(kv)
+        .with_kv_unified(true);
+    let mut context = model.llama().new_context(backend, params).expect("a context");
+    let mut batch = LlamaBatch::new(prompt.len(), 1);
+    batch.add_sequence(prompt, 0, false).expect("room for the prompt");
+    context.decode(&mut batch).expect("the prompt decodes");
+    let mut sampler = LlamaSampler::greedy();
+    let mut tokens = Vec::new();
+    while tokens.len() < GENERATED {
+        let token = sampler.sample(&context, -1);
+        if model.llama().vocab().is_eog(token) {
+            break;
+        }
+        tokens.push(token);
+        batch.clear();
+        let position = (prompt.len() + tokens.len() - 1) as i32;
+        batch.add(token, position, &[0], true).expect("room for a token");
+        context.decode(&mut batch).expect("a token decodes");
+    }
+    tokens
+}
+
+#[test]
+fn infinite_bounds_leave_llama_cpp_as_it_is() {
+    let backend = LlamaBackend::init().expect("nobody else has initialised llama.cpp");
+    let model = Model::load(path(), &ModelOptions::default()).expect("the model loads");
+    let prompts = [
+        "The capital of France is".to_owned(),
+        "<|im_start|>user\nI feel that nobody would notice if I were gone.<|im_end|>\n<|im_start|>assistant\n".into(),
+        long_text(),
+    ];
+    let prompts = prompts.map(|text| model.tokenize(&text, true).expect("tokens"));
+    assert!(prompts[2].len() > 3 * UBATCH as usize, "{} tokens do not cross n_ubatch", prompts[2].len());
+
+    let kinds = [(KvCacheType::F16, KvType::F16), (KvCacheType::F32, KvType::F32)];
+    let expected: Vec<Vec<Vec<Token>>> = kinds
+        .iter()
+        .map(|&(kv, _)| prompts.iter().map(|prompt| plain(&backend, &model, kv, prompt)).collect())
+        .collect();
+
+    let open = caps(0..30, 1, Bound::NONE);
+    for (&(_, kv_type), expected) in kinds.iter().zip(&expected) {
+        let options =
+            ContextOptions { ctx: Some(1024), ubatch: UBATCH, kv_type, ..ContextOptions::default() };
+        let mut context = Context::new(&model, &options).expect("a context");
+        context.set_caps(Some(&open)).expect("the caps fit");
+        for (prompt, expected) in prompts.iter().zip(expected) {
+            context.clear();
+            context.reset_stats().expect("hooked");
+            let generated = generate(&mut context, prompt, &greedy(GENERATED), |_| ControlFlow::Continue(()));
+            let generated = generated.expect("it generates");
+            assert_eq!(&generated.tokens, expected, "{kv_type:?}, {} tokens of prompt", prompt.len());
+            // It was indeed observed, on every row, and touched on none.
+            let rows = (prompt.len() + generated.timings.decode_tokens) as u64;
+            for (block, stats) in context.stats().expect("hooked").iter().enumerate() {
+                let expected = if block == 29 { rows - prompt.len() as u64 + 1 } else { rows };
+                assert_eq!((stats.rows, stats.engaged), (expected, 0), "block {block}");
+            }
+        }
+    }
+}

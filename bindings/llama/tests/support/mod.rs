@@ -1,0 +1,62 @@
+//! What the tests on a real model share.
+#![allow(dead_code, reason = "every test file uses its own part of this")]
+
+use std::path::PathBuf;
+
+use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use axiscap_llama::{ContextOptions, GenerateOptions, Model, ModelOptions, Sampling};
+
+/// The small model. Tests that need it fail without it rather than pass unseen.
+pub(crate) fn model() -> Model {
+    Model::load(path(), &ModelOptions::default()).expect("the model loads")
+}
+
+/// Where the small model is.
+pub(crate) fn path() -> PathBuf {
+    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache =
+        xdg.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"));
+    let path = cache.join("axiscap/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(
+        path.is_file(),
+        "the tests' model is missing: run scripts/fetch-model (looked for {})",
+        path.display()
+    );
+    path
+}
+
+/// A small context.
+pub(crate) fn options() -> ContextOptions {
+    ContextOptions { ctx: Some(512), ..ContextOptions::default() }
+}
+
+/// The likeliest tokens, so many of them.
+pub(crate) fn greedy(max_tokens: usize) -> GenerateOptions {
+    GenerateOptions { max_tokens, sampling: Sampling::GREEDY }
+}
+
+/// A cap on each of these blocks, with axes of its own and one bound.
+pub(crate) fn caps(blocks: impl IntoIterator<Item = usize>, seed: u64, bound: Bound) -> CapSet {
+    let entries = blocks.into_iter().map(|block| {
+        let mut state = (seed << 32 | block as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let direction: Vec<f32> = (0..576)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            })
+            .collect();
+        BlockCap { block, cap: Cap::new(Axis::from_direction(&direction).expect("an axis"), bound) }
+    });
+    CapSet::new(entries).expect("a set")
+}
+
+/// A text of a few hundred tokens.
+pub(crate) fn long_text() -> String {
+    let sentence = |i: usize| {
+        format!(
+            "On day {i} the keeper climbed the {} steps, lit the lamp, and wrote one line. ",
+            90 + i * 7 % 60
+        )
+    };
+    (1..=12).map(sentence).collect()
+}
