@@ -113,10 +113,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let axes = chosen_axes(&args, &file, &floors)?;
     let answers = args.answers.answers(&model)?;
     let bar = progress::bar("answers measured", answers.rollouts.len());
-    let projections =
-        activations::project(&model, &answers.rollouts, &axes, args.answers.threads, |done| {
-            bar.set_position(done as u64);
-        })?;
+    let projections = activations::project(&model, &answers.rollouts, &axes, args.answers.threads, |done| {
+        bar.set_position(done as u64);
+    })?;
     bar.finish();
     let mut results = Vec::new();
     for ((block, _), projections) in axes.iter().zip(&projections) {
@@ -164,11 +163,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// The axes to put floors on, by block.
-fn chosen_axes(
-    args: &Args,
-    file: &CapFile,
-    floors: &BTreeMap<usize, f32>,
-) -> Result<Vec<(usize, Axis)>> {
+fn chosen_axes(args: &Args, file: &CapFile, floors: &BTreeMap<usize, f32>) -> Result<Vec<(usize, Axis)>> {
     let mut known = BTreeMap::new();
     for entry in file.caps.caps() {
         let earlier = known.insert(entry.block, entry.cap.axis().clone());

@@ -60,7 +60,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let script = match &args.script {
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             Script::parse(&text).with_context(|| path.display().to_string())?
         }
         None => Script::emotional(),
@@ -160,7 +161,8 @@ impl Report<'_> {
 
     /// Share of response tokens, over all turns and caps, that were outside the bounds.
     fn engagement(&self) -> f64 {
-        let all = || self.capped.iter().flat_map(|turn| turn.projections.iter().map(|p| (p, turn.tokens as f64)));
+        let all =
+            || self.capped.iter().flat_map(|turn| turn.projections.iter().map(|p| (p, turn.tokens as f64)));
         let tokens: f64 = all().map(|(_, tokens)| tokens).sum();
         all().map(|(projection, tokens)| projection.engaged * tokens).sum::<f64>() / tokens
     }
@@ -169,7 +171,8 @@ impl Report<'_> {
         let mut text = String::new();
         let pairs = self.script.turns.iter().zip(self.uncapped.iter().zip(&self.capped)).enumerate();
         let last = self.script.turns.len() - 1;
-        for (index, (user, (uncapped, capped))) in pairs.filter(|(index, _)| args.all_answers || *index == last)
+        for (index, (user, (uncapped, capped))) in
+            pairs.filter(|(index, _)| args.all_answers || *index == last)
         {
             writeln!(text, "Turn {}, user:\n{}", index + 1, indented(user))?;
             writeln!(text, "uncapped:\n{}", indented(&uncapped.answer))?;

@@ -123,8 +123,7 @@ impl AnswersArgs {
         options.threads = self.threads;
         options.sampling.temperature = self.temp;
         let bar = progress::bar("answers generated", requests.len());
-        let rollouts =
-            generate_rollouts(model, &requests, &options, |done| bar.set_position(done as u64))?;
+        let rollouts = generate_rollouts(model, &requests, &options, |done| bar.set_position(done as u64))?;
         bar.finish();
         let shape = model.shape();
         let header = RolloutHeader {
@@ -158,7 +157,8 @@ impl AnswersArgs {
                 words += &format!(" {flag} {}", file_name(path));
             }
         }
-        for (flag, limit) in [("--limit-roles", self.limit_roles), ("--limit-questions", self.limit_questions)]
+        for (flag, limit) in
+            [("--limit-roles", self.limit_roles), ("--limit-questions", self.limit_questions)]
         {
             if let Some(limit) = limit {
                 words += &format!(" {flag} {limit}");
@@ -212,10 +212,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let generated = started.elapsed();
     let count = answers.rollouts.len();
     let bar = progress::bar("answers measured", count);
-    let means =
-        activations::mean_activations(&model, &answers.rollouts, args.answers.threads, |done| {
-            bar.set_position(done as u64);
-        })?;
+    let means = activations::mean_activations(&model, &answers.rollouts, args.answers.threads, |done| {
+        bar.set_position(done as u64);
+    })?;
     bar.finish();
     let axes = extract(&answers.rollouts, &means)?;
     let measured = started.elapsed() - generated;
@@ -253,8 +252,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         });
         return output::json(&report);
     }
-    let mut text =
-        format!("{count} answers ({defaults} default, {} in roles), {tokens} response tokens\n", count - defaults);
+    let mut text = format!(
+        "{count} answers ({defaults} default, {} in roles), {tokens} response tokens\n",
+        count - defaults
+    );
     text += &table(&axes)?;
     writeln!(
         text,
@@ -288,12 +289,7 @@ fn table(axes: &[BlockAxis]) -> Result<String> {
     Ok(text)
 }
 
-fn axis_file(
-    args: &Args,
-    model: &Model,
-    answers: &Rollouts,
-    axes: &[BlockAxis],
-) -> Result<CapFile> {
+fn axis_file(args: &Args, model: &Model, answers: &Rollouts, axes: &[BlockAxis]) -> Result<CapFile> {
     let caps = CapSet::new(axes.iter().map(|axis| BlockCap {
         block: axis.block,
         cap: Cap::new(axis.axis.clone(), Bound::NONE).with_name("assistant"),

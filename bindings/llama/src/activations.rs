@@ -143,8 +143,7 @@ struct Averager {
 impl Observer for Averager {
     fn row(&mut self, answer: usize, block: usize, row: &[f32]) {
         let (size, length) = (self.blocks * self.width, self.lengths[answer]);
-        let (left, sums) =
-            self.open.entry(answer).or_insert_with(|| (length * self.blocks, vec![0.0; size]));
+        let (left, sums) = self.open.entry(answer).or_insert_with(|| (length * self.blocks, vec![0.0; size]));
         let sum = &mut sums[block * self.width..][..self.width];
         sum.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value));
         *left -= 1;
@@ -300,13 +299,8 @@ mod tests {
 
     #[test]
     fn means_are_over_response_tokens_and_sums_are_dropped() {
-        let mut averager = Averager {
-            blocks: 2,
-            width: 2,
-            lengths: vec![0, 2],
-            open: HashMap::new(),
-            means: vec![0.0; 8],
-        };
+        let mut averager =
+            Averager { blocks: 2, width: 2, lengths: vec![0, 2], open: HashMap::new(), means: vec![0.0; 8] };
         for (block, row) in [(0, [1.0, 2.0]), (1, [10.0, 20.0]), (0, [3.0, 2.0]), (1, [10.0, 0.0])] {
             assert_eq!(averager.open.len(), usize::from(block != 0 || row[0] == 3.0));
             averager.row(1, block, &row);

@@ -39,7 +39,9 @@ pub enum CalibrateError {
     #[error("there is no answer with at least one token to calibrate on; make the answers longer or more")]
     NoAnswers,
     /// A projection is NaN or infinite.
-    #[error("the projections on block {block} are not finite; the model's activations overflow there, so it cannot be capped")]
+    #[error(
+        "the projections on block {block} are not finite; the model's activations overflow there, so it cannot be capped"
+    )]
     NonFinite {
         /// The block.
         block: usize,
@@ -119,8 +121,8 @@ pub fn floor_of(
     if projections.answers.is_empty() || projections.tokens.is_empty() {
         return Err(CalibrateError::NoAnswers);
     }
-    let finite =
-        projections.answers.iter().all(|a| a.1.is_finite()) && projections.tokens.iter().all(|t| t.is_finite());
+    let finite = projections.answers.iter().all(|a| a.1.is_finite())
+        && projections.tokens.iter().all(|t| t.is_finite());
     if !finite {
         return Err(CalibrateError::NonFinite { block });
     }

@@ -71,7 +71,9 @@ impl LineChart {
             .label_style(text(13))
             .axis_desc_style(text(14))
             .x_labels(((x.1 - x.0) as usize + 1).min(16))
-            .x_label_formatter(&|v| if (v - v.round()).abs() < 1e-6 { format!("{v:.0}") } else { String::new() })
+            .x_label_formatter(&|v| {
+                if (v - v.round()).abs() < 1e-6 { format!("{v:.0}") } else { String::new() }
+            })
             .y_label_formatter(&|v| format!("{:.*}", decimals(y.1 - y.0), v))
             .x_desc(&self.x_label)
             .y_desc(&self.y_label)
@@ -157,7 +159,9 @@ mod tests {
     fn a_chart_holds_its_labels_and_is_escaped() {
         let svg = chart(vec![(1.0, 2.0), (2.0, f64::NAN), (3.0, 1.0)]).to_svg().unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-        for label in ["Projection per turn", "turn", "projection", "uncapped", "capped &lt;&amp;&gt;", "floor"] {
+        for label in
+            ["Projection per turn", "turn", "projection", "uncapped", "capped &lt;&amp;&gt;", "floor"]
+        {
             assert!(svg.contains(label), "{label}");
         }
         assert!(!svg.contains("NaN"));

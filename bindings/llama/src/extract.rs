@@ -193,7 +193,10 @@ mod tests {
     fn groups_that_do_not_differ_have_no_axis() {
         let (rollouts, activations) = planted(0.0);
         let error = extract(&rollouts, &activations).unwrap_err();
-        assert!(matches!(error, ExtractError::Axis { block: 0, source: axiscap::Error::ZeroAxis }), "{error}");
+        assert!(
+            matches!(error, ExtractError::Axis { block: 0, source: axiscap::Error::ZeroAxis }),
+            "{error}"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use llama_cpp_2::sampling::LlamaSampler;
 
+use crate::Token;
 use crate::chat::{Message, Role};
 use crate::context::{BatchRow, Context, ContextOptions};
 use crate::error::Error;
@@ -12,7 +13,6 @@ use crate::model::Model;
 use crate::rollout_file::Rollout;
 use crate::rollout_plan::Request;
 use crate::utf8::Utf8;
-use crate::Token;
 
 /// How to generate answers.
 #[derive(Debug, Clone, PartialEq)]

@@ -34,7 +34,9 @@ pub enum PlanError {
         text: String,
     },
     /// Held-out scores need two halves of the questions.
-    #[error("{found} question is too few; give at least 2, so that the axis can be tested on questions it was not made from")]
+    #[error(
+        "{found} question is too few; give at least 2, so that the axis can be tested on questions it was not made from"
+    )]
     FewQuestions {
         /// How many there are.
         found: usize,
@@ -239,7 +241,10 @@ mod tests {
         assert!(roles(empty).contains("role \"a\""));
         let twice = r#"{"default": [null], "roles": [{"name": "a", "prompts": ["x"]}, {"name": "a", "prompts": ["y"]}]}"#;
         assert!(roles(twice).contains("appears twice"));
-        assert!(matches!(Plan::from_texts(None, Some("# none\nOne?\n")), Err(PlanError::FewQuestions { found: 1 })));
+        assert!(matches!(
+            Plan::from_texts(None, Some("# none\nOne?\n")),
+            Err(PlanError::FewQuestions { found: 1 })
+        ));
         assert!(matches!(Plan::from_texts(None, Some("One?\nOne?\n")), Err(PlanError::Duplicate { .. })));
     }
 
