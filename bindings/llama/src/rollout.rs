@@ -40,8 +40,9 @@ pub(crate) const PASS_ROWS: u32 = 512;
 
 /// Generates the answer to every request. `on_progress` is told how many are done.
 ///
-/// A slot whose answer has ended takes the next request at once. Every answer has a seed and a sampler of its own,
-/// so it does not depend on what is generated beside it, but for the last bits of llama.cpp's batched arithmetic.
+/// A slot whose answer has ended takes the next request at once. Every answer has a seed and a sampler of its own.
+/// The same requests and options give the same answers; with another number of slots llama.cpp's batched matrix
+/// products differ in their last bits, which can tip a draw, and the answer goes another way from there.
 /// Recurrent and hybrid models are decoded one answer at a time: their state cannot be batched with prompts of
 /// other lengths.
 ///
