@@ -22,6 +22,8 @@ use crate::{output, progress};
 /// that hold. The projection of a turn is the mean over its response tokens, at the last capped block unless another
 /// is named. Plotted and compared is what the rest of the model sees: the projection after that block's cap.
 #[derive(Debug, clap::Args)]
+// scripts/demo sets some options, and whoever calls it may set them again.
+#[command(args_override_self = true)]
 #[command(after_help = "Example:
   axiscap drift --model model.gguf --caps caps.gguf --plot drift.svg
 

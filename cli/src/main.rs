@@ -6,6 +6,7 @@ mod chat;
 mod doctor;
 mod drift;
 mod extract;
+mod inspect;
 mod model;
 mod output;
 mod progress;
@@ -54,6 +55,8 @@ enum Command {
     Calibrate(calibrate::Args),
     /// Follow the projection over a conversation, uncapped and capped
     Drift(drift::Args),
+    /// Show what a cap file holds and how it was made
+    Inspect(inspect::Args),
     /// Say what this machine can do, what is missing, and how to get it
     Doctor(doctor::Args),
 }
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Extract(args) => extract::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Drift(args) => drift::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args),
     }));
     let error = match finished {
