@@ -1,8 +1,12 @@
 //! The program `axiscap`: capped generation, benchmarks, and what they need.
 
 mod bench;
+mod calibrate;
 mod chat;
 mod doctor;
+mod drift;
+mod extract;
+mod inspect;
 mod model;
 mod output;
 mod progress;
@@ -45,6 +49,14 @@ enum Command {
     Chat(chat::Args),
     /// Measure what capping costs
     Bench(bench::Args),
+    /// Find the Assistant axis of a model: default answers minus role play
+    Extract(extract::Args),
+    /// Give axes their floors, from projections of the model's own answers
+    Calibrate(calibrate::Args),
+    /// Follow the projection over a conversation, uncapped and capped
+    Drift(drift::Args),
+    /// Show what a cap file holds and how it was made
+    Inspect(inspect::Args),
     /// Say what this machine can do, what is missing, and how to get it
     Doctor(doctor::Args),
 }
@@ -58,6 +70,10 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Extract(args) => extract::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
+        Command::Drift(args) => drift::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args),
     }));
     let error = match finished {

@@ -167,6 +167,18 @@ pub enum Error {
         /// Its name, or its beginning.
         template: String,
     },
+    /// An axis of another width than the model's residual stream.
+    #[error(
+        "the axis of block {block} has width {found}, but the model's residual stream has width {expected}; axes work only on the model they were made for: extract them on this model"
+    )]
+    AxisWidth {
+        /// The block.
+        block: usize,
+        /// Width of the axis.
+        found: usize,
+        /// Width of the model.
+        expected: usize,
+    },
     /// The trace does not have the rows of the batch.
     #[error(
         "the hook's trace has {found} rows for block {block}, but the batch had {rows} rows, {outputs} of them with logits; this is a fault of axiscap: please report it with the model's name"

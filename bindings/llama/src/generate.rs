@@ -29,7 +29,7 @@ impl Sampling {
     /// The likeliest token, always.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
 
-    fn sampler(&self) -> Result<LlamaSampler, Error> {
+    pub(crate) fn sampler(&self) -> Result<LlamaSampler, Error> {
         fn check(option: &'static str, value: f32, most: f32) -> Result<(), Error> {
             if (0.0..=most).contains(&value) && value.is_finite() {
                 return Ok(());

@@ -22,15 +22,24 @@
 //!
 //! Never silently uncapped: a decode in which a capped block was not seen with all its rows is an error.
 
+pub mod activations;
 mod backend;
 pub mod bench;
+pub mod calibrate;
 mod chat;
 mod context;
+pub mod drift;
+pub mod drift_plot;
 mod error;
+pub mod extract;
+mod extract_separation;
 mod generate;
 mod log;
 mod memory;
 mod model;
+pub mod rollout;
+pub mod rollout_file;
+pub mod rollout_plan;
 mod threads;
 mod trace;
 mod utf8;
@@ -42,6 +51,7 @@ pub use crate::backend::{Build, Device, build, devices};
 pub use crate::chat::{Chat, Message, Role, Turn};
 pub use crate::context::{BatchRow, Context, ContextOptions, KvType};
 pub use crate::error::Error;
+pub use crate::extract_separation::Separation;
 pub use crate::generate::{GenerateOptions, Generated, Sampling, Stop, Timings, generate};
 pub use crate::model::{Model, ModelOptions};
 pub use crate::threads::default_threads;

@@ -1,0 +1,209 @@
+//! Answers on disk: JSON lines, one header and one line per answer, so that calibration (and whoever wants to read
+//! what the axis was made of) need not generate them again.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use axiscap::file::{FileError, write_atomically};
+use serde::{Deserialize, Serialize};
+
+/// Version of the file's layout.
+const VERSION: u32 = 1;
+
+/// One generated answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// The role played; `None` = default Assistant.
+    pub role: Option<String>,
+    /// System prompt, if any.
+    pub system: Option<String>,
+    /// Index of the question in the plan.
+    pub question: usize,
+    /// Seed of this answer.
+    pub seed: u32,
+    /// Token ids of the templated prompt.
+    pub prompt: Vec<i32>,
+    /// Token ids of the answer, without the token that ends a turn.
+    pub response: Vec<i32>,
+    /// The answer as text.
+    pub text: String,
+}
+
+/// What the answers were made from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RolloutHeader {
+    /// Version of the layout.
+    pub version: u32,
+    /// `axiscap` and its version.
+    pub tool: String,
+    /// Architecture of the model, e.g. `llama`.
+    pub architecture: String,
+    /// Name of the model, from its metadata.
+    pub model: String,
+    /// Number of blocks of the model.
+    pub blocks: usize,
+    /// Width of its residual stream.
+    pub width: usize,
+    /// Size of its vocabulary.
+    pub vocabulary: usize,
+    /// SHA-256 of the roles file.
+    pub roles_sha256: String,
+    /// SHA-256 of the questions file.
+    pub questions_sha256: String,
+    /// Seed of the plan.
+    pub seed: u32,
+    /// Sampling temperature.
+    pub temperature: f32,
+    /// Most tokens of an answer.
+    pub max_tokens: usize,
+}
+
+impl RolloutHeader {
+    /// The layout this version writes and reads.
+    pub const VERSION: u32 = VERSION;
+}
+
+/// Answers and what they were made from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rollouts {
+    /// Where they come from.
+    pub header: RolloutHeader,
+    /// The answers, in the order of the plan.
+    pub rollouts: Vec<Rollout>,
+}
+
+/// Why a file of answers could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{}: {problem}", .path.display(), .line.map_or(String::new(), |line| format!(", line {line}")))]
+pub struct RolloutFileError {
+    /// The file.
+    pub path: PathBuf,
+    /// Line, counted from 1.
+    pub line: Option<usize>,
+    /// What is wrong, and what to do.
+    pub problem: String,
+}
+
+impl Rollouts {
+    /// Reads a file written by [`Rollouts::write`].
+    ///
+    /// # Errors
+    /// [`RolloutFileError`] names the line: unreadable, no header, another version, a token outside the
+    /// vocabulary.
+    pub fn read(path: &Path) -> Result<Self, RolloutFileError> {
+        let fail = |line, problem: String| RolloutFileError { path: path.into(), line, problem };
+        let file = File::open(path).map_err(|e| fail(None, format!("cannot be opened: {e}")))?;
+        let mut header: Option<RolloutHeader> = None;
+        let mut rollouts = Vec::new();
+        for (index, line) in BufReader::new(file).lines().enumerate() {
+            let number = Some(index + 1);
+            let line = line.map_err(|e| fail(number, format!("cannot be read: {e}")))?;
+            let malformed = |e: serde_json::Error| {
+                fail(number, format!("is not a line of an axiscap rollouts file: {e}; make the file again"))
+            };
+            let Some(header) = &header else {
+                let found: RolloutHeader = serde_json::from_str(&line).map_err(malformed)?;
+                if found.version != VERSION {
+                    let problem =
+                        format!("layout version {} is not {VERSION}; make the file again", found.version);
+                    return Err(fail(number, problem));
+                }
+                header = Some(found);
+                continue;
+            };
+            let rollout: Rollout = serde_json::from_str(&line).map_err(malformed)?;
+            let known = |&token: &i32| usize::try_from(token).is_ok_and(|t| t < header.vocabulary);
+            if let Some(token) = rollout.prompt.iter().chain(&rollout.response).find(|t| !known(t)) {
+                let problem = format!("token {token} is outside the vocabulary of {}", header.vocabulary);
+                return Err(fail(number, problem));
+            }
+            if rollout.prompt.is_empty() {
+                return Err(fail(number, "has an empty prompt; make the file again".into()));
+            }
+            rollouts.push(rollout);
+        }
+        match header {
+            Some(header) if !rollouts.is_empty() => Ok(Self { header, rollouts }),
+            _ => Err(fail(None, "holds no answers; make the file again".into())),
+        }
+    }
+
+    /// Writes the answers; the file appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`FileError::Io`]: the folder cannot be written, the disk is full.
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        write_atomically(path, |out| {
+            serde_json::to_writer(&mut *out, &self.header)?;
+            for rollout in &self.rollouts {
+                out.write_all(b"\n")?;
+                serde_json::to_writer(&mut *out, rollout)?;
+            }
+            out.write_all(b"\n")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollouts() -> Rollouts {
+        let header = RolloutHeader {
+            version: VERSION,
+            tool: "axiscap 0".into(),
+            architecture: "llama".into(),
+            model: "tiny".into(),
+            blocks: 2,
+            width: 4,
+            vocabulary: 10,
+            roles_sha256: String::new(),
+            questions_sha256: String::new(),
+            seed: 1,
+            temperature: 0.7,
+            max_tokens: 3,
+        };
+        let rollout = |role: Option<&str>, response: &[i32]| Rollout {
+            role: role.map(Into::into),
+            system: None,
+            question: 0,
+            seed: 7,
+            prompt: vec![1, 9],
+            response: response.to_vec(),
+            text: "ah \"oh\"\n".into(),
+        };
+        Rollouts { header, rollouts: vec![rollout(None, &[2, 3]), rollout(Some("pirate"), &[])] }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.jsonl");
+        rollouts().write(&path).unwrap();
+        assert_eq!(Rollouts::read(&path).unwrap(), rollouts());
+    }
+
+    #[test]
+    fn broken_files_are_refused_with_the_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.jsonl");
+        assert!(Rollouts::read(&path).unwrap_err().to_string().contains("cannot be opened"));
+        rollouts().write(&path).unwrap();
+        let good = std::fs::read_to_string(&path).unwrap();
+        let read = |text: String| {
+            std::fs::write(&path, text).unwrap();
+            Rollouts::read(&path).unwrap_err().to_string()
+        };
+        assert!(read(String::new()).contains("holds no answers"));
+        assert!(read(good.lines().next().unwrap().into()).contains("holds no answers"));
+        assert!(read(good.replace("\"version\":1", "\"version\":2")).contains("line 1: layout version 2"));
+        assert!(read(good.replace("[1,9]", "[1,10]")).contains("line 2: token 10 is outside"));
+        assert!(read(good.replace("[1,9]", "[]")).contains("line 2: has an empty prompt"));
+        assert!(read(good[..good.len() - 9].into()).contains("line 3"));
+        let nowhere = rollouts().write(Path::new("/nonexistent/r.jsonl")).unwrap_err();
+        assert!(nowhere.to_string().contains("/nonexistent/r.jsonl"));
+    }
+}

@@ -1,0 +1,277 @@
+//! `axiscap drift`: how the projection moves over a conversation, uncapped and capped.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use axiscap::CapSet;
+use axiscap::file::write_atomically;
+use axiscap_llama::bench::{BenchOptions, Ratio, bench};
+use axiscap_llama::drift::{DriftTurn, Script, TurnProjection, converse};
+use axiscap_llama::drift_plot::{LineChart, Series};
+use axiscap_llama::{Context, Engine, GenerateOptions, Model};
+use serde_json::json;
+
+use crate::model::{CapsArgs, ModelArgs};
+use crate::sampling::SamplingArgs;
+use crate::{output, progress};
+
+/// Have a scripted conversation twice, uncapped and capped, and follow the projection of the answers
+///
+/// The user's messages are fixed; the model answers each of them, first with caps that only observe, then with caps
+/// that hold. The projection of a turn is the mean over its response tokens, at the last capped block unless another
+/// is named. Plotted and compared is what the rest of the model sees: the projection after that block's cap.
+#[derive(Debug, clap::Args)]
+// scripts/demo sets some options, and whoever calls it may set them again.
+#[command(args_override_self = true)]
+#[command(after_help = "Example:
+  axiscap drift --model model.gguf --caps caps.gguf --plot drift.svg
+
+A script of your own is JSON: {\"name\": \"...\", \"system\": null, \"turns\": [\"first message\", \"second\", ...]}")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    caps: CapsArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// What the user says (JSON) [default: a built-in emotional conversation of 8 turns]
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
+    /// Block to look at [default: the last capped one]
+    #[arg(long, value_name = "BLOCK")]
+    block: Option<usize>,
+    /// Where to draw the projections
+    #[arg(long, value_name = "FILE.svg", default_value = "drift.svg")]
+    plot: PathBuf,
+    /// Pairs of the short speed comparison; 0 leaves it out
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    speed_pairs: usize,
+    /// Print all answers, not only the last ones
+    #[arg(long)]
+    all_answers: bool,
+    /// Print one JSON object in place of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// What went wrong and what to do: unreadable files, caps of another model, a conversation longer than the context.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let script = match &args.script {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Script::parse(&text).with_context(|| path.display().to_string())?
+        }
+        None => Script::emotional(),
+    };
+    let model = args.model.load()?;
+    let Some(caps) = args.caps.load(&model)? else {
+        bail!("there are no caps to compare with; name a cap file with --caps");
+    };
+    let cap = chosen_cap(&caps, args.block)?;
+    let options = args.sampling.options();
+    let (uncapped, capped) = both(&args, &model, &script, &caps, &options)?;
+    let speed = speed(&args, &model, &caps)?;
+    let report = Report { script: &script, caps: &caps, cap, uncapped, capped, speed };
+    let svg = report.chart().to_svg()?;
+    write_atomically(&args.plot, |out| out.write_all(svg.as_bytes()))?;
+    if args.json {
+        return output::json(&report.json(&args));
+    }
+    output::text(&report.text(&args)?)
+}
+
+/// The two conversations, one after the other in one context.
+fn both(
+    args: &Args,
+    model: &Model,
+    script: &Script,
+    caps: &CapSet,
+    options: &GenerateOptions,
+) -> Result<(Vec<DriftTurn>, Vec<DriftTurn>)> {
+    let mut context = Context::new(model, &args.model.context())?;
+    let turns = script.turns.len();
+    let bar = progress::bar("turns", 2 * turns);
+    let uncapped =
+        converse(&mut context, script, caps, false, options, |done| bar.set_position(done as u64))?;
+    let capped = converse(&mut context, script, caps, true, options, |done| {
+        bar.set_position((turns + done) as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok((uncapped, capped))
+}
+
+/// A short comparison of decode speed; `axiscap bench` measures it properly.
+fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
+    if args.speed_pairs == 0 {
+        return Ok(None);
+    }
+    let options = BenchOptions {
+        pairs: args.speed_pairs,
+        prompt_tokens: 32,
+        generate_tokens: 24,
+        context: args.model.context(),
+        engine: Engine::Auto,
+        idle: false,
+        eval_callback: false,
+    };
+    let bar = progress::bar("speed", args.speed_pairs);
+    let report = bench(model, caps, &options, |done, _| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    Ok(Some(report.capped.decode))
+}
+
+/// Index of the cap whose projections are shown.
+fn chosen_cap(caps: &CapSet, block: Option<usize>) -> Result<usize> {
+    let blocks = caps.blocks();
+    let found = match block {
+        Some(block) => blocks.get(&block),
+        None => blocks.values().next_back(),
+    };
+    let known = || blocks.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    // The last cap of a block is what the rest of the model sees.
+    found.and_then(|indices| indices.last().copied()).with_context(|| {
+        format!("block {} is not capped; look at one of {}", block.unwrap_or_default(), known())
+    })
+}
+
+struct Report<'a> {
+    script: &'a Script,
+    caps: &'a CapSet,
+    /// Index of the cap that is shown.
+    cap: usize,
+    uncapped: Vec<DriftTurn>,
+    capped: Vec<DriftTurn>,
+    speed: Option<Ratio>,
+}
+
+impl Report<'_> {
+    /// Block and floor of the cap that is shown.
+    fn block(&self) -> usize {
+        self.caps.caps()[self.cap].block
+    }
+
+    /// What the shown cap saw in a turn; `None` for an answer without tokens.
+    fn shown(&self, turn: &DriftTurn) -> Option<TurnProjection> {
+        let block = self.block();
+        turn.projections.iter().rfind(|projection| projection.block == block).copied()
+    }
+
+    /// Share of response tokens, over all turns and caps, that were outside the bounds.
+    fn engagement(&self) -> f64 {
+        let all =
+            || self.capped.iter().flat_map(|turn| turn.projections.iter().map(|p| (p, turn.tokens as f64)));
+        let tokens: f64 = all().map(|(_, tokens)| tokens).sum();
+        all().map(|(projection, tokens)| projection.engaged * tokens).sum::<f64>() / tokens
+    }
+
+    fn text(&self, args: &Args) -> Result<String> {
+        let mut text = String::new();
+        let pairs = self.script.turns.iter().zip(self.uncapped.iter().zip(&self.capped)).enumerate();
+        let last = self.script.turns.len() - 1;
+        for (index, (user, (uncapped, capped))) in
+            pairs.filter(|(index, _)| args.all_answers || *index == last)
+        {
+            writeln!(text, "Turn {}, user:\n{}", index + 1, indented(user))?;
+            writeln!(text, "uncapped:\n{}", indented(&uncapped.answer))?;
+            writeln!(text, "capped:\n{}\n", indented(&capped.answer))?;
+        }
+        let bound = self.caps.caps()[self.cap].cap.bound();
+        writeln!(
+            text,
+            "Mean projection of each answer on the axis of block {} (positive = more Assistant; cap: {bound})",
+            self.block()
+        )?;
+        writeln!(text, "turn  uncapped  capped: before   after  engaged")?;
+        for (index, (uncapped, capped)) in self.uncapped.iter().zip(&self.capped).enumerate() {
+            let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
+            let capped = self.shown(capped);
+            writeln!(
+                text,
+                "{:>4} {:>9} {:>15} {:>7} {:>8}",
+                index + 1,
+                number(self.shown(uncapped).map(|p| p.after)),
+                number(capped.map(|p| p.before)),
+                number(capped.map(|p| p.after)),
+                capped.map_or("-".into(), |p| format!("{:.0} %", 100.0 * p.engaged)),
+            )?;
+        }
+        writeln!(
+            text,
+            "engagement, all {} caps: {:.0} % of the response tokens",
+            self.caps.caps().len(),
+            100.0 * self.engagement()
+        )?;
+        if let Some(speed) = &self.speed {
+            writeln!(
+                text,
+                "speed, capped / uncapped: {:.3} ({:.0} / {:.0} tokens per second; {} short pairs; axiscap bench measures it properly)",
+                speed.median,
+                speed.capped_tps,
+                speed.uncapped_tps,
+                speed.pairs.len()
+            )?;
+        }
+        writeln!(text, "plot: {}", args.plot.display())?;
+        Ok(text)
+    }
+
+    fn json(&self, args: &Args) -> serde_json::Value {
+        let turns = |turns: &[DriftTurn]| -> Vec<serde_json::Value> {
+            let turn = |turn: &DriftTurn| {
+                json!({
+                    "user": turn.user,
+                    "answer": turn.answer,
+                    "tokens": turn.tokens,
+                    "projections": turn.projections,
+                    "decode_tokens_per_second": turn.timings.decode_tokens_per_second(),
+                })
+            };
+            turns.iter().map(turn).collect()
+        };
+        let speed = self.speed.as_ref().map(|speed| {
+            json!({
+                "ratio_median": speed.median,
+                "ratio_ci95": [speed.ci95.0, speed.ci95.1],
+                "uncapped_tps": speed.uncapped_tps,
+                "capped_tps": speed.capped_tps,
+                "pairs": speed.pairs.len(),
+            })
+        });
+        json!({
+            "script": self.script.name,
+            "block": self.block(),
+            "uncapped": turns(&self.uncapped),
+            "capped": turns(&self.capped),
+            "engagement": self.engagement(),
+            "decode": speed,
+            "plot": args.plot,
+        })
+    }
+
+    fn chart(&self) -> LineChart {
+        let line = |name: &str, turns: &[DriftTurn]| Series {
+            name: name.into(),
+            points: (1..)
+                .zip(turns)
+                .filter_map(|(turn, t)| Some((f64::from(turn), self.shown(t)?.after)))
+                .collect(),
+        };
+        let floor = self.caps.caps()[self.cap].cap.bound().lo();
+        LineChart {
+            title: format!("Projection on the Assistant axis, block {}", self.block()),
+            x_label: "turn".into(),
+            y_label: "mean projection of the answer".into(),
+            series: vec![line("uncapped", &self.uncapped), line("capped", &self.capped)],
+            level: floor.is_finite().then(|| (format!("floor {floor:.3}"), f64::from(floor))),
+        }
+    }
+}
+
+fn indented(text: &str) -> String {
+    text.trim().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
