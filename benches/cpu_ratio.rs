@@ -15,6 +15,8 @@ use axiscap::CapTable;
 use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut};
 use half::{bf16, f16};
 
+use crate::support::Aligned;
+
 /// One comparison.
 struct Case<'a> {
     name: String,
@@ -137,7 +139,7 @@ impl<E> Memory<E> {
 }
 
 fn in_place(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: usize) {
-    let mut values: Vec<f32> = support::noise(rows * width, 7).collect();
+    let mut values = Aligned::<f32>::noise(rows * width, 7);
     let memory = Memory::of(&mut values);
     let bytes = rows * width * 4;
     let case = |name: &str, against, bytes, plain, kernel| Case {
@@ -177,7 +179,7 @@ fn in_place(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: us
 
 /// How much longer many caps take than one: the ratio is one cap's time over theirs.
 fn many_caps(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: usize) {
-    let mut values: Vec<f32> = support::noise(rows * width, 7).collect();
+    let mut values = Aligned::<f32>::noise(rows * width, 7);
     let memory = Memory::of(&mut values);
     let case = |name: &str, bytes, plain, kernel| Case {
         name: format!("{name} {isa} {rows}x{width} caps={caps}"),
@@ -214,7 +216,7 @@ fn many_caps(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: u
 }
 
 fn half<E: Element>(harness: &mut Harness, kind: &str, isa: Isa, rows: usize, width: usize, caps: usize) {
-    let mut values: Vec<E> = support::noise(rows * width, 7).map(E::from_f32).collect();
+    let mut values = Aligned::<E>::noise(rows * width, 7);
     let memory = Memory::of(&mut values);
     let bytes = rows * width * 2;
     let case = |name: &str, against, bytes, plain, kernel| Case {
@@ -229,7 +231,7 @@ fn half<E: Element>(harness: &mut Harness, kind: &str, isa: Isa, rows: usize, wi
         kernel,
     };
     // The plain loops go over as many bytes of f32.
-    let mut plain: Vec<f32> = support::noise(rows * width / 2, 7).collect();
+    let mut plain = Aligned::<f32>::noise(rows * width / 2, 7);
     let plain = Memory::of(&mut plain);
     let table = support::idle(width, caps);
     harness.measure(case(
@@ -256,11 +258,11 @@ fn half<E: Element>(harness: &mut Harness, kind: &str, isa: Isa, rows: usize, wi
 }
 
 fn fused(harness: &mut Harness, isa: Isa, rows: usize, width: usize) {
-    let x: Vec<f32> = support::noise(rows * width, 7).collect();
-    let residual: Vec<f32> = support::noise(rows * width, 8).collect();
+    let x = Aligned::<f32>::noise(rows * width, 7);
+    let residual = Aligned::<f32>::noise(rows * width, 8);
     let weight: Vec<f32> = support::noise(width, 9).collect();
-    let mut sum = vec![0.0f32; rows * width];
-    let mut out = vec![0.0f32; rows * width];
+    let mut sum = Aligned::<f32>::noise(rows * width, 10);
+    let mut out = Aligned::<f32>::noise(rows * width, 11);
     let (sum, out) = (Memory::of(&mut sum), Memory::of(&mut out));
     let bytes = rows * width * 4;
     let case = |name: &str, against, bytes, plain, kernel| Case {
@@ -321,7 +323,7 @@ fn fused(harness: &mut Harness, isa: Isa, rows: usize, width: usize) {
 }
 
 fn parallel(harness: &mut Harness, isa: Isa, rows: usize, width: usize) {
-    let mut values: Vec<f32> = support::noise(rows * width, 7).collect();
+    let mut values = Aligned::<f32>::noise(rows * width, 7);
     let memory = Memory::of(&mut values);
     let table = support::idle(width, 1);
     harness.measure(Case {

@@ -13,6 +13,7 @@
 //! nothing is written, bit for bit. `docs/operation.md` fixes the order of every addition, so that all
 //! implementations give the same bits.
 
+mod aligned;
 mod axis;
 mod cap;
 pub mod cpu;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::aligned::AlignedF32;
 use crate::cap::{Bound, Cap, checked_strength};
 use crate::error::{Error, Result};
 
@@ -33,7 +34,7 @@ impl From<&Cap> for CapParams {
 pub struct CapTable {
     width: usize,
     /// `[caps][width]`, row after row without padding.
-    axes: Vec<f32>,
+    axes: AlignedF32,
     params: Vec<CapParams>,
     /// `profiles[p]..profiles[p + 1]` are the caps of profile `p + 1`.
     profiles: Vec<u32>,
@@ -65,7 +66,6 @@ impl CapTable {
         if profiles.len() > Self::MOST_CAPS {
             return Err(Error::TooMany { what: "profiles", found: profiles.len(), most: Self::MOST_CAPS });
         }
-        let mut axes = Vec::with_capacity(width * caps.len());
         for (index, cap) in caps.iter().enumerate() {
             if cap.axis().width() != width {
                 return Err(Error::Width {
@@ -75,8 +75,8 @@ impl CapTable {
                     expected: width,
                 });
             }
-            axes.extend_from_slice(cap.axis().values());
         }
+        let axes = AlignedF32::concat(caps.iter().map(|cap| cap.axis().values()));
         let mut ends = vec![0];
         for profile in profiles {
             ends.push(ends[ends.len() - 1] + profile.len() as u32);

@@ -1,6 +1,8 @@
 //! What the benchmarks share: the plain loops they compare with, and rows whose caps act or do not.
 
-use axiscap::cpu::Isa;
+use std::ops::{Deref, DerefMut};
+
+use axiscap::cpu::{Element, Isa};
 use axiscap::{Axis, Bound, Cap, CapTable};
 
 /// Sum of all values: what reading memory costs. 16 accumulators, so that it waits for nothing but memory.
@@ -141,6 +143,45 @@ fn add_avx512(x: &[f32], residual: &[f32], out: &mut [f32]) {
 #[target_feature(enable = "avx2")]
 fn add_avx2(x: &[f32], residual: &[f32], out: &mut [f32]) {
     add_lanes(x, residual, out);
+}
+
+/// Rows that start on a cache line, as ggml's buffers do.
+pub(crate) struct Aligned<E> {
+    lines: Vec<Line>,
+    len: usize,
+    element: std::marker::PhantomData<E>,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl<E: Element> Aligned<E> {
+    /// `len` values of noise.
+    pub(crate) fn noise(len: usize, seed: u64) -> Self {
+        let lines = vec![Line([0; 64]); (len * size_of::<E>()).div_ceil(64)];
+        let mut aligned = Self { lines, len, element: std::marker::PhantomData };
+        for (value, noise) in aligned.iter_mut().zip(noise(len, seed)) {
+            *value = E::from_f32(noise);
+        }
+        aligned
+    }
+}
+
+impl<E: Element> Deref for Aligned<E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        // SAFETY: the lines hold as many values, and any bits are a value of the three element types.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<E: Element> DerefMut for Aligned<E> {
+    fn deref_mut(&mut self) -> &mut [E] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
 }
 
 /// Numbers in [-1, 1), the same on every run.

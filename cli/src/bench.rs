@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     caps: CapsArgs,
     /// Pairs of measurements; more of them narrow the interval
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 15)]
     pairs: usize,
     /// Tokens of the prompt
     #[arg(long, value_name = "P", default_value_t = 512)]
@@ -65,6 +65,9 @@ struct RatioReport<'a> {
     capped_tps: f64,
     pairs: usize,
     ratios: &'a [f64],
+    /// By total time: every interruption counts.
+    total_ratio_median: f64,
+    total_ratio_ci95: [f64; 2],
 }
 
 #[derive(Debug, Serialize)]
@@ -160,10 +163,17 @@ fn ratio(measured: &Ratio) -> RatioReport<'_> {
         capped_tps: measured.capped_tps,
         pairs: measured.pairs.len(),
         ratios: &measured.pairs,
+        total_ratio_median: measured.total_median,
+        total_ratio_ci95: measured.total_ci95.into(),
     }
 }
 
 fn table(measured: &BenchReport, report: &Report<'_>) -> String {
+    let rows = [
+        ("capped", Some(&measured.capped)),
+        ("hooked, caps off", measured.idle.as_ref()),
+        ("capped through cb_eval", measured.eval_callback.as_ref()),
+    ];
     let mut text = format!(
         "{} on {} ({}), {} threads\n{} caps on {} of {} blocks, engaged on {:.1} % of rows; {} pairs\n\n",
         report.model,
@@ -176,30 +186,29 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
         100.0 * report.engagement,
         measured.capped.decode.pairs.len(),
     );
-    let mut line = |what: String, ratio: &Ratio| {
-        let _ = writeln!(
-            text,
-            "{what:<28}{:>9.1}/s{:>11.1}/s{:>9.4}   [{:.4}, {:.4}]",
-            ratio.uncapped_tps, ratio.capped_tps, ratio.median, ratio.ci95.0, ratio.ci95.1
-        );
-    };
-    let rows = [
-        ("capped", Some(&measured.capped)),
-        ("hooked, caps off", measured.idle.as_ref()),
-        ("capped through cb_eval", measured.eval_callback.as_ref()),
-    ];
-    for (phase, of) in [
-        ("decode", (|c: &Comparison| c.decode.clone()) as fn(&Comparison) -> Ratio),
-        ("prefill", |c: &Comparison| c.prefill.clone()),
-    ] {
+    text += &format!("{:<32}{:>11}{:>11}{:>9}   95 % interval\n", "", "uncapped", "this", "ratio");
+    for (phase, part) in [("decode", decode as fn(&Comparison) -> &Ratio), ("prefill", prefill)] {
         for (name, comparison) in rows {
-            if let Some(comparison) = comparison {
-                line(format!("{phase}, {name}"), &of(comparison));
-            }
+            let Some(ratio) = comparison.map(part) else { continue };
+            let _ = writeln!(
+                text,
+                "{:<32}{:>9.1}/s{:>9.1}/s{:>9.4}   [{:.4}, {:.4}]",
+                format!("{phase}, {name}"),
+                ratio.uncapped_tps,
+                ratio.capped_tps,
+                ratio.median,
+                ratio.ci95.0,
+                ratio.ci95.1
+            );
         }
     }
-    let head = format!("{:<28}{:>11}{:>13}{:>9}   95 % interval\n", "", "uncapped", "this", "ratio");
-    let at = text.find("\n\n").map_or(0, |at| at + 2);
-    text.insert_str(at, &head);
     text
+}
+
+fn decode(comparison: &Comparison) -> &Ratio {
+    &comparison.decode
+}
+
+fn prefill(comparison: &Comparison) -> &Ratio {
+    &comparison.prefill
 }

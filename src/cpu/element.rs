@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use crate::cpu::isa::{self, Isa};
+use crate::cpu::row::Pass;
 use crate::cpu::simd::Simd;
 
 /// Lanes of the widest register.
@@ -20,12 +22,19 @@ pub trait Element: Copy + Default + Send + Sync + 'static + sealed::Sealed {
 }
 
 pub(crate) mod sealed {
-    use super::Simd;
+    use super::{Isa, Pass, Simd};
 
     /// Registers from and to memory of the type.
     pub trait Sealed: Sized {
         /// Whether rows of this type can hold the f32 row of the caps.
         const IS_F32: bool;
+
+        /// Runs a pass. A method of each type and not a generic function, so that the kernels are compiled once, in
+        /// this crate, and not again in every crate that calls them.
+        ///
+        /// # Safety
+        /// As stated at [`Pass`]; `isa` is available.
+        unsafe fn run(isa: Isa, pass: &mut Pass<'_, Self>);
 
         /// `S::LANES` values, widened.
         ///
@@ -33,7 +42,7 @@ pub(crate) mod sealed {
         /// That many values are readable at `from`, and the instructions of `S` are available.
         unsafe fn load<S: Simd>(from: *const Self) -> S::F;
 
-        /// The first `count < S::LANES` values, widened; the other lanes are +0.
+        /// The first `count` values, widened, all of them if there are no more; the other lanes are +0.
         ///
         /// # Safety
         /// `count` values are readable at `from`, and the instructions of `S` are available.
@@ -63,6 +72,11 @@ impl Element for f32 {
 
 impl sealed::Sealed for f32 {
     const IS_F32: bool = true;
+
+    unsafe fn run(isa: Isa, pass: &mut Pass<'_, Self>) {
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { isa::run(isa, pass) }
+    }
 
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::F {
@@ -100,6 +114,11 @@ impl Element for f16 {
 impl sealed::Sealed for f16 {
     const IS_F32: bool = false;
 
+    unsafe fn run(isa: Isa, pass: &mut Pass<'_, Self>) {
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { isa::run(isa, pass) }
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::F {
         // SAFETY: the caller's promise is the one asked for.
@@ -109,9 +128,9 @@ impl sealed::Sealed for f16 {
     #[inline(always)]
     unsafe fn load_part<S: Simd>(from: *const Self, count: usize) -> S::F {
         let mut padded = [Self::ZERO; MOST_LANES];
-        // SAFETY: `count` values are readable, and fewer than there is room for.
+        // SAFETY: `count` values are readable, and no more are copied than there is room for.
         unsafe {
-            std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), count);
+            std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), count.min(S::LANES));
             S::load_f16(padded.as_ptr())
         }
     }
@@ -140,6 +159,11 @@ impl Element for bf16 {
 impl sealed::Sealed for bf16 {
     const IS_F32: bool = false;
 
+    unsafe fn run(isa: Isa, pass: &mut Pass<'_, Self>) {
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { isa::run(isa, pass) }
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::F {
         // SAFETY: the caller's promise is the one asked for.
@@ -149,9 +173,9 @@ impl sealed::Sealed for bf16 {
     #[inline(always)]
     unsafe fn load_part<S: Simd>(from: *const Self, count: usize) -> S::F {
         let mut padded = [Self::ZERO; MOST_LANES];
-        // SAFETY: `count` values are readable, and fewer than there is room for.
+        // SAFETY: `count` values are readable, and no more are copied than there is room for.
         unsafe {
-            std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), count);
+            std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), count.min(S::LANES));
             S::load_bf16(padded.as_ptr())
         }
     }

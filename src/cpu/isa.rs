@@ -69,38 +69,18 @@ impl fmt::Display for Isa {
 ///
 /// # Safety
 /// As stated at [`Pass`]; `isa` is available.
+#[inline(always)]
 pub(crate) unsafe fn run<E: Element>(isa: Isa, pass: &mut Pass<'_, E>) {
-    // SAFETY: the caller's promise; each function below is entered only where its instructions are available.
+    // SAFETY: the caller's promise.
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => with_avx2(pass),
+            Isa::Avx2 => row::run::<Avx2, E>(pass),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => with_avx512(pass),
+            Isa::Avx512 => row::run::<Avx512, E>(pass),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => with_neon(pass),
+            Isa::Neon => row::run::<Neon, E>(pass),
             _ => row::run::<Portable, E>(pass),
         }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn with_avx2<E: Element>(pass: &mut Pass<'_, E>) {
-    // SAFETY: the caller's promise.
-    unsafe { row::run::<Avx2, E>(pass) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn with_avx512<E: Element>(pass: &mut Pass<'_, E>) {
-    // SAFETY: the caller's promise.
-    unsafe { row::run::<Avx512, E>(pass) }
-}
-
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon")]
-unsafe fn with_neon<E: Element>(pass: &mut Pass<'_, E>) {
-    // SAFETY: the caller's promise.
-    unsafe { row::run::<Neon, E>(pass) }
 }

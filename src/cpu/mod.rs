@@ -36,10 +36,12 @@
 //! ```
 
 mod element;
+mod elementwise;
 mod isa;
 mod norm;
 mod options;
 pub mod oracle;
+mod project;
 mod row;
 mod rows;
 mod run;

@@ -1,16 +1,14 @@
-//! One pass over rows: what happens to a row, and in which order. Generic over the instruction set, the element
-//! type; everything here is inlined into one function per instruction set, which switches the instructions on.
+//! One pass over rows: what happens to a row, and in which order.
+
+use std::marker::PhantomData;
 
 use crate::cpu::element::Element;
+use crate::cpu::elementwise::{Add, Round, Scale, Step};
+use crate::cpu::project::{MOST_AT_ONCE, ProjectRows, SumRow};
 use crate::cpu::simd::Simd;
-use crate::cpu::sum::{
-    Factor, Itself, SEGMENT, STREAMS, Shared, Slots, Successive, four_segments, one_segment,
-};
+use crate::cpu::sum::{Factor, Itself, SEGMENT, STREAMS, Slots, Successive};
 use crate::stats::RowStat;
 use crate::table::{CapParams, CapTable};
-
-/// The most projections computed in one pass over a row.
-const MOST_AT_ONCE: usize = 8;
 
 /// Rows somewhere, by pointer and stride.
 #[derive(Clone, Copy)]
@@ -29,6 +27,14 @@ impl<T> Strided<T> {
     }
 }
 
+impl<T> Strided<T> {
+    /// Where the row after `row` is, if there is one: for hints only.
+    #[inline(always)]
+    fn after(self, row: usize) -> *mut T {
+        self.ptr.wrapping_add((row + 1).wrapping_mul(self.stride))
+    }
+}
+
 /// RMSNorm * weight behind the caps.
 #[derive(Clone, Copy)]
 pub(crate) struct NormPass<E> {
@@ -38,7 +44,8 @@ pub(crate) struct NormPass<E> {
 }
 
 /// Everything one thread is to do. All pointers are valid for `count` rows of the table's width.
-pub(crate) struct Pass<'a, E> {
+#[allow(missing_debug_implementations, reason = "public only in name, as a parameter of a sealed trait")]
+pub struct Pass<'a, E> {
     pub(crate) table: &'a CapTable,
     pub(crate) count: usize,
     /// Where the rows are capped in place, or where their sum goes.
@@ -97,39 +104,56 @@ fn judge(p: f32, params: &CapParams) -> Verdict {
 ///
 /// # Safety
 /// As stated at [`Pass`]; the instructions of `S` are available.
-#[inline(always)]
 pub(crate) unsafe fn run<S: Simd, E: Element>(pass: &mut Pass<'_, E>) {
     let mut row = 0;
-    // Projections on caps after the first are worth computing ahead only where the first ones do not act.
-    let mut ahead = true;
-    while row < pass.count {
-        let together = match pass.profiles {
-            None => pass.count - row >= STREAMS,
-            Some(profiles) => {
-                let rest = &profiles[row..];
-                rest.len() >= STREAMS && rest[1..STREAMS].iter().all(|&p| p == rest[0])
-            }
-        };
-        // SAFETY: the caller's promise; the rows exist.
-        unsafe {
-            if together {
-                ahead = !four_rows::<S, E>(pass, row, ahead);
-                row += STREAMS;
-            } else {
-                one_row::<S, E>(pass, row);
-                row += 1;
-            }
+    // SAFETY: the caller's promise; the rows exist.
+    unsafe {
+        if pass.count >= STREAMS {
+            row = by_fours::<S, E>(pass);
+        }
+        while row < pass.count {
+            one_row::<S, E>(pass, row);
+            row += 1;
         }
     }
 }
 
+/// Rows in fours of one profile, and those in between alone, until fewer than four are left. Says how far it came.
+#[inline(never)]
+unsafe fn by_fours<S: Simd, E: Element>(pass: &mut Pass<'_, E>) -> usize {
+    let mut slots = [Slots::EMPTY; MOST_AT_ONCE];
+    // Where caps act, rows go alone: four of them would have left the nearest cache before they are changed, and
+    // projections computed ahead would be void.
+    let mut acted = false;
+    let mut row = 0;
+    while row + STREAMS <= pass.count {
+        let together = pass.profiles.is_none_or(|profiles| {
+            let next = &profiles[row..row + STREAMS];
+            next.iter().all(|&p| p == next[0])
+        });
+        // SAFETY: the caller's promise; the rows exist.
+        unsafe {
+            if together && !acted {
+                acted = four_rows::<S, E>(pass, row, &mut slots);
+                row += STREAMS;
+            } else {
+                acted = one_row::<S, E>(pass, row);
+                row += 1;
+            }
+        }
+    }
+    row
+}
+
 /// Four rows of one profile. Says whether a cap acted on any.
-#[inline(always)]
-unsafe fn four_rows<S: Simd, E: Element>(pass: &mut Pass<'_, E>, row: usize, ahead: bool) -> bool {
+unsafe fn four_rows<S: Simd, E: Element>(
+    pass: &mut Pass<'_, E>,
+    row: usize,
+    slots: &mut [Slots<STREAMS>; MOST_AT_ONCE],
+) -> bool {
     let caps = pass.caps(row);
     let width = pass.table.width();
-    let mut first = [[0.0; MOST_AT_ONCE]; STREAMS];
-    let known = caps.len().min(if ahead { MOST_AT_ONCE } else { 1 });
+    let known = caps.len().min(MOST_AT_ONCE);
     // SAFETY: the caller's promise.
     unsafe {
         for r in 0..STREAMS {
@@ -138,10 +162,30 @@ unsafe fn four_rows<S: Simd, E: Element>(pass: &mut Pass<'_, E>, row: usize, ahe
         let axes = pass.table.axes().as_ptr().add(caps.start * width);
         if pass.begins_wide() {
             let h = std::array::from_fn(|r| pass.scratch.add(r * width).cast_const());
-            project_rows::<S, E, f32>(h, axes, known, width, &mut first);
+            S::outlined(ProjectRows::<E, f32> {
+                rows: h,
+                axes,
+                count: known,
+                width,
+                slots,
+                lane_map: PhantomData,
+            });
         } else {
             let h = std::array::from_fn(|r| pass.rows.row(row + r).cast_const());
-            project_rows::<S, E, E>(h, axes, known, width, &mut first);
+            S::outlined(ProjectRows::<E, E> {
+                rows: h,
+                axes,
+                count: known,
+                width,
+                slots,
+                lane_map: PhantomData,
+            });
+        }
+        let mut first = [[0.0; MOST_AT_ONCE]; STREAMS];
+        for (k, slots) in slots[..known].iter_mut().enumerate() {
+            for (first, p) in first.iter_mut().zip(slots.total(width.div_ceil(SEGMENT))) {
+                first[k] = p;
+            }
         }
         let mut acted = false;
         for (r, first) in first.iter().enumerate() {
@@ -151,13 +195,12 @@ unsafe fn four_rows<S: Simd, E: Element>(pass: &mut Pass<'_, E>, row: usize, ahe
     }
 }
 
-/// A row alone.
-#[inline(always)]
-unsafe fn one_row<S: Simd, E: Element>(pass: &mut Pass<'_, E>, row: usize) {
+/// A row alone. Says whether a cap acted on it.
+unsafe fn one_row<S: Simd, E: Element>(pass: &mut Pass<'_, E>, row: usize) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
         pass.begin::<S>(row, 0);
-        pass.finish::<S>(row, 0, &[]);
+        pass.finish::<S>(row, 0, &[])
     }
 }
 
@@ -175,20 +218,18 @@ impl<E: Element> Pass<'_, E> {
     }
 
     /// Puts the row where the first cap reads it.
-    #[inline(always)]
     unsafe fn begin<S: Simd>(&self, row: usize, stream: usize) {
         let Some([x, residual]) = self.add else { return };
         let width = self.table.width();
         // SAFETY: the caller's promise.
         unsafe {
             let to = if E::IS_F32 { self.rows.row(row).cast() } else { self.scratch.add(stream * width) };
-            add::<S, E>(x.row(row), residual.row(row), to, width);
+            S::outlined(Add { x: x.row(row), residual: residual.row(row), to, width });
         }
     }
 
     /// The caps, the store, the norm. `known` are projections of the row as it is, on its first caps. Says whether
     /// a cap acted.
-    #[inline(always)]
     unsafe fn finish<S: Simd>(&mut self, row: usize, stream: usize, known: &[f32]) -> bool {
         let width = self.table.width();
         let caps = self.caps(row);
@@ -213,18 +254,22 @@ impl<E: Element> Pass<'_, E> {
                     stats[row * depth + k] = stat;
                 }
                 let Some(delta) = delta else { continue };
+                // While the row is changed in the nearest cache, memory is free for the next one.
+                let next = if acted { self.rows.row(row) } else { self.rows.after(row) }.cast_const();
                 acted = true;
                 place = match place {
                     Row::Memory(h) if E::IS_F32 => {
-                        step::<S, f32>(h.cast(), h.cast(), delta, axis, width);
+                        let h = h.cast();
+                        S::outlined(Step::<f32> { from: h, to: h, delta, axis, width, next: next.cast() });
                         place
                     }
                     Row::Memory(h) => {
-                        step::<S, E>(h, wide, delta, axis, width);
+                        S::outlined(Step::<E> { from: h, to: wide, delta, axis, width, next });
                         Row::Wide(wide)
                     }
                     Row::Wide(wide) => {
-                        step::<S, f32>(wide, wide, delta, axis, width);
+                        let next = wide.cast_const();
+                        S::outlined(Step::<f32> { from: wide, to: wide, delta, axis, width, next });
                         place
                     }
                 };
@@ -233,7 +278,7 @@ impl<E: Element> Pass<'_, E> {
                 stats[row * depth + caps.len()..(row + 1) * depth].fill(RowStat::default());
             }
             if let Row::Wide(wide) = place {
-                round::<S, E>(wide, self.rows.row(row), width);
+                S::outlined(Round { from: wide, to: self.rows.row(row), width });
             }
             if let Some(norm) = self.norm {
                 let out = norm.out.row(row);
@@ -247,132 +292,13 @@ impl<E: Element> Pass<'_, E> {
     }
 }
 
-/// Projections of four rows on `count` successive axes, in one pass over the rows.
-#[inline(always)]
-unsafe fn project_rows<S: Simd, E: Element, T: Element>(
-    rows: [*const T; STREAMS],
-    axes: *const f32,
-    count: usize,
-    width: usize,
-    projections: &mut [[f32; MOST_AT_ONCE]; STREAMS],
-) {
-    let segments = width.div_ceil(SEGMENT);
-    let mut slots = [[Slots::EMPTY; STREAMS]; MOST_AT_ONCE];
-    // SAFETY: the caller's promise.
-    unsafe {
-        for segment in 0..segments {
-            let at = segment * SEGMENT;
-            let h = [rows[0].add(at), rows[1].add(at), rows[2].add(at), rows[3].add(at)];
-            for (k, slots) in slots.iter_mut().enumerate().take(count) {
-                let v = Shared(axes.add(k * width + at));
-                if at + SEGMENT <= width {
-                    let sums = four_segments::<S, E, T, _>(h, v);
-                    for r in 0..STREAMS {
-                        slots[r].add(segment, sums[r]);
-                    }
-                } else {
-                    for r in 0..STREAMS {
-                        slots[r].add(segment, one_segment::<S, E, T, _>(h[r], v, width - at));
-                    }
-                }
-            }
-        }
-    }
-    for k in 0..count {
-        for r in 0..STREAMS {
-            projections[r][k] = slots[k][r].total(segments);
-        }
-    }
-}
-
 /// The fixed-order sum over one row.
-#[inline(always)]
 unsafe fn sum<S: Simd, E: Element, T: Element, V: Factor>(row: *const T, factor: V, width: usize) -> f32 {
-    let segments = width.div_ceil(SEGMENT);
-    let mut slots = Slots::EMPTY;
-    let mut segment = 0;
     // SAFETY: the caller's promise.
-    unsafe {
-        while (segment + STREAMS) * SEGMENT <= width {
-            let at = segment * SEGMENT;
-            let h = row.add(at);
-            let h = [h, h.add(SEGMENT), h.add(2 * SEGMENT), h.add(3 * SEGMENT)];
-            let sums = four_segments::<S, E, T, _>(h, factor.skip(at));
-            for (r, sum) in sums.into_iter().enumerate() {
-                slots.add(segment + r, sum);
-            }
-            segment += STREAMS;
-        }
-        while segment < segments {
-            let at = segment * SEGMENT;
-            let count = SEGMENT.min(width - at);
-            slots.add(segment, one_segment::<S, E, T, _>(row.add(at), factor.skip(at), count));
-            segment += 1;
-        }
-    }
-    slots.total(segments)
-}
-
-/// `to = x + residual`.
-#[inline(always)]
-unsafe fn add<S: Simd, E: Element>(x: *const E, residual: *const E, to: *mut f32, width: usize) {
-    let mut i = 0;
-    // SAFETY: the caller's promise: `width` values behind each.
-    unsafe {
-        while i + S::LANES <= width {
-            S::store(to.add(i), S::add(E::load::<S>(x.add(i)), E::load::<S>(residual.add(i))));
-            i += S::LANES;
-        }
-        while i < width {
-            *to.add(i) = (*x.add(i)).to_f32() + (*residual.add(i)).to_f32();
-            i += 1;
-        }
-    }
-}
-
-/// `to = fma(delta, axis, from)`.
-#[inline(always)]
-unsafe fn step<S: Simd, T: Element>(
-    from: *const T,
-    to: *mut f32,
-    delta: f32,
-    axis: *const f32,
-    width: usize,
-) {
-    let mut i = 0;
-    // SAFETY: the caller's promise: `width` values behind each.
-    unsafe {
-        let all = S::splat(delta);
-        while i + S::LANES <= width {
-            S::store(to.add(i), S::fma(all, S::load(axis.add(i)), T::load::<S>(from.add(i))));
-            i += S::LANES;
-        }
-        while i < width {
-            *to.add(i) = delta.mul_add(*axis.add(i), (*from.add(i)).to_f32());
-            i += 1;
-        }
-    }
-}
-
-/// Rounds a row to its type.
-#[inline(always)]
-unsafe fn round<S: Simd, E: Element>(from: *const f32, to: *mut E, width: usize) {
-    let mut i = 0;
-    // SAFETY: the caller's promise: `width` values behind each.
-    unsafe {
-        while i + S::LANES <= width {
-            E::store::<S>(to.add(i), S::load(from.add(i)));
-            i += S::LANES;
-        }
-        while i < width {
-            *to.add(i) = E::from_f32(*from.add(i));
-            i += 1;
-        }
-    }
+    unsafe { S::outlined(SumRow::<E, T, V> { row, factor, width, lane_map: PhantomData }) }
 }
 
 /// `out = (h * k) * weight` with `k = 1 / sqrt(mean of squares + eps)`.
-#[inline(always)]
 unsafe fn rms_norm<S: Simd, E: Element, T: Element>(
     h: *const T,
     norm: &NormPass<E>,
@@ -383,16 +309,6 @@ unsafe fn rms_norm<S: Simd, E: Element, T: Element>(
     unsafe {
         let mean = sum::<S, E, T, _>(h, Itself, width) / width as f32;
         let k = 1.0 / (mean + norm.eps).sqrt();
-        let all = S::splat(k);
-        let mut i = 0;
-        while i + S::LANES <= width {
-            let scaled = S::mul(T::load::<S>(h.add(i)), all);
-            E::store::<S>(out.add(i), S::mul(scaled, S::load(norm.weight.add(i))));
-            i += S::LANES;
-        }
-        while i < width {
-            *out.add(i) = E::from_f32(((*h.add(i)).to_f32() * k) * *norm.weight.add(i));
-            i += 1;
-        }
+        S::outlined(Scale { from: h, k, weight: norm.weight, to: out, width });
     }
 }

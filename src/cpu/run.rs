@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::cpu::element::Element;
-use crate::cpu::isa::{self, Isa};
+use crate::cpu::isa::Isa;
 use crate::cpu::norm::Norm;
 use crate::cpu::options::Options;
 use crate::cpu::row::{NormPass, Pass, Strided};
@@ -128,12 +128,12 @@ impl<E: Element> Job<'_, E> {
         };
         if E::IS_F32 {
             // SAFETY: the caller's promise; f32 rows need no scratch.
-            unsafe { isa::run(isa, &mut pass) };
+            unsafe { E::run(isa, &mut pass) };
         } else {
             with_scratch(STREAMS.min(rows.len()) * self.table.width(), |scratch| {
                 pass.scratch = scratch;
                 // SAFETY: the caller's promise; the scratch has room for as many rows as are worked on at once.
-                unsafe { isa::run(isa, &mut pass) };
+                unsafe { E::run(isa, &mut pass) };
             });
         }
     }

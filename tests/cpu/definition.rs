@@ -1,11 +1,10 @@
 //! Bit for bit what docs/operation.md says: every variant, element type, instruction set and shape.
 
 use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut};
-use axiscap::{Cap, CapParams, CapTable, RowStat};
-use half::{bf16, f16};
+use axiscap::{Bound, Cap, CapParams, CapTable, RowStat};
 
 use crate::literal;
-use crate::support::{Random, assert_same, bits, cap, isas, row};
+use crate::support::{Random, assert_same, bits, cap, row};
 
 /// Widths around every edge of the lane map: registers, segments, threads, slots, and models' own.
 const WIDTHS: [usize; 24] = [
@@ -115,17 +114,68 @@ fn every_width<E: Element>(isa: Isa) {
     }
 }
 
-#[test]
-fn f32_rows() {
-    isas().for_each(every_width::<f32>);
+/// Rows that are not numbers, not finite, not normal, or overflow on the way.
+fn unusual_values<E: Element>(isa: Isa) {
+    for width in [1, 16, 130, 512, 700] {
+        let mut random = Random(99);
+        let caps = [cap(&mut random, width), cap(&mut random, width)];
+        let ordinary: Vec<E> = row(&mut random, width, 1.0);
+        let specials = [
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::MAX,
+            f32::MIN,
+            65504.0,
+            f32::MIN_POSITIVE,
+            f32::from_bits(1),
+            -f32::from_bits(0x0012_3456),
+            6e-8,
+            -0.0,
+        ];
+        // Alone in an ordinary row, at both ends, and everywhere.
+        let mut x: Vec<E> = Vec::new();
+        for special in specials.map(E::from_f32) {
+            for at in [0, width - 1] {
+                x.extend(&ordinary);
+                let start = x.len() - width;
+                x[start + at] = special;
+            }
+            x.extend(std::iter::repeat_n(special, width));
+        }
+        // inf - inf on the way.
+        x.extend((0..width).map(|i| E::from_f32(if i % 2 == 0 { f32::INFINITY } else { f32::NEG_INFINITY })));
+        let residual: Vec<E> = row(&mut random, x.len(), 1e-3);
+        check_batch(isa, &x, &residual, &caps, &format!("{isa}, width {width}, unusual values"));
+    }
 }
 
-#[test]
-fn f16_rows() {
-    isas().for_each(every_width::<f16>);
+/// A step that overflows, one that underflows to zero, and bounds on the far side of everything.
+fn unusual_bounds<E: Element>(isa: Isa) {
+    let width = 600;
+    let mut random = Random(7);
+    let x: Vec<E> = row(&mut random, 6 * width, 1000.0);
+    let bounds = [
+        Bound::floor(f32::MAX).unwrap(),
+        Bound::ceiling(f32::MIN).unwrap(),
+        Bound::band(0.0, 0.0).unwrap(),
+        Bound::band(f32::from_bits(1), f32::from_bits(1)).unwrap(),
+        Bound::NONE,
+    ];
+    for bound in bounds {
+        for strength in [0.0, f32::from_bits(1), 0.3, 1.0] {
+            let caps = [
+                cap(&mut random, width).with_bound(bound).with_strength(strength).unwrap(),
+                cap(&mut random, width).with_strength(0.5).unwrap(),
+            ];
+            check_batch(isa, &x, &x, &caps, &format!("{isa}, {bound}, strength {strength}"));
+        }
+    }
+    // One tiny value: every product underflows.
+    let mut tiny = vec![E::from_f32(0.0); width];
+    tiny[5] = E::from_f32(1e-38);
+    let caps = [cap(&mut random, width).with_bound(Bound::floor(1e-44).unwrap())];
+    check_batch(isa, &tiny, &tiny, &caps, &format!("{isa}, underflow"));
 }
 
-#[test]
-fn bf16_rows() {
-    isas().for_each(every_width::<bf16>);
-}
+on_every_isa!(every_width, unusual_values, unusual_bounds);

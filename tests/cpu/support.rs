@@ -1,11 +1,15 @@
 //! Rows, caps and comparisons for the tests.
 
-use axiscap::cpu::{Element, Isa};
-use axiscap::{Axis, Bound, Cap};
+use axiscap::cpu::{self, Element, Isa, Options, RowsMut};
+use axiscap::{Axis, Bound, Cap, CapTable, RowStat};
 
-/// The instruction sets this machine has.
-pub(crate) fn isas() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.available())
+/// Runs a test where the machine has the instructions, and says so where not.
+pub(crate) fn if_available(isa: Isa, test: fn(Isa)) {
+    if isa.available() {
+        test(isa);
+    } else {
+        eprintln!("not tested: this machine has no {isa}");
+    }
 }
 
 /// SplitMix64: numbers that are the same on every machine and run.
@@ -71,4 +75,25 @@ pub(crate) fn assert_same<E: Element>(found: &[E], expected: &[E], what: &str) {
             bits(expected)
         );
     }
+}
+
+/// Asserts that two rows are the same bytes.
+#[track_caller]
+pub(crate) fn assert_same_bytes<E: Element + bytemuck::Pod>(found: &[E], expected: &[E], what: &str) {
+    let (found, expected): (&[u8], &[u8]) = (bytemuck::cast_slice(found), bytemuck::cast_slice(expected));
+    assert!(found == expected, "{what}: bytes differ");
+}
+
+/// Caps rows in place and gives back the statistics.
+pub(crate) fn cap_rows<E: Element>(isa: Isa, table: &CapTable, rows: &mut [E]) -> Vec<RowStat> {
+    let count = rows.len() / table.width();
+    let mut stats = vec![RowStat::default(); count * table.deepest_profile()];
+    let rows = RowsMut::from_slice(rows, table.width()).unwrap();
+    cpu::cap_rows(table, rows, Options::new().isa(isa).stats(&mut stats)).unwrap();
+    stats
+}
+
+/// A row's values as f32.
+pub(crate) fn wide<E: Element>(row: &[E]) -> Vec<f32> {
+    row.iter().map(|value| value.to_f32()).collect()
 }

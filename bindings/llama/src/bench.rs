@@ -1,9 +1,11 @@
 //! What capping costs: the same tokens, capped and uncapped, in turn, in one process.
 //!
-//! The baseline is a context that the hook has never touched. In every round all subjects decode the same tokens
-//! from an empty KV cache. The prompt is decoded by one subject after the other, in alternating order; generated
-//! tokens are decoded in lock-step, one token by each subject in turn, so that whatever else the machine does hits
-//! all of them alike.
+//! The baseline is a context that the hook has never touched. In every round all subjects get new contexts, since
+//! where a context happens to lie in memory alone moves its speed by a percent or two, and decode the same tokens.
+//! The prompt is decoded by one subject after the other, in alternating order; generated tokens are decoded in
+//! lock-step, one token by each subject in turn, so that whatever else the machine does hits all of them alike. A
+//! round's decode ratio is the median over its tokens, which a preempted token does not move; the ratio of total
+//! times is given beside it.
 
 mod eval;
 mod ratio;
@@ -18,6 +20,7 @@ use crate::context::{BatchRow, Context, ContextOptions};
 use crate::error::Error;
 use crate::model::Model;
 
+use eval::{EvalContext, EvalModel};
 pub use ratio::Ratio;
 
 /// What to measure.
@@ -63,6 +66,15 @@ pub struct BenchReport {
     pub engines: Vec<(String, &'static str)>,
 }
 
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Baseline,
+    Capped,
+    Idle,
+    EvalCallback,
+}
+
 /// Something that decodes.
 trait Subject {
     fn clear(&mut self);
@@ -70,6 +82,13 @@ trait Subject {
     fn prefill(&mut self, tokens: &[Token]) -> Result<(), Error>;
     /// Decodes one more token, with logits.
     fn step(&mut self, token: Token, position: usize) -> Result<(), Error>;
+    /// (rows times caps, those engaged)
+    fn engaged(&self) -> (u64, u64) {
+        (0, 0)
+    }
+    fn engines(&self) -> Vec<(String, &'static str)> {
+        Vec::new()
+    }
 }
 
 impl Subject for Context<'_> {
@@ -89,13 +108,23 @@ impl Subject for Context<'_> {
         self.llama().synchronize();
         Ok(())
     }
+
+    fn engaged(&self) -> (u64, u64) {
+        let stats = self.stats().unwrap_or_default();
+        stats.iter().fold((0, 0), |(rows, engaged), s| (rows + s.rows, engaged + s.engaged))
+    }
+
+    fn engines(&self) -> Vec<(String, &'static str)> {
+        self.engines_used().unwrap_or_default()
+    }
 }
 
-/// Time of one subject in one round.
-#[derive(Debug, Clone, Copy, Default)]
+/// Times of one subject in one round.
+#[derive(Debug, Clone, Default)]
 struct Sample {
-    prefill: Duration,
-    decode: Duration,
+    prefill: Vec<Duration>,
+    /// Per token.
+    decode: Vec<Duration>,
 }
 
 /// Measures what `caps` cost on `model`. `progress` is called with the rounds done and their number.
@@ -126,85 +155,89 @@ pub fn bench(
     let needed = u32::try_from(tokens).unwrap_or(u32::MAX);
     let context =
         ContextOptions { ctx: Some(options.context.ctx.unwrap_or(0).max(needed)), ..options.context.clone() };
-
-    let mut baseline = Context::uncapped(model, &context)?;
-    let mut capped = Context::new(model, &context)?;
-    capped.session()?.set_engine(options.engine);
-    capped.set_caps(Some(caps))?;
-    let mut idle = if options.idle {
-        let mut idle = Context::new(model, &context)?;
-        idle.session()?.set_engine(options.engine);
-        idle.set_caps(Some(caps))?;
-        idle.set_enabled(false)?;
-        Some(idle)
-    } else {
-        None
+    let mut kinds = vec![Kind::Baseline, Kind::Capped];
+    kinds.extend(options.idle.then_some(Kind::Idle));
+    kinds.extend(options.eval_callback.then_some(Kind::EvalCallback));
+    let eval_model = if options.eval_callback { Some(EvalModel::load(model)?) } else { None };
+    let make = |kind: Kind| -> Result<Box<dyn Subject + '_>, Error> {
+        if let (Kind::EvalCallback, Some(model)) = (kind, &eval_model) {
+            return Ok(Box::new(EvalContext::new(model, caps, &context)?));
+        }
+        if kind == Kind::Baseline {
+            return Ok(Box::new(Context::uncapped(model, &context)?));
+        }
+        let mut capped = Context::new(model, &context)?;
+        capped.session()?.set_engine(options.engine);
+        capped.set_caps(Some(caps))?;
+        capped.set_enabled(kind == Kind::Capped)?;
+        Ok(Box::new(capped))
     };
-    let mut eval =
-        if options.eval_callback { Some(eval::EvalContext::new(model, caps, &context)?) } else { None };
 
-    let mut subjects: Vec<&mut dyn Subject> = vec![&mut baseline, &mut capped];
-    if let Some(idle) = &mut idle {
-        subjects.push(idle);
-    }
-    if let Some(eval) = &mut eval {
-        subjects.push(eval);
-    }
-    // The first round fills caches and lets llama.cpp reserve its graphs; it is not counted.
     let mut rounds = Vec::with_capacity(options.pairs);
-    for number in 0..=options.pairs {
-        let samples = round(&mut subjects, &text, options.prompt_tokens, number % 2 == 1)?;
-        if number > 0 {
-            rounds.push(samples);
+    let (mut rows, mut engaged, mut engines) = (0, 0, Vec::new());
+    for number in 0..options.pairs {
+        let turned = number % 2 == 1;
+        let mut subjects: Vec<Option<Box<dyn Subject + '_>>> = kinds.iter().map(|_| None).collect();
+        for index in order(kinds.len(), turned) {
+            subjects[index] = Some(make(kinds[index])?);
         }
-        progress(number, options.pairs);
+        let mut subjects: Vec<_> = subjects.into_iter().flatten().collect();
+        rounds.push(round(&mut subjects, &text, options.prompt_tokens, turned)?);
+        let of_round = subjects[1].engaged();
+        (rows, engaged) = (rows + of_round.0, engaged + of_round.1);
+        engines = subjects[1].engines();
+        progress(number + 1, options.pairs);
     }
 
-    let compare = |subject: usize| {
-        let pairs = |time: fn(&Sample) -> Duration| -> Vec<(Duration, Duration)> {
-            rounds.iter().map(|round| (time(&round[0]), time(&round[subject]))).collect()
+    let compare = |kind: Kind| {
+        let subject = kinds.iter().position(|&k| k == kind)?;
+        let pairs = |times: fn(&Sample) -> &[Duration]| -> Vec<(&[Duration], &[Duration])> {
+            rounds.iter().map(|round: &Vec<Sample>| (times(&round[0]), times(&round[subject]))).collect()
         };
-        Comparison {
-            decode: Ratio::of(&pairs(|sample| sample.decode), options.generate_tokens),
-            prefill: Ratio::of(&pairs(|sample| sample.prefill), options.prompt_tokens),
-        }
+        Some(Comparison {
+            decode: Ratio::of(&pairs(|sample| &sample.decode), 1),
+            prefill: Ratio::of(&pairs(|sample| &sample.prefill), options.prompt_tokens),
+        })
     };
-    let stats = capped.stats()?;
-    let (rows, engaged) =
-        stats.iter().fold((0, 0), |(rows, engaged), s| (rows + s.rows, engaged + s.engaged));
     Ok(BenchReport {
-        capped: compare(1),
-        idle: idle.is_some().then(|| compare(2)),
-        eval_callback: eval.is_some().then(|| compare(if idle.is_some() { 3 } else { 2 })),
+        capped: compare(Kind::Capped).ok_or(Error::NotBound)?,
+        idle: compare(Kind::Idle),
+        eval_callback: compare(Kind::EvalCallback),
         engagement: engaged as f64 / rows.max(1) as f64,
-        engines: capped.engines_used()?,
+        engines,
     })
+}
+
+/// The indices below `count`, upwards or downwards.
+fn order(count: usize, turned: bool) -> Vec<usize> {
+    if turned { (0..count).rev().collect() } else { (0..count).collect() }
 }
 
 /// One round: every subject decodes `text`, the first `prompt` tokens at once. `turned` turns the order round.
 fn round(
-    subjects: &mut [&mut dyn Subject],
+    subjects: &mut [Box<dyn Subject + '_>],
     text: &[Token],
     prompt: usize,
     turned: bool,
 ) -> Result<Vec<Sample>, Error> {
     let mut samples = vec![Sample::default(); subjects.len()];
-    let order = |turned: bool| -> Vec<usize> {
-        let forward = 0..subjects.len();
-        if turned { forward.rev().collect() } else { forward.collect() }
-    };
-    let orders = [order(false), order(true)];
+    let orders = [order(subjects.len(), false), order(subjects.len(), true)];
+    // A new context's first decodes reserve its graphs and touch its memory for the first time.
+    for &subject in &orders[usize::from(turned)] {
+        subjects[subject].prefill(&text[..prompt])?;
+        subjects[subject].step(text[0], prompt)?;
+    }
     for &subject in &orders[usize::from(turned)] {
         subjects[subject].clear();
         let started = Instant::now();
         subjects[subject].prefill(&text[..prompt])?;
-        samples[subject].prefill = started.elapsed();
+        samples[subject].prefill.push(started.elapsed());
     }
     for (position, &token) in text.iter().enumerate().skip(prompt) {
         for &subject in &orders[(position + usize::from(turned)) % 2] {
             let started = Instant::now();
             subjects[subject].step(token, position)?;
-            samples[subject].decode += started.elapsed();
+            samples[subject].decode.push(started.elapsed());
         }
     }
     Ok(samples)

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, Work};
 
 /// The instructions of `avx2`, `fma` and `f16c`.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +17,17 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const STREAMS: usize = 2;
     type F = __m256;
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn outlined<W: Work>(work: W) -> W::Output {
+        unsafe { work.run::<Self>() }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
 
     #[inline(always)]
     unsafe fn zero() -> __m256 {
@@ -38,7 +49,7 @@ impl Simd for Avx2 {
         // A masked load does not touch the memory of lanes outside its mask.
         unsafe {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-            let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes);
+            let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(count.min(8) as i32), lanes);
             _mm256_maskload_ps(from, mask)
         }
     }

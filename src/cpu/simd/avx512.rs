@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, Work};
 
 /// The instructions of `avx512f`.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +17,17 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const STREAMS: usize = 4;
     type F = __m512;
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn outlined<W: Work>(work: W) -> W::Output {
+        unsafe { work.run::<Self>() }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
@@ -36,7 +47,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_part(from: *const f32, count: usize) -> __m512 {
         // A masked load does not touch the memory of lanes outside its mask.
-        unsafe { _mm512_maskz_loadu_ps((1u16 << count).wrapping_sub(1), from) }
+        unsafe { _mm512_maskz_loadu_ps(((1u32 << count.min(16)) - 1) as u16, from) }
     }
 
     #[inline(always)]

@@ -11,6 +11,18 @@ pub(crate) mod portable;
 
 use half::{bf16, f16};
 
+/// A piece of work, written for any instruction set. `run` must be inlined into [`Simd::outlined`].
+pub trait Work {
+    /// What comes out.
+    type Output;
+
+    /// Does it.
+    ///
+    /// # Safety
+    /// That of the piece of work; and the instructions of `S` are available.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
 /// A register of `LANES` f32 values, seen as *blocks* of four.
 ///
 /// # Safety of the methods
@@ -28,13 +40,23 @@ pub trait Simd: Copy {
     /// A register.
     type F: Copy;
 
+    /// Does a piece of work in a function of its own in which the instructions are switched on. What `work` calls
+    /// must be inlined into it.
+    ///
+    /// One function per piece, and not one for everything, keeps the code small: each piece is compiled once, however
+    /// many places use it.
+    unsafe fn outlined<W: Work>(work: W) -> W::Output;
+
+    /// Asks for the cache line at `at`, which need not be valid: a hint.
+    unsafe fn prefetch(at: *const u8);
     /// All lanes +0.
     unsafe fn zero() -> Self::F;
     /// All lanes `value`.
     unsafe fn splat(value: f32) -> Self::F;
     /// Reads f32.
     unsafe fn load(from: *const f32) -> Self::F;
-    /// Reads the first `count < LANES` lanes; the others are +0 and their memory is not touched.
+    /// Reads the first `count` lanes, all of them if there are no more; the others are +0 and their memory is not
+    /// touched.
     unsafe fn load_part(from: *const f32, count: usize) -> Self::F;
     /// Writes f32.
     unsafe fn store(to: *mut f32, values: Self::F);

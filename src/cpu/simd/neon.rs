@@ -5,8 +5,7 @@ use std::arch::aarch64::*;
 
 use half::{bf16, f16};
 
-use crate::cpu::simd::Simd;
-use crate::cpu::simd::portable::Portable;
+use crate::cpu::simd::{Simd, Work};
 
 /// The instructions of `neon`.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +17,15 @@ impl Simd for Neon {
     const LANES: usize = 4;
     const STREAMS: usize = 4;
     type F = float32x4_t;
+
+    #[inline(never)]
+    #[target_feature(enable = "neon")]
+    unsafe fn outlined<W: Work>(work: W) -> W::Output {
+        unsafe { work.run::<Self>() }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
 
     #[inline(always)]
     unsafe fn zero() -> float32x4_t {
@@ -36,7 +44,11 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn load_part(from: *const f32, count: usize) -> float32x4_t {
-        unsafe { vld1q_f32(Portable::load_part(from, count).as_ptr()) }
+        let mut values = [0.0; 4];
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, values.as_mut_ptr(), count.min(4));
+            vld1q_f32(values.as_ptr())
+        }
     }
 
     #[inline(always)]
@@ -46,7 +58,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> float32x4_t {
-        unsafe { vld1q_f32(Portable::load_f16(from).as_ptr()) }
+        unsafe { vld1q_f32(from.cast::<[f16; 4]>().read().map(f16::to_f32).as_ptr()) }
     }
 
     #[inline(always)]
@@ -54,7 +66,7 @@ impl Simd for Neon {
         let mut array = [0.0; 4];
         unsafe {
             vst1q_f32(array.as_mut_ptr(), values);
-            Portable::store_f16(to, array);
+            to.cast::<[f16; 4]>().write(array.map(f16::from_f32));
         }
     }
 
@@ -68,7 +80,7 @@ impl Simd for Neon {
         let mut array = [0.0; 4];
         unsafe {
             vst1q_f32(array.as_mut_ptr(), values);
-            Portable::store_bf16(to, array);
+            to.cast::<[bf16; 4]>().write(array.map(bf16::from_f32));
         }
     }
 

@@ -1,113 +1,150 @@
-//! Plain Rust: correct wherever Rust runs. Registers are arrays of four, which compilers turn into the baseline's
-//! vector registers. `f32::mul_add` is one instruction where the target has it, and else a call of the C library's
+//! Plain Rust: correct wherever Rust runs. Registers are arrays of 16, in loops that compilers turn into the target's
+//! vector instructions. `f32::mul_add` is one instruction where the target has it, and else a call of the C library's
 //! `fmaf`: slow, and right.
+
+use std::array::from_fn;
 
 use half::{bf16, f16};
 
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, Work};
 
-/// Arrays of four.
+/// Arrays of 16.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Portable;
 
+/// A register, and how many lanes it has.
+type Register = [f32; LANES];
+const LANES: usize = 16;
+
+/// Reads `count` values, or 16 if there are more; the others are +0.
+#[inline(always)]
+unsafe fn read<T: Copy + Default>(from: *const T, count: usize, widen: impl Fn(T) -> f32) -> Register {
+    let mut values = [0.0; LANES];
+    for (i, value) in values.iter_mut().enumerate().take(count) {
+        // SAFETY: that many readable values, by the trait's contract.
+        *value = widen(unsafe { from.add(i).read() });
+    }
+    values
+}
+
+/// Writes 16 values.
+#[inline(always)]
+unsafe fn write<T>(to: *mut T, values: Register, narrow: impl Fn(f32) -> T) {
+    for (i, value) in values.into_iter().enumerate() {
+        // SAFETY: 16 writable values, by the trait's contract.
+        unsafe { to.add(i).write(narrow(value)) };
+    }
+}
+
 impl Simd for Portable {
-    const LANES: usize = 4;
+    const LANES: usize = LANES;
     const STREAMS: usize = 2;
-    type F = [f32; 4];
+    type F = Register;
 
-    #[inline(always)]
-    unsafe fn zero() -> [f32; 4] {
-        [0.0; 4]
+    #[inline(never)]
+    unsafe fn outlined<W: Work>(work: W) -> W::Output {
+        // SAFETY: the caller's promise.
+        unsafe { work.run::<Self>() }
     }
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> [f32; 4] {
-        [value; 4]
+    unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn zero() -> Register {
+        [0.0; LANES]
     }
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> [f32; 4] {
-        // SAFETY: four readable values, by the trait's contract.
-        unsafe { from.cast::<[f32; 4]>().read() }
+    unsafe fn splat(value: f32) -> Register {
+        [value; LANES]
     }
 
     #[inline(always)]
-    unsafe fn load_part(from: *const f32, count: usize) -> [f32; 4] {
-        let mut values = [0.0; 4];
-        for (i, value) in values.iter_mut().enumerate().take(count) {
-            // SAFETY: `count` readable values, by the trait's contract.
-            *value = unsafe { from.add(i).read() };
-        }
-        values
+    unsafe fn load(from: *const f32) -> Register {
+        // SAFETY: 16 readable values, by the trait's contract.
+        unsafe { from.cast::<Register>().read() }
     }
 
     #[inline(always)]
-    unsafe fn store(to: *mut f32, values: [f32; 4]) {
-        // SAFETY: four writable values, by the trait's contract.
-        unsafe { to.cast::<[f32; 4]>().write(values) }
+    unsafe fn load_part(from: *const f32, count: usize) -> Register {
+        // SAFETY: as many readable values, by the trait's contract.
+        unsafe { read(from, count, |value| value) }
     }
 
     #[inline(always)]
-    unsafe fn load_f16(from: *const f16) -> [f32; 4] {
-        // SAFETY: four readable values, by the trait's contract.
-        unsafe { from.cast::<[f16; 4]>().read() }.map(f16::to_f32)
+    unsafe fn store(to: *mut f32, values: Register) {
+        // SAFETY: 16 writable values, by the trait's contract.
+        unsafe { to.cast::<Register>().write(values) }
     }
 
     #[inline(always)]
-    unsafe fn store_f16(to: *mut f16, values: [f32; 4]) {
-        // SAFETY: four writable values, by the trait's contract.
-        unsafe { to.cast::<[f16; 4]>().write(values.map(f16::from_f32)) }
+    unsafe fn load_f16(from: *const f16) -> Register {
+        // SAFETY: 16 readable values, by the trait's contract.
+        unsafe { read(from, LANES, f16::to_f32) }
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(from: *const bf16) -> [f32; 4] {
-        // SAFETY: four readable values, by the trait's contract.
-        unsafe { from.cast::<[bf16; 4]>().read() }.map(bf16::to_f32)
+    unsafe fn store_f16(to: *mut f16, values: Register) {
+        // SAFETY: 16 writable values, by the trait's contract.
+        unsafe { write(to, values, f16::from_f32) }
     }
 
     #[inline(always)]
-    unsafe fn store_bf16(to: *mut bf16, values: [f32; 4]) {
-        // SAFETY: four writable values, by the trait's contract.
-        unsafe { to.cast::<[bf16; 4]>().write(values.map(bf16::from_f32)) }
+    unsafe fn load_bf16(from: *const bf16) -> Register {
+        // SAFETY: 16 readable values, by the trait's contract.
+        unsafe { read(from, LANES, bf16::to_f32) }
     }
 
     #[inline(always)]
-    unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]]
+    unsafe fn store_bf16(to: *mut bf16, values: Register) {
+        // SAFETY: 16 writable values, by the trait's contract.
+        unsafe { write(to, values, bf16::from_f32) }
     }
 
     #[inline(always)]
-    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        [a[0] * b[0], a[1] * b[1], a[2] * b[2], a[3] * b[3]]
+    unsafe fn add(a: Register, b: Register) -> Register {
+        from_fn(|i| a[i] + b[i])
     }
 
     #[inline(always)]
-    unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
-        [
-            a[0].mul_add(b[0], c[0]),
-            a[1].mul_add(b[1], c[1]),
-            a[2].mul_add(b[2], c[2]),
-            a[3].mul_add(b[3], c[3]),
-        ]
+    unsafe fn mul(a: Register, b: Register) -> Register {
+        from_fn(|i| a[i] * b[i])
     }
 
     #[inline(always)]
-    unsafe fn fold_blocks(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]]
+    unsafe fn fma(a: Register, b: Register, c: Register) -> Register {
+        from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
 
     #[inline(always)]
-    unsafe fn fold_far(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        [a[0] + a[2], a[1] + a[3], b[0] + b[2], b[1] + b[3]]
+    unsafe fn fold_blocks(a: Register, b: Register) -> Register {
+        from_fn(|i| {
+            let (from, block, value) = (if i < 8 { &a } else { &b }, i / 4 % 2, i % 4);
+            from[8 * block + value] + from[8 * block + 4 + value]
+        })
     }
 
     #[inline(always)]
-    unsafe fn fold_near(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        [a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3]]
+    unsafe fn fold_far(a: Register, b: Register) -> Register {
+        from_fn(|i| {
+            let (block, value) = (i / 4 * 4, i % 4);
+            let from = if value < 2 { &a } else { &b };
+            from[block + value % 2] + from[block + value % 2 + 2]
+        })
     }
 
     #[inline(always)]
-    unsafe fn fold_threads(x: [f32; 4]) -> [f32; 4] {
-        x
+    unsafe fn fold_near(a: Register, b: Register) -> Register {
+        from_fn(|i| {
+            let (block, value) = (i / 4 * 4, i % 4);
+            let from = if value < 2 { &a } else { &b };
+            from[block + value % 2 * 2] + from[block + value % 2 * 2 + 1]
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn fold_threads(x: Register) -> [f32; 4] {
+        from_fn(|i| (x[i] + x[i + 8]) + (x[i + 4] + x[i + 12]))
     }
 }

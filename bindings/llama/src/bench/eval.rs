@@ -1,13 +1,13 @@
 //! A context that caps through llama.cpp's evaluation callback, to compare with.
 //!
-//! `llama-cpp-2` neither sets `cb_eval` nor gives out its pointers, so this one goes to llama.cpp directly. It
-//! shares the mapped weights with the model of the other subjects.
+//! `llama-cpp-2` neither sets `cb_eval` nor gives out its pointers, so this one goes to llama.cpp directly, with a
+//! second copy of the model.
 
 use std::ffi::CString;
 use std::ptr::NonNull;
 
 use axiscap::CapSet;
-use axiscap_ggml::{EvalCallback, Session};
+use axiscap_ggml::{EvalCallback, ModelShape, Session};
 use llama_cpp_sys_2 as sys;
 
 use super::Subject;
@@ -18,37 +18,57 @@ use crate::log;
 use crate::model::Model;
 use crate::threads::default_threads;
 
-pub(super) struct EvalContext {
-    context: NonNull<sys::llama_context>,
-    model: NonNull<sys::llama_model>,
-    session: Session,
-    batch: usize,
-    /// Kept for the context, which holds a pointer into it.
-    _callback: EvalCallback,
+/// The model, loaded once more.
+pub(super) struct EvalModel {
+    raw: NonNull<sys::llama_model>,
+    shape: ModelShape,
 }
 
-impl EvalContext {
-    pub(super) fn new(model: &Model, caps: &CapSet, options: &ContextOptions) -> Result<Self, Error> {
-        let session = Session::new(model.shape().clone());
-        session.set_caps(Some(caps))?;
-        let callback = EvalCallback::new(session.clone());
+impl EvalModel {
+    pub(super) fn load(model: &Model) -> Result<Self, Error> {
         let path = model.path();
         let name = path.to_str().and_then(|path| CString::new(path).ok());
         let name = name.ok_or_else(|| Error::ModelPath(path.to_owned()))?;
-        // SAFETY: plain queries of default parameters.
-        let (mut model_params, mut params) =
-            unsafe { (sys::llama_model_default_params(), sys::llama_context_default_params()) };
+        // SAFETY: a plain query of default parameters.
+        let mut params = unsafe { sys::llama_model_default_params() };
         if let Some(layers) = model.options().gpu_layers {
-            model_params.n_gpu_layers = i32::try_from(layers).unwrap_or(i32::MAX);
+            params.n_gpu_layers = i32::try_from(layers).unwrap_or(i32::MAX);
         }
         // SAFETY: `name` is NUL-terminated and lives for the call; the parameters are llama.cpp's own.
         let (raw, complaints) =
-            log::capture(|| unsafe { sys::llama_model_load_from_file(name.as_ptr(), model_params) });
-        let raw_model = NonNull::new(raw).ok_or_else(|| Error::ModelLoad {
+            log::capture(|| unsafe { sys::llama_model_load_from_file(name.as_ptr(), params) });
+        let raw = NonNull::new(raw).ok_or_else(|| Error::ModelLoad {
             path: path.to_owned(),
             reason: complaints.reason(),
             remedy: "leave the comparison with cb_eval out",
         })?;
+        Ok(Self { raw, shape: model.shape().clone() })
+    }
+}
+
+impl Drop for EvalModel {
+    fn drop(&mut self) {
+        // SAFETY: ours and alive; every context borrows this struct and is gone by now.
+        unsafe { sys::llama_model_free(self.raw.as_ptr()) }
+    }
+}
+
+pub(super) struct EvalContext<'m> {
+    context: NonNull<sys::llama_context>,
+    session: Session,
+    batch: usize,
+    /// Kept for the context, which holds a pointer into it.
+    _callback: EvalCallback,
+    _model: &'m EvalModel,
+}
+
+impl<'m> EvalContext<'m> {
+    pub(super) fn new(model: &'m EvalModel, caps: &CapSet, options: &ContextOptions) -> Result<Self, Error> {
+        let session = Session::new(model.shape.clone());
+        session.set_caps(Some(caps))?;
+        let callback = EvalCallback::new(session.clone());
+        // SAFETY: a plain query of default parameters.
+        let mut params = unsafe { sys::llama_context_default_params() };
         let ctx = options.ctx.unwrap_or(0);
         let threads = i32::try_from(options.threads.unwrap_or_else(default_threads)).unwrap_or(i32::MAX);
         let kv = match options.kv_type {
@@ -67,18 +87,15 @@ impl EvalContext {
         };
         (params.kv_unified, params.no_perf) = (true, true);
         (params.cb_eval, params.cb_eval_user_data) = (callback.function(), callback.user_data());
-        // SAFETY: the model was just loaded and outlives the context (see Drop); the callback's state is boxed
-        // and kept in this struct for as long.
+        // SAFETY: the model is borrowed for as long as the context lives; the callback's state is boxed and kept
+        // in this struct for as long.
         let (raw, complaints) =
-            log::capture(|| unsafe { sys::llama_init_from_model(raw_model.as_ptr(), params) });
-        let Some(context) = NonNull::new(raw) else {
-            // SAFETY: loaded above, and no context refers to it.
-            unsafe { sys::llama_model_free(raw_model.as_ptr()) };
-            return Err(Error::ContextCreation { ctx, reason: complaints.reason() });
-        };
+            log::capture(|| unsafe { sys::llama_init_from_model(model.raw.as_ptr(), params) });
+        let context =
+            NonNull::new(raw).ok_or_else(|| Error::ContextCreation { ctx, reason: complaints.reason() })?;
         // SAFETY: the context is alive.
         let batch = unsafe { sys::llama_n_batch(context.as_ptr()) } as usize;
-        Ok(Self { context, model: raw_model, session, batch, _callback: callback })
+        Ok(Self { context, session, batch, _callback: callback, _model: model })
     }
 
     /// Decodes tokens that follow what is in the cache, with logits for the last.
@@ -109,7 +126,7 @@ impl EvalContext {
     }
 }
 
-impl Subject for EvalContext {
+impl Subject for EvalContext<'_> {
     fn clear(&mut self) {
         // SAFETY: the context is alive, and so is its memory.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), true) }
@@ -124,12 +141,9 @@ impl Subject for EvalContext {
     }
 }
 
-impl Drop for EvalContext {
+impl Drop for EvalContext<'_> {
     fn drop(&mut self) {
-        // SAFETY: both are ours and alive; the context goes first, since it refers to the model.
-        unsafe {
-            sys::llama_free(self.context.as_ptr());
-            sys::llama_model_free(self.model.as_ptr());
-        }
+        // SAFETY: ours and alive; the callback and the model outlive this call.
+        unsafe { sys::llama_free(self.context.as_ptr()) }
     }
 }

@@ -17,24 +17,43 @@ pub struct Ratio {
     pub capped_tps: f64,
     /// Every pair's ratio, in the order measured.
     pub pairs: Vec<f64>,
+    /// Median of the pairs' ratios of total time, in which every interruption counts.
+    pub total_median: f64,
+    /// Its interval, as `ci95`.
+    pub total_ci95: (f64, f64),
 }
 
 impl Ratio {
-    /// From (baseline, capped) times for `tokens` tokens each.
-    pub(super) fn of(times: &[(Duration, Duration)], tokens: usize) -> Self {
-        let seconds = |time: Duration| time.as_secs_f64().max(1e-9);
-        let pairs: Vec<f64> = times.iter().map(|&(base, capped)| seconds(base) / seconds(capped)).collect();
-        let speed = |times: Vec<f64>| tokens as f64 / median(&sorted(times));
-        let ordered = sorted(pairs.clone());
-        let rank = interval_rank(ordered.len());
-        Self {
-            median: median(&ordered),
-            ci95: (ordered[rank], ordered[ordered.len() - 1 - rank]),
-            uncapped_tps: speed(times.iter().map(|pair| seconds(pair.0)).collect()),
-            capped_tps: speed(times.iter().map(|pair| seconds(pair.1)).collect()),
-            pairs,
-        }
+    /// From pairs of (baseline, capped) times. A pair holds the times of the same steps, of `tokens` tokens each,
+    /// measured side by side; its ratio is the median of its steps' ratios.
+    pub(super) fn of(pairs: &[(&[Duration], &[Duration])], tokens: usize) -> Self {
+        let ratio = |&(base, capped): &(Duration, Duration)| seconds(base) / seconds(capped);
+        let steps = |&(base, capped): &(&[Duration], &[Duration])| -> Vec<(Duration, Duration)> {
+            base.iter().copied().zip(capped.iter().copied()).collect()
+        };
+        let ratios: Vec<f64> =
+            pairs.iter().map(|pair| median(&sorted(steps(pair).iter().map(ratio).collect()))).collect();
+        let total = |times: &[Duration]| times.iter().sum::<Duration>();
+        let totals = pairs.iter().map(|pair| ratio(&(total(pair.0), total(pair.1)))).collect();
+        let speed = |of: fn(&(Duration, Duration)) -> Duration| {
+            let times = pairs.iter().flat_map(steps).map(|step| seconds(of(&step))).collect();
+            tokens as f64 / median(&sorted(times))
+        };
+        let (median, ci95) = median_and_interval(ratios.clone());
+        let (total_median, total_ci95) = median_and_interval(totals);
+        let (uncapped_tps, capped_tps) = (speed(|step| step.0), speed(|step| step.1));
+        Self { median, ci95, uncapped_tps, capped_tps, pairs: ratios, total_median, total_ci95 }
     }
+}
+
+fn seconds(time: Duration) -> f64 {
+    time.as_secs_f64().max(1e-9)
+}
+
+fn median_and_interval(values: Vec<f64>) -> (f64, (f64, f64)) {
+    let ordered = sorted(values);
+    let rank = interval_rank(ordered.len());
+    (median(&ordered), (ordered[rank], ordered[ordered.len() - 1 - rank]))
 }
 
 fn sorted(mut values: Vec<f64>) -> Vec<f64> {
@@ -79,12 +98,21 @@ mod tests {
     #[test]
     fn ratios_are_of_speeds_and_medians_shrug_off_outliers() {
         let ms = Duration::from_millis;
-        let times = [(ms(99), ms(100)), (ms(50), ms(50)), (ms(10), ms(900))];
-        let ratio = Ratio::of(&times, 10);
+        let pairs: [(&[Duration], &[Duration]); 3] =
+            [(&[ms(99)], &[ms(100)]), (&[ms(50)], &[ms(50)]), (&[ms(10)], &[ms(900)])];
+        let ratio = Ratio::of(&pairs, 10);
         assert!((ratio.median - 0.99).abs() < 1e-12);
         assert_eq!(ratio.ci95, (10.0 / 900.0, 1.0));
+        assert_eq!((ratio.median, ratio.ci95), (ratio.total_median, ratio.total_ci95));
         assert!((ratio.uncapped_tps - 200.0).abs() < 1e-9);
         assert!((ratio.capped_tps - 100.0).abs() < 1e-9);
+
+        // One interrupted step moves the total, not the pair's ratio.
+        let steps = [ms(9), ms(9), ms(9)];
+        let interrupted = [ms(10), ms(10), ms(500)];
+        let ratio = Ratio::of(&[(&steps, &interrupted)], 1);
+        assert!((ratio.median - 0.9).abs() < 1e-12);
+        assert!((ratio.total_median - 27.0 / 520.0).abs() < 1e-12);
         assert_eq!(median(&[1.0, 2.0, 3.0, 4.0]), 2.5);
     }
 }

@@ -1,0 +1,54 @@
+//! f32 values that start on a cache line, so that whole vector registers do not straddle two.
+
+use std::ops::Deref;
+
+use bytemuck::{Pod, Zeroable};
+
+/// One cache line.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// A slice of f32 that owns its memory and starts on a cache line.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct AlignedF32 {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl AlignedF32 {
+    /// `slices` one after the other.
+    pub(crate) fn concat<'a>(slices: impl Iterator<Item = &'a [f32]> + Clone) -> Self {
+        let len = slices.clone().map(<[f32]>::len).sum::<usize>();
+        let mut lines = vec![Line::zeroed(); len.div_ceil(16)];
+        let mut rest: &mut [f32] = bytemuck::cast_slice_mut(&mut lines);
+        for slice in slices {
+            let (own, others) = rest.split_at_mut(slice.len());
+            own.copy_from_slice(slice);
+            rest = others;
+        }
+        Self { lines, len }
+    }
+}
+
+impl Deref for AlignedF32 {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_values_and_starts_on_a_line() {
+        let parts: [&[f32]; 3] = [&[1.0, 2.0, 3.0], &[], &[4.0; 17]];
+        let joined = AlignedF32::concat(parts.into_iter());
+        assert_eq!(*joined, parts.concat());
+        assert_eq!(joined.as_ptr() as usize % 64, 0);
+        assert!(AlignedF32::concat(std::iter::empty()).is_empty());
+    }
+}

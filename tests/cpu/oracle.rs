@@ -1,0 +1,108 @@
+//! As close to the f64 oracle as docs/operation.md says.
+
+use axiscap::cpu::{Element, Isa, oracle};
+use axiscap::{Bound, CapTable};
+
+use crate::support::{Random, cap, cap_rows, row, wide};
+
+const WIDTHS: [usize; 14] = [1, 3, 16, 111, 511, 576, 1023, 3072, 4096, 8191, 8192, 16384, 16385, 20000];
+
+/// How far rounding to the stored type can move a projection: half a unit of each value, or of the smallest denormal.
+pub(crate) fn storage_bound<E: Element>(row: &[f32], axis: &[f32]) -> f64 {
+    // Unit roundoff and half the smallest denormal.
+    let (u, denormal) = match (E::VECTOR, E::from_f32(65536.0).to_f32().is_finite()) {
+        (4, _) => return 0.0,
+        (_, false) => (2f64.powi(-11), 2f64.powi(-25)),
+        (_, true) => (2f64.powi(-8), 2f64.powi(-134)),
+    };
+    let ones: f64 = axis.iter().map(|v| f64::from(v.abs())).sum();
+    u / (1.0 - u) * oracle::magnitude(row, axis) + denormal * ones
+}
+
+fn projections<E: Element>(isa: Isa) {
+    for width in WIDTHS {
+        let mut random = Random(width as u64);
+        let cap = cap(&mut random, width).with_bound(Bound::NONE);
+        let table = CapTable::new([&cap]).unwrap();
+        for scale in [1e-3, 1.0, 30.0] {
+            let mut rows: Vec<E> = row(&mut random, 5 * width, scale);
+            let stats = cap_rows(isa, &table, &mut rows);
+            for (h, stat) in rows.chunks(width).zip(stats) {
+                let (h, v) = (wide(h), cap.axis().values());
+                let error = (f64::from(stat.before) - oracle::projection(&h, v)).abs();
+                let bound = oracle::projection_bound(&h, v, E::VECTOR);
+                assert!(error <= bound, "{isa}, width {width}: off by {error:e}, allowed {bound:e}");
+            }
+        }
+    }
+}
+
+fn capped_projections<E: Element>(isa: Isa) {
+    for width in WIDTHS {
+        let mut random = Random(width as u64);
+        for _ in 0..3 {
+            let cap = cap(&mut random, width);
+            let table = CapTable::new([&cap]).unwrap();
+            let before: Vec<E> = row(&mut random, 5 * width, 1.0);
+            let mut after = before.clone();
+            let stats = cap_rows(isa, &table, &mut after);
+            for ((before, after), stat) in before.chunks(width).zip(after.chunks(width)).zip(stats) {
+                if !stat.engaged() {
+                    continue;
+                }
+                let (before, after, v) = (wide(before), wide(after), cap.axis().values());
+                let error = (oracle::projection(&after, v) - f64::from(stat.after)).abs();
+                let bound = oracle::capped_bound(width, E::VECTOR, stat.after, oracle::norm(&before))
+                    + storage_bound::<E>(&after, v);
+                assert!(error <= bound, "{isa}, width {width}: off by {error:e}, allowed {bound:e}");
+            }
+        }
+    }
+}
+
+/// Element by element: the f32 row is within rounding of the f64 one.
+fn rows<E: Element>(isa: Isa) {
+    for width in WIDTHS {
+        let mut random = Random(width as u64);
+        let cap = cap(&mut random, width).with_strength(0.75).unwrap();
+        let (v, bound) = (cap.axis().values(), cap.bound());
+        let table = CapTable::new([&cap]).unwrap();
+        let before: Vec<E> = row(&mut random, 2 * width, 1.0);
+        let mut after = before.clone();
+        cap_rows(isa, &table, &mut after);
+        for (before, after) in before.chunks(width).zip(after.chunks(width)) {
+            let before = wide(before);
+            let exact: Vec<f64> = before.iter().map(|&h| f64::from(h)).collect();
+            let exact = oracle::capped(&exact, v, bound.lo(), bound.hi(), cap.strength());
+            let u = oracle::UNIT_ROUNDOFF;
+            let norm = oracle::norm(&before);
+            // The step is off by the projection's error and three roundings.
+            let step =
+                oracle::projection_bound(&before, v, E::VECTOR) + 3.0 * u * (norm + f64::from(bound.hi()));
+            for (i, (exact, after)) in exact.iter().zip(after).enumerate() {
+                let own = [v[i]];
+                let stored = storage_bound::<E>(&[after.to_f32()], &[1.0]);
+                let allowed = step * f64::from(own[0].abs()) + u * exact.abs() * (1.0 + u) + stored + 1e-44;
+                let error = (f64::from(after.to_f32()) - exact).abs();
+                assert!(error <= allowed, "{isa}, width {width}, {i}: off by {error:e}, allowed {allowed:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rms_norm_of_the_oracle_is_that_of_the_definition() {
+    let mut random = Random(4);
+    for width in [1, 576, 4096] {
+        let h: Vec<f32> = row(&mut random, width, 1.0);
+        let weight: Vec<f32> = row(&mut random, width, 1.0);
+        let exact: Vec<f64> = h.iter().map(|&h| f64::from(h)).collect();
+        let exact = oracle::rms_norm(&exact, &weight, 1e-5);
+        let found: Vec<f32> = crate::literal::rms_norm(&h, &weight, 1e-5);
+        for (found, exact) in found.iter().zip(&exact) {
+            assert!((f64::from(*found) - exact).abs() <= 1e-5 * exact.abs());
+        }
+    }
+}
+
+on_every_isa!(projections, capped_projections, rows);
