@@ -13,7 +13,7 @@ use axiscap_llama::activations;
 use axiscap_llama::calibrate::{BlockFloor, DEFAULT_PERCENTILE, TABLE, caps, default_blocks, floor_of};
 use serde_json::json;
 
-use crate::extract::{AnswersArgs, file_name, model_info, seconds, tool};
+use crate::extract::{AnswersArgs, check_output, file_name, model_info, seconds, tool};
 use crate::{output, progress};
 
 /// Give axes their floors, on the very model file that will be served.
@@ -103,6 +103,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         args.percentile
     );
     let started = Instant::now();
+    for path in [Some(&args.out), args.answers.rollouts.as_ref()].into_iter().flatten() {
+        check_output(path)?;
+    }
     let model = args.answers.load_model()?;
     let shape = model.shape();
     let mut file = CapFile::read_axes(&args.axes, &model_info(&model))?;

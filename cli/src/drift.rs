@@ -12,6 +12,7 @@ use axiscap_llama::drift_plot::{LineChart, Series};
 use axiscap_llama::{Context, Engine, GenerateOptions, Model};
 use serde_json::json;
 
+use crate::extract::check_output;
 use crate::model::{CapsArgs, ModelArgs};
 use crate::sampling::SamplingArgs;
 use crate::{output, progress};
@@ -68,6 +69,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         None => Script::emotional(),
     };
+    check_output(&args.plot)?;
     let model = args.model.load()?;
     let Some(caps) = args.caps.load(&model)? else {
         bail!("there are no caps to compare with; name a cap file with --caps");

@@ -207,6 +207,9 @@ fn reuse(path: &Path, model: &Model, plan: &Plan) -> Result<Rollouts> {
 /// What went wrong and what to do: unreadable files, a model that is none, groups of answers that do not differ.
 pub(crate) fn run(args: Args) -> Result<()> {
     let started = Instant::now();
+    for path in [Some(&args.out), args.plot.as_ref(), args.answers.rollouts.as_ref()].into_iter().flatten() {
+        check_output(path)?;
+    }
     let model = args.answers.load_model()?;
     let answers = args.answers.answers(&model)?;
     let generated = started.elapsed();
@@ -329,6 +332,14 @@ fn chart(axes: &[BlockAxis]) -> LineChart {
         ],
         level: None,
     }
+}
+
+/// Fails before the work rather than after it when an output has no folder to lie in.
+pub(crate) fn check_output(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(folder.is_dir(), "{}: there is no folder {}; create it first", path.display(), folder.display());
+    ensure!(!path.is_dir(), "{} is a folder; name a file", path.display());
+    Ok(())
 }
 
 /// The model's fingerprint in a file.

@@ -96,6 +96,7 @@ fn bad_input_ends_with_the_reason_and_without_output() {
     let args = ["--roles", arg(&roles), "--out", arg(&out)];
     fail(axiscap("extract", &args), &["\"roles\"", "is empty"]);
     fail(axiscap("extract", &["--roles", "nowhere.json", "--out", arg(&out)]), &["nowhere.json"]);
+    fail(axiscap("extract", &["--out", "/nowhere/axes.gguf"]), &["/nowhere/axes.gguf", "create it"]);
     assert!(!out.exists());
 
     caps(&axes, &[(3, 1, Bound::NONE, 1.0)]);
