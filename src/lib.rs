@@ -16,6 +16,8 @@
 mod axis;
 mod cap;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 pub mod file;
 mod stats;
