@@ -27,7 +27,12 @@ const REMEDY: &str = "run scripts/setup-nvcc (a pinned nvcc, no CUDA installatio
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=kernels");
+    // Not the whole folder: what the emulator and the ladder consist of is no part of the image.
+    for source in fs::read_dir("kernels").into_iter().flatten().filter_map(Result::ok) {
+        if source.path().is_file() {
+            println!("cargo::rerun-if-changed={}", source.path().display());
+        }
+    }
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "AXISCAP_CUDA_ARCHS", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }

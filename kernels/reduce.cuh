@@ -72,12 +72,12 @@ struct SlotsInRegisters {
     }
 };
 
-// Each thread takes one slot: one register, for kernels that have none to spare.
+// Each thread takes one slot, threads k, k + S, ... the same: one register, for kernels that have none to spare.
 struct SlotsByShuffle {
     static AXISCAP_DEVICE float sum(const float* slots, u32 warps) {
         u32 width = 1;
         while (width < warps) width *= 2;
-        float x = hw::load_shared(slots + hw::thread() % WARP);
+        float x = hw::load_shared(slots + (hw::thread() & (width - 1)));
 #pragma unroll 1
         for (u32 distance = width / 2; distance > 0; distance /= 2) {
             x = hw::add(x, hw::shuffle_xor(x, distance));
