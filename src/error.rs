@@ -101,6 +101,14 @@ pub enum Error {
         /// Number of caps.
         caps: usize,
     },
+    /// An RMSNorm epsilon that is negative, infinite or NaN.
+    #[error("epsilon {0} is not a finite number >= 0; use the model's own, e.g. 1e-5")]
+    Epsilon(f32),
+    /// An instruction set was asked for that this machine (or this build) does not have.
+    #[error(
+        "this machine cannot run the {0} code; leave the choice to Isa::best, or ask Isa::available first"
+    )]
+    Isa(crate::cpu::Isa),
     /// Rows that do not fit the memory, the table or each other.
     #[error("{0}")]
     Rows(RowsError),

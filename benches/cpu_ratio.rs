@@ -1,0 +1,374 @@
+//! The CPU kernel against plain loops, in interleaved pairs: `cargo bench --bench cpu_ratio > out.json`.
+//!
+//! Criterion times one thing after the other; on a machine that others use, the two then see different machines.
+//! Here each pair runs both sides back to back over the same memory, and what is reported is the median of the
+//! pairs' ratios with its 95 % interval (order statistics, no assumption about the distribution).
+//!
+//! Arguments: `--pairs N` (default 101); any other word keeps only the cases whose name contains it.
+
+mod support;
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use axiscap::CapTable;
+use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut};
+use half::{bf16, f16};
+
+/// One comparison.
+struct Case<'a> {
+    name: String,
+    /// What the kernel is compared with.
+    against: &'static str,
+    isa: Isa,
+    rows: usize,
+    width: usize,
+    caps: usize,
+    /// Bytes of rows that either side reads and writes.
+    bytes: usize,
+    /// The plain loop, or the other side of the comparison.
+    plain: Box<dyn FnMut() + 'a>,
+    kernel: Box<dyn FnMut() + 'a>,
+}
+
+struct Harness {
+    pairs: usize,
+    filters: Vec<String>,
+    printed: bool,
+}
+
+impl Harness {
+    fn measure(&mut self, mut case: Case<'_>) {
+        if !self.filters.is_empty() && !self.filters.iter().any(|f| case.name.contains(f)) {
+            return;
+        }
+        // Short calls are repeated within a sample, so that the clock's own cost vanishes.
+        (case.plain)();
+        (case.kernel)();
+        let once = seconds(1, &mut case.kernel).max(1e-8);
+        let repeats = (2e-4 / once).ceil() as usize;
+        let samples: Vec<(f64, f64)> = (0..self.pairs)
+            .map(|pair| {
+                // Who goes first alternates.
+                if pair % 2 == 0 {
+                    let plain = seconds(repeats, &mut case.plain);
+                    (plain, seconds(repeats, &mut case.kernel))
+                } else {
+                    let kernel = seconds(repeats, &mut case.kernel);
+                    (seconds(repeats, &mut case.plain), kernel)
+                }
+            })
+            .collect();
+        let sorted = |value: &dyn Fn(&(f64, f64)) -> f64| {
+            let mut values: Vec<f64> = samples.iter().map(value).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        let ratios = sorted(&|(plain, kernel)| plain / kernel);
+        let (low, high) = interval(&ratios);
+        let median = |values: &[f64]| values[values.len() / 2];
+        let (plain, kernel) = (median(&sorted(&|s| s.0)), median(&sorted(&|s| s.1)));
+        let rate = |seconds: f64| case.bytes as f64 / seconds / 1e9;
+        println!(
+            "{}  {{\"case\": \"{}\", \"against\": \"{}\", \"isa\": \"{}\", \"rows\": {}, \"width\": {}, \"caps\": {}, \
+             \"bytes\": {}, \"kernel_us\": {:.3}, \"against_us\": {:.3}, \"kernel_gb_s\": {:.2}, \
+             \"against_gb_s\": {:.2}, \"speed_ratio_median\": {:.4}, \"speed_ratio_ci95\": [{low:.4}, {high:.4}], \
+             \"pairs\": {}}}",
+            if self.printed { ",\n" } else { "" },
+            case.name,
+            case.against,
+            case.isa,
+            case.rows,
+            case.width,
+            case.caps,
+            case.bytes,
+            kernel * 1e6,
+            plain * 1e6,
+            rate(kernel),
+            rate(plain),
+            median(&ratios),
+            self.pairs,
+        );
+        self.printed = true;
+    }
+}
+
+fn seconds(repeats: usize, work: &mut dyn FnMut()) -> f64 {
+    let start = Instant::now();
+    for _ in 0..repeats {
+        work();
+    }
+    start.elapsed().as_secs_f64() / repeats as f64
+}
+
+/// The 95 % interval of the median of sorted values: the order statistics around it that a fair coin would leave
+/// outside in 1 of 20 series.
+fn interval(sorted: &[f64]) -> (f64, f64) {
+    let n = sorted.len() as f64;
+    let reach = 0.98 * n.sqrt();
+    let low = (n / 2.0 - reach).floor().max(0.0) as usize;
+    let high = ((n / 2.0 + reach).ceil() as usize).min(sorted.len() - 1);
+    (sorted[low], sorted[high])
+}
+
+fn options(isa: Isa) -> Options<'static> {
+    Options::new().isa(isa)
+}
+
+fn cap<E: Element>(table: &CapTable, values: &mut [E], options: Options<'_>) {
+    let rows = RowsMut::from_slice(values, table.width()).expect("whole rows");
+    cpu::cap_rows(black_box(table), rows, options).expect("rows of the table's width");
+}
+
+/// The same memory, as both sides of a pair use it in turn.
+#[derive(Clone, Copy)]
+struct Memory<E>(*mut E, usize);
+
+impl<E> Memory<E> {
+    fn of(values: &mut [E]) -> Self {
+        Self(values.as_mut_ptr(), values.len())
+    }
+
+    #[allow(clippy::mut_from_ref)]
+    fn get<'a>(self) -> &'a mut [E] {
+        // SAFETY: the two sides of a pair run one after the other, and each takes the slice for one call only.
+        unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
+    }
+}
+
+fn in_place(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: usize) {
+    let mut values: Vec<f32> = support::noise(rows * width, 7).collect();
+    let memory = Memory::of(&mut values);
+    let bytes = rows * width * 4;
+    let case = |name: &str, against, bytes, plain, kernel| Case {
+        name: format!("{name} {isa} {rows}x{width} caps={caps}"),
+        against,
+        isa,
+        rows,
+        width,
+        caps,
+        bytes,
+        plain,
+        kernel,
+    };
+    let table = support::idle(width, caps);
+    harness.measure(case(
+        "idle",
+        "read-sum",
+        bytes,
+        Box::new(move || {
+            black_box(support::read_sum(isa, memory.get()));
+        }),
+        Box::new(|| cap(&table, memory.get(), options(isa))),
+    ));
+    let tables = support::engaged(width, caps);
+    let mut turn = 0;
+    harness.measure(case(
+        "engaged",
+        "read-modify-write",
+        2 * bytes,
+        Box::new(move || support::scale(isa, memory.get(), black_box(1.0))),
+        Box::new(|| {
+            turn += 1;
+            cap(&tables[turn % 2], memory.get(), options(isa));
+        }),
+    ));
+}
+
+/// How much longer many caps take than one: the ratio is one cap's time over theirs.
+fn many_caps(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: usize) {
+    let mut values: Vec<f32> = support::noise(rows * width, 7).collect();
+    let memory = Memory::of(&mut values);
+    let case = |name: &str, bytes, plain, kernel| Case {
+        name: format!("{name} {isa} {rows}x{width} caps={caps}"),
+        against: "one cap",
+        isa,
+        rows,
+        width,
+        caps,
+        bytes,
+        plain,
+        kernel,
+    };
+    let (one, many) = (support::idle(width, 1), support::idle(width, caps));
+    harness.measure(case(
+        "caps-idle",
+        rows * width * 4,
+        Box::new(|| cap(&one, memory.get(), options(isa))),
+        Box::new(|| cap(&many, memory.get(), options(isa))),
+    ));
+    let (one, many) = (support::engaged(width, 1), support::engaged(width, caps));
+    let (mut turn, mut other) = (0, 0);
+    harness.measure(case(
+        "caps-engaged",
+        rows * width * 8,
+        Box::new(|| {
+            turn += 1;
+            cap(&one[turn % 2], memory.get(), options(isa));
+        }),
+        Box::new(|| {
+            other += 1;
+            cap(&many[other % 2], memory.get(), options(isa));
+        }),
+    ));
+}
+
+fn half<E: Element>(harness: &mut Harness, kind: &str, isa: Isa, rows: usize, width: usize, caps: usize) {
+    let mut values: Vec<E> = support::noise(rows * width, 7).map(E::from_f32).collect();
+    let memory = Memory::of(&mut values);
+    let bytes = rows * width * 2;
+    let case = |name: &str, against, bytes, plain, kernel| Case {
+        name: format!("{name}-{kind} {isa} {rows}x{width} caps={caps}"),
+        against,
+        isa,
+        rows,
+        width,
+        caps,
+        bytes,
+        plain,
+        kernel,
+    };
+    // The plain loops go over as many bytes of f32.
+    let mut plain: Vec<f32> = support::noise(rows * width / 2, 7).collect();
+    let plain = Memory::of(&mut plain);
+    let table = support::idle(width, caps);
+    harness.measure(case(
+        "idle",
+        "read-sum",
+        bytes,
+        Box::new(move || {
+            black_box(support::read_sum(isa, plain.get()));
+        }),
+        Box::new(|| cap(&table, memory.get(), options(isa))),
+    ));
+    let tables = support::engaged(width, caps);
+    let mut turn = 0;
+    harness.measure(case(
+        "engaged",
+        "read-modify-write",
+        2 * bytes,
+        Box::new(move || support::scale(isa, plain.get(), black_box(1.0))),
+        Box::new(|| {
+            turn += 1;
+            cap(&tables[turn % 2], memory.get(), options(isa));
+        }),
+    ));
+}
+
+fn fused(harness: &mut Harness, isa: Isa, rows: usize, width: usize) {
+    let x: Vec<f32> = support::noise(rows * width, 7).collect();
+    let residual: Vec<f32> = support::noise(rows * width, 8).collect();
+    let weight: Vec<f32> = support::noise(width, 9).collect();
+    let mut sum = vec![0.0f32; rows * width];
+    let mut out = vec![0.0f32; rows * width];
+    let (sum, out) = (Memory::of(&mut sum), Memory::of(&mut out));
+    let bytes = rows * width * 4;
+    let case = |name: &str, against, bytes, plain, kernel| Case {
+        name: format!("{name} {isa} {rows}x{width} caps=1"),
+        against,
+        isa,
+        rows,
+        width,
+        caps: 1,
+        bytes,
+        plain,
+        kernel,
+    };
+    let rows_of = |values| Rows::from_slice(values, width).expect("whole rows");
+    let to = |memory: Memory<f32>| RowsMut::from_slice(memory.get(), width).expect("whole rows");
+    let norm = Norm::new(&weight, 1e-5).expect("a valid epsilon");
+    let idle = support::idle(width, 1);
+    let add_cap = |table: &CapTable| {
+        cpu::add_cap_rows(table, rows_of(&x), rows_of(&residual), to(sum), options(isa)).expect("rows");
+    };
+    harness.measure(case(
+        "add-cap",
+        "add",
+        3 * bytes,
+        Box::new(|| support::add(isa, &x, &residual, sum.get())),
+        Box::new(|| add_cap(&idle)),
+    ));
+    let norm_alone = CapTable::new(&[axiscap::Cap::new(
+        axiscap::Axis::from_direction(&weight).expect("noise has a direction"),
+        axiscap::Bound::NONE,
+    )])
+    .expect("a table");
+    // Profile 0: no cap, so that the same code gives the norm alone.
+    let uncapped = vec![0u32; rows];
+    let cap_norm = |table: &CapTable, options: Options<'_>| {
+        cpu::cap_norm_rows(table, to(sum), norm, to(out), options).expect("rows");
+    };
+    harness.measure(case(
+        "cap-norm",
+        "norm",
+        2 * bytes,
+        Box::new(|| cap_norm(&norm_alone, options(isa).profiles(&uncapped))),
+        Box::new(|| cap_norm(&idle, options(isa))),
+    ));
+    harness.measure(case(
+        "add-cap-norm",
+        "add-cap, then cap-norm without a cap",
+        4 * bytes,
+        Box::new(|| {
+            add_cap(&idle);
+            cap_norm(&norm_alone, options(isa).profiles(&uncapped));
+        }),
+        Box::new(|| {
+            let (x, residual) = (rows_of(&x), rows_of(&residual));
+            cpu::add_cap_norm_rows(&idle, x, residual, to(sum), norm, to(out), options(isa)).expect("rows");
+        }),
+    ));
+}
+
+fn parallel(harness: &mut Harness, isa: Isa, rows: usize, width: usize) {
+    let mut values: Vec<f32> = support::noise(rows * width, 7).collect();
+    let memory = Memory::of(&mut values);
+    let table = support::idle(width, 1);
+    harness.measure(Case {
+        name: format!("parallel {isa} {rows}x{width} threads={}", rayon::current_num_threads()),
+        against: "one thread",
+        isa,
+        rows,
+        width,
+        caps: 1,
+        bytes: rows * width * 4,
+        plain: Box::new(|| cap(&table, memory.get(), options(isa))),
+        kernel: Box::new(|| cap(&table, memory.get(), options(isa).parallel(true))),
+    });
+}
+
+fn main() {
+    let mut harness = Harness { pairs: 101, filters: Vec::new(), printed: false };
+    let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
+    while let Some(argument) = arguments.next() {
+        if argument == "--pairs" {
+            let given = arguments.next().and_then(|n| n.parse().ok());
+            harness.pairs = given.filter(|&n| n > 0).unwrap_or_else(|| {
+                eprintln!("--pairs needs a number of pairs, e.g. --pairs 101");
+                std::process::exit(2);
+            });
+        } else {
+            harness.filters.push(argument);
+        }
+    }
+    let best = Isa::best();
+    println!("[");
+    for isa in Isa::ALL.into_iter().rev().filter(|isa| isa.available() && *isa != Isa::Portable) {
+        in_place(&mut harness, isa, 512, 4096, 1);
+    }
+    for (rows, width) in [(1, 4096), (16, 4096), (64, 4096), (512, 576), (512, 8192), (16384, 4096)] {
+        in_place(&mut harness, best, rows, width, 1);
+    }
+    for (rows, caps) in [(1, 5), (16, 5), (512, 2), (512, 5), (16384, 2), (16384, 5)] {
+        many_caps(&mut harness, best, rows, 4096, caps);
+    }
+    for caps in [1, 5] {
+        half::<f16>(&mut harness, "f16", best, 512, 4096, caps);
+        half::<bf16>(&mut harness, "bf16", best, 512, 4096, caps);
+    }
+    fused(&mut harness, best, 512, 4096);
+    for rows in [16, 64, 512, 4096] {
+        parallel(&mut harness, best, rows, 4096);
+    }
+    println!("\n]");
+}
