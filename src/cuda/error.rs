@@ -79,9 +79,6 @@ pub enum CudaError {
         /// The most.
         most: usize,
     },
-    /// An eps that is negative or not finite.
-    #[error("RMSNorm's eps is {0}; it must be finite and not negative (the model's metadata holds it)")]
-    Eps(f32),
     /// A table of another shape than the one it should replace.
     #[error(
         "the table has another shape than the one on the GPU ({what}); only values can be updated in place, upload a new table"

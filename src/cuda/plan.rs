@@ -299,7 +299,7 @@ fn check(job: &Job, table: &TableView) -> Result<bool, CudaError> {
     if let Some(norm) = job.norm
         && !(norm.eps.is_finite() && norm.eps >= 0.0)
     {
-        return Err(CudaError::Eps(norm.eps));
+        return Err(CudaError::Invalid(Error::Epsilon(norm.eps)));
     }
     Ok(aligned)
 }

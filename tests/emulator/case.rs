@@ -1,5 +1,6 @@
 //! One launch in the emulator against the definition: every byte of every buffer, guard zones included.
 
+use axiscap::cpu::Element;
 use axiscap::cuda::{DeviceNorm, DeviceRows, Dtype, Job, Limits, Operation, PackedTable, Path, Plan, TableView};
 use axiscap::{Axis, Bound, Cap, CapTable, RowStat};
 use half::{bf16, f16};
@@ -130,6 +131,19 @@ impl<E: Value> Buffer<E> {
         }
     }
 
+    /// Rows, width, elements from one row to the next.
+    pub(crate) fn extent(&self) -> (usize, usize, usize) {
+        (self.rows, self.width, self.stride)
+    }
+
+    pub(crate) fn from_first(&self) -> &[E] {
+        &self.memory[self.start..]
+    }
+
+    pub(crate) fn from_first_mut(&mut self) -> &mut [E] {
+        &mut self.memory[self.start..]
+    }
+
     fn fill(&mut self, random: &mut Random) {
         for row in 0..self.rows {
             let kind = random.next() % 16;
@@ -149,7 +163,7 @@ impl<E: Value> Buffer<E> {
         }
     }
 
-    fn widened(&self, row: usize) -> Vec<f32> {
+    pub(crate) fn widened(&self, row: usize) -> Vec<f32> {
         self.row(row).iter().map(|x| x.widen()).collect()
     }
 
@@ -280,7 +294,7 @@ impl<E: Value> Setup<E> {
     }
 
     /// Runs it in the emulator; false where the path cannot take it or there is nothing to do.
-    fn emulate(&mut self, case: &Case) -> Result<bool, String> {
+    pub(crate) fn emulate(&mut self, case: &Case) -> Result<bool, String> {
         let packed = PackedTable::new(&self.table);
         // The axes as a buffer with guards, like everything else.
         let mut axes = Buffer::<f32>::new(1, packed.axes().len(), 0, 0);
@@ -314,11 +328,13 @@ impl<E: Value> Setup<E> {
     }
 }
 
-/// Checks one case; returns whether anything ran.
-pub(crate) fn check<E: Value>(case: &Case) -> bool {
+/// Checks one case against the definition and the CPU twin; returns whether anything ran.
+pub(crate) fn check<E: Value + Element>(case: &Case) -> bool {
     let mut setup = Setup::<E>::new(case);
-    let mut expected = setup.clone();
+    let (mut expected, mut twin) = (setup.clone(), setup.clone());
     expected.define(case);
+    twin.on_twin(case);
+    twin.same(&expected).unwrap_or_else(|e| panic!("the twin, {case:?} {:?}: {e}", E::DTYPE));
     let ran = setup.emulate(case).unwrap_or_else(|e| panic!("{case:?} {:?}: {e}", E::DTYPE));
     if ran {
         setup.same(&expected).unwrap_or_else(|e| panic!("{case:?} {:?}: {e}", E::DTYPE));

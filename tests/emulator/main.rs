@@ -1,10 +1,11 @@
 //! The CUDA kernels without a GPU: their own source, compiled for the CPU by `kernels/emulate`, against the
-//! definition, bit for bit. Launch shapes and arguments are those a device would get.
+//! definition and against the CPU twin, bit for bit. Launch shapes and arguments are those a device would get.
 #![cfg(feature = "cuda")]
 
 mod case;
 mod literal;
 mod machine;
+mod twin;
 
 use axiscap::cuda::{Limits, Operation, Path};
 use case::{Case, check};
@@ -124,6 +125,37 @@ fn rows_longer_than_registers() {
             }
         }
     }
+}
+
+/// The f64 oracle: every projection and every capped row within the bounds of docs/operation.md.
+#[test]
+fn within_the_stated_bounds_of_the_oracle() {
+    let mut acted = 0;
+    for (seed, width) in (5..).step_by(5).zip([1, 111, 1000, 4096, 8191, 16384]) {
+        let case = Case {
+            operation: Operation::Cap,
+            rows: 12,
+            width,
+            caps: 1,
+            gap: 0,
+            offset: 0,
+            profiles: false,
+            aliased: false,
+            path: None,
+            limits: SMALL,
+            schedule: 0,
+            seed,
+        };
+        acted += judge::<f32>(&case) + judge::<f16>(&case) + judge::<bf16>(&case);
+    }
+    assert!(acted > 10, "only {acted} rows were capped");
+}
+
+fn judge<E: case::Value + axiscap::cpu::Element>(case: &Case) -> usize {
+    let mut setup = case::Setup::<E>::new(case);
+    let before = setup.clone();
+    assert_eq!(setup.emulate(case), Ok(true));
+    setup.judge(&before, case)
 }
 
 /// The emulator's conversions are those of the `half` crate, which the CPU twin uses.
