@@ -79,6 +79,16 @@ pub enum CudaError {
         /// The most.
         most: usize,
     },
+    /// A slice or stream of another context than the table's.
+    #[error(
+        "the slice or stream is on GPU {found}, or in a context of its own, and the table is in the primary context of GPU {expected}; use one GPU's primary context for all (Device::context)"
+    )]
+    OtherContext {
+        /// The table's GPU.
+        expected: usize,
+        /// The slice's or stream's GPU.
+        found: usize,
+    },
     /// A table of another shape than the one it should replace.
     #[error(
         "the table has another shape than the one on the GPU ({what}); only values can be updated in place, upload a new table"
