@@ -24,8 +24,7 @@ class GeneralRows {
     AXISCAP_DEVICE GeneralRows(const CapArgs& args)
         : args_(args),
           first_segment_(hw::thread() / WARP),
-          steps_(reinterpret_cast<float*>(hw::shared_memory()) + 2 * MOST_SLOTS),
-          sum_(reinterpret_cast<float*>(hw::shared_memory())) {}
+          steps_(reinterpret_cast<float*>(hw::shared_memory() + SLOT_BYTES)) {}
 
     AXISCAP_DEVICE void run() {
         hw::allow_next_kernel();

@@ -60,7 +60,16 @@ AXISCAP_DEVICE void load_shared(const float* p, float (&values)[4]) {
     float4 quad = *reinterpret_cast<const float4*>(p);
     values[0] = quad.x, values[1] = quad.y, values[2] = quad.z, values[3] = quad.w;
 }
-AXISCAP_DEVICE Quad load_shared_quad(const void* p) { return *static_cast<const Quad*>(p); }
+// Volatile: the compiler would load all quads of a stage before it adds the first two, and run out of registers.
+AXISCAP_DEVICE Quad load_shared_quad(const void* p) {
+    u32 address = static_cast<u32>(__cvta_generic_to_shared(p));
+    Quad q;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(q.w[0]), "=r"(q.w[1]), "=r"(q.w[2]), "=r"(q.w[3])
+                 : "r"(address)
+                 : "memory");
+    return q;
+}
 AXISCAP_DEVICE void store_shared(float* p, float value) { *p = value; }
 
 // Rows: coherent loads, because an earlier kernel may still be writing them when this one starts (programmatic

@@ -31,6 +31,22 @@ AXISCAP_DEVICE float thread_dot(const float (&a)[VALUES], const float (&b)[VALUE
     return halve<E::V>(lane);
 }
 
+// The same with b from a padded f32 vector, a quad at a time: where there are no registers for all of it.
+template <class E>
+AXISCAP_DEVICE float thread_dot(const float (&a)[VALUES], const float* b) {
+    float lane[E::V];
+#pragma unroll
+    for (int j = 0; j < E::V; j++) lane[j] = 0.0f;
+#pragma unroll
+    for (int q = 0; q < E::QUADS; q++) {
+        float quad[E::V];
+        load_values<E::V>(b + q * QUAD_STEP<E>, quad);
+#pragma unroll
+        for (int j = 0; j < E::V; j++) lane[j] = hw::fma(a[q * E::V + j], quad[j], lane[j]);
+    }
+    return halve<E::V>(lane);
+}
+
 // Across the 32 threads; every thread gets the segment's sum.
 AXISCAP_DEVICE float warp_sum(float x) {
 #pragma unroll
@@ -39,6 +55,8 @@ AXISCAP_DEVICE float warp_sum(float x) {
 }
 
 constexpr u32 MOST_SLOTS = 32;
+// A launch's shared memory begins with the slots of its groups, two sets each.
+constexpr u32 SLOT_BYTES = 2 * MOST_SLOTS * sizeof(float);
 
 // Halves the N quads first, first + stride, ... of the slots. The last addition joins the even and the odd half, so
 // that the tree can be walked depth first: a few registers, not 4 N.
@@ -102,32 +120,34 @@ struct Select<false, A, B> {
 template <class Slots>
 class GroupSum {
   public:
-    // `slots`: shared memory of this group, 2 * MOST_SLOTS floats.
-    AXISCAP_DEVICE GroupSum(float* slots) : slots_(slots), turn_(0) {
+    AXISCAP_DEVICE GroupSum() {
         // Slots without a segment are +0. The first barrier after this orders it before any read.
         u32 t = hw::thread();
         if (t < MOST_SLOTS && t >= warps()) {
-            hw::store_shared(slots + t, 0.0f);
-            hw::store_shared(slots + MOST_SLOTS + t, 0.0f);
+            hw::store_shared(slots() + t, 0.0f);
+            hw::store_shared(slots() + MOST_SLOTS + t, 0.0f);
         }
     }
 
     // The sum over the group's warps of `slot`, which is the same in all threads of a warp.
     AXISCAP_DEVICE float operator()(float slot) {
         if (warps() == 1) return slot;
-        float* slots = slots_ + turn_;
+        float* set = slots() + turn_;
         turn_ ^= MOST_SLOTS;
         u32 t = hw::thread();
-        if (t % WARP == 0) hw::store_shared(slots + t / WARP, slot);
+        if (t % WARP == 0) hw::store_shared(set + t / WARP, slot);
         hw::barrier(hw::group(), hw::threads());
-        return Slots::sum(slots, warps());
+        return Slots::sum(set, warps());
     }
 
   private:
     AXISCAP_DEVICE u32 warps() const { return hw::threads() / WARP; }
+    // Computed where it is needed: an address held all the time is registers that the row needs.
+    AXISCAP_DEVICE float* slots() const {
+        return reinterpret_cast<float*>(hw::shared_memory() + hw::group() * SLOT_BYTES);
+    }
 
-    float* slots_;
-    u32 turn_;  // offset of the set to write next
+    u32 turn_ = 0;  // offset of the set to write next
 };
 
 }  // namespace axiscap

@@ -18,25 +18,20 @@
 
 namespace axiscap {
 
-// Where a launch's shared memory goes: the slots of every group, then the stages.
-constexpr u32 SLOT_BYTES = 2 * MOST_SLOTS * sizeof(float);  // per group
-
 template <class E, bool Add, bool Norm, bool Staged>
 class ResidentRows {
     typedef typename E::Bits Bits;
 
   public:
     AXISCAP_DEVICE ResidentRows(const CapArgs& args)
-        : args_(args),
-          start_(hw::thread() / WARP * SEGMENT + hw::thread() % WARP * E::V),
-          sum_(reinterpret_cast<float*>(hw::shared_memory() + hw::group() * SLOT_BYTES)) {}
+        : args_(args), start_(hw::thread() / WARP * SEGMENT + hw::thread() % WARP * E::V) {}
 
     AXISCAP_DEVICE void run() {
         hw::allow_next_kernel();
         float axis[VALUES];
         // Which cap's axis is in `axis`. With one cap for all rows it is loaded once, before the wait.
-        u32 held = ~0u;
-        if (args_.profile == nullptr && args_.count > 0) {
+        u32 held = NONE;
+        if (KEEPS_AXIS && args_.profile == nullptr && args_.count > 0) {
             load_axis(args_.first, axis);
             held = args_.first;
         }
@@ -47,6 +42,7 @@ class ResidentRows {
         u32 row = hw::block() * hw::groups() + hw::group();
         u32 stage = 0;
         if constexpr (Staged) {
+#pragma unroll 1
             for (u32 s = 0; s < args_.stages; s++) fetch(row + s * step, s);
         }
         for (; row < args_.rows; row += step) {
@@ -62,7 +58,7 @@ class ResidentRows {
             if constexpr (Norm) {
                 // The axis is no longer needed when the weight takes its registers.
                 load_weight(axis);
-                held = ~0u;
+                held = NONE;
                 float factor = norm_factor(args_, sum_(warp_sum(thread_dot<E>(h, h))));
                 store_normed(row, h, axis, factor);
             }
@@ -71,13 +67,19 @@ class ResidentRows {
     }
 
   private:
+    static constexpr u32 NONE = ~0u;
+    // Whether an axis stays in registers from row to row. With two staged inputs there are too few of them: the
+    // axis then comes from L1 for each row, and again where the cap acts.
+    static constexpr bool KEEPS_AXIS = !(Staged && Add);
+
     // Quad q of this thread starts at element start_ + q * QUAD_STEP. Addresses are taken once per row and stepped
     // by constants: that keeps them in few registers.
     AXISCAP_DEVICE bool inside(int q) const { return start_ + q * QUAD_STEP<E> < args_.width; }
 
-    AXISCAP_DEVICE void load_axis(u32 cap, float (&axis)[VALUES]) const {
-        load_padded<E>(args_.axes + static_cast<u64>(cap) * args_.axis_stride + start_, axis);
+    AXISCAP_DEVICE const float* axis_at(u32 cap) const {
+        return args_.axes + static_cast<u64>(cap) * args_.axis_stride + start_;
     }
+    AXISCAP_DEVICE void load_axis(u32 cap, float (&axis)[VALUES]) const { load_padded<E>(axis_at(cap), axis); }
 
     // Tables come out of device memory once per token: ask for them before waiting for the previous kernel.
     AXISCAP_DEVICE void prefetch_tables() const {
@@ -112,25 +114,22 @@ class ResidentRows {
     AXISCAP_DEVICE void load(u32 row, float (&h)[VALUES]) const {
         Quad a[E::QUADS];
         if constexpr (Add) {
+            // All loads are on their way before the first is needed.
             Quad b[E::QUADS];
             load_rows(args_.x, args_.x_stride, row, a);
             load_rows(args_.r, args_.r_stride, row, b);
-            add_up(a, b, h);
+#pragma unroll
+            for (int q = 0; q < E::QUADS; q++) {
+                float x[E::V], r[E::V];
+                E::unpack(a[q], x);
+                E::unpack(b[q], r);
+#pragma unroll
+                for (int j = 0; j < E::V; j++) h[q * E::V + j] = hw::add(x[j], r[j]);
+            }
         } else {
             load_rows(args_.h, args_.h_stride, row, a);
 #pragma unroll
             for (int q = 0; q < E::QUADS; q++) E::unpack(a[q], &h[q * E::V]);
-        }
-    }
-
-    AXISCAP_DEVICE void add_up(const Quad (&a)[E::QUADS], const Quad (&b)[E::QUADS], float (&h)[VALUES]) const {
-#pragma unroll
-        for (int q = 0; q < E::QUADS; q++) {
-            float x[E::V], r[E::V];
-            E::unpack(a[q], x);
-            E::unpack(b[q], r);
-#pragma unroll
-            for (int j = 0; j < E::V; j++) h[q * E::V + j] = hw::add(x[j], r[j]);
         }
     }
 
@@ -142,12 +141,12 @@ class ResidentRows {
     }
 
     AXISCAP_DEVICE void copy(const void* base, i64 stride, u32 row, unsigned char* to) const {
-        const Bits* from = at(base, stride, row);
+        const Bits* from = static_cast<const Bits*>(base) + row * stride;
 #pragma unroll
         for (int q = 0; q < E::QUADS; q++) {
-            // Outside the row nothing is read, but the address still has to be one.
+            // Outside the row nothing is read, but the address still has to be one: the row's first element's.
             bool in = inside(q);
-            hw::copy_async(to + q * hw::threads() * sizeof(Quad), in ? from + q * QUAD_STEP<E> : base, in);
+            hw::copy_async(to + q * hw::threads() * sizeof(Quad), from + (in ? start_ + q * QUAD_STEP<E> : 0), in);
         }
     }
 
@@ -165,26 +164,23 @@ class ResidentRows {
         hw::commit_copies();
     }
 
-    AXISCAP_DEVICE void read(const unsigned char* from, Quad (&raw)[E::QUADS]) const {
-#pragma unroll
-        for (int q = 0; q < E::QUADS; q++) raw[q] = hw::load_shared_quad(from + q * hw::threads() * sizeof(Quad));
-    }
-
     AXISCAP_DEVICE void take(u32 stage, float (&h)[VALUES]) const {
         switch (args_.stages) {
             case 1: hw::await_copies<0>(); break;
             case 2: hw::await_copies<1>(); break;
             default: hw::await_copies<2>(); break;
         }
-        Quad a[E::QUADS];
-        read(pieces(stage, 0), a);
-        if constexpr (Add) {
-            Quad b[E::QUADS];
-            read(pieces(stage, 1), b);
-            add_up(a, b, h);
-        } else {
+        const unsigned char* from = pieces(stage, 0);
+        const unsigned char* second = pieces(stage, 1);
 #pragma unroll
-            for (int q = 0; q < E::QUADS; q++) E::unpack(a[q], &h[q * E::V]);
+        for (int q = 0; q < E::QUADS; q++) {
+            E::unpack(hw::load_shared_quad(from + q * hw::threads() * sizeof(Quad)), &h[q * E::V]);
+            if constexpr (Add) {
+                float r[E::V];
+                E::unpack(hw::load_shared_quad(second + q * hw::threads() * sizeof(Quad)), r);
+#pragma unroll
+                for (int j = 0; j < E::V; j++) h[q * E::V + j] = hw::add(h[q * E::V + j], r[j]);
+            }
         }
     }
 
@@ -192,34 +188,43 @@ class ResidentRows {
     AXISCAP_DEVICE bool apply_caps(u32 row, float (&h)[VALUES], float (&axis)[VALUES], u32& held) {
         CapRun run = caps_of_row(args_, row);
         bool acted = false;
-        if (run.count > 0 && held != run.first) load_axis(run.first, axis);
+        if (KEEPS_AXIS && run.count > 0 && held != run.first) load_axis(run.first, axis);
         for (u32 k = 0; k < run.count; k++) {
             u32 cap = run.first + k;
-            CapParams params = load_params(args_, cap);
-            float part = thread_dot<E>(h, axis);
+            CapParams params;
+            float part;
             float next[VALUES];
+            if constexpr (KEEPS_AXIS) {
+                part = thread_dot<E>(h, axis);
+            } else {
+                part = thread_dot<E>(h, axis_at(cap));
+            }
             if constexpr (!Staged) {
+                params = load_params(args_, cap);
                 if (k + 1 < run.count) load_axis(cap + 1, next);
             }
             float p = sum_(warp_sum(part));
+            // Latency hides behind other rows here, but registers are short while the sum is under way.
+            if constexpr (Staged) params = load_params(args_, cap);
             Verdict verdict = judge(p, params);
             if (verdict.acts) {
                 acted = true;
+                if constexpr (!KEEPS_AXIS) load_axis(cap, axis);
 #pragma unroll
                 for (int i = 0; i < VALUES; i++) h[i] = hw::fma(verdict.delta, axis[i], h[i]);
             }
             if (hw::thread() == 0) write_stat(args_, row, k, {p, verdict.after, verdict.flags});
             if (k + 1 < run.count) {
-                if constexpr (Staged) {
-                    load_axis(cap + 1, axis);
-                } else {
+                if constexpr (!Staged) {
 #pragma unroll
                     for (int i = 0; i < VALUES; i++) axis[i] = next[i];
+                } else if constexpr (KEEPS_AXIS) {
+                    load_axis(cap + 1, axis);
                 }
             }
         }
-        if (run.count > 0) held = run.first + run.count - 1;
         if (hw::thread() == 0) clear_stats(args_, row, run.count);
+        if (KEEPS_AXIS && run.count > 0) held = run.first + run.count - 1;
         return acted;
     }
 
@@ -246,10 +251,14 @@ class ResidentRows {
 
     AXISCAP_DEVICE void store_normed(u32 row, const float (&h)[VALUES], const float (&weight)[VALUES],
                                      float factor) const {
-        float y[VALUES];
+        Bits* to = static_cast<Bits*>(args_.y) + row * args_.y_stride + start_;
 #pragma unroll
-        for (int i = 0; i < VALUES; i++) y[i] = hw::mul(hw::mul(h[i], factor), weight[i]);
-        store(args_.y, args_.y_stride, row, y);
+        for (int q = 0; q < E::QUADS; q++) {
+            float y[E::V];
+#pragma unroll
+            for (int j = 0; j < E::V; j++) y[j] = hw::mul(hw::mul(h[q * E::V + j], factor), weight[q * E::V + j]);
+            if (inside(q)) hw::store_row_quad(to + q * QUAD_STEP<E>, E::pack(y));
+        }
     }
 
     const CapArgs& args_;

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "../axiscap.cu"
+#include "../ladder/ladder.cu"
 
 using namespace axiscap::emulate;
 

@@ -95,7 +95,7 @@ impl Path {
     #[must_use]
     pub fn registers(self) -> u32 {
         match self {
-            Self::Direct => 88,
+            Self::Direct => 96,
             Self::Staged | Self::General => 64,
         }
     }

@@ -1,11 +1,11 @@
-//! One launch in the emulator against the definition: every byte of every buffer, guard zones included.
+//! One launch and what it should do: every byte of every buffer, guard zones included. The emulator's tests and the
+//! GPU's share it.
 
-use axiscap::cpu::Element;
-use axiscap::cuda::{DeviceNorm, DeviceRows, Dtype, Job, Limits, Operation, PackedTable, Path, Plan, TableView};
+use axiscap::cuda::{DeviceNorm, DeviceRows, Dtype, Job, Limits, Operation, Path};
 use axiscap::{Axis, Bound, Cap, CapTable, RowStat};
 use half::{bf16, f16};
 
-use crate::{literal, machine};
+use crate::literal;
 
 /// A row type, as the tests need it.
 pub(crate) trait Value: Copy + PartialEq + std::fmt::Debug + bytemuck::Pod {
@@ -81,7 +81,7 @@ impl Random {
     pub(crate) fn value(&mut self) -> f32 {
         let sum: i64 = (0..4).map(|_| (self.next() & 0xffff) as i64 - 0x8000).sum();
         let x = sum as f32 / 32768.0;
-        if self.next() % 61 == 0 { x * 40.0 } else { x }
+        if self.next().is_multiple_of(61) { x * 40.0 } else { x }
     }
 }
 
@@ -136,11 +136,16 @@ impl<E: Value> Buffer<E> {
         (self.rows, self.width, self.stride)
     }
 
-    pub(crate) fn from_first(&self) -> &[E] {
+    /// The whole memory, guard zones and gaps included, and where in it the first row begins.
+    pub(crate) fn memory(&mut self) -> (&mut [E], usize) {
+        (&mut self.memory, self.start)
+    }
+
+    pub(crate) fn first_row_on(&self) -> &[E] {
         &self.memory[self.start..]
     }
 
-    pub(crate) fn from_first_mut(&mut self) -> &mut [E] {
+    pub(crate) fn first_row_on_mut(&mut self) -> &mut [E] {
         &mut self.memory[self.start..]
     }
 
@@ -176,8 +181,8 @@ impl<E: Value> Buffer<E> {
     /// The same bytes, where NaN is NaN: payloads are not part of the definition.
     fn same(&self, other: &Self) -> Result<(), String> {
         for (i, (a, b)) in self.memory.iter().zip(&other.memory).enumerate() {
-            let bits = bytemuck::bytes_of(a) == bytemuck::bytes_of(b);
-            if !bits && !(a.widen().is_nan() && b.widen().is_nan()) {
+            let same = bytemuck::bytes_of(a) == bytemuck::bytes_of(b) || (a.widen().is_nan() && b.widen().is_nan());
+            if !same {
                 let at = i as isize - self.start as isize;
                 let (row, column) = (at.div_euclid(self.stride as isize), at.rem_euclid(self.stride as isize));
                 return Err(format!("row {row}, column {column}: {a:?} instead of {b:?}"));
@@ -293,27 +298,7 @@ impl<E: Value> Setup<E> {
         }
     }
 
-    /// Runs it in the emulator; false where the path cannot take it or there is nothing to do.
-    pub(crate) fn emulate(&mut self, case: &Case) -> Result<bool, String> {
-        let packed = PackedTable::new(&self.table);
-        // The axes as a buffer with guards, like everything else.
-        let mut axes = Buffer::<f32>::new(1, packed.axes().len(), 0, 0);
-        axes.row_mut(0).copy_from_slice(packed.axes());
-        let view = TableView {
-            axes: axes.rows().address,
-            params: packed.params().as_ptr() as u64,
-            ends: packed.ends().as_ptr() as u64,
-            layout: packed.layout(),
-        };
-        let plan =
-            Plan::on_path(&self.job(case), &view, &case.limits, case.path).map_err(|e| e.to_string())?;
-        let Some(plan) = plan else { return Ok(false) };
-        // SAFETY: every buffer outlives the call and is ours alone.
-        unsafe { machine::run(&plan, case.schedule) }?;
-        Ok(true)
-    }
-
-    fn same(&self, other: &Self) -> Result<(), String> {
+    pub(crate) fn same(&self, other: &Self) -> Result<(), String> {
         self.h.same(&other.h).map_err(|e| format!("h, {e}"))?;
         self.x.same(&other.x).map_err(|e| format!("x, {e}"))?;
         self.r.same(&other.r).map_err(|e| format!("r, {e}"))?;
@@ -326,18 +311,4 @@ impl<E: Value> Setup<E> {
         }
         Ok(())
     }
-}
-
-/// Checks one case against the definition and the CPU twin; returns whether anything ran.
-pub(crate) fn check<E: Value + Element>(case: &Case) -> bool {
-    let mut setup = Setup::<E>::new(case);
-    let (mut expected, mut twin) = (setup.clone(), setup.clone());
-    expected.define(case);
-    twin.on_twin(case);
-    twin.same(&expected).unwrap_or_else(|e| panic!("the twin, {case:?} {:?}: {e}", E::DTYPE));
-    let ran = setup.emulate(case).unwrap_or_else(|e| panic!("{case:?} {:?}: {e}", E::DTYPE));
-    if ran {
-        setup.same(&expected).unwrap_or_else(|e| panic!("{case:?} {:?}: {e}", E::DTYPE));
-    }
-    ran
 }

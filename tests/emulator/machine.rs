@@ -10,11 +10,11 @@ use libloading::{Library, Symbol};
 
 /// `Launch` in kernels/emulate/machine.hpp.
 #[repr(C)]
-struct Launch {
-    blocks: u32,
-    threads: u32,
-    groups: u32,
-    shared_bytes: u32,
+pub(crate) struct Launch {
+    pub(crate) blocks: u32,
+    pub(crate) threads: u32,
+    pub(crate) groups: u32,
+    pub(crate) shared_bytes: u32,
 }
 
 type Emulate =
@@ -28,8 +28,6 @@ pub(crate) const SCHEDULES: u32 = 3;
 /// # Safety
 /// Everything the plan's addresses name must be there, and not be used by anyone else meanwhile.
 pub(crate) unsafe fn run(plan: &Plan, schedule: u32) -> Result<(), String> {
-    // SAFETY: the symbol has this type in kernels/emulate/emulate.cpp.
-    let emulate: Symbol<'_, Emulate> = unsafe { library().get(b"axiscap_emulate") }.expect("the symbol is there");
     let shape = plan.shape();
     let launch = Launch {
         blocks: shape.blocks,
@@ -37,14 +35,29 @@ pub(crate) unsafe fn run(plan: &Plan, schedule: u32) -> Result<(), String> {
         groups: shape.groups,
         shared_bytes: shape.shared_bytes,
     };
-    let name = CString::new(plan.kernel()).expect("no NUL in a kernel's name");
+    // SAFETY: the caller's promise.
+    unsafe { run_named(&plan.kernel(), plan.args(), &launch, schedule) }
+}
+
+/// Runs a kernel by name.
+///
+/// # Safety
+/// As for [`run`].
+pub(crate) unsafe fn run_named(
+    kernel: &str,
+    args: &CapArgs,
+    launch: &Launch,
+    schedule: u32,
+) -> Result<(), String> {
+    // SAFETY: the symbol has this type in kernels/emulate/emulate.cpp.
+    let emulate: Symbol<'_, Emulate> = unsafe { library().get(b"axiscap_emulate") }.expect("the symbol is there");
+    let name = CString::new(kernel).expect("no NUL in a kernel's name");
     let mut message = [0 as c_char; 512];
     // SAFETY: the pointers are valid for the call; the caller answers for the addresses in the arguments.
-    let failed =
-        unsafe { emulate(name.as_ptr(), plan.args(), &launch, schedule, message.as_mut_ptr(), message.len()) };
+    let failed = unsafe { emulate(name.as_ptr(), args, launch, schedule, message.as_mut_ptr(), message.len()) };
     // SAFETY: the emulator ends its message with a NUL.
     let message = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy().into_owned();
-    if failed == 0 { Ok(()) } else { Err(format!("{}: {message}", plan.kernel())) }
+    if failed == 0 { Ok(()) } else { Err(format!("{kernel}: {message}")) }
 }
 
 /// The emulator's conversion of one f16, and of f32 to f16 and bf16.

@@ -2,13 +2,17 @@
 //! definition and against the CPU twin, bit for bit. Launch shapes and arguments are those a device would get.
 #![cfg(feature = "cuda")]
 
+#[allow(dead_code, reason = "shared with tests/gpu, which needs the rest")]
 mod case;
+mod emulate;
+mod ladder;
 mod literal;
 mod machine;
 mod twin;
 
 use axiscap::cuda::{Limits, Operation, Path};
-use case::{Case, check};
+use case::Case;
+use emulate::check;
 use half::{bf16, f16};
 
 const WIDTHS: [usize; 13] = [1, 3, 111, 576, 1000, 1023, 3072, 3584, 4096, 5120, 8191, 8192, 16384];

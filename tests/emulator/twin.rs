@@ -7,12 +7,12 @@ use crate::case::{Buffer, Case, EPS, Setup, Value};
 
 fn rows<E: Value + Element>(buffer: &Buffer<E>) -> Rows<'_, E> {
     let (rows, width, stride) = buffer.extent();
-    Rows::with_stride(buffer.from_first(), rows, width, stride).expect("rows")
+    Rows::with_stride(buffer.first_row_on(), rows, width, stride).expect("rows")
 }
 
 fn rows_mut<E: Value + Element>(buffer: &mut Buffer<E>) -> RowsMut<'_, E> {
     let (rows, width, stride) = buffer.extent();
-    RowsMut::with_stride(buffer.from_first_mut(), rows, width, stride).expect("rows")
+    RowsMut::with_stride(buffer.first_row_on_mut(), rows, width, stride).expect("rows")
 }
 
 impl<E: Value + Element> Setup<E> {
