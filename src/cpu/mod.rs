@@ -43,8 +43,8 @@ mod options;
 pub mod oracle;
 mod project;
 mod row;
-mod rows;
-mod run;
+pub(crate) mod rows;
+pub(crate) mod run;
 mod simd;
 mod sum;
 

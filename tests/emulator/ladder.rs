@@ -1,0 +1,65 @@
+//! The steps of kernels/ladder compute the operation too; the last one to the bit.
+
+use axiscap::cpu::oracle::UNIT_ROUNDOFF;
+use axiscap::cuda::{Limits, Operation, PackedTable, Path, Plan, TableView};
+
+use crate::case::{Buffer, Case, Setup};
+use crate::machine;
+
+#[test]
+fn every_step_of_the_ladder_computes_the_operation() {
+    let mut acted = 0;
+    for (seed, width) in (5..).step_by(5).zip([4, 576, 1000, 4096, 8192]) {
+        let case = Case {
+            operation: Operation::Cap,
+            rows: 19,
+            width,
+            caps: 1,
+            gap: 0,
+            offset: 0,
+            profiles: false,
+            aliased: false,
+            path: Some(Path::General),
+            limits: Limits::HOPPER,
+            schedule: 1,
+            seed,
+        };
+        let warps = width.div_ceil(512) as u32;
+        let steps = [
+            ("axiscap_ladder_1_thread_per_row", 1, 32),
+            ("axiscap_ladder_2_warp_per_row", 19, 32),
+            ("axiscap_ladder_3_block_per_row", 19, 128),
+            ("axiscap_ladder_4_row_in_registers", 19, 32 * warps),
+        ];
+        for (step, (name, blocks, threads)) in steps.into_iter().enumerate() {
+            let mut setup = Setup::<f32>::new(&case);
+            let mut expected = setup.clone();
+            expected.define(&case);
+            let packed = PackedTable::new(&setup.table);
+            let mut axes = Buffer::<f32>::new(1, packed.axes().len(), 0, 0);
+            axes.row_mut(0).copy_from_slice(packed.axes());
+            let view = TableView {
+                axes: axes.rows().address,
+                params: packed.params().as_ptr() as u64,
+                ends: packed.ends().as_ptr() as u64,
+                layout: packed.layout(),
+            };
+            let plan = Plan::on_path(&setup.job(&case), &view, &case.limits, case.path).expect("a plan").expect("rows");
+            let launch = machine::Launch { blocks, threads, groups: 1, shared_bytes: 256 };
+            // SAFETY: every buffer outlives the call and is ours alone.
+            unsafe { machine::run_named(name, plan.args(), &launch, case.schedule) }.expect("no fault");
+            for row in 0..case.rows {
+                let (found, right) = (setup.h.row(row), expected.h.row(row));
+                // Any order of additions is within width roundings of the truth, and so is the definition's.
+                let norm = right.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                let slack = 2.0 * (width as f64 + 3.0) * UNIT_ROUNDOFF * norm;
+                for (a, b) in found.iter().zip(right) {
+                    let near = if step == 3 { a.to_bits() == b.to_bits() } else { f64::from((a - b).abs()) <= slack };
+                    assert!(near || (a.is_nan() && b.is_nan()) || a == b, "{name}, width {width}, row {row}: {a} {b}");
+                }
+                acted += usize::from(expected.stats[row].engaged());
+            }
+        }
+    }
+    assert!(acted > 50, "only {acted} rows were capped");
+}

@@ -1,0 +1,119 @@
+//! Cases on a real GPU: the emulator's, through the real driver.
+
+use std::sync::OnceLock;
+
+use axiscap::cpu::Element;
+use axiscap::cuda::{Device, DeviceRows, Job, Overlap, Plan};
+use axiscap::interop::cudarc as slices;
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+
+use crate::case::{Buffer, Case, Setup, Value};
+
+/// The GPU, or why there is none. `AXISCAP_REQUIRE_GPU` turns a skipped test into a failed one.
+pub(crate) fn device() -> Option<&'static Device> {
+    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
+    DEVICE
+        .get_or_init(|| match Device::open(0) {
+            Ok(device) => Some(device),
+            Err(error) if std::env::var_os("AXISCAP_REQUIRE_GPU").is_some() => panic!("{error}"),
+            Err(error) => {
+                println!("SKIPPED, nothing was tested on a GPU: {error}");
+                None
+            }
+        })
+        .as_ref()
+}
+
+/// Device memory that holds a buffer at the same distance from 16-byte alignment.
+struct Copy {
+    memory: CudaSlice<u8>,
+    pad: usize,
+    rows: DeviceRows,
+}
+
+impl Copy {
+    fn new<E: Value>(stream: &std::sync::Arc<CudaStream>, buffer: &mut Buffer<E>) -> Self {
+        let host = buffer.rows();
+        let (elements, start) = buffer.memory();
+        let bytes: &[u8] = bytemuck::cast_slice(elements);
+        let first = start * size_of::<E>();
+        // Device allocations are aligned to 256 bytes.
+        let pad = (host.address as usize).wrapping_sub(first) % 16;
+        let mut padded = vec![0xff; pad];
+        padded.extend_from_slice(bytes);
+        let memory = stream.clone_htod(&padded).expect("device memory");
+        let address = memory.device_ptr(stream).0 + (pad + first) as u64;
+        Self { memory, pad, rows: DeviceRows { address, stride: host.stride } }
+    }
+
+    fn back<E: Value>(&self, stream: &std::sync::Arc<CudaStream>, buffer: &mut Buffer<E>) {
+        let bytes = stream.clone_dtoh(&self.memory).expect("a copy back");
+        let (elements, _) = buffer.memory();
+        bytemuck::cast_slice_mut::<E, u8>(elements).copy_from_slice(&bytes[self.pad..]);
+    }
+}
+
+impl<E: Value> Setup<E> {
+    /// Runs it on the GPU, `times` times one after the other; false where the path cannot take it.
+    pub(crate) fn on_gpu(&mut self, device: &Device, case: &Case, overlap: Overlap, times: usize) -> bool {
+        let stream = device.context().new_stream().expect("a stream");
+        let table = device.upload(&self.table).expect("a table");
+        let (h, x, r) = (
+            Copy::new(&stream, &mut self.h),
+            Copy::new(&stream, &mut self.x),
+            Copy::new(&stream, &mut self.r),
+        );
+        let (y, weight) = (Copy::new(&stream, &mut self.y), Copy::new(&stream, &mut self.weight));
+        let profiles = stream.clone_htod(&[self.profiles.as_slice(), &[0]].concat()).expect("device memory");
+        let mut stats = stream.clone_htod(&self.stats).expect("device memory");
+        let host = self.job(case);
+        let job = Job {
+            rows: h.rows,
+            add: host.add.map(|_| [if case.aliased { h.rows } else { x.rows }, r.rows]),
+            norm: host.norm.map(|norm| axiscap::cuda::DeviceNorm {
+                weight: weight.rows.address,
+                out: y.rows,
+                ..norm
+            }),
+            profiles: host.profiles.map(|_| profiles.device_ptr(&stream).0),
+            stats: host.stats.map(|_| stats.device_ptr_mut(&stream).0),
+            ..host
+        };
+        let plan = Plan::on_path(&job, &table.view(), &device.info().limits, case.path).expect("a plan");
+        let Some(plan) = plan else { return false };
+        for _ in 0..times {
+            // SAFETY: the job's memory lives until after the synchronisation below, on this stream alone.
+            unsafe { device.launch_plan(&plan, (&*stream).into(), overlap) }.expect("a launch");
+        }
+        stream.synchronize().expect("the kernel ran");
+        h.back(&stream, &mut self.h);
+        x.back(&stream, &mut self.x);
+        r.back(&stream, &mut self.r);
+        y.back(&stream, &mut self.y);
+        stream.memcpy_dtoh(&stats, &mut self.stats).expect("a copy back");
+        stream.synchronize().expect("a copy back");
+        true
+    }
+}
+
+/// Checks one case on the GPU against the CPU twin.
+pub(crate) fn check<E: Value + Element>(device: &Device, case: &Case) -> bool {
+    let mut setup = Setup::<E>::new(case);
+    let mut expected = setup.clone();
+    expected.on_twin(case);
+    let ran = setup.on_gpu(device, case, Overlap::None, 1);
+    if ran {
+        setup.same(&expected).unwrap_or_else(|e| panic!("{case:?} {:?}: {e}", E::DTYPE));
+    }
+    ran
+}
+
+/// In-place caps on a `CudaSlice`, the safe way.
+pub(crate) fn cap_slice(
+    stream: &CudaStream,
+    table: &axiscap::cuda::DeviceTable,
+    rows: &mut CudaSlice<f32>,
+    options: slices::SliceOptions<'_>,
+) {
+    slices::cap_slice(stream, table, rows, options).expect("a launch");
+}

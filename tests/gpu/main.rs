@@ -1,0 +1,203 @@
+//! The CUDA kernels on a GPU, against the CPU twin, bit for bit (NaN payloads aside). Without a GPU every test says
+//! why it is skipped; with AXISCAP_REQUIRE_GPU set it fails instead.
+#![cfg(feature = "cuda")]
+
+#[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
+#[path = "../emulator/case.rs"]
+mod case;
+mod device;
+#[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
+#[path = "../emulator/literal.rs"]
+mod literal;
+#[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
+#[path = "../emulator/twin.rs"]
+mod twin;
+
+use axiscap::backend::{Backend, Call, Cpu};
+use axiscap::cpu::{Options, Rows, RowsMut};
+use axiscap::cuda::{CudaError, Device, Limits, Operation, Overlap, Path, probe};
+use axiscap::interop::cudarc::SliceOptions;
+use axiscap::{Bound, RowStat};
+use case::{Case, Random, Setup};
+use cudarc::driver::sys;
+use device::{check, device};
+use half::{bf16, f16};
+
+const WIDTHS: [usize; 14] = [1, 3, 111, 576, 1000, 1023, 3072, 3584, 4096, 5120, 8191, 8192, 16384, 20000];
+
+fn case(operation: Operation, rows: usize, width: usize, turn: u64, path: Option<Path>) -> Case {
+    Case {
+        operation,
+        rows,
+        width,
+        caps: [1, 2, 5][turn as usize % 3],
+        gap: [0, 1, 16][turn as usize / 3 % 3],
+        offset: usize::from(path.is_none() && turn % 4 == 1),
+        profiles: turn % 5 < 2,
+        aliased: turn % 7 < 3,
+        path,
+        limits: Limits::HOPPER,
+        schedule: 0,
+        seed: turn,
+    }
+}
+
+fn sweep(widths: &[usize], rows: &[usize]) {
+    let Some(device) = device() else { return };
+    let mut ran = 0;
+    let mut turn = 0;
+    for &width in widths {
+        for &rows in rows {
+            for operation in Operation::ALL {
+                for path in [None, Some(Path::Direct), Some(Path::Staged), Some(Path::General)] {
+                    turn += 1;
+                    let case = case(operation, rows, width, turn, path);
+                    let all = [
+                        check::<f32>(device, &case),
+                        check::<f16>(device, &case),
+                        check::<bf16>(device, &case),
+                    ];
+                    ran += all.into_iter().filter(|&ran| ran).count();
+                }
+            }
+        }
+    }
+    println!("{ran} launches gave the CPU twin's bits");
+    assert!(ran >= widths.len() * rows.len() * 12);
+}
+
+/// A few shapes that reach every kernel: what the sanitizers run, which slow a kernel down a hundredfold.
+#[test]
+fn every_kernel_on_small_shapes() {
+    sweep(&[111, 576, 1024], &[1, 5]);
+}
+
+#[test]
+fn every_kernel_on_every_shape() {
+    sweep(&WIDTHS, &[0, 1, 19, 129].map(|rows: usize| rows.max(1)));
+}
+
+/// More rows than fit on the device at once: staged kernels go round their stages.
+#[test]
+fn many_rows() {
+    let Some(device) = device() else { return };
+    for operation in Operation::ALL {
+        for (rows, width) in [(3000, 4096), (9000, 576), (20000, 8)] {
+            assert!(check::<f32>(device, &case(operation, rows, width, 3, None)));
+            assert!(check::<f16>(device, &case(operation, rows, width, 6, None)));
+        }
+    }
+}
+
+/// Launches that may overlap, one on the other's rows, many times in a row.
+#[test]
+fn programmatic_dependent_launches_wait_for_each_other() {
+    let Some(device) = device() else { return };
+    for operation in [Operation::Cap, Operation::AddCap] {
+        let case = Case { aliased: true, ..case(operation, 7, 4096, 9, None) };
+        let mut setup = Setup::<f32>::new(&case);
+        let mut expected = setup.clone();
+        for _ in 0..50 {
+            expected.on_twin(&case);
+        }
+        assert!(setup.on_gpu(device, &case, Overlap::Programmatic, 50));
+        setup.same(&expected).unwrap_or_else(|e| panic!("{operation:?}: {e}"));
+    }
+}
+
+/// A captured launch, replayed while the table's values change: no new launch, no new graph.
+#[test]
+fn a_captured_launch_sees_new_bounds() {
+    let Some(device) = device() else { return };
+    let case = case(Operation::Cap, 5, 4096, 0, None);
+    let mut random = Random(7);
+    let mut table = case::table(&Case { profiles: false, ..case }, &mut random);
+    let values: Vec<f32> = (0..5 * 4096).map(|_| random.value()).collect();
+    let stream = device.context().new_stream().expect("a stream");
+    let on_gpu = device.upload(&table).expect("a table");
+    let mut rows = stream.clone_htod(&values).expect("device memory");
+    stream.synchronize().expect("a copy");
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    // cudarc's own events between streams are not wanted inside a capture.
+    // SAFETY: one stream is used, so that there is nothing to order.
+    unsafe { device.context().disable_event_tracking() };
+    stream.begin_capture(mode).expect("a capture");
+    device::cap_slice(&stream, &on_gpu, &mut rows, SliceOptions::default());
+    let flags = sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).expect("a graph").expect("a graph");
+
+    let mut expected = values.clone();
+    for turn in 0..4 {
+        table.set_bound(0, Bound::floor(0.5 * turn as f32).expect("a bound")).expect("a cap");
+        on_gpu.update_params(table.params(), (&*stream).into()).expect("an update");
+        graph.launch().expect("a replay");
+        axiscap::cpu::cap_rows(&table, RowsMut::from_slice(&mut expected, 4096).expect("rows"), Options::new())
+            .expect("the twin");
+    }
+    let found = stream.clone_dtoh(&rows).expect("a copy back");
+    stream.synchronize().expect("a copy back");
+    // SAFETY: as above.
+    unsafe { device.context().enable_event_tracking() };
+    assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
+}
+
+/// What was current on the thread before is current after, a foreign context or none.
+#[test]
+fn the_threads_context_is_put_back() {
+    let Some(device) = device() else { return };
+    let current = || {
+        let mut current = std::ptr::null_mut();
+        // SAFETY: the pointer is valid and the driver is loaded.
+        assert_eq!(unsafe { sys::cuCtxGetCurrent(&mut current) }, sys::CUresult::CUDA_SUCCESS);
+        current
+    };
+    let table = case::table(&case(Operation::Cap, 1, 64, 1, None), &mut Random(1));
+    std::thread::spawn(move || {
+        assert!(current().is_null());
+        let _table = device.upload(&table).expect("a table");
+        let _again = Device::open(0).expect("a device");
+        assert!(current().is_null());
+    })
+    .join()
+    .expect("no panic");
+}
+
+/// The same call through the trait, on the GPU and on the CPU.
+#[test]
+fn backends_agree() {
+    let Some(device) = device() else { return };
+    let case = Case { profiles: true, ..case(Operation::AddCap, 33, 1000, 5, None) };
+    let mut random = Random(3);
+    let table = case::table(&case, &mut random);
+    let mut values = || (0..33 * 1000).map(|_| random.value()).collect::<Vec<f32>>();
+    let (x, r) = (values(), values());
+    let profiles: Vec<u32> = (0..33).map(|i| i % 5).collect();
+    let depth = table.deepest_profile();
+    let run = |backend: &dyn Fn(Call<'_, f32>, Options<'_>)| {
+        let mut out = vec![0.0f32; 33 * 1000];
+        let mut stats = vec![RowStat::default(); 33 * depth];
+        let rows = |v| Rows::from_slice(v, 1000).expect("rows");
+        let call = Call::add_cap(&table, rows(&x), rows(&r), RowsMut::from_slice(&mut out, 1000).expect("rows"));
+        backend(call, Options::new().profiles(&profiles).stats(&mut stats));
+        (out, stats)
+    };
+    let gpu = run(&|call, options| device.run(call, options).expect("the GPU"));
+    let cpu = run(&|call, options| Cpu.run(call, options).expect("the CPU"));
+    assert!(gpu == cpu);
+}
+
+/// Whatever this machine has, asking never panics, and what is missing has a remedy.
+#[test]
+fn probing_never_panics() {
+    match probe() {
+        Ok(devices) => assert!(!devices.is_empty()),
+        Err(error) => {
+            assert!(matches!(error, CudaError::NoDriver { .. } | CudaError::NoDevice { .. } | CudaError::Driver { .. }));
+            println!("{error}");
+        }
+    }
+    match Device::open(1000) {
+        Ok(device) => panic!("there is no GPU 1000: {device:?}"),
+        Err(error) => assert!(error.to_string().len() > 20, "{error}"),
+    }
+}
