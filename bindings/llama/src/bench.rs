@@ -1,7 +1,7 @@
 //! What capping costs: the same tokens, capped and uncapped, in turn, in one process.
 //!
-//! The baseline is a context that the hook has never touched. In every round all subjects get new contexts, since
-//! where a context happens to lie in memory alone moves its speed by a percent or two, and decode the same tokens.
+//! The baseline is a context that the hook has never touched. In every round all subjects get new contexts, so that
+//! what two contexts differ in by accident, such as where their buffers lie, is drawn anew, and decode the same tokens.
 //! The prompt is decoded by one subject after the other, in alternating order; generated tokens are decoded in
 //! lock-step, one token by each subject in turn, so that whatever else the machine does hits all of them alike. A
 //! round's decode ratio is the median over its tokens, which a preempted token does not move; the ratio of total
