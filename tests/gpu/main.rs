@@ -131,8 +131,12 @@ fn a_captured_launch_sees_new_bounds() {
         table.set_bound(0, Bound::floor(0.5 * turn as f32).expect("a bound")).expect("a cap");
         on_gpu.update_params(table.params(), (&*stream).into()).expect("an update");
         graph.launch().expect("a replay");
-        axiscap::cpu::cap_rows(&table, RowsMut::from_slice(&mut expected, 4096).expect("rows"), Options::new())
-            .expect("the twin");
+        axiscap::cpu::cap_rows(
+            &table,
+            RowsMut::from_slice(&mut expected, 4096).expect("rows"),
+            Options::new(),
+        )
+        .expect("the twin");
     }
     let found = stream.clone_dtoh(&rows).expect("a copy back");
     stream.synchronize().expect("a copy back");
@@ -177,7 +181,8 @@ fn backends_agree() {
         let mut out = vec![0.0f32; 33 * 1000];
         let mut stats = vec![RowStat::default(); 33 * depth];
         let rows = |v| Rows::from_slice(v, 1000).expect("rows");
-        let call = Call::add_cap(&table, rows(&x), rows(&r), RowsMut::from_slice(&mut out, 1000).expect("rows"));
+        let call =
+            Call::add_cap(&table, rows(&x), rows(&r), RowsMut::from_slice(&mut out, 1000).expect("rows"));
         backend(call, Options::new().profiles(&profiles).stats(&mut stats));
         (out, stats)
     };
@@ -192,7 +197,10 @@ fn probing_never_panics() {
     match probe() {
         Ok(devices) => assert!(!devices.is_empty()),
         Err(error) => {
-            assert!(matches!(error, CudaError::NoDriver { .. } | CudaError::NoDevice { .. } | CudaError::Driver { .. }));
+            assert!(matches!(
+                error,
+                CudaError::NoDriver { .. } | CudaError::NoDevice { .. } | CudaError::Driver { .. }
+            ));
             println!("{error}");
         }
     }
