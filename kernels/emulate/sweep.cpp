@@ -163,7 +163,7 @@ void check(const char* type, bool add, bool norm, const Shape& shape, u32 width,
 
 int main() {
     const Shape shapes[] = {{"direct", 1, 0}, {"staged", 1, 1}, {"staged", 2, 2}, {"staged", 1, 3}, {"general", 1, 0}};
-    const u32 widths[] = {1, 3, 8, 111, 576, 1000, 1023, 4096, 8191, 16384, 16400};
+    const u32 widths[] = {1, 3, 8, 111, 576, 1000, 1023, 3584, 4096, 5120, 8191, 16384, 16400};
     u32 turn = 0;
     for (u32 width : widths) {
         for (const Shape& shape : shapes) {
