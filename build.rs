@@ -33,7 +33,7 @@ fn main() {
             println!("cargo::rerun-if-changed={}", source.path().display());
         }
     }
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "AXISCAP_CUDA_ARCHS", "DOCS_RS"] {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "XDG_CACHE_HOME", "AXISCAP_CUDA_ARCHS", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
@@ -84,7 +84,8 @@ fn find_nvcc() -> Result<Option<PathBuf>, Box<dyn Error>> {
             None => Err(format!("NVCC is set to {nvcc:?}, which is no file; unset it, or {REMEDY}").into()),
         };
     }
-    let installed = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(|root| Path::new(&root).join("bin"));
+    let installed =
+        ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(|root| Path::new(&root).join("bin"));
     let nvcc = installed
         .map(|bin| bin.join("nvcc"))
         .find(|nvcc| nvcc.is_file())
@@ -106,9 +107,7 @@ fn on_path(program: &Path) -> Option<PathBuf> {
 /// `pip install nvidia-cuda-nvcc` puts nvcc into `nvidia/cu13/bin`.
 fn in_site_packages(venv: &Path) -> Option<PathBuf> {
     let pythons = fs::read_dir(venv.join("lib")).ok()?.filter_map(Result::ok);
-    pythons
-        .map(|python| python.path().join("site-packages/nvidia/cu13/bin/nvcc"))
-        .find(|nvcc| nvcc.is_file())
+    pythons.map(|python| python.path().join("site-packages/nvidia/cu13/bin/nvcc")).find(|nvcc| nvcc.is_file())
 }
 
 /// The newest of the toolkits that `scripts/setup-nvcc` installed.
@@ -119,14 +118,20 @@ fn by_setup_nvcc() -> Option<PathBuf> {
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?;
     let mut venvs: Vec<_> = fs::read_dir(cache.join("axiscap/nvcc")).ok()?.filter_map(Result::ok).collect();
     venvs.sort_by_key(fs::DirEntry::file_name);
-    venvs.iter().rev().filter(|v| !v.file_name().as_encoded_bytes().starts_with(b".")).find_map(|v| in_site_packages(&v.path()))
+    venvs
+        .iter()
+        .rev()
+        .filter(|v| !v.file_name().as_encoded_bytes().starts_with(b"."))
+        .find_map(|v| in_site_packages(&v.path()))
 }
 
 fn version_of(nvcc: &Path) -> Result<String, Box<dyn Error>> {
     let text = output(Command::new(nvcc).arg("--version"))?;
     // "Cuda compilation tools, release 13.0, V13.0.88"
     let version = text.rsplit_once(", V").and_then(|(_, rest)| rest.split_whitespace().next());
-    Ok(version.ok_or_else(|| format!("{} --version does not name its version:\n{text}", nvcc.display()))?.into())
+    Ok(version
+        .ok_or_else(|| format!("{} --version does not name its version:\n{text}", nvcc.display()))?
+        .into())
 }
 
 /// The capabilities to build for, ascending: those asked for, or the default ones that this nvcc knows.
@@ -140,14 +145,20 @@ fn archs(nvcc: &Path) -> Result<Vec<u32>, Box<dyn Error>> {
             format!("AXISCAP_CUDA_ARCHS: {arch:?} is no compute capability; write e.g. 80,90 for 8.0 and 9.0")
         })?;
         if number < 80 {
-            return Err(format!("AXISCAP_CUDA_ARCHS: the kernels need compute capability 8.0 (80) or later, not {number}").into());
+            return Err(format!(
+                "AXISCAP_CUDA_ARCHS: the kernels need compute capability 8.0 (80) or later, not {number}"
+            )
+            .into());
         }
         if known(number) {
             archs.push(number);
         } else if asked.is_some() {
             return Err(format!("AXISCAP_CUDA_ARCHS: {} does not know sm_{number}", nvcc.display()).into());
         } else {
-            println!("cargo::warning=no device code for compute capability {number}: {} does not know it", nvcc.display());
+            println!(
+                "cargo::warning=no device code for compute capability {number}: {} does not know it",
+                nvcc.display()
+            );
         }
     }
     archs.sort_unstable();
@@ -155,12 +166,19 @@ fn archs(nvcc: &Path) -> Result<Vec<u32>, Box<dyn Error>> {
     if archs.is_empty() { Err("AXISCAP_CUDA_ARCHS names no compute capability".into()) } else { Ok(archs) }
 }
 
-fn compile(nvcc: &Path, version: &str, archs: &[u32], source: &Path, target: &Path) -> Result<(), Box<dyn Error>> {
+fn compile(
+    nvcc: &Path,
+    version: &str,
+    archs: &[u32],
+    source: &Path,
+    target: &Path,
+) -> Result<(), Box<dyn Error>> {
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin"]);
     // Every rounding is written out in the source (kernels/hardware.cuh); these say that nobody may change that.
     command.args(["--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]);
-    if version.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 13) {
+    if version.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 13)
+    {
         command.arg("--compress-mode=size");
     }
     let jobs = env::var("NUM_JOBS").unwrap_or_else(|_| "1".into());
@@ -176,8 +194,9 @@ fn compile(nvcc: &Path, version: &str, archs: &[u32], source: &Path, target: &Pa
 /// Standard output of a command; an error with everything it printed where it failed.
 fn output(command: &mut Command) -> Result<String, Box<dyn Error>> {
     let shown = || -> String {
-        let words: Vec<OsString> =
-            std::iter::once(command.get_program().to_owned()).chain(command.get_args().map(Into::into)).collect();
+        let words: Vec<OsString> = std::iter::once(command.get_program().to_owned())
+            .chain(command.get_args().map(Into::into))
+            .collect();
         words.join(" ".as_ref()).to_string_lossy().into_owned()
     };
     let shown = shown();

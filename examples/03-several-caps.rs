@@ -8,7 +8,8 @@ use axiscap::cpu::{Options, RowsMut};
 use axiscap::{Axis, Bound, Cap, CapTable};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let assistant = Cap::new(Axis::from_direction(&[1.0, 0.0, 0.0, 0.0])?, Bound::floor(2.0)?).with_name("assistant");
+    let assistant =
+        Cap::new(Axis::from_direction(&[1.0, 0.0, 0.0, 0.0])?, Bound::floor(2.0)?).with_name("assistant");
     // A band, half way only: strength 0.5 moves the projection half the way to the bound.
     let calm = Cap::new(Axis::from_direction(&[0.0, 0.0, 1.0, 0.0])?, Bound::band(-1.0, 1.0)?)
         .with_name("calm")

@@ -15,7 +15,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut sum = CapStats::default();
     for (i, row) in rows.iter().enumerate() {
-        println!("row {i}: {} -> {}, engaged {}, finite {}", row.before, row.after, row.engaged(), !row.non_finite());
+        println!(
+            "row {i}: {} -> {}, engaged {}, finite {}",
+            row.before,
+            row.after,
+            row.engaged(),
+            !row.non_finite()
+        );
         sum.add(row);
     }
     println!("{} of {} rows engaged, {} without a finite projection", sum.engaged, sum.rows, sum.non_finite);

@@ -25,7 +25,14 @@ impl Baselines {
         Self { module }
     }
 
-    fn launch(&self, stream: &CudaStream, name: &str, blocks: u32, threads: u32, arguments: &mut [*mut c_void]) {
+    fn launch(
+        &self,
+        stream: &CudaStream,
+        name: &str,
+        blocks: u32,
+        threads: u32,
+        arguments: &mut [*mut c_void],
+    ) {
         let name = CString::new(name).expect("no NUL");
         let mut kernel = ptr::null_mut();
         // SAFETY: a live module; the driver caches what it finds.
@@ -55,17 +62,34 @@ impl Baselines {
     pub(crate) fn add(&self, stream: &CudaStream, mut out: u64, mut a: u64, mut b: u64, elements: usize) {
         let mut quads = elements as i64 / 4;
         let blocks = (quads as u64).div_ceil(256).min(132 * 32) as u32;
-        let mut arguments = [as_argument(&mut out), as_argument(&mut a), as_argument(&mut b), as_argument(&mut quads)];
+        let mut arguments =
+            [as_argument(&mut out), as_argument(&mut a), as_argument(&mut b), as_argument(&mut quads)];
         self.launch(stream, "baseline_add", blocks, 256, &mut arguments);
     }
 
-    pub(crate) fn project(&self, stream: &CudaStream, mut p: u64, mut h: u64, mut axis: u64, [rows, width]: [usize; 2]) {
+    pub(crate) fn project(
+        &self,
+        stream: &CudaStream,
+        mut p: u64,
+        mut h: u64,
+        mut axis: u64,
+        [rows, width]: [usize; 2],
+    ) {
         let mut quads = width as i32 / 4;
-        let mut arguments = [as_argument(&mut p), as_argument(&mut h), as_argument(&mut axis), as_argument(&mut quads)];
+        let mut arguments =
+            [as_argument(&mut p), as_argument(&mut h), as_argument(&mut axis), as_argument(&mut quads)];
         self.launch(stream, "baseline_project", rows as u32, 256, &mut arguments);
     }
 
-    pub(crate) fn clamp(&self, stream: &CudaStream, mut delta: u64, mut p: u64, mut lo: f32, mut hi: f32, rows: usize) {
+    pub(crate) fn clamp(
+        &self,
+        stream: &CudaStream,
+        mut delta: u64,
+        mut p: u64,
+        mut lo: f32,
+        mut hi: f32,
+        rows: usize,
+    ) {
         let mut count = rows as i32;
         let mut arguments = [
             as_argument(&mut delta),
@@ -77,14 +101,28 @@ impl Baselines {
         self.launch(stream, "baseline_clamp", count.unsigned_abs().div_ceil(256), 256, &mut arguments);
     }
 
-    pub(crate) fn axpy(&self, stream: &CudaStream, mut h: u64, mut delta: u64, mut axis: u64, [rows, width]: [usize; 2]) {
+    pub(crate) fn axpy(
+        &self,
+        stream: &CudaStream,
+        mut h: u64,
+        mut delta: u64,
+        mut axis: u64,
+        [rows, width]: [usize; 2],
+    ) {
         let mut quads = width as i32 / 4;
         let mut arguments =
             [as_argument(&mut h), as_argument(&mut delta), as_argument(&mut axis), as_argument(&mut quads)];
         self.launch(stream, "baseline_axpy", rows as u32, 256, &mut arguments);
     }
 
-    pub(crate) fn rms_norm(&self, stream: &CudaStream, mut y: u64, mut h: u64, mut weight: u64, [rows, width]: [usize; 2]) {
+    pub(crate) fn rms_norm(
+        &self,
+        stream: &CudaStream,
+        mut y: u64,
+        mut h: u64,
+        mut weight: u64,
+        [rows, width]: [usize; 2],
+    ) {
         let mut quads = width as i32 / 4;
         let mut eps = 1e-5f32;
         let mut arguments = [

@@ -46,11 +46,14 @@ pub(crate) fn time(stream: &Arc<CudaStream>, runs: usize, mut work: impl FnMut(u
 }
 
 /// A graph of `nodes` equal nodes, and the time of one of them.
-pub(crate) fn time_node(stream: &Arc<CudaStream>, nodes: usize, runs: usize, mut node: impl FnMut()) -> [f64; 3] {
+pub(crate) fn time_node(
+    stream: &Arc<CudaStream>,
+    nodes: usize,
+    runs: usize,
+    mut node: impl FnMut(),
+) -> [f64; 3] {
     stream.synchronize().expect("an idle stream");
-    stream
-        .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-        .expect("a capture");
+    stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).expect("a capture");
     (0..nodes).for_each(|_| node());
     let flags = sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags).expect("a graph").expect("a graph with nodes");
@@ -64,8 +67,11 @@ pub(crate) fn print(samples: &[Sample], copy: f64) {
     for s in samples {
         let [low, median, high] = s.microseconds;
         let rate = s.gigabytes_per_second();
-        let (rate, share) =
-            if s.bytes > 0 { (format!("{rate:.0}"), format!("{:.1}%", 100.0 * rate / copy)) } else { Default::default() };
+        let (rate, share) = if s.bytes > 0 {
+            (format!("{rate:.0}"), format!("{:.1}%", 100.0 * rate / copy))
+        } else {
+            Default::default()
+        };
         let quartiles = format!("{low:.2} .. {high:.2}");
         println!("{:<34} {:>16} {median:>10.2} {quartiles:>19} {rate:>8} {share:>7}", s.name, s.shape);
     }

@@ -135,9 +135,8 @@ impl Bench {
 
         let t = time(&stream, RUNS, |_| {
             // SAFETY: both buffers hold that many bytes.
-            let result = unsafe {
-                cudarc::driver::sys::cuMemcpyDtoDAsync_v2(y, x, bytes, stream.cu_stream())
-            };
+            let result =
+                unsafe { cudarc::driver::sys::cuMemcpyDtoDAsync_v2(y, x, bytes, stream.cu_stream()) };
             assert_eq!(result, cudarc::driver::sys::CUresult::CUDA_SUCCESS);
         });
         self.add("copy", shape, t, 2 * bytes);

@@ -65,24 +65,41 @@ void Machine::run_block(Schedule schedule) {
     exchanged_.assign(count, 0.0f);
     fibers_.prepare(count, start_thread);
 
-    u32 done = 0;
-    for (u32 round = 0; done < count && fault_.empty(); round++) {
+    done_ = 0;
+    for (u32 round = 0; done_ < count && fault_.empty(); round++) {
         bool progress = false;
-        for (u32 i = 0; i < count && fault_.empty(); i++) {
-            u32 pick = i;
-            if (schedule == DESCENDING) pick = count - 1 - i;
-            // 7919 is prime and larger than any block, so that this visits every thread once.
-            if (schedule == SCATTERED) pick = static_cast<u32>((static_cast<u64>(i) * 7919 + round * 131) % count);
-            if (!ready_[pick] || fibers_.over(pick)) continue;
-            progress = true;
-            current_ = pick;
-            fibers_.enter(pick);
-            if (fibers_.over(pick)) done++;
+        if (schedule == EAGER) {
+            u32 warps = count / 32;
+            for (u32 w = 0; w < warps; w++) {
+                u32 warp = block % 2 ? warps - 1 - w : w;
+                for (bool moved = true; moved && fault_.empty();) {
+                    moved = false;
+                    for (u32 lane = 0; lane < 32; lane++) moved |= run_thread(warp * 32 + lane);
+                    progress |= moved;
+                }
+            }
+        } else {
+            for (u32 i = 0; i < count; i++) {
+                u32 pick = i;
+                if (schedule == DESCENDING) pick = count - 1 - i;
+                // 7919 is prime and larger than any block, so that this visits every thread once.
+                if (schedule == SCATTERED) pick = static_cast<u32>((static_cast<u64>(i) * 7919 + round * 131) % count);
+                progress |= run_thread(pick);
+            }
         }
-        if (!progress && done < count && fault_.empty()) {
+        if (!progress && done_ < count && fault_.empty()) {
             fault_ = "a barrier or shuffle that not all its threads reach (block " + std::to_string(block) + ")";
         }
     }
+}
+
+// Gives a thread its turn, if it can run at all.
+bool Machine::run_thread(u32 pick) {
+    if (!ready_[pick] || fibers_.over(pick) || !fault_.empty()) return false;
+    current_ = pick;
+    fibers_.enter(pick);
+    if (fibers_.over(pick)) done_++;
+    return true;
 }
 
 void Machine::meet(Meeting& meeting, u32 expected) {

@@ -20,8 +20,10 @@ struct Launch {
     u32 blocks, threads, groups, shared_bytes;
 };
 
-// In which order blocks and threads that could run do run. Results must not depend on it.
-enum Schedule : u32 { ASCENDING, DESCENDING, SCATTERED, SCHEDULES };
+// In which order blocks and threads that could run do run. Results must not depend on it. The first three give every
+// thread a turn; EAGER lets each warp run ahead of all others for as long as it can, which finds what a barrier
+// between two uses of the same memory would have been for.
+enum Schedule : u32 { ASCENDING, DESCENDING, SCATTERED, EAGER, SCHEDULES };
 
 // What a kernel did that CUDA does not allow. Thrown in a fiber, reported by the launch.
 struct Fault {
@@ -83,10 +85,12 @@ class Machine {
     };
 
     void run_block(Schedule schedule);
+    bool run_thread(u32 pick);
     void meet(Meeting& meeting, u32 expected);
 
     std::vector<Thread> threads_;
     std::vector<bool> ready_;
+    u32 done_ = 0;
     Fibers fibers_;
     u32 current_ = 0;
     std::vector<Meeting> warps_;

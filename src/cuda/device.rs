@@ -147,7 +147,9 @@ impl Device {
         // A panic while the lock is held leaves the list as it was.
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|(_, loaded)| loaded.strong_count() > 0);
-        if let Some(loaded) = open.iter().find(|(o, _)| *o == ordinal).and_then(|(_, loaded)| loaded.upgrade()) {
+        if let Some(loaded) =
+            open.iter().find(|(o, _)| *o == ordinal).and_then(|(_, loaded)| loaded.upgrade())
+        {
             return Ok(Self { loaded });
         }
         let loaded = Arc::new(Loaded::new(ordinal)?);
@@ -210,7 +212,12 @@ impl Device {
     ///
     /// # Safety
     /// As for [`Device::launch`]; the plan was made with this device's limits and a table of this device.
-    pub unsafe fn launch_plan(&self, plan: &Plan, stream: StreamRef, overlap: Overlap) -> Result<(), CudaError> {
+    pub unsafe fn launch_plan(
+        &self,
+        plan: &Plan,
+        stream: StreamRef,
+        overlap: Overlap,
+    ) -> Result<(), CudaError> {
         let shape = plan.shape();
         let kernel = self.loaded.kernels[&(plan.operation, plan.dtype, shape.path)];
         let _current = self.enter()?;
@@ -235,7 +242,9 @@ impl Device {
         let mut argument = ptr::from_ref(plan.args()).cast_mut().cast::<c_void>();
         // SAFETY: the configuration and the one argument are alive during the call, which copies them; the argument
         // is the type that every kernel of the image takes. The caller answers for the addresses in it.
-        check("cuLaunchKernelEx", unsafe { sys::cuLaunchKernelEx(&config, kernel, &mut argument, ptr::null_mut()) })
+        check("cuLaunchKernelEx", unsafe {
+            sys::cuLaunchKernelEx(&config, kernel, &mut argument, ptr::null_mut())
+        })
     }
 
     /// Waits until everything on a stream is done.
@@ -257,12 +266,14 @@ impl Loaded {
         image::check_driver(image.nvcc, info.driver)?;
         // cudarc makes the context current and leaves it so.
         let _previous = Current::keep()?;
-        let context =
-            CudaContext::new(ordinal).map_err(|error| driver::failure("cuDevicePrimaryCtxRetain", error.0))?;
+        let context = CudaContext::new(ordinal)
+            .map_err(|error| driver::failure("cuDevicePrimaryCtxRetain", error.0))?;
         let _current = Current::enter(context.cu_ctx())?;
         let mut module = ptr::null_mut();
         // SAFETY: the image is a complete fatbin, which carries its own length.
-        check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image::IMAGE.as_ptr().cast()) })?;
+        check("cuModuleLoadData", unsafe {
+            sys::cuModuleLoadData(&mut module, image::IMAGE.as_ptr().cast())
+        })?;
         // From here on dropping `loaded` unloads the module.
         let mut loaded = Self { info, context, module, kernels: HashMap::new() };
         for operation in Operation::ALL {
@@ -280,7 +291,9 @@ impl Loaded {
         let name = CString::new(kernel_name(operation, dtype, path)).unwrap_or_default();
         let mut kernel = ptr::null_mut();
         // SAFETY: a module of the current context and a C string.
-        check("cuModuleGetFunction", unsafe { sys::cuModuleGetFunction(&mut kernel, self.module, name.as_ptr()) })?;
+        check("cuModuleGetFunction", unsafe {
+            sys::cuModuleGetFunction(&mut kernel, self.module, name.as_ptr())
+        })?;
         if path == Path::Staged {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let most = self.info.limits.shared_per_block as i32;

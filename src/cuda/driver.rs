@@ -23,8 +23,7 @@ pub(super) fn init() -> Result<(), CudaError> {
 }
 
 fn present() -> Result<(), CudaError> {
-    let names: &[&str] =
-        if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
     let mut reason = String::new();
     for name in names {
         // SAFETY: the driver's library may be loaded at any time; its initialisers have no preconditions.

@@ -62,7 +62,9 @@ pub enum CudaError {
     #[error(transparent)]
     Invalid(#[from] Error),
     /// More rows, or wider ones, than a launch can index.
-    #[error("{rows} rows of {width} are more than one launch takes (2^31 rows of 2^30); launch them in parts")]
+    #[error(
+        "{rows} rows of {width} are more than one launch takes (2^31 rows of 2^30); launch them in parts"
+    )]
     TooLarge {
         /// Rows.
         rows: usize,
@@ -101,10 +103,14 @@ pub enum CudaError {
 
 fn explain(built: &[u32], arch: u32) -> String {
     if built.is_empty() {
-        return "axiscap was built without nvcc; run scripts/setup-nvcc and build again, or use the CPU".into();
+        return "axiscap was built without nvcc; run scripts/setup-nvcc and build again, or use the CPU"
+            .into();
     }
     let built: Vec<_> = built.iter().map(u32::to_string).collect();
-    format!("this build holds {}; build again with AXISCAP_CUDA_ARCHS={arch}, or use the CPU", built.join(", "))
+    format!(
+        "this build holds {}; build again with AXISCAP_CUDA_ARCHS={arch}, or use the CPU",
+        built.join(", ")
+    )
 }
 
 #[cfg(test)]
@@ -114,7 +120,10 @@ mod tests {
     #[test]
     fn messages_name_the_remedy() {
         let text = CudaError::NoDeviceCode { arch: 75, built: vec![80, 90] }.to_string();
-        assert!(text.contains("7.5") && text.contains("80, 90") && text.contains("AXISCAP_CUDA_ARCHS=75"), "{text}");
+        assert!(
+            text.contains("7.5") && text.contains("80, 90") && text.contains("AXISCAP_CUDA_ARCHS=75"),
+            "{text}"
+        );
         let text = CudaError::NoDeviceCode { arch: 90, built: vec![] }.to_string();
         assert!(text.contains("setup-nvcc"), "{text}");
         let text = CudaError::DriverTooOld { found: 12080, needed: "13.0.88".into() }.to_string();

@@ -67,14 +67,22 @@ fn scatter<E: Element>(bytes: &[u8], rows: &Layout<E>) {
     let row_bytes = rows.width * size_of::<E>();
     for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
         // SAFETY: the layout stands for a mutable borrow of rows of that many bytes, which `bytes` is no part of.
-        unsafe { rows.ptr.add(row * rows.stride).cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), row_bytes) };
+        unsafe {
+            rows.ptr.add(row * rows.stride).cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), row_bytes)
+        };
     }
 }
 
 impl Backend for Device {
     fn describe(&self) -> String {
         let info = self.info();
-        format!("GPU {} ({}, compute capability {}.{})", info.ordinal, info.name, info.arch / 10, info.arch % 10)
+        format!(
+            "GPU {} ({}, compute capability {}.{})",
+            info.ordinal,
+            info.name,
+            info.arch / 10,
+            info.arch % 10
+        )
     }
 
     fn run<E: Element>(&self, call: Call<'_, E>, options: Options<'_>) -> Result<(), BackendError> {
@@ -120,7 +128,9 @@ impl Device {
             None => None,
         };
         let stats = match &options.stats {
-            Some(stats) if !stats.is_empty() => Some(arena.upload(bytemuck::cast_slice::<RowStat, u8>(stats))?),
+            Some(stats) if !stats.is_empty() => {
+                Some(arena.upload(bytemuck::cast_slice::<RowStat, u8>(stats))?)
+            }
             _ => None,
         };
         let job = Job { add, norm, profiles, stats, ..Job::in_place(Dtype::of::<E>(), h, count) };

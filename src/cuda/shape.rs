@@ -188,7 +188,8 @@ impl Shape {
         let threads = 32 * segments(problem.width);
         let groups = (GROUPED_THREADS / threads).clamp(1, 8).min(at_most(8, problem.rows));
         let inputs = if problem.operation.adds() { 2 } else { 1 };
-        let stage_bytes = groups * inputs * segments(problem.width) * SEGMENT as u32 * problem.dtype.size() as u32;
+        let stage_bytes =
+            groups * inputs * segments(problem.width) * SEGMENT as u32 * problem.dtype.size() as u32;
         let shape = |stages: u32| {
             let shared_bytes = groups * SLOT_BYTES + stages * stage_bytes;
             let blocks = limits.blocks(groups * threads, Path::Staged.registers(), shared_bytes);
@@ -196,10 +197,11 @@ impl Shape {
         };
         // As many blocks as possible, because one's arithmetic hides behind another's loads; then the fewest stages
         // that keep enough on the way, because what shared memory leaves over is L1 for the axes.
-        let (stages, blocks, shared_bytes) = (1..=3).filter_map(shape).max_by_key(|&(stages, blocks, _)| {
-            let in_flight = blocks * stages * stage_bytes;
-            (in_flight.min(IN_FLIGHT), blocks, std::cmp::Reverse(stages))
-        })?;
+        let (stages, blocks, shared_bytes) =
+            (1..=3).filter_map(shape).max_by_key(|&(stages, blocks, _)| {
+                let in_flight = blocks * stages * stage_bytes;
+                (in_flight.min(IN_FLIGHT), blocks, std::cmp::Reverse(stages))
+            })?;
         Some(Self {
             path: Path::Staged,
             blocks: at_most(limits.multiprocessors * blocks, problem.rows.div_ceil(groups as usize)),
@@ -243,9 +245,11 @@ mod tests {
 
     #[test]
     fn decode_is_one_block_per_row() {
-        let shape = Shape::choose(&problem(Operation::Cap, Dtype::F32, 1, 4096), &Limits::HOPPER, None).unwrap();
+        let shape =
+            Shape::choose(&problem(Operation::Cap, Dtype::F32, 1, 4096), &Limits::HOPPER, None).unwrap();
         assert_eq!((shape.path, shape.blocks, shape.threads, shape.stages), (Path::Direct, 1, 256, 0));
-        let shape = Shape::choose(&problem(Operation::Cap, Dtype::F32, 1, 576), &Limits::HOPPER, None).unwrap();
+        let shape =
+            Shape::choose(&problem(Operation::Cap, Dtype::F32, 1, 576), &Limits::HOPPER, None).unwrap();
         assert_eq!((shape.blocks, shape.threads), (1, 64));
     }
 
@@ -254,14 +258,17 @@ mod tests {
         for operation in Operation::ALL {
             for dtype in Dtype::ALL {
                 for width in [512, 2048, 4096, 5120, 8192, 16384] {
-                    let shape =
-                        Shape::choose(&problem(operation, dtype, 8192, width), &Limits::HOPPER, None).unwrap();
+                    let shape = Shape::choose(&problem(operation, dtype, 8192, width), &Limits::HOPPER, None)
+                        .unwrap();
                     let inputs = if operation.adds() { 2 } else { 1 };
                     let row = (width.div_ceil(SEGMENT) * SEGMENT * dtype.size() * inputs) as u32;
                     let resident = shape.blocks.div_ceil(132);
                     let in_flight = resident * shape.groups * shape.stages * row;
                     assert_eq!(shape.path, Path::Staged);
-                    assert!(in_flight >= 64 << 10, "{operation:?} {dtype:?} {width}: {in_flight} in flight, {shape:?}");
+                    assert!(
+                        in_flight >= 64 << 10,
+                        "{operation:?} {dtype:?} {width}: {in_flight} in flight, {shape:?}"
+                    );
                     assert!(resident * (shape.shared_bytes + 1024) <= 233_472);
                 }
             }
@@ -276,12 +283,19 @@ mod tests {
                     for width in [1, 31, 512, 513, 4096, 8192, 8193, 16384, 16385, 50000] {
                         for rows in [1, 2, 19, 1000, 1 << 31] {
                             for aligned in [true, false] {
-                                for path in [None, Some(Path::Direct), Some(Path::Staged), Some(Path::General)] {
+                                for path in
+                                    [None, Some(Path::Direct), Some(Path::Staged), Some(Path::General)]
+                                {
                                     let problem = Problem { operation, dtype, rows, width, aligned };
-                                    let Some(shape) = Shape::choose(&problem, &limits, path) else { continue };
+                                    let Some(shape) = Shape::choose(&problem, &limits, path) else {
+                                        continue;
+                                    };
                                     let what = format!("{problem:?} {path:?}: {shape:?}");
                                     assert!(shape.blocks >= 1 && shape.blocks as usize <= rows, "{what}");
-                                    assert!(shape.groups * shape.threads <= shape.path.most_threads(), "{what}");
+                                    assert!(
+                                        shape.groups * shape.threads <= shape.path.most_threads(),
+                                        "{what}"
+                                    );
                                     assert!(shape.groups <= 15, "named barriers: {what}");
                                     assert!(shape.shared_bytes <= limits.shared_per_block, "{what}");
                                     assert!(shape.path == Path::General || aligned, "{what}");

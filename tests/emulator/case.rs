@@ -125,10 +125,7 @@ impl<E: Value> Buffer<E> {
     }
 
     pub(crate) fn rows(&mut self) -> DeviceRows {
-        DeviceRows {
-            address: self.memory.as_mut_ptr().wrapping_add(self.start) as u64,
-            stride: self.stride,
-        }
+        DeviceRows { address: self.memory.as_mut_ptr().wrapping_add(self.start) as u64, stride: self.stride }
     }
 
     /// Rows, width, elements from one row to the next.
@@ -181,10 +178,12 @@ impl<E: Value> Buffer<E> {
     /// The same bytes, where NaN is NaN: payloads are not part of the definition.
     fn same(&self, other: &Self) -> Result<(), String> {
         for (i, (a, b)) in self.memory.iter().zip(&other.memory).enumerate() {
-            let same = bytemuck::bytes_of(a) == bytemuck::bytes_of(b) || (a.widen().is_nan() && b.widen().is_nan());
+            let same =
+                bytemuck::bytes_of(a) == bytemuck::bytes_of(b) || (a.widen().is_nan() && b.widen().is_nan());
             if !same {
                 let at = i as isize - self.start as isize;
-                let (row, column) = (at.div_euclid(self.stride as isize), at.rem_euclid(self.stride as isize));
+                let (row, column) =
+                    (at.div_euclid(self.stride as isize), at.rem_euclid(self.stride as isize));
                 return Err(format!("row {row}, column {column}: {a:?} instead of {b:?}"));
             }
         }

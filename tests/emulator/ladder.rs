@@ -44,7 +44,9 @@ fn every_step_of_the_ladder_computes_the_operation() {
                 ends: packed.ends().as_ptr() as u64,
                 layout: packed.layout(),
             };
-            let plan = Plan::on_path(&setup.job(&case), &view, &case.limits, case.path).expect("a plan").expect("rows");
+            let plan = Plan::on_path(&setup.job(&case), &view, &case.limits, case.path)
+                .expect("a plan")
+                .expect("rows");
             let launch = machine::Launch { blocks, threads, groups: 1, shared_bytes: 256 };
             // SAFETY: every buffer outlives the call and is ours alone.
             unsafe { machine::run_named(name, plan.args(), &launch, case.schedule) }.expect("no fault");
@@ -54,8 +56,15 @@ fn every_step_of_the_ladder_computes_the_operation() {
                 let norm = right.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
                 let slack = 2.0 * (width as f64 + 3.0) * UNIT_ROUNDOFF * norm;
                 for (a, b) in found.iter().zip(right) {
-                    let near = if step == 3 { a.to_bits() == b.to_bits() } else { f64::from((a - b).abs()) <= slack };
-                    assert!(near || (a.is_nan() && b.is_nan()) || a == b, "{name}, width {width}, row {row}: {a} {b}");
+                    let near = if step == 3 {
+                        a.to_bits() == b.to_bits()
+                    } else {
+                        f64::from((a - b).abs()) <= slack
+                    };
+                    assert!(
+                        near || (a.is_nan() && b.is_nan()) || a == b,
+                        "{name}, width {width}, row {row}: {a} {b}"
+                    );
                 }
                 acted += usize::from(expected.stats[row].engaged());
             }

@@ -5,19 +5,21 @@ use axiscap::{CapParams, RowStat};
 /// The fixed-order sum of `a[i] * b[i]`, with `vector` elements in 16 bytes.
 pub(crate) fn sum(a: &[f32], b: &[f32], vector: usize) -> f32 {
     let lanes = 32 * vector;
-    let segments: Vec<f32> = (0..a.len().div_ceil(512)).map(|segment| {
-        // Lanes.
-        let mut lane = vec![0.0f32; lanes];
-        for e in 0..512 {
-            let i = segment * 512 + e;
-            let (a, b) = if i < a.len() { (a[i], b[i]) } else { (0.0, 0.0) };
-            lane[e % lanes] = a.mul_add(b, lane[e % lanes]);
-        }
-        // Within a thread: lanes V t .. V t + V - 1.
-        let threads: Vec<f32> = lane.chunks(vector).map(|lanes| halved(lanes.to_vec())).collect();
-        // Across the 32 threads.
-        halved(threads)
-    }).collect();
+    let segments: Vec<f32> = (0..a.len().div_ceil(512))
+        .map(|segment| {
+            // Lanes.
+            let mut lane = vec![0.0f32; lanes];
+            for e in 0..512 {
+                let i = segment * 512 + e;
+                let (a, b) = if i < a.len() { (a[i], b[i]) } else { (0.0, 0.0) };
+                lane[e % lanes] = a.mul_add(b, lane[e % lanes]);
+            }
+            // Within a thread: lanes V t .. V t + V - 1.
+            let threads: Vec<f32> = lane.chunks(vector).map(|lanes| halved(lanes.to_vec())).collect();
+            // Across the 32 threads.
+            halved(threads)
+        })
+        .collect();
     // Slots.
     let n = segments.len();
     let mut slots = vec![0.0f32; n.min(32).next_power_of_two()];

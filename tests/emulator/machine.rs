@@ -21,7 +21,7 @@ type Emulate =
     unsafe extern "C" fn(*const c_char, *const CapArgs, *const Launch, c_uint, *mut c_char, usize) -> i32;
 
 /// Orders in which blocks and threads run.
-pub(crate) const SCHEDULES: u32 = 3;
+pub(crate) const SCHEDULES: u32 = 4;
 
 /// Runs a plan whose addresses are host addresses.
 ///
@@ -50,11 +50,13 @@ pub(crate) unsafe fn run_named(
     schedule: u32,
 ) -> Result<(), String> {
     // SAFETY: the symbol has this type in kernels/emulate/emulate.cpp.
-    let emulate: Symbol<'_, Emulate> = unsafe { library().get(b"axiscap_emulate") }.expect("the symbol is there");
+    let emulate: Symbol<'_, Emulate> =
+        unsafe { library().get(b"axiscap_emulate") }.expect("the symbol is there");
     let name = CString::new(kernel).expect("no NUL in a kernel's name");
     let mut message = [0 as c_char; 512];
     // SAFETY: the pointers are valid for the call; the caller answers for the addresses in the arguments.
-    let failed = unsafe { emulate(name.as_ptr(), args, launch, schedule, message.as_mut_ptr(), message.len()) };
+    let failed =
+        unsafe { emulate(name.as_ptr(), args, launch, schedule, message.as_mut_ptr(), message.len()) };
     // SAFETY: the emulator ends its message with a NUL.
     let message = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy().into_owned();
     if failed == 0 { Ok(()) } else { Err(format!("{kernel}: {message}")) }
@@ -88,19 +90,29 @@ fn library() -> &'static Library {
 
 fn build() -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/emulate");
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("libaxiscap-emulate-{}.so", std::process::id()));
+    let target =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("libaxiscap-emulate-{}.so", std::process::id()));
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
     // Without contraction a multiply-add is fused exactly where the source says so; _longjmp between stacks is
     // what _FORTIFY_SOURCE would stop.
-    command.args(["-std=c++17", "-O2", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror"]);
+    command.args([
+        "-std=c++17",
+        "-O2",
+        "-ffp-contract=off",
+        "-U_FORTIFY_SOURCE",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]);
     command.args(["-Wno-unknown-pragmas", "-fPIC", "-shared"]);
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("fma") {
         command.arg("-mfma");
     }
     command.arg("-o").arg(&target).args([source.join("emulate.cpp"), source.join("machine.cpp")]);
-    let done = command.output().unwrap_or_else(|e| panic!("the emulator needs a C++ compiler ({compiler}: {e})"));
+    let done =
+        command.output().unwrap_or_else(|e| panic!("the emulator needs a C++ compiler ({compiler}: {e})"));
     assert!(done.status.success(), "{compiler}:\n{}", String::from_utf8_lossy(&done.stderr));
     target
 }

@@ -173,7 +173,18 @@ fn conversions() {
     let halves = (0..=u16::MAX).flat_map(|bits| {
         // Every f16 and bf16, and what lies around it and around the ties between neighbours.
         let (f, b) = (f16::from_bits(bits).to_f32().to_bits(), u32::from(bits) << 16);
-        [f, f + 1, f.wrapping_sub(1), f + 0x1000, f + 0x0fff, f + 0x1001, b, b + 0x8000, b + 0x7fff, b + 0x8001]
+        [
+            f,
+            f + 1,
+            f.wrapping_sub(1),
+            f + 0x1000,
+            f + 0x0fff,
+            f + 0x1001,
+            b,
+            b + 0x8000,
+            b + 0x7fff,
+            b + 0x8001,
+        ]
     });
     let others = std::iter::repeat_with(|| random.next() as u32).take(1_000_000);
     for bits in halves.chain(others) {

@@ -58,7 +58,10 @@ impl<E: Value + Element> Setup<E> {
             if stat.engaged() && params.strength == 1.0 && E::VECTOR == 4 {
                 let slack = oracle::capped_bound(case.width, E::VECTOR, stat.after, oracle::norm(&new));
                 let reached = oracle::projection(&new, axis);
-                assert!((reached - f64::from(stat.after)).abs() <= slack, "{case:?} row {row}: {reached}, {stat:?}");
+                assert!(
+                    (reached - f64::from(stat.after)).abs() <= slack,
+                    "{case:?} row {row}: {reached}, {stat:?}"
+                );
                 acted += 1;
             }
         }

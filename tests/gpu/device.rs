@@ -48,6 +48,7 @@ impl Copy {
 
     fn back<E: Value>(&self, stream: &std::sync::Arc<CudaStream>, buffer: &mut Buffer<E>) {
         let bytes = stream.clone_dtoh(&self.memory).expect("a copy back");
+        stream.synchronize().expect("a copy back");
         let (elements, _) = buffer.memory();
         bytemuck::cast_slice_mut::<E, u8>(elements).copy_from_slice(&bytes[self.pad..]);
     }

@@ -113,14 +113,14 @@ fn a_captured_launch_sees_new_bounds() {
     let mut random = Random(7);
     let mut table = case::table(&Case { profiles: false, ..case }, &mut random);
     let values: Vec<f32> = (0..5 * 4096).map(|_| random.value()).collect();
+    // Events of cudarc's own would be recorded into the capture, and be of no use to anyone after it.
+    // SAFETY: every test uses one stream for its slices, so that there is nothing to order.
+    unsafe { device.context().disable_event_tracking() };
     let stream = device.context().new_stream().expect("a stream");
     let on_gpu = device.upload(&table).expect("a table");
     let mut rows = stream.clone_htod(&values).expect("device memory");
     stream.synchronize().expect("a copy");
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    // cudarc's own events between streams are not wanted inside a capture.
-    // SAFETY: one stream is used, so that there is nothing to order.
-    unsafe { device.context().disable_event_tracking() };
     stream.begin_capture(mode).expect("a capture");
     device::cap_slice(&stream, &on_gpu, &mut rows, SliceOptions::default());
     let flags = sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
@@ -131,13 +131,15 @@ fn a_captured_launch_sees_new_bounds() {
         table.set_bound(0, Bound::floor(0.5 * turn as f32).expect("a bound")).expect("a cap");
         on_gpu.update_params(table.params(), (&*stream).into()).expect("an update");
         graph.launch().expect("a replay");
-        axiscap::cpu::cap_rows(&table, RowsMut::from_slice(&mut expected, 4096).expect("rows"), Options::new())
-            .expect("the twin");
+        axiscap::cpu::cap_rows(
+            &table,
+            RowsMut::from_slice(&mut expected, 4096).expect("rows"),
+            Options::new(),
+        )
+        .expect("the twin");
     }
     let found = stream.clone_dtoh(&rows).expect("a copy back");
     stream.synchronize().expect("a copy back");
-    // SAFETY: as above.
-    unsafe { device.context().enable_event_tracking() };
     assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
 }
 
@@ -177,7 +179,8 @@ fn backends_agree() {
         let mut out = vec![0.0f32; 33 * 1000];
         let mut stats = vec![RowStat::default(); 33 * depth];
         let rows = |v| Rows::from_slice(v, 1000).expect("rows");
-        let call = Call::add_cap(&table, rows(&x), rows(&r), RowsMut::from_slice(&mut out, 1000).expect("rows"));
+        let call =
+            Call::add_cap(&table, rows(&x), rows(&r), RowsMut::from_slice(&mut out, 1000).expect("rows"));
         backend(call, Options::new().profiles(&profiles).stats(&mut stats));
         (out, stats)
     };
@@ -192,7 +195,10 @@ fn probing_never_panics() {
     match probe() {
         Ok(devices) => assert!(!devices.is_empty()),
         Err(error) => {
-            assert!(matches!(error, CudaError::NoDriver { .. } | CudaError::NoDevice { .. } | CudaError::Driver { .. }));
+            assert!(matches!(
+                error,
+                CudaError::NoDriver { .. } | CudaError::NoDevice { .. } | CudaError::Driver { .. }
+            ));
             println!("{error}");
         }
     }
