@@ -33,7 +33,9 @@ fn main() {
             println!("cargo::rerun-if-changed={}", source.path().display());
         }
     }
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "XDG_CACHE_HOME", "AXISCAP_CUDA_ARCHS", "DOCS_RS"] {
+    for variable in
+        ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "XDG_CACHE_HOME", "AXISCAP_CUDA_ARCHS", "DOCS_RS"]
+    {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {

@@ -9,7 +9,7 @@ use std::hint::black_box;
 use axiscap::CapTable;
 use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut};
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_main};
 use half::{bf16, f16};
 
 use crate::support::Aligned;
@@ -112,5 +112,11 @@ fn fused(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, caps, plain, fused);
+#[allow(missing_docs, reason = "what the macro makes has none")]
+mod groups {
+    use super::{caps, fused, plain};
+
+    criterion::criterion_group!(benches, caps, plain, fused);
+}
+use groups::benches;
 criterion_main!(benches);

@@ -33,7 +33,8 @@ class GeneralRows {
             acted_ = 0;
             apply_caps(row);
             finish(row);
-            // The next row writes the list of steps that a slower warp may still be reading.
+            // The next row writes the list of steps that others may still be reading; with one warp its sum has no
+            // barrier of its own.
             hw::barrier(hw::group(), hw::threads());
         }
     }

@@ -33,7 +33,11 @@ fn present() -> Result<(), CudaError> {
                 std::mem::forget(library);
                 return Ok(());
             }
-            Err(error) if reason.is_empty() => reason = error.to_string(),
+            Err(error) if reason.is_empty() => {
+                // The loader's own words are one level down.
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                reason = cause.unwrap_or_else(|| error.to_string());
+            }
             Err(_) => {}
         }
     }

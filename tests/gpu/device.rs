@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use axiscap::cpu::Element;
-use axiscap::cuda::{Device, DeviceRows, Job, Overlap, Plan};
+use axiscap::cuda::{CudaError, Device, DeviceRows, Job, Overlap, Plan};
 use axiscap::interop::cudarc as slices;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
@@ -11,17 +11,15 @@ use crate::case::{Buffer, Case, Setup, Value};
 
 /// The GPU, or why there is none. `AXISCAP_REQUIRE_GPU` turns a skipped test into a failed one.
 pub(crate) fn device() -> Option<&'static Device> {
-    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
-    DEVICE
-        .get_or_init(|| match Device::open(0) {
-            Ok(device) => Some(device),
-            Err(error) if std::env::var_os("AXISCAP_REQUIRE_GPU").is_some() => panic!("{error}"),
-            Err(error) => {
-                println!("SKIPPED, nothing was tested on a GPU: {error}");
-                None
-            }
-        })
-        .as_ref()
+    static DEVICE: OnceLock<Result<Device, CudaError>> = OnceLock::new();
+    match DEVICE.get_or_init(|| Device::open(0)) {
+        Ok(device) => Some(device),
+        Err(error) if std::env::var_os("AXISCAP_REQUIRE_GPU").is_some() => panic!("{error}"),
+        Err(error) => {
+            println!("SKIPPED, nothing was tested on a GPU: {error}");
+            None
+        }
+    }
 }
 
 /// Device memory that holds a buffer at the same distance from 16-byte alignment.
