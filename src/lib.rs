@@ -14,10 +14,15 @@
 //! implementations give the same bits.
 
 mod axis;
+pub mod backend;
 mod cap;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 pub mod file;
+#[cfg(feature = "cuda")]
+pub mod interop;
 mod stats;
 mod table;
 

@@ -41,8 +41,8 @@ mod norm;
 mod options;
 pub mod oracle;
 mod row;
-mod rows;
-mod run;
+pub(crate) mod rows;
+pub(crate) mod run;
 mod simd;
 mod sum;
 

@@ -73,7 +73,7 @@ impl<E: Element> Job<'_, E> {
         (bytes / LEAST_SHARE).clamp(1, rayon::current_num_threads().max(1)).min(self.rows.rows.max(1))
     }
 
-    fn check(&self, options: &Options<'_>) -> Result<()> {
+    pub(crate) fn check(&self, options: &Options<'_>) -> Result<()> {
         let rows = &self.rows;
         check_width("the batch of rows", rows.width, "the table of caps", self.table.width())?;
         for (what, other) in [("x", 0), ("the residual", 1)] {

@@ -1,0 +1,56 @@
+// What a launch hands to a kernel: one struct by value, the same bytes that src/cuda/args.rs packs.
+//
+// No header of the CUDA toolkit is needed here or anywhere else in this folder: the kernels are plain C++ over
+// the few operations in hardware.cuh, which has one version for nvcc and one for the emulator.
+#pragma once
+
+namespace axiscap {
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+// Bounds and strength of one cap: CapParams in src/table.rs.
+struct CapParams {
+    float lo, hi, strength;
+};
+
+// What one cap did to one row: RowStat in src/stats.rs.
+struct RowStat {
+    float before, after;
+    u32 flags;
+};
+
+constexpr u32 ENGAGED = 1;
+constexpr u32 NON_FINITE = 2;
+
+// Strides count elements from one row to the next. Pointers an operation does not use are null.
+struct CapArgs {
+    void* h;              // the residual rows: read (unless x + r replaces them) and written
+    const void* x;        // with add: h = x + r
+    const void* r;
+    void* y;              // with norm: the normed rows
+    const float* weight;  // with norm: [width]
+    i64 h_stride, x_stride, r_stride, y_stride;
+
+    const float* axes;        // [caps][axis_stride], zero from width to axis_stride
+    const CapParams* params;  // [caps]
+    const u32* ends;          // [profiles]: profile p >= 1 is the caps ends[p - 1] .. ends[p]
+    const u32* profile;       // [rows], or null: every row has the caps first .. first + count
+    RowStat* stats;           // [rows][depth], or null
+    u32 axis_stride;          // a multiple of 512
+    u32 profiles;             // number of profiles, the empty profile 0 included
+    u32 first, count;
+    u32 depth;
+
+    u32 rows;  // at most 2^31
+    u32 width;
+    float eps;
+    u32 stages;  // staged kernels: rows in flight per group, 1 to 3
+    u32 wide;    // general kernels: 1 when every access may be 16 bytes
+};
+
+static_assert(sizeof(CapParams) == 12 && sizeof(RowStat) == 12, "the layouts of table.rs and stats.rs");
+static_assert(sizeof(CapArgs) == 152, "the layout of src/cuda/args.rs");
+
+}  // namespace axiscap

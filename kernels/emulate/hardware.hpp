@@ -1,0 +1,158 @@
+// The CPU's version of hardware.cuh: the same functions, checked.
+//
+// A thread is a fiber (fiber.hpp). Barriers and shuffles hand control to the scheduler; everything else runs
+// straight through. What CUDA leaves undefined is made visible here: shared memory starts out as NaN and so do the
+// targets of copies under way, a 16-byte access must be aligned, shared memory may only be touched inside the
+// launch's own, a copy is only made when it is awaited, a barrier or shuffle that not all threads reach is an error.
+//
+// Not covered: the GPU's memory model (fibers see each other's writes at once), programmatic dependent launch, and
+// the conversions' and divisions' hardware. Those need a GPU.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "machine.hpp"
+
+#if defined(__FAST_MATH__)
+#error "the emulator's arithmetic must be IEEE: no -ffast-math"
+#endif
+
+#define AXISCAP_DEVICE inline
+#define AXISCAP_KERNEL(name, threads) \
+    static void name(const axiscap::CapArgs& args); \
+    static const axiscap::emulate::Registration name##_registration(#name, threads, name); \
+    static void name(const axiscap::CapArgs& args)
+
+namespace axiscap {
+
+struct alignas(16) Quad {
+    u32 w[4];
+};
+
+namespace hw {
+
+// The compiler flag -ffp-contract=off keeps these apart; see scripts and tests that build the emulator.
+inline float add(float a, float b) { return a + b; }
+inline float sub(float a, float b) { return a - b; }
+inline float mul(float a, float b) { return a * b; }
+inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+inline float div(float a, float b) { return a / b; }
+inline float sqrt(float a) { return std::sqrt(a); }
+inline float from_bits(u32 bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline u32 to_bits(float value) {
+    u32 bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+
+inline u32 thread() { return emulate::self().x; }
+inline u32 threads() { return emulate::machine().launch.threads; }
+inline u32 group() { return emulate::self().y; }
+inline u32 groups() { return emulate::machine().launch.groups; }
+inline u32 block() { return emulate::machine().block; }
+inline u32 blocks() { return emulate::machine().launch.blocks; }
+
+inline float shuffle_xor(float value, int mask) { return emulate::machine().shuffle_xor(value, mask); }
+inline void barrier(u32 id, u32 threads) { emulate::machine().barrier(id, threads); }
+
+inline unsigned char* shared_memory() { return emulate::machine().shared.data(); }
+inline float load_shared(const float* p) {
+    emulate::machine().check_shared(p, 4, 4);
+    return *p;
+}
+inline void load_shared(const float* p, float (&values)[4]) {
+    emulate::machine().check_shared(p, 16, 16);
+    std::memcpy(values, p, 16);
+}
+inline Quad load_shared_quad(const void* p) {
+    emulate::machine().check_shared(p, 16, 16);
+    Quad quad;
+    std::memcpy(&quad, p, 16);
+    return quad;
+}
+inline void store_shared(float* p, float value) {
+    emulate::machine().check_shared(p, 4, 4);
+    *p = value;
+}
+
+template <class T>
+inline T load(const void* p) {
+    emulate::check_aligned(p, sizeof(T));
+    T value;
+    std::memcpy(&value, p, sizeof(T));
+    return value;
+}
+// Rows before the wait for the previous kernel are not there yet; tables are.
+inline Quad load_row_quad(const void* p) {
+    emulate::check_waited();
+    return load<Quad>(p);
+}
+template <class T>
+inline T load_row(const T* p) {
+    emulate::check_waited();
+    return load<T>(p);
+}
+inline void store_row_quad(void* p, Quad q) {
+    emulate::check_waited();
+    emulate::check_aligned(p, 16);
+    std::memcpy(p, &q, 16);
+}
+template <class T>
+inline void store_row(T* p, T value) {
+    emulate::check_waited();
+    emulate::check_aligned(p, sizeof(T));
+    std::memcpy(p, &value, sizeof(T));
+}
+inline Quad load_table_quad(const void* p) { return load<Quad>(p); }
+inline float load_table(const float* p) { return load<float>(p); }
+inline u32 load_table(const u32* p) { return load<u32>(p); }
+// A prefetch of a bad address does nothing on a GPU either, but it should not happen: read a byte.
+inline void prefetch_table(const void* p) { (void)*static_cast<const volatile unsigned char*>(p); }
+
+inline void copy_async(void* to, const void* from, bool inside) {
+    emulate::check_waited();
+    emulate::machine().check_shared(to, 16, 16);
+    emulate::check_aligned(from, 16);
+    emulate::self().copy(to, from, inside);
+}
+inline void commit_copies() { emulate::self().commit(); }
+template <int Newer>
+inline void await_copies() {
+    emulate::self().await(Newer);
+}
+
+inline void allow_next_kernel() {}
+inline void wait_for_previous_kernel() { emulate::self().waited = true; }
+
+inline float widen_f16(u32 bits) {
+    u32 sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ffu;
+    if (exponent == 31) return from_bits(sign | 0x7f800000u | fraction << 13);
+    float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                                    : std::ldexp(static_cast<float>(fraction | 0x400u), static_cast<int>(exponent) - 25);
+    return from_bits(sign | to_bits(magnitude));
+}
+inline u32 narrow_f16(float value) {
+    u32 bits = to_bits(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return 0x7fffu;               // NaN, as the hardware has it
+    if (magnitude >= 0x477ff000u) return sign | 0x7c00u;       // rounds past the largest
+    if (magnitude < 0x38800000u) {                             // subnormal: a multiple of 2^-24
+        return sign | static_cast<u32>(std::nearbyint(std::ldexp(from_bits(magnitude), 24)));
+    }
+    u32 rounded = magnitude + 0xfffu + (magnitude >> 13 & 1);
+    return sign | (rounded - 0x38000000u) >> 13;
+}
+inline u32 narrow_bf16(float value) {
+    u32 bits = to_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;
+    return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+}
+inline u32 narrow_f16_pair(float low, float high) { return narrow_f16(low) | narrow_f16(high) << 16; }
+inline u32 narrow_bf16_pair(float low, float high) { return narrow_bf16(low) | narrow_bf16(high) << 16; }
+
+}  // namespace hw
+}  // namespace axiscap

@@ -1,0 +1,128 @@
+#include "machine.hpp"
+
+#include <algorithm>
+
+namespace axiscap {
+namespace emulate {
+
+Machine& machine() {
+    static thread_local Machine instance;
+    return instance;
+}
+
+std::map<std::string, Kernel>& kernels() {
+    static std::map<std::string, Kernel> all;
+    return all;
+}
+
+void fault(const std::string& what) {
+    const Thread& t = self();
+    throw Fault{what + " (block " + std::to_string(machine().block) + ", thread " + std::to_string(t.x) + ", group " +
+                std::to_string(t.y) + ")"};
+}
+
+// A thread's whole life. Exceptions must not cross the fiber's end.
+void start_thread() {
+    Machine& m = machine();
+    m.fibers_.arrived();
+    try {
+        m.kernel_(*m.args_);
+        if (!m.current().waited) fault("a thread ended without waiting for the previous kernel");
+    } catch (const Fault& f) {
+        if (m.fault_.empty()) m.fault_ = f.what;
+    }
+    m.fibers_.finish();
+}
+
+std::string Machine::run(void (*kernel)(const CapArgs&), const CapArgs& args, const Launch& shape, Schedule schedule) {
+    launch = shape;
+    kernel_ = kernel;
+    args_ = &args;
+    fault_.clear();
+    for (u32 i = 0; i < launch.blocks && fault_.empty(); i++) {
+        switch (schedule) {
+            case ASCENDING: block = i; break;
+            case DESCENDING: block = launch.blocks - 1 - i; break;
+            default: block = (i + launch.blocks / 2) % launch.blocks; break;
+        }
+        run_block(schedule);
+    }
+    return fault_;
+}
+
+void Machine::run_block(Schedule schedule) {
+    u32 count = launch.threads * launch.groups;
+    shared.assign(launch.shared_bytes, 0xff);  // a float of such bytes is NaN
+    threads_.assign(count, Thread{});
+    for (u32 i = 0; i < count; i++) {
+        threads_[i].x = i % launch.threads;
+        threads_[i].y = i / launch.threads;
+        threads_[i].warp = i / 32;
+    }
+    ready_.assign(count, true);
+    warps_.assign((count + 31) / 32, Meeting{});
+    barriers_.clear();
+    exchanged_.assign(count, 0.0f);
+    fibers_.prepare(count, start_thread);
+
+    u32 done = 0;
+    for (u32 round = 0; done < count && fault_.empty(); round++) {
+        bool progress = false;
+        for (u32 i = 0; i < count && fault_.empty(); i++) {
+            u32 pick = i;
+            if (schedule == DESCENDING) pick = count - 1 - i;
+            // 7919 is prime and larger than any block, so that this visits every thread once.
+            if (schedule == SCATTERED) pick = static_cast<u32>((static_cast<u64>(i) * 7919 + round * 131) % count);
+            if (!ready_[pick] || fibers_.over(pick)) continue;
+            progress = true;
+            current_ = pick;
+            fibers_.enter(pick);
+            if (fibers_.over(pick)) done++;
+        }
+        if (!progress && done < count && fault_.empty()) {
+            fault_ = "a barrier or shuffle that not all its threads reach (block " + std::to_string(block) + ")";
+        }
+    }
+}
+
+void Machine::meet(Meeting& meeting, u32 expected) {
+    if (!meeting.waiting.empty() && meeting.expected != expected) fault("two sizes for one barrier");
+    meeting.expected = expected;
+    u32 me = current_;
+    if (meeting.waiting.size() + 1 < expected) {
+        meeting.waiting.push_back(me);
+        ready_[me] = false;
+        fibers_.leave();
+        current_ = me;
+    } else {
+        for (u32 other : meeting.waiting) ready_[other] = true;
+        meeting.waiting.clear();
+    }
+}
+
+float Machine::shuffle_xor(float value, int mask) {
+    u32 me = current_;
+    u32 partner = (me & ~31u) | ((me & 31) ^ static_cast<u32>(mask));
+    exchanged_[me] = value;
+    meet(warps_[threads_[me].warp], 32);
+    float result = exchanged_[partner];
+    // Nobody may write the next value before everybody has read this one.
+    meet(warps_[threads_[me].warp], 32);
+    return result;
+}
+
+void Machine::barrier(u32 id, u32 threads) {
+    if (id + 1 >= 16) fault("barrier " + std::to_string(id + 1) + " of 16");
+    if (threads % 32 != 0 || threads > launch.threads * launch.groups) fault("a barrier of " + std::to_string(threads));
+    meet(barriers_[id], threads);
+}
+
+void Machine::check_shared(const void* p, size_t bytes, size_t alignment) const {
+    uintptr_t at = reinterpret_cast<uintptr_t>(p), from = reinterpret_cast<uintptr_t>(shared.data());
+    if (at < from || at + bytes > from + shared.size()) fault("access outside shared memory");
+    // The launch's shared memory is 16-byte aligned on a GPU, whatever it is here.
+    if ((at - from) % alignment != 0) fault("misaligned access of shared memory");
+}
+
+}  // namespace emulate
+}  // namespace axiscap

@@ -1,0 +1,123 @@
+// A GPU of one multiprocessor that runs one block at a time: its threads as fibers, its shared memory, its barriers.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "../args.cuh"
+#include "fiber.hpp"
+
+namespace axiscap {
+namespace emulate {
+
+// How a kernel is launched: blocks x (threads, groups), and its dynamic shared memory.
+struct Launch {
+    u32 blocks, threads, groups, shared_bytes;
+};
+
+// In which order blocks and threads that could run do run. Results must not depend on it.
+enum Schedule : u32 { ASCENDING, DESCENDING, SCATTERED, SCHEDULES };
+
+// What a kernel did that CUDA does not allow. Thrown in a fiber, reported by the launch.
+struct Fault {
+    std::string what;
+};
+[[noreturn]] void fault(const std::string& what);
+
+struct Thread {
+    u32 x = 0, y = 0, warp = 0;
+    bool waited = false;
+
+    // Copies under way. They are made when awaited, no earlier: until then their target is NaN.
+    struct Copy {
+        void* to;
+        const void* from;
+        bool inside;
+    };
+    std::vector<std::vector<Copy>> committed;
+    std::vector<Copy> open;
+
+    void copy(void* to, const void* from, bool inside) {
+        std::memset(to, 0xff, 16);
+        open.push_back({to, from, inside});
+    }
+    void commit() {
+        committed.push_back(open);
+        open.clear();
+    }
+    void await(size_t newer) {
+        while (committed.size() > newer) {
+            for (const Copy& c : committed.front()) {
+                if (c.inside) std::memcpy(c.to, c.from, 16);
+                else std::memset(c.to, 0, 16);
+            }
+            committed.erase(committed.begin());
+        }
+    }
+};
+
+class Machine {
+  public:
+    Launch launch{};
+    u32 block = 0;
+    std::vector<unsigned char> shared;
+
+    // Runs the whole grid. Empty when all went well, else what went wrong.
+    std::string run(void (*kernel)(const CapArgs&), const CapArgs& args, const Launch& launch, Schedule schedule);
+
+    float shuffle_xor(float value, int mask);
+    void barrier(u32 id, u32 threads);
+    void check_shared(const void* p, size_t bytes, size_t alignment) const;
+    Thread& current() { return threads_[current_]; }
+
+  private:
+    // Where threads wait for each other: a warp's shuffle, or a named barrier.
+    struct Meeting {
+        std::vector<u32> waiting;
+        u32 expected = 0;
+    };
+
+    void run_block(Schedule schedule);
+    void meet(Meeting& meeting, u32 expected);
+
+    std::vector<Thread> threads_;
+    std::vector<bool> ready_;
+    Fibers fibers_;
+    u32 current_ = 0;
+    std::vector<Meeting> warps_;
+    std::map<u32, Meeting> barriers_;
+    std::vector<float> exchanged_;
+    std::string fault_;
+    void (*kernel_)(const CapArgs&) = nullptr;
+    const CapArgs* args_ = nullptr;
+    friend void start_thread();
+};
+
+Machine& machine();
+inline Thread& self() { return machine().current(); }
+
+inline void check_aligned(const void* p, size_t bytes) {
+    if (reinterpret_cast<uintptr_t>(p) % bytes != 0) fault("misaligned access of " + std::to_string(bytes) + " bytes");
+}
+inline void check_waited() {
+    if (!self().waited) fault("a row was touched before the wait for the previous kernel");
+}
+
+struct Kernel {
+    u32 most_threads;
+    void (*run)(const CapArgs&);
+};
+std::map<std::string, Kernel>& kernels();
+struct Registration {
+    Registration(const char* name, u32 most_threads, void (*run)(const CapArgs&)) {
+        kernels()[name] = {most_threads, run};
+    }
+};
+
+}  // namespace emulate
+}  // namespace axiscap

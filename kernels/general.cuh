@@ -1,0 +1,182 @@
+// Any row: every width, stride and alignment, with the lane map of resident.cuh. Slower, and never out of the way.
+//
+// One group of min(ceil(width / 512), 32) warps per row; warp w adds up segments w, w + 32, ... of the row. A row
+// may be too long for registers, so each step reads it again from memory, as it was when the kernel began, and
+// repeats the caps that acted so far: the f32 row is never rounded in between. It is written once, at the end.
+//
+// Grid: any number of blocks, which stride over the rows. Block: (32 * warps, 1).
+#pragma once
+
+#include "reduce.cuh"
+#include "verdict.cuh"
+
+namespace axiscap {
+
+// Most caps that may act on one row: what the list of steps in shared memory holds (src/cuda/shape.rs).
+constexpr u32 MOST_STEPS = 1024;
+
+template <class E, bool Add, bool Norm>
+class GeneralRows {
+    typedef typename E::Bits Bits;
+
+
+  public:
+    AXISCAP_DEVICE GeneralRows(const CapArgs& args)
+        : args_(args),
+          first_segment_(hw::thread() / WARP),
+          steps_(reinterpret_cast<float*>(hw::shared_memory()) + 2 * MOST_SLOTS),
+          sum_(reinterpret_cast<float*>(hw::shared_memory())) {}
+
+    AXISCAP_DEVICE void run() {
+        hw::allow_next_kernel();
+        hw::wait_for_previous_kernel();
+        for (u32 row = hw::block(); row < args_.rows; row += hw::blocks()) {
+            acted_ = 0;
+            apply_caps(row);
+            finish(row);
+            // The next row writes the list of steps that a slower warp may still be reading.
+            hw::barrier(hw::group(), hw::threads());
+        }
+    }
+
+  private:
+    AXISCAP_DEVICE u32 segments() const { return (args_.width + SEGMENT - 1) / SEGMENT; }
+
+    // This thread's first element of a segment.
+    AXISCAP_DEVICE u32 start(u32 segment) const { return segment * SEGMENT + hw::thread() % WARP * E::V; }
+
+    // f(segment) for each of this warp's segments, ascending.
+    template <class F>
+    AXISCAP_DEVICE void each_segment(F f) const {
+        for (u32 s = first_segment_; s < segments(); s += MOST_SLOTS) f(s);
+    }
+
+    // The slot of this warp: the sums of its segments, added in ascending order from the first.
+    template <class F>
+    AXISCAP_DEVICE float slot(F thread_part) const {
+        float slot = 0.0f;
+        bool first = true;
+        each_segment([&](u32 s) {
+            float x = warp_sum(thread_part(s));
+            slot = first ? x : hw::add(slot, x);
+            first = false;
+        });
+        return slot;
+    }
+
+    AXISCAP_DEVICE void load_quad(const Bits* row, u32 e, float* values) const {
+        if (args_.wide) {
+            Quad raw = Quad{{0, 0, 0, 0}};
+            if (e < args_.width) raw = hw::load_row_quad(row + e);
+            E::unpack(raw, values);
+        } else {
+#pragma unroll
+            for (int j = 0; j < E::V; j++) {
+                values[j] = e + j < args_.width ? E::widen(hw::load_row(row + e + j)) : 0.0f;
+            }
+        }
+    }
+
+    AXISCAP_DEVICE const float* axis(u32 cap) const {
+        return args_.axes + static_cast<u64>(cap) * args_.axis_stride;
+    }
+
+    // The values e .. e + V of the row after the caps that acted so far.
+    AXISCAP_DEVICE void load(u32 row, u32 e, float* h) const {
+        if constexpr (Add) {
+            float r[E::V];
+            load_quad(static_cast<const Bits*>(args_.x) + row * args_.x_stride, e, h);
+            load_quad(static_cast<const Bits*>(args_.r) + row * args_.r_stride, e, r);
+#pragma unroll
+            for (int j = 0; j < E::V; j++) h[j] = hw::add(h[j], r[j]);
+        } else {
+            load_quad(static_cast<const Bits*>(args_.h) + row * args_.h_stride, e, h);
+        }
+#pragma unroll 1
+        for (u32 i = 0; i < acted_; i++) {
+            float delta = hw::load_shared(steps_ + 2 * i);
+            float v[E::V];
+            load_values<E::V>(axis(hw::to_bits(hw::load_shared(steps_ + 2 * i + 1))) + e, v);
+#pragma unroll
+            for (int j = 0; j < E::V; j++) h[j] = hw::fma(delta, v[j], h[j]);
+        }
+    }
+
+    // This thread's values of a segment.
+    AXISCAP_DEVICE void load_segment(u32 row, u32 segment, float (&h)[VALUES]) const {
+#pragma unroll
+        for (int q = 0; q < E::QUADS; q++) load(row, start(segment) + q * QUAD_STEP<E>, &h[q * E::V]);
+    }
+
+    AXISCAP_DEVICE void apply_caps(u32 row) {
+        CapRun run = caps_of_row(args_, row);
+        for (u32 k = 0; k < run.count; k++) {
+            u32 cap = run.first + k;
+            float p = sum_(slot([&](u32 segment) {
+                float h[VALUES], v[VALUES];
+                load_segment(row, segment, h);
+                load_padded<E>(axis(cap) + start(segment), v);
+                return thread_dot<E>(h, v);
+            }));
+            Verdict verdict = judge(p, load_params(args_, cap));
+            if (verdict.acts) {
+                if (hw::thread() == 0) {
+                    hw::store_shared(steps_ + 2 * acted_, verdict.delta);
+                    hw::store_shared(steps_ + 2 * acted_ + 1, hw::from_bits(cap));
+                }
+                acted_++;
+                hw::barrier(hw::group(), hw::threads());
+            }
+            if (hw::thread() == 0) write_stat(args_, row, k, {p, verdict.after, verdict.flags});
+        }
+        if (hw::thread() == 0) clear_stats(args_, row, run.count);
+    }
+
+    AXISCAP_DEVICE void store_quad(void* base, i64 stride, u32 row, u32 e, const float* values) const {
+        Bits* to = static_cast<Bits*>(base) + row * stride + e;
+        if (args_.wide) {
+            if (e < args_.width) hw::store_row_quad(to, E::pack(values));
+        } else {
+#pragma unroll
+            for (int j = 0; j < E::V; j++) {
+                if (e + j < args_.width) hw::store_row(to + j, E::narrow(values[j]));
+            }
+        }
+    }
+
+    AXISCAP_DEVICE float weight(u32 e) const { return e < args_.width ? hw::load_table(args_.weight + e) : 0.0f; }
+
+    AXISCAP_DEVICE void finish(u32 row) {
+        float factor = 0.0f;
+        if constexpr (Norm) {
+            factor = norm_factor(args_, sum_(slot([&](u32 segment) {
+                float h[VALUES];
+                load_segment(row, segment, h);
+                return thread_dot<E>(h, h);
+            })));
+        }
+        if (!Add && !Norm && acted_ == 0) return;
+        each_segment([&](u32 segment) {
+#pragma unroll
+            for (int q = 0; q < E::QUADS; q++) {
+                u32 e = start(segment) + q * QUAD_STEP<E>;
+                float h[E::V];
+                load(row, e, h);
+                if (Add || acted_ != 0) store_quad(args_.h, args_.h_stride, row, e, h);
+                if constexpr (Norm) {
+#pragma unroll
+                    for (int j = 0; j < E::V; j++) h[j] = hw::mul(hw::mul(h[j], factor), weight(e + j));
+                    store_quad(args_.y, args_.y_stride, row, e, h);
+                }
+            }
+        });
+    }
+
+    const CapArgs& args_;
+    const u32 first_segment_;
+    float* const steps_;  // in shared memory: the caps that acted on this row, in order
+    u32 acted_ = 0;
+    GroupSum<SlotsByShuffle> sum_;
+};
+
+}  // namespace axiscap

@@ -1,0 +1,164 @@
+// Everything the kernels ask of the hardware, and the only file with inline PTX.
+//
+// Under nvcc each function is an instruction or two. Under any other compiler the emulator's version is used
+// instead (emulate/hardware.hpp), so that the same kernel source runs, checked, on a CPU.
+//
+// Arithmetic is spelled out (add, mul, fma, div, sqrt, each rounded once, to nearest even): no flag of the
+// compiler can contract or reassociate it.
+#pragma once
+
+#include "args.cuh"
+
+#ifndef __CUDACC__
+#include "emulate/hardware.hpp"
+#else
+
+#define AXISCAP_DEVICE __device__ __forceinline__
+// `threads`: the most a block may have. 512 leave a thread 128 registers, 1024 leave it 64 (src/cuda/shape.rs).
+#define AXISCAP_KERNEL(name, threads) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ axiscap::CapArgs args)
+
+namespace axiscap {
+
+struct alignas(16) Quad {
+    u32 w[4];
+};
+
+namespace hw {
+
+AXISCAP_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
+AXISCAP_DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
+AXISCAP_DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
+AXISCAP_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+AXISCAP_DEVICE float div(float a, float b) { return __fdiv_rn(a, b); }
+AXISCAP_DEVICE float sqrt(float a) { return __fsqrt_rn(a); }
+AXISCAP_DEVICE float from_bits(u32 bits) { return __uint_as_float(bits); }
+AXISCAP_DEVICE u32 to_bits(float value) { return __float_as_uint(value); }
+
+// A thread block is groups (y) of whole warps (x); each group works on one row at a time.
+AXISCAP_DEVICE u32 thread() { return threadIdx.x; }
+AXISCAP_DEVICE u32 threads() { return blockDim.x; }
+AXISCAP_DEVICE u32 group() { return threadIdx.y; }
+AXISCAP_DEVICE u32 groups() { return blockDim.y; }
+AXISCAP_DEVICE u32 block() { return blockIdx.x; }
+AXISCAP_DEVICE u32 blocks() { return gridDim.x; }
+
+AXISCAP_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// All `threads` threads of group `id` arrive; shared memory written before is visible after.
+AXISCAP_DEVICE void barrier(u32 id, u32 threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id + 1), "r"(threads) : "memory");
+}
+
+// The launch's dynamic shared memory. Nothing is ever shared in any other way.
+AXISCAP_DEVICE unsigned char* shared_memory() {
+    extern __shared__ __align__(16) unsigned char memory[];
+    return memory;
+}
+AXISCAP_DEVICE float load_shared(const float* p) { return *p; }
+AXISCAP_DEVICE void load_shared(const float* p, float (&values)[4]) {
+    float4 quad = *reinterpret_cast<const float4*>(p);
+    values[0] = quad.x, values[1] = quad.y, values[2] = quad.z, values[3] = quad.w;
+}
+AXISCAP_DEVICE Quad load_shared_quad(const void* p) { return *static_cast<const Quad*>(p); }
+AXISCAP_DEVICE void store_shared(float* p, float value) { *p = value; }
+
+// Rows: coherent loads, because an earlier kernel may still be writing them when this one starts (programmatic
+// dependent launch). They are used once, so that they need no place in L1.
+AXISCAP_DEVICE Quad load_row_quad(const void* p) {
+    Quad q;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(q.w[0]), "=r"(q.w[1]), "=r"(q.w[2]), "=r"(q.w[3])
+                 : "l"(p));
+    return q;
+}
+AXISCAP_DEVICE u32 load_row(const u32* p) {
+    u32 value;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(p));
+    return value;
+}
+AXISCAP_DEVICE unsigned short load_row(const unsigned short* p) {
+    unsigned short value;
+    asm volatile("ld.global.u16 %0, [%1];" : "=h"(value) : "l"(p));
+    return value;
+}
+AXISCAP_DEVICE void store_row_quad(void* p, Quad q) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(q.w[0]), "r"(q.w[1]), "r"(q.w[2]),
+                 "r"(q.w[3])
+                 : "memory");
+}
+template <class T>
+AXISCAP_DEVICE void store_row(T* p, T value) {
+    *p = value;
+}
+
+// Tables (axes, bounds, weights): constant while a kernel runs, and not written by the kernel before it, so they
+// may be read through the non-coherent path and before wait_for_previous_kernel.
+AXISCAP_DEVICE Quad load_table_quad(const void* p) {
+    Quad q;
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(q.w[0]), "=r"(q.w[1]), "=r"(q.w[2]), "=r"(q.w[3])
+                 : "l"(p));
+    return q;
+}
+AXISCAP_DEVICE float load_table(const float* p) {
+    float value;
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(value) : "l"(p));
+    return value;
+}
+AXISCAP_DEVICE u32 load_table(const u32* p) {
+    u32 value;
+    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(p));
+    return value;
+}
+AXISCAP_DEVICE void prefetch_table(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// 16 bytes from global to shared memory without a register in between; zeros instead where `inside` is false.
+// Only the thread that asked may read them, after await_copies.
+AXISCAP_DEVICE void copy_async(void* to, const void* from, bool inside) {
+    u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+                 "r"(inside ? 16 : 0)
+                 : "memory");
+}
+AXISCAP_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Returns when at most `Newer` of the committed groups are still under way.
+template <int Newer>
+AXISCAP_DEVICE void await_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(Newer) : "memory");
+}
+
+// Programmatic dependent launch (sm_90 and later; without the launch attribute both return at once).
+AXISCAP_DEVICE void allow_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Everything earlier kernels wrote is visible afterwards. Every thread of every kernel must come through here.
+AXISCAP_DEVICE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Conversions, to nearest even. The pair functions put `low` into the lower half.
+AXISCAP_DEVICE float widen_f16(u32 bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<unsigned short>(bits)));
+    return value;
+}
+AXISCAP_DEVICE u32 narrow_f16_pair(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+AXISCAP_DEVICE u32 narrow_bf16_pair(float low, float high) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+}
+
+}  // namespace hw
+}  // namespace axiscap
+
+#endif

@@ -1,0 +1,22 @@
+// The kernels of one operation: three row types x three ways of going through the rows.
+#pragma once
+
+#include "general.cuh"
+#include "resident.cuh"
+
+// AXISCAP_OPERATION(name, add, norm) defines axiscap_<name>_<f32|f16|bf16>_<direct|staged|general>.
+#define AXISCAP_OPERATION(name, add, norm) \
+    AXISCAP_OPERATION_ON(name, f32, F32, add, norm) \
+    AXISCAP_OPERATION_ON(name, f16, F16, add, norm) \
+    AXISCAP_OPERATION_ON(name, bf16, BF16, add, norm)
+
+#define AXISCAP_OPERATION_ON(name, type, E, add, norm) \
+    AXISCAP_KERNEL(axiscap_##name##_##type##_direct, 512) { \
+        axiscap::ResidentRows<axiscap::E, add, norm, false>(args).run(); \
+    } \
+    AXISCAP_KERNEL(axiscap_##name##_##type##_staged, 1024) { \
+        axiscap::ResidentRows<axiscap::E, add, norm, true>(args).run(); \
+    } \
+    AXISCAP_KERNEL(axiscap_##name##_##type##_general, 1024) { \
+        axiscap::GeneralRows<axiscap::E, add, norm>(args).run(); \
+    }

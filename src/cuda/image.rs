@@ -1,0 +1,66 @@
+//! The compiled kernels in this build.
+
+use super::error::CudaError;
+
+include!(concat!(env!("OUT_DIR"), "/image.rs"));
+
+/// The fatbin; empty without nvcc.
+pub(super) static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/axiscap.fatbin"));
+
+/// What this build holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Compute capabilities with machine code, e.g. 90 for 9.0; ascending. Empty without nvcc.
+    pub archs: &'static [u32],
+    /// The nvcc that compiled it; empty without.
+    pub nvcc: &'static str,
+    /// Bytes of the image.
+    pub bytes: usize,
+}
+
+/// The device code in this build.
+#[must_use]
+pub fn image() -> ImageInfo {
+    ImageInfo { archs: MACHINE_CODE, nvcc: NVCC, bytes: IMAGE.len() }
+}
+
+/// Whether the image has code for a GPU of capability `arch`: machine code of the same major version and no later
+/// minor one, or PTX (of the highest capability built for) of no later one.
+pub(super) fn check_arch(built: &[u32], arch: u32) -> Result<(), CudaError> {
+    let machine_code = built.iter().any(|b| b / 10 == arch / 10 && b % 10 <= arch % 10);
+    let ptx = built.last().is_some_and(|&newest| newest <= arch);
+    if machine_code || ptx { Ok(()) } else { Err(CudaError::NoDeviceCode { arch, built: built.to_vec() }) }
+}
+
+/// Whether a driver for CUDA `found` loads what this nvcc compiled: minor versions of one major are compatible.
+pub(super) fn check_driver(nvcc: &str, found: i32) -> Result<(), CudaError> {
+    let needed = nvcc.split('.').next().and_then(|major| major.parse::<i32>().ok()).unwrap_or(0);
+    if found / 1000 >= needed { Ok(()) } else { Err(CudaError::DriverTooOld { found, needed: nvcc.into() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_gpus_an_image_runs_on() {
+        let built = [80, 86, 89, 90, 100, 120];
+        for arch in [80, 86, 87, 89, 90, 100, 103, 120, 121, 130] {
+            assert_eq!(check_arch(&built, arch), Ok(()), "{arch}");
+        }
+        for arch in [75, 70, 110] {
+            assert!(check_arch(&built, arch).is_err(), "{arch}");
+        }
+        assert!(check_arch(&[], 90).is_err());
+        assert!(check_arch(&[90], 80).is_err());
+        assert_eq!(check_arch(&[90], 120), Ok(()));
+    }
+
+    #[test]
+    fn which_drivers_load_it() {
+        assert_eq!(check_driver("13.0.88", 13000), Ok(()));
+        assert_eq!(check_driver("13.2.1", 13000), Ok(()));
+        assert_eq!(check_driver("12.8.1", 13000), Ok(()));
+        assert!(check_driver("13.0.88", 12080).is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! A table of caps in device memory.
+
+use super::device::{Device, StreamRef};
+use super::driver::{Memory, copy_to_device};
+use super::error::CudaError;
+use super::pack::{PackedTable, TableView};
+use crate::table::{CapParams, CapTable};
+
+/// A [`CapTable`] on a GPU. Its addresses stay what they are while its values change, so that captured launches
+/// keep working: bounds, strengths and axes can change between two replays of a graph.
+#[derive(Debug)]
+pub struct DeviceTable {
+    device: Device,
+    memory: Memory,
+    view: TableView,
+    caps: usize,
+}
+
+impl DeviceTable {
+    pub(super) fn new(device: &Device, table: &CapTable) -> Result<Self, CudaError> {
+        let packed = PackedTable::new(table);
+        let _current = device.enter()?;
+        // Axes first: they need the alignment that an allocation has.
+        let axes = size_of_val(packed.axes());
+        let params = size_of_val(packed.params());
+        let memory = Memory::new(axes + params + size_of_val(packed.ends()))?;
+        let view = TableView {
+            axes: memory.address(),
+            params: memory.address() + axes as u64,
+            ends: memory.address() + (axes + params) as u64,
+            layout: packed.layout(),
+        };
+        let this = Self { device: device.clone(), memory, view, caps: table.caps() };
+        this.copy(&packed, StreamRef::DEFAULT)?;
+        device.synchronize(StreamRef::DEFAULT)?;
+        Ok(this)
+    }
+
+    /// Where everything lies.
+    #[must_use]
+    pub fn view(&self) -> TableView {
+        self.view
+    }
+
+    /// The GPU it is on.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Replaces every value by those of a table of the same shape, in stream order: launches already on the stream
+    /// use the old values, later ones the new. Not inside a stream capture.
+    ///
+    /// # Errors
+    /// [`CudaError::TableShape`], [`CudaError::Driver`].
+    pub fn update(&self, table: &CapTable, stream: StreamRef) -> Result<(), CudaError> {
+        let packed = PackedTable::new(table);
+        if packed.layout() != self.view.layout || table.caps() != self.caps {
+            return Err(CudaError::TableShape { what: "its width, number of caps or profiles" });
+        }
+        let _current = self.device.enter()?;
+        self.copy(&packed, stream)
+    }
+
+    /// Replaces bounds and strengths only: 12 bytes per cap. Otherwise as [`DeviceTable::update`].
+    ///
+    /// # Errors
+    /// [`CudaError::TableShape`] for another number of caps; [`CudaError::Driver`].
+    pub fn update_params(&self, params: &[CapParams], stream: StreamRef) -> Result<(), CudaError> {
+        if params.len() != self.caps {
+            return Err(CudaError::TableShape { what: "its number of caps" });
+        }
+        let _current = self.device.enter()?;
+        // SAFETY: the parameters of that many caps lie there, in the device's context.
+        unsafe { copy_to_device(self.view.params, bytemuck::cast_slice(params), stream.0) }
+    }
+
+    fn copy(&self, packed: &PackedTable, stream: StreamRef) -> Result<(), CudaError> {
+        let parts: [(u64, &[u8]); 3] = [
+            (self.view.axes, bytemuck::cast_slice(packed.axes())),
+            (self.view.params, bytemuck::cast_slice(packed.params())),
+            (self.view.ends, bytemuck::cast_slice(packed.ends())),
+        ];
+        for (to, from) in parts {
+            // SAFETY: the allocation was made for parts of these sizes, and the caller entered the context.
+            unsafe { copy_to_device(to, from, stream.0) }?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for DeviceTable {
+    fn drop(&mut self) {
+        // Freeing waits for kernels that may still read it.
+        if let Ok(_current) = self.device.enter() {
+            self.memory.free();
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Builds kernels/emulate into a shared library and runs kernels in it.
+
+use std::ffi::{CStr, CString, c_char, c_uint};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use axiscap::cuda::{CapArgs, Plan};
+use libloading::{Library, Symbol};
+
+/// `Launch` in kernels/emulate/machine.hpp.
+#[repr(C)]
+struct Launch {
+    blocks: u32,
+    threads: u32,
+    groups: u32,
+    shared_bytes: u32,
+}
+
+type Emulate =
+    unsafe extern "C" fn(*const c_char, *const CapArgs, *const Launch, c_uint, *mut c_char, usize) -> i32;
+
+/// Orders in which blocks and threads run.
+pub(crate) const SCHEDULES: u32 = 3;
+
+/// Runs a plan whose addresses are host addresses.
+///
+/// # Safety
+/// Everything the plan's addresses name must be there, and not be used by anyone else meanwhile.
+pub(crate) unsafe fn run(plan: &Plan, schedule: u32) -> Result<(), String> {
+    // SAFETY: the symbol has this type in kernels/emulate/emulate.cpp.
+    let emulate: Symbol<'_, Emulate> = unsafe { library().get(b"axiscap_emulate") }.expect("the symbol is there");
+    let shape = plan.shape();
+    let launch = Launch {
+        blocks: shape.blocks,
+        threads: shape.threads,
+        groups: shape.groups,
+        shared_bytes: shape.shared_bytes,
+    };
+    let name = CString::new(plan.kernel()).expect("no NUL in a kernel's name");
+    let mut message = [0 as c_char; 512];
+    // SAFETY: the pointers are valid for the call; the caller answers for the addresses in the arguments.
+    let failed =
+        unsafe { emulate(name.as_ptr(), plan.args(), &launch, schedule, message.as_mut_ptr(), message.len()) };
+    // SAFETY: the emulator ends its message with a NUL.
+    let message = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy().into_owned();
+    if failed == 0 { Ok(()) } else { Err(format!("{}: {message}", plan.kernel())) }
+}
+
+/// The emulator's conversion of one f16, and of f32 to f16 and bf16.
+pub(crate) fn widen_f16(bits: u16) -> f32 {
+    // SAFETY: the symbol has this type in kernels/emulate/emulate.cpp.
+    let widen: Symbol<'_, unsafe extern "C" fn(c_uint) -> f32> =
+        unsafe { library().get(b"axiscap_emulate_widen_f16") }.expect("the symbol is there");
+    // SAFETY: a pure function.
+    unsafe { widen(bits.into()) }
+}
+
+pub(crate) fn narrow(symbol: &[u8], value: f32) -> u16 {
+    // SAFETY: both symbols asked for here have this type in kernels/emulate/emulate.cpp.
+    let narrow: Symbol<'_, unsafe extern "C" fn(f32) -> c_uint> =
+        unsafe { library().get(symbol) }.expect("the symbol is there");
+    // SAFETY: a pure function.
+    unsafe { narrow(value) as u16 }
+}
+
+fn library() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let path = build();
+        // SAFETY: our own library; its initialisers only fill a table.
+        unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    })
+}
+
+fn build() -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/emulate");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("libaxiscap-emulate-{}.so", std::process::id()));
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let mut command = Command::new(&compiler);
+    // Without contraction a multiply-add is fused exactly where the source says so; _longjmp between stacks is
+    // what _FORTIFY_SOURCE would stop.
+    command.args(["-std=c++17", "-O2", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror"]);
+    command.args(["-Wno-unknown-pragmas", "-fPIC", "-shared"]);
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("fma") {
+        command.arg("-mfma");
+    }
+    command.arg("-o").arg(&target).args([source.join("emulate.cpp"), source.join("machine.cpp")]);
+    let done = command.output().unwrap_or_else(|e| panic!("the emulator needs a C++ compiler ({compiler}: {e})"));
+    assert!(done.status.success(), "{compiler}:\n{}", String::from_utf8_lossy(&done.stderr));
+    target
+}
