@@ -257,11 +257,11 @@ pub(crate) fn run_views(
     compute: Compute<'_>,
 ) -> sys::ggml_status {
     let width = session.model.width;
-    let old = graph.nodes();
+    let nodes = graph.nodes().len();
     let mut next = 0;
     let mut done = Vec::with_capacity(outputs.len());
     for &output in outputs {
-        let status = graph.with_nodes(&old[next..=output.node], || compute(graph));
+        let status = graph.with_view(next..output.node + 1, || compute(graph));
         if status != sys::GGML_STATUS_SUCCESS {
             return status;
         }
@@ -272,9 +272,13 @@ pub(crate) fn run_views(
         cap_on_host(&work, staging);
         done.push(work);
     }
-    let status = graph.with_nodes(&old[next..], || compute(graph));
-    if status != sys::GGML_STATUS_SUCCESS {
-        return status;
+    // Where the scheduler splits a graph right behind a block output, nothing is left; a graph without nodes is
+    // nothing that backends expect.
+    if next < nodes {
+        let status = graph.with_view(next..nodes, || compute(graph));
+        if status != sys::GGML_STATUS_SUCCESS {
+            return status;
+        }
     }
     if settle(done, config, session) { status } else { sys::GGML_STATUS_FAILED }
 }

@@ -170,6 +170,7 @@ impl Hook {
                 ("ggml_cgraph.n_nodes", layout.graph_n_nodes),
                 ("ggml_cgraph.n_leafs", layout.graph_n_leafs),
                 ("ggml_cgraph.nodes", layout.graph_nodes),
+                ("ggml_cgraph.uid", layout.graph_uid),
             ],
             devices: self.0.devices.iter().map(|&d| device_report(d)).collect(),
         }

@@ -26,6 +26,7 @@ mod graph;
 mod hook;
 mod layout;
 mod session;
+mod uid;
 
 pub use architecture::ModelShape;
 pub use error::{HookError, Seen};
