@@ -55,6 +55,8 @@ enum EngineArg {
     Auto,
     Inserted,
     Views,
+    /// Needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment
+    DeviceGraph,
 }
 
 #[derive(Debug, Serialize)]
@@ -113,6 +115,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             EngineArg::Auto => Engine::Auto,
             EngineArg::Inserted => Engine::Inserted,
             EngineArg::Views => Engine::Views,
+            EngineArg::DeviceGraph => Engine::DeviceGraph,
         },
         idle: args.compare.contains(&Compare::Idle),
         eval_callback: args.compare.contains(&Compare::CbEval),

@@ -11,7 +11,8 @@ use super::driver::{self, Memory, check};
 use super::error::CudaError;
 use super::stream::Stream;
 
-/// The GPU that an address belongs to, or `None` for memory that no GPU holds (the host's, or none of CUDA's).
+/// The GPU that an address belongs to, or `None` for memory that no GPU holds (the host's, or none of CUDA's). Some
+/// context must be current on this thread.
 ///
 /// # Errors
 /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::Driver`].
@@ -29,6 +30,17 @@ pub fn gpu_of(address: u64) -> Result<Option<usize>, CudaError> {
     })?;
     let on_device = kind == sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as u32;
     Ok(if on_device { usize::try_from(ordinal).ok() } else { None })
+}
+
+impl Device {
+    /// Whether an address is in this GPU's memory.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn holds(&self, address: u64) -> Result<bool, CudaError> {
+        let _current = self.enter()?;
+        Ok(gpu_of(address)? == Some(self.info().ordinal))
+    }
 }
 
 /// Memory of a GPU, its content undefined at first. Dropping it waits for the GPU.

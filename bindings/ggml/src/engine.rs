@@ -13,7 +13,8 @@ use crate::error::HookError;
 use crate::find::Output;
 use crate::graph::Graph;
 use crate::layout::Arena;
-use crate::session::{Config, Inner, Tap, TapRows};
+use crate::session::{Config, Inner};
+use crate::tap::{Tap, TapRows};
 
 /// What computes a graph in the backend's own, unhooked way.
 pub(crate) type Compute<'a> = &'a dyn Fn(&Graph) -> sys::ggml_status;

@@ -50,6 +50,8 @@ pub struct DeviceReport {
 #[derive(Debug)]
 struct Installed {
     layout: Layout,
+    /// Whether ggml's CUDA backend was told to make no graphs of its own.
+    ggml_graphs_off: bool,
     devices: Vec<sys::ggml_backend_dev_t>,
 }
 
@@ -141,7 +143,8 @@ impl Hook {
             // SAFETY: as above; a slot is one aligned word that holds a working function before and after.
             unsafe { init_slot(device, layout).write(Some(OURS)) };
         }
-        let installed = Arc::new(Installed { layout, devices });
+        let ggml_graphs_off = std::env::var_os(GRAPHS_OFF).is_some();
+        let installed = Arc::new(Installed { layout, ggml_graphs_off, devices });
         *slot = Arc::downgrade(&installed);
         Ok(Self(installed))
     }
@@ -214,6 +217,11 @@ fn device_report(device: sys::ggml_backend_dev_t) -> DeviceReport {
 
 const INSERTED: &str = "caps are nodes in the backend's own graph";
 pub(crate) const VIEWS: &str = "the graph is cut at capped blocks, caps run on the host";
+
+/// ggml reads it once, at its first CUDA graph: it has to be there before the process starts.
+const GRAPHS_OFF: &str = "GGML_CUDA_DISABLE_GRAPHS";
+const NEEDS_GRAPHS_OFF: &str = "one graph per token was asked for, but ggml makes graphs of its own; start the \
+    program with GGML_CUDA_DISABLE_GRAPHS=1";
 
 fn device_name(device: sys::ggml_backend_dev_t) -> String {
     // SAFETY: the name is a NUL-terminated string that lives as long as the device.
@@ -389,7 +397,14 @@ impl Backend {
         if let Some(path) = path {
             let mut path = path.lock().unwrap_or_else(PoisonError::into_inner);
             let (outputs, config, session) = (&outputs[..], &config, &*self.session);
-            return path.compute(Pass { graph, outputs, backend, staging, config, session, compute });
+            let asked = config.engine == Engine::DeviceGraph;
+            // ggml aborts the process where it begins a capture inside of ours.
+            let one_graph = asked && self.installed.ggml_graphs_off;
+            if asked && !one_graph {
+                session.used(&self.name, ON_DEVICE, Some(NEEDS_GRAPHS_OFF));
+            }
+            let pass = Pass { graph, outputs, backend, staging, config, session, compute, one_graph };
+            return path.compute(pass);
         }
         let slow = device.reason().or((!self.is_cpu).then_some("this backend has no kernels of axiscap's"));
         self.session.used(&self.name, VIEWS, slow);

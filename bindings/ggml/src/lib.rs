@@ -28,10 +28,12 @@ mod graph;
 mod hook;
 mod layout;
 mod session;
+mod tap;
 mod uid;
 
 pub use architecture::ModelShape;
 pub use error::{HookError, Seen};
 pub use eval_callback::EvalCallback;
 pub use hook::{DeviceReport, Hook, HookReport};
-pub use session::{BlockTrace, Engine, Session, Tap, TapRows};
+pub use session::{BlockTrace, Engine, Session};
+pub use tap::{Tap, TapRows};

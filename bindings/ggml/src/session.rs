@@ -1,6 +1,5 @@
 //! The caps of one context: what is configured, and what was seen.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
@@ -10,6 +9,7 @@ use crate::architecture::{ModelShape, block_output};
 use crate::device::{Collect, DevicePath};
 use crate::error::{HookError, Seen};
 use crate::find::Wanted;
+use crate::tap::Tap;
 
 /// The caps of one llama.cpp context, and the record of what they did. A handle: clones are the same session.
 ///
@@ -85,48 +85,10 @@ pub enum Engine {
     /// The graph is cut into views that end at the capped block outputs; caps run between them: on ggml's CUDA
     /// backend on the GPU, elsewhere on the host.
     Views,
-}
-
-/// Observes block outputs, before any cap of the block.
-#[derive(Clone)]
-pub struct Tap {
-    /// The blocks to observe.
-    pub blocks: Vec<usize>,
-    /// Called once per pass (micro-batch) and block with all its rows, on one of ggml's threads.
-    pub see: Arc<dyn Fn(usize, TapRows<'_>) + Send + Sync>,
-}
-
-impl fmt::Debug for Tap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tap").field("blocks", &self.blocks).finish_non_exhaustive()
-    }
-}
-
-/// The rows of a block output: one per token, in the last block one per token with logits.
-#[derive(Debug, Clone, Copy)]
-pub struct TapRows<'a> {
-    pub(crate) values: &'a [f32],
-    pub(crate) rows: usize,
-    pub(crate) width: usize,
-    pub(crate) stride: usize,
-}
-
-impl<'a> TapRows<'a> {
-    /// Number of rows.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// One row, `n_embd` values.
-    ///
-    /// # Panics
-    /// When there is no such row.
-    #[must_use]
-    pub fn row(&self, index: usize) -> &'a [f32] {
-        assert!(index < self.rows, "row {index} of {}", self.rows);
-        &self.values[index * self.stride..][..self.width]
-    }
+    /// On ggml's CUDA backend, the graph and its caps are captured as one CUDA graph, which is replayed while
+    /// llama.cpp reuses its graph. Needs `GGML_CUDA_DISABLE_GRAPHS` in the environment from the start of the
+    /// process; without it, and elsewhere, as [`Engine::Auto`]. Not yet run on a GPU.
+    DeviceGraph,
 }
 
 /// What the caps of one block did to the rows of one pass.
@@ -454,7 +416,7 @@ impl Inner {
         }
     }
 
-    /// Notes where and how caps ran, and says once in the log where it is slow, and why.
+    /// Notes where and how caps ran, and says once in the log why that is not the fastest way.
     pub(crate) fn used(&self, device: &str, how: &'static str, slow: Option<&str>) {
         let mut record = self.record();
         if record.engines.iter().any(|(d, h)| d == device && *h == how) {
@@ -463,7 +425,7 @@ impl Inner {
         record.engines.push((device.into(), how));
         drop(record);
         if let Some(reason) = slow {
-            tracing::warn!(device, how, reason, "capping on the host: correct, but slower");
+            tracing::warn!(device, how, reason, "capping is correct here, but could be faster");
         }
     }
 

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 
 use axiscap::cuda::{
-    Buffer, CudaError, Device, DeviceRows, DeviceTable, Dtype, Event, EventRef, Job, Overlap, PinnedBuffer,
-    Stream, gpu_of, image, is_done, probe, read,
+    Buffer, CapturedGraph, CudaError, Device, DeviceRows, DeviceTable, Dtype, Event, EventRef, GraphExec,
+    Job, Overlap, PinnedBuffer, Stream, gpu_of, image, is_done, probe, read,
 };
 use axiscap::{CapParams, CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
 
-use super::driver::{Driver, Launch, Result, Ticket};
+use super::driver::{Attempt, Driver, Launch, Result, Ticket};
 use crate::error::HookError;
 
 /// Whether this process can cap on GPUs at all.
@@ -95,6 +95,8 @@ pub(super) struct Cuda {
     landings: HashMap<Ticket, Landing>,
     free: Vec<Landing>,
     tickets: u64,
+    captured: Option<CapturedGraph>,
+    executable: Option<GraphExec>,
     stream: Stream,
 }
 
@@ -113,6 +115,14 @@ impl Cuda {
         address: u64,
     ) -> std::result::Result<Self, String> {
         let text = |error: CudaError| error.to_string();
+        // Making an event makes the backend's context current on this thread, which asking for an address needs.
+        // SAFETY: a live backend has a device, which makes events or returns null; an event is freed once.
+        unsafe {
+            let event = sys::ggml_backend_event_new(sys::ggml_backend_get_device(backend));
+            if !event.is_null() {
+                sys::ggml_backend_event_free(event);
+            }
+        }
         let ordinal = gpu_of(address).map_err(text)?;
         let ordinal = ordinal.ok_or("the block outputs are not in GPU memory")?;
         let device = Device::open(ordinal).map_err(text)?;
@@ -133,6 +143,8 @@ impl Cuda {
             landings: HashMap::new(),
             free: Vec::new(),
             tickets: 0,
+            captured: None,
+            executable: None,
             stream,
         })
     }
@@ -160,8 +172,7 @@ impl Drop for Cuda {
 
 impl Driver for Cuda {
     fn holds(&mut self, address: u64) -> Result<bool> {
-        let gpu = gpu_of(address).map_err(|error| self.failed(error))?;
-        Ok(gpu == Some(self.device.info().ordinal))
+        self.device.holds(address).map_err(|error| self.failed(error))
     }
 
     fn reserve(&mut self, hops: usize, stats: usize) -> Result<()> {
@@ -295,5 +306,41 @@ impl Driver for Cuda {
         }
         self.free.push(landing);
         Ok(Some(stats))
+    }
+
+    fn begin_capture(&mut self) -> Attempt {
+        self.stream.begin_capture().map_err(|error| error.to_string())
+    }
+
+    fn end_capture(&mut self) -> Attempt {
+        self.captured = Some(self.stream.end_capture().map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    fn instantiate(&mut self) -> Attempt {
+        let captured = self.captured.take().ok_or("nothing was captured")?;
+        self.executable = Some(captured.instantiate().map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    fn update_graph(&mut self) -> Attempt {
+        let (Some(executable), Some(captured)) = (&mut self.executable, &self.captured) else {
+            return Err("there is nothing to update".into());
+        };
+        executable.update(captured).map_err(|error| error.to_string())?;
+        self.captured = None;
+        Ok(())
+    }
+
+    unsafe fn replay(&mut self) -> Result<()> {
+        let Some(executable) = &self.executable else {
+            return Err(self.refused("there is no graph to launch"));
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.stream.launch_graph(executable) }.map_err(|error| self.failed(error))
+    }
+
+    fn discard_graph(&mut self) {
+        self.executable = None;
     }
 }

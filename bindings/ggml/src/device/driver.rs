@@ -10,7 +10,7 @@ use crate::error::HookError;
 pub(crate) type Result<T> = std::result::Result<T, HookError>;
 
 /// One launch of the cap kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Launch {
     /// Whose table to use.
     pub(crate) block: usize,
@@ -82,4 +82,28 @@ pub(crate) trait Driver: Debug + Send {
 
     /// The figures of a ticket, once; `None` while they are under way and `wait` is false.
     fn take_stats(&mut self, ticket: Ticket, wait: bool) -> Result<Option<Vec<RowStat>>>;
+
+    /// Begins to capture what our stream, and streams that wait for it, are given.
+    fn begin_capture(&mut self) -> Attempt;
+
+    /// Ends the capture; an error says why what was given cannot be a graph.
+    fn end_capture(&mut self) -> Attempt;
+
+    /// Makes the executable graph from the last capture.
+    fn instantiate(&mut self) -> Attempt;
+
+    /// Fits the executable graph to the last capture.
+    fn update_graph(&mut self) -> Attempt;
+
+    /// Launches the executable graph on our stream.
+    ///
+    /// # Safety
+    /// Everything that was captured uses memory that is still there.
+    unsafe fn replay(&mut self) -> Result<()>;
+
+    /// Throws the executable graph away.
+    fn discard_graph(&mut self);
 }
+
+/// A step that may fail without harm: the graph runs eagerly instead. The error is the reason.
+pub(crate) type Attempt = std::result::Result<(), String>;

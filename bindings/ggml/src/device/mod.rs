@@ -10,12 +10,17 @@
 //! next view. The kernels write their figures to a buffer on the GPU, from where one copy per graph takes them to
 //! page-locked memory; they are read when somebody asks.
 //!
+//! On request, [`outer`] has all of this captured as one graph per token, which is then launched as a whole.
+//!
 //! [`driver`] is what the plan is carried out with, [`check`] compares the first rows of each block with the CPU's.
 
 mod check;
 #[cfg(feature = "gpu")]
 mod cuda;
 mod driver;
+mod obstacle;
+mod outer;
+mod plan;
 #[cfg(test)]
 mod recording;
 mod slot;
@@ -25,19 +30,26 @@ mod tests;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use axiscap::RowStat;
+use axiscap::{CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
 
 pub(crate) use slot::{Slot, capping};
 
 use crate::engine::{Compute, cap_computed, show_computed};
+use crate::error::HookError;
 use crate::find::Output;
 use crate::graph::Graph;
 use crate::session::{Config, Inner};
-use driver::{Driver, Launch, Result, Ticket};
+use driver::{Attempt, Driver, Launch, Result, Ticket};
+use obstacle::Obstacles;
+use outer::{Action, Outer};
+use plan::{Cut, Plan, Work};
 
 /// How blocks are capped here, as reports say it.
 pub(crate) const ON_DEVICE: &str = "the graph is cut at capped blocks, caps run on the GPU in stream order";
+
+/// The same, where it is one graph.
+const ONE_GRAPH: &str = "the graph and its caps are captured as one and replayed on the GPU";
 
 /// How many graphs' figures may be under way before the host waits for the oldest: a decode's logits are read, and
 /// so its figures there, long before this many more graphs have been given to the GPU.
@@ -59,6 +71,10 @@ pub(crate) struct DevicePath {
     /// Whether the GPU holds an address of a buffer.
     places: HashMap<(usize, usize), bool>,
     pending: VecDeque<Pending>,
+    outer: Outer,
+    obstacles: Obstacles,
+    /// The most figures of a graph so far: their buffer moves when it grows.
+    room: usize,
 }
 
 /// Figures of one graph.
@@ -96,34 +112,15 @@ pub(crate) struct Pass<'a> {
     pub(crate) config: &'a Arc<Config>,
     pub(crate) session: &'a Inner,
     pub(crate) compute: Compute<'a>,
+    /// Whether graphs may be captured as a whole.
+    pub(crate) one_graph: bool,
 }
 
-/// What happens at one block output.
-#[derive(Debug, Clone, Copy)]
-struct Cut {
-    output: Output,
-    work: Work,
-    shown: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Work {
-    /// There are no rows, or no caps.
-    Nothing,
-    /// The rows are not in memory of our GPU.
-    Host,
-    Launch {
-        hop: usize,
-        launch: Launch,
-        check: bool,
-    },
-}
-
-impl Cut {
-    /// Whether the graph has to be cut here.
-    fn cuts(&self) -> bool {
-        self.shown || !matches!(self.work, Work::Nothing)
-    }
+/// How the views of a graph ended.
+enum Ran {
+    Fine(Vec<Entry>),
+    /// ggml or the work of a block failed, with this status.
+    Failed(sys::ggml_status),
 }
 
 impl DevicePath {
@@ -136,6 +133,9 @@ impl DevicePath {
             checked: HashSet::new(),
             places: HashMap::new(),
             pending: VecDeque::new(),
+            outer: Outer::new(),
+            obstacles: Obstacles::default(),
+            room: 0,
         }
     }
 
@@ -149,157 +149,162 @@ impl DevicePath {
         })
     }
 
-    fn run(&mut self, pass: Pass<'_>) -> Result<sys::ggml_status> {
-        let Pass { graph, outputs, backend, staging, config, session, compute } = pass;
-        self.follow(config)?;
-        let (cuts, stats) = self.plan(outputs, config)?;
-        let Some(driver) = self.driver.as_deref_mut() else { return Ok(compute(graph)) };
-
-        let nodes = graph.nodes().len();
-        let mut next = 0;
-        let mut entries = Vec::new();
-        for Cut { output, work, shown } in cuts.iter().filter(|cut| cut.cuts()) {
-            let status = graph.with_view(next..output.node + 1, || compute(graph));
-            if status != sys::GGML_STATUS_SUCCESS {
-                return Ok(status);
-            }
-            next = output.node + 1;
-            if *shown || matches!(work, Work::Host) {
-                // SAFETY: the backend is computing this graph and waits for us.
-                unsafe { sys::ggml_backend_synchronize(backend) };
-            }
-            match *work {
-                Work::Host => {
-                    session.used(&self.name, crate::hook::VIEWS, Some(ELSEWHERE));
-                    if !cap_computed(*output, staging, config, session) {
-                        return Ok(sys::GGML_STATUS_FAILED);
-                    }
-                    continue;
-                }
-                _ if *shown && !show_computed(*output, staging, config, session) => {
-                    return Ok(sys::GGML_STATUS_FAILED);
-                }
-                Work::Nothing => {}
-                Work::Launch { hop, launch, check } => {
-                    session.used(&self.name, ON_DEVICE, None);
-                    driver.record_on_backend(hop)?;
-                    driver.wait_on_ours(hop)?;
-                    match config.caps_of(output.block).filter(|_| check) {
-                        // SAFETY: the rows are the block output's, in memory of the GPU; the backend has computed
-                        // them when our stream gets there, and waits for our stream before it goes on.
-                        Some(caps) => unsafe {
-                            check::launch_checked(driver, &launch, &caps.table, &self.name)?;
-                            self.checked.insert(output.block);
-                        },
-                        // SAFETY: as above.
-                        None => unsafe { driver.launch(&launch)? },
-                    }
-                    driver.record_on_ours(hop)?;
-                    driver.wait_on_backend(hop)?;
-                }
-            }
-            let order = session.saw(output.block, output.rows());
-            if let (true, Work::Launch { launch: Launch { block, rows, stats: Some(first), .. }, .. }) =
-                (config.records(), *work)
-            {
-                entries.push(Entry { order, block, rows, first });
-            }
+    fn run(&mut self, mut pass: Pass<'_>) -> Result<sys::ggml_status> {
+        if self.driver.is_none() {
+            return Ok((pass.compute)(pass.graph));
         }
-        // Where the scheduler splits a graph right behind a block output, nothing is left.
-        if next < nodes {
-            let status = graph.with_view(next..nodes, || compute(graph));
-            if status != sys::GGML_STATUS_SUCCESS {
-                return Ok(status);
-            }
-        }
-        for cut in cuts.iter().filter(|cut| !cut.cuts()) {
-            let rows = cut.output.rows();
-            let order = session.saw(cut.output.block, rows);
-            if let Some(caps) = config.caps_of(cut.output.block).filter(|_| config.records()) {
-                session.did(order, caps, rows, Vec::new(), config.tracing);
-            }
+        self.follow(pass.config)?;
+        let plan = self.plan(pass.outputs, pass.config)?;
+        let mut action = if pass.one_graph {
+            let facts = self.facts(pass.graph, &plan);
+            self.outer.begin(&facts)
+        } else {
+            Action::Eager
+        };
+        let ran = loop {
+            action = match action {
+                Action::Eager => break self.run_views(&mut pass, &plan, true)?,
+                Action::BeginCapture => {
+                    let captured = self.capture(&mut pass, &plan);
+                    self.outer.ended(captured)
+                }
+                Action::Instantiate => {
+                    let made = self.driver()?.instantiate();
+                    self.outer.made(made)
+                }
+                Action::Update => {
+                    let made = self.driver()?.update_graph();
+                    self.outer.made(made)
+                }
+                Action::Replay => {
+                    self.replay(plan.hops + 1)?;
+                    pass.session.used(&self.name, ONE_GRAPH, None);
+                    let notes = plan.cuts.iter().filter(|cut| cut.cuts());
+                    break Ran::Fine(notes.filter_map(|cut| note(cut, &pass)).collect());
+                }
+            };
+        };
+        let entries = match ran {
+            Ran::Fine(entries) => entries,
+            Ran::Failed(status) => return Ok(status),
+        };
+        for cut in plan.cuts.iter().filter(|cut| !cut.cuts()) {
+            note(cut, &pass);
         }
         if !entries.is_empty() {
-            let ticket = driver.fetch_stats(stats)?;
-            self.pending.push_back(Pending { ticket, config: Arc::clone(config), entries });
+            let ticket = self.driver()?.fetch_stats(plan.stats)?;
+            self.pending.push_back(Pending { ticket, config: Arc::clone(pass.config), entries });
         }
         Ok(sys::GGML_STATUS_SUCCESS)
     }
 
-    /// Brings the tables on the GPU up to the configuration.
-    fn follow(&mut self, config: &Arc<Config>) -> Result<()> {
-        let Some(driver) = self.driver.as_deref_mut() else { return Ok(()) };
-        let Some(old) = self.config.take().filter(|old| !Arc::ptr_eq(old, config)) else {
-            self.config = Some(Arc::clone(config));
-            return Ok(());
-        };
-        let mut kept = HashSet::new();
-        for block in self.uploaded.drain() {
-            let tables = (old.caps_of(block).map(|c| &c.table), config.caps_of(block).map(|c| &c.table));
-            match tables {
-                (Some(old), Some(new))
-                    if old.axes() == new.axes() && old.profile_ends() == new.profile_ends() =>
-                {
-                    if old.params() != new.params() {
-                        driver.update(block, new.params())?;
+    /// Gives the GPU the views and the caps between them.
+    fn run_views(&mut self, pass: &mut Pass<'_>, plan: &Plan, noted: bool) -> Result<Ran> {
+        let nodes = pass.graph.nodes().len();
+        let mut next = 0;
+        let mut entries = Vec::new();
+        for cut in plan.cuts.iter().filter(|cut| cut.cuts()) {
+            let output = cut.output;
+            let status = pass.graph.with_view(next..output.node + 1, || (pass.compute)(pass.graph));
+            if status != sys::GGML_STATUS_SUCCESS {
+                return Ok(Ran::Failed(status));
+            }
+            next = output.node + 1;
+            if cut.shown || matches!(cut.work, Work::Host) {
+                // SAFETY: the backend is computing this graph and waits for us.
+                unsafe { sys::ggml_backend_synchronize(pass.backend) };
+            }
+            match cut.work {
+                Work::Host => {
+                    pass.session.used(&self.name, crate::hook::VIEWS, Some(ELSEWHERE));
+                    if !cap_computed(output, pass.staging, pass.config, pass.session) {
+                        return Ok(Ran::Failed(sys::GGML_STATUS_FAILED));
                     }
-                    kept.insert(block);
+                    continue;
                 }
-                _ => driver.forget(block),
+                _ if cut.shown && !show_computed(output, pass.staging, pass.config, pass.session) => {
+                    return Ok(Ran::Failed(sys::GGML_STATUS_FAILED));
+                }
+                Work::Nothing => {}
+                Work::Launch { hop, launch, check } => {
+                    let table = pass.config.caps_of(output.block).filter(|_| check).map(|caps| &caps.table);
+                    self.cap(hop, &launch, table)?;
+                    pass.session.used(&self.name, ON_DEVICE, None);
+                }
+            }
+            if noted {
+                entries.extend(note(cut, pass));
             }
         }
-        self.uploaded = kept;
-        self.checked.retain(|block| self.uploaded.contains(block));
-        self.config = Some(Arc::clone(config));
-        Ok(())
+        // Where the scheduler splits a graph right behind a block output, nothing is left.
+        if next < nodes {
+            let status = pass.graph.with_view(next..nodes, || (pass.compute)(pass.graph));
+            if status != sys::GGML_STATUS_SUCCESS {
+                return Ok(Ran::Failed(status));
+            }
+        }
+        Ok(Ran::Fine(entries))
     }
 
-    /// What to do at each block output, and how many figures that makes. Uploads tables that are missing.
-    fn plan(&mut self, outputs: &[Output], config: &Config) -> Result<(Vec<Cut>, usize)> {
-        let Some(driver) = self.driver.as_deref_mut() else { return Ok((Vec::new(), 0)) };
-        let (mut hops, mut stats) = (0, 0);
-        let mut cuts = Vec::with_capacity(outputs.len());
-        for &output in outputs {
-            let rows = output.rows();
-            let shown = rows > 0 && config.tap_of(output.block).is_some();
-            let work = match config.caps_of(output.block) {
-                Some(caps) if rows > 0 => {
-                    let place = output.place();
-                    let held = match self.places.get(&place) {
-                        Some(&held) => held,
-                        None => {
-                            let held = driver.holds(place.0 as u64)?;
-                            self.places.insert(place, held);
-                            held
-                        }
-                    };
-                    if held {
-                        let check = !self.checked.contains(&output.block);
-                        let first = (config.records() || check).then_some(stats);
-                        stats += first.map_or(0, |_| rows * caps.indices.len());
-                        if !self.uploaded.contains(&output.block) {
-                            driver.upload(output.block, &caps.table)?;
-                            self.uploaded.insert(output.block);
-                        }
-                        let launch = Launch {
-                            block: output.block,
-                            address: place.0 as u64,
-                            rows,
-                            stride: output.stride(),
-                            stats: first,
-                        };
-                        hops += 1;
-                        Work::Launch { hop: hops - 1, launch, check }
-                    } else {
-                        Work::Host
-                    }
-                }
-                _ => Work::Nothing,
-            };
-            cuts.push(Cut { output, work, shown });
+    /// Caps rows between two views; with a table, comparing the result with the CPU's.
+    fn cap(&mut self, hop: usize, launch: &Launch, check: Option<&CapTable>) -> Result<()> {
+        let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
+        driver.record_on_backend(hop)?;
+        driver.wait_on_ours(hop)?;
+        match check {
+            // SAFETY: the rows are the block output's, in memory of the GPU; the backend has computed them when our
+            // stream gets there, and waits for our stream before it goes on.
+            Some(table) => unsafe {
+                check::launch_checked(driver, launch, table, &self.name)?;
+                self.checked.insert(launch.block);
+            },
+            // SAFETY: as above.
+            None => unsafe { driver.launch(launch)? },
         }
-        driver.reserve(hops, stats)?;
-        Ok((cuts, stats))
+        driver.record_on_ours(hop)?;
+        driver.wait_on_backend(hop)
+    }
+
+    /// Captures what `run_views` gives the GPU. Nothing of it runs; an error is the reason why it cannot be
+    /// captured.
+    fn capture(&mut self, pass: &mut Pass<'_>, plan: &Plan) -> Attempt {
+        let text = |error: HookError| error.to_string();
+        self.driver().map_err(text)?.begin_capture()?;
+        // The backend's stream joins the capture, and is joined back at its end.
+        let join = plan.hops;
+        let ran = (|| {
+            let driver = self.driver()?;
+            driver.record_on_ours(join)?;
+            driver.wait_on_backend(join)?;
+            let ran = self.run_views(pass, plan, false)?;
+            let driver = self.driver()?;
+            driver.record_on_backend(join)?;
+            driver.wait_on_ours(join)?;
+            Ok(ran)
+        })();
+        self.driver().map_err(text)?.end_capture()?;
+        match ran.map_err(text)? {
+            Ran::Fine(_) => Ok(()),
+            Ran::Failed(status) => Err(format!("ggml could not compute into a capture (status {status})")),
+        }
+    }
+
+    /// Launches the captured graph in the place of the backend's own work.
+    fn replay(&mut self, hop: usize) -> Result<()> {
+        let driver = self.driver()?;
+        driver.record_on_backend(hop)?;
+        driver.wait_on_ours(hop)?;
+        // SAFETY: graph, launches and addresses are those of the capture, and what goes away resets `outer` first.
+        unsafe { driver.replay()? };
+        driver.record_on_ours(hop)?;
+        driver.wait_on_backend(hop)
+    }
+
+    fn driver(&mut self) -> Result<&mut dyn Driver> {
+        match &mut self.driver {
+            Some(driver) => Ok(driver.as_mut()),
+            None => Err(closed(&self.name)),
+        }
     }
 
     /// Takes figures in.
@@ -319,11 +324,32 @@ impl DevicePath {
     /// Takes in the last figures and gives everything on the GPU back; the backend is about to go.
     pub(crate) fn close(&mut self, session: &Inner) {
         self.collect(session, Collect::All);
+        let outer::Counters { captures, updates, replays, eager, resets } = self.outer.counters();
+        let (device, reason) = (&self.name, self.outer.broken());
+        tracing::debug!(device, captures, updates, replays, eager, resets, reason, "graphs of this context");
         self.driver = None;
     }
 }
 
 const ELSEWHERE: &str = "the block output is not in memory of the GPU that computes it";
+
+fn closed(device: &str) -> HookError {
+    HookError::Device { device: device.into(), what: "its backend is gone".into() }
+}
+
+/// Tells the session that a block output was computed; returns where its figures will be.
+fn note(cut: &Cut, pass: &Pass<'_>) -> Option<Entry> {
+    let (block, rows) = (cut.output.block, cut.output.rows());
+    let order = pass.session.saw(block, rows);
+    let caps = pass.config.caps_of(block).filter(|_| pass.config.records())?;
+    match cut.work {
+        Work::Launch { launch, .. } => launch.stats.map(|first| Entry { order, block, rows, first }),
+        _ => {
+            pass.session.did(order, caps, rows, Vec::new(), pass.config.tracing);
+            None
+        }
+    }
+}
 
 impl Pending {
     fn hand_over(&self, stats: &[RowStat], session: &Inner) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use axiscap::cpu::{self, RowsMut};
 use axiscap::{CapParams, CapTable, RowStat};
 
-use super::driver::{Driver, Launch, Result, Ticket};
+use super::driver::{Attempt, Driver, Launch, Result, Ticket};
 
 /// What the driver was asked to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +26,12 @@ pub(super) enum Op {
     Forget(usize),
     ReadRows(usize),
     Fetch(usize),
+    BeginCapture,
+    EndCapture,
+    Instantiate,
+    Refit,
+    Replay,
+    Discard,
     /// Not the driver's: tests note here which nodes ggml was given, under which uid.
     View {
         nodes: usize,
@@ -55,6 +61,8 @@ pub(super) struct Recording {
     tickets: u64,
     /// Flips the last bit of the first value of every capped row: a GPU that is not to be trusted.
     pub(super) wrong: bool,
+    /// The step of making a graph that fails.
+    pub(super) fails: Option<Op>,
     /// Claims to hold no memory.
     pub(super) elsewhere: bool,
 }
@@ -81,6 +89,12 @@ impl Recording {
 
     fn note(&self, op: Op) {
         self.log.lock().unwrap().push(op);
+    }
+
+    fn attempt(&self, op: Op) -> Attempt {
+        let fails = self.fails.as_ref() == Some(&op);
+        self.note(op);
+        if fails { Err("the test says so".into()) } else { Ok(()) }
     }
 
     /// Runs our stream up to the record of a hop, or dry.
@@ -224,5 +238,30 @@ impl Driver for Recording {
             self.run(None);
         }
         Ok(self.fetched.remove(&ticket))
+    }
+
+    fn begin_capture(&mut self) -> Attempt {
+        self.attempt(Op::BeginCapture)
+    }
+
+    fn end_capture(&mut self) -> Attempt {
+        self.attempt(Op::EndCapture)
+    }
+
+    fn instantiate(&mut self) -> Attempt {
+        self.attempt(Op::Instantiate)
+    }
+
+    fn update_graph(&mut self) -> Attempt {
+        self.attempt(Op::Refit)
+    }
+
+    unsafe fn replay(&mut self) -> Result<()> {
+        self.note(Op::Replay);
+        Ok(())
+    }
+
+    fn discard_graph(&mut self) {
+        self.note(Op::Discard);
     }
 }

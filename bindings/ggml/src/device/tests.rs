@@ -275,7 +275,7 @@ fn blocks_in_other_memory_are_capped_on_the_host() {
 }
 
 /// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
-fn views_of(outputs_last: bool) -> Vec<Op> {
+fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) -> Vec<Vec<Op>> {
     let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 2, width: 4 });
     let axis = Axis::from_direction(&[1.0, 2.0, 3.0, 4.0]).unwrap();
     let at = |block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::floor(1.0).unwrap()) };
@@ -297,18 +297,18 @@ fn views_of(outputs_last: bool) -> Vec<Op> {
         (graph, [Output { node: 0, block: 0, tensor: first }, Output { node: 2, block: 1, tensor: second }])
     };
     let layout = Layout::probe().unwrap();
-    // SAFETY: the uid's place within the graph.
-    unsafe { raw.byte_add(layout.graph_uid).cast::<u64>().write(77) };
     // SAFETY: the graph is this test's alone.
     let graph = unsafe { Graph::new(raw, layout) };
-    let (driver, log) = Recording::new();
+    let (mut driver, log) = Recording::new();
+    driver.fails = fails;
     let mut path = DevicePath::new("test".into(), Box::new(driver));
     let compute = |graph: &Graph| {
         log.lock().unwrap().push(Op::View { nodes: graph.nodes().len(), uid: graph.uid() });
         sys::GGML_STATUS_SUCCESS
     };
-    for _ in 0..2 {
-        taken(&log);
+    let pass = |uid: &u64| {
+        // SAFETY: the uid's place within the graph.
+        unsafe { raw.byte_add(layout.graph_uid).cast::<u64>().write(*uid) };
         let status = path.compute(Pass {
             graph: &graph,
             outputs: &outputs,
@@ -317,40 +317,90 @@ fn views_of(outputs_last: bool) -> Vec<Op> {
             config: &session.0.config(),
             session: &session.0,
             compute: &compute,
+            one_graph,
         });
         assert_eq!(status, sys::GGML_STATUS_SUCCESS);
+        assert_eq!((graph.uid(), graph.nodes().len()), (*uid, if outputs_last { 3 } else { 4 }));
+        taken(&log)
+    };
+    let ops = uids.iter().map(pass).collect();
+    path.close(&session.0);
+    assert!(session.stats().iter().all(|stats| stats.rows == uids.len() as u64), "{:?}", session.stats());
+    ops
+}
+
+fn views(ops: &[Op]) -> Vec<(usize, u64)> {
+    let view = |op: &Op| match op {
+        Op::View { nodes, uid } => Some((*nodes, *uid)),
+        _ => None,
+    };
+    ops.iter().filter_map(view).collect()
+}
+
+/// The views of a pass with the launches between them.
+fn in_order(seen: &[(usize, u64)]) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (hop, &(nodes, uid)) in seen.iter().enumerate() {
+        ops.push(Op::View { nodes, uid });
+        if hop < 2 {
+            ops.extend([
+                Op::RecordOnBackend(hop),
+                Op::WaitOnOurs(hop),
+                Op::Launch { block: hop, rows: 1, stats: Some(hop) },
+                Op::RecordOnOurs(hop),
+                Op::WaitOnBackend(hop),
+            ]);
+        }
     }
-    assert_eq!((graph.uid(), graph.nodes().len()), (77, if outputs_last { 3 } else { 4 }));
-    let ops = taken(&log);
     ops
 }
 
 #[test]
 fn every_launch_is_between_its_views() {
-    let views = |ops: &[Op]| -> Vec<(usize, u64)> {
-        let view = |op: &Op| match op {
-            Op::View { nodes, uid } => Some((*nodes, *uid)),
-            _ => None,
-        };
-        ops.iter().filter_map(view).collect()
-    };
-    let ops = views_of(false);
-    let seen = views(&ops);
+    let ops = passes(false, false, None, &[77, 77]);
+    let seen = views(&ops[1]);
     assert_eq!(seen.iter().map(|v| v.0).collect::<Vec<_>>(), [1, 2, 1]);
     assert!(seen.iter().all(|v| v.1 != 0 && v.1 != 77));
-    assert_eq!(seen, views(&views_of(false)), "the same graph, the same uids");
-    let hop = |hop: usize| {
-        [
-            Op::RecordOnBackend(hop),
-            Op::WaitOnOurs(hop),
-            Op::Launch { block: hop, rows: 1, stats: Some(hop) },
-            Op::RecordOnOurs(hop),
-            Op::WaitOnBackend(hop),
-        ]
-    };
-    let view = |i: usize| [Op::View { nodes: seen[i].0, uid: seen[i].1 }];
-    let order = [&view(0)[..], &hop(0), &view(1), &hop(1), &view(2), &[Op::Fetch(2)]].concat();
-    assert_eq!(ops, order);
+    assert_eq!(seen, views(&ops[0]), "the same graph, the same uids");
+    assert_eq!(ops[1], [in_order(&seen), vec![Op::Fetch(2)]].concat());
+    let nodes: Vec<_> = views(&passes(true, false, None, &[77])[0]).iter().map(|v| v.0).collect();
+    assert_eq!(nodes, [1, 2], "no empty view");
+}
 
-    assert_eq!(views(&views_of(true)).iter().map(|v| v.0).collect::<Vec<_>>(), [1, 2], "no empty view");
+#[test]
+fn a_graph_is_captured_when_it_comes_again_and_then_replayed() {
+    // The first pass compares rows with the CPU's, the second warms up, the third captures.
+    let ops = passes(false, true, None, &[7, 7, 7, 7, 8, 8, 8]);
+    let eager = |ops: &[Op]| [in_order(&views(ops)), vec![Op::Fetch(2)]].concat();
+    let replay = [
+        Op::RecordOnBackend(3),
+        Op::WaitOnOurs(3),
+        Op::Replay,
+        Op::RecordOnOurs(3),
+        Op::WaitOnBackend(3),
+        Op::Fetch(2),
+    ];
+    let captured = |ops: &[Op], made: Op| {
+        let begin = [Op::BeginCapture, Op::RecordOnOurs(2), Op::WaitOnBackend(2)];
+        let end = [Op::RecordOnBackend(2), Op::WaitOnOurs(2), Op::EndCapture, made];
+        [&begin[..], &in_order(&views(ops)), &end, &replay].concat()
+    };
+    assert_eq!(ops[1], eager(&ops[1]));
+    assert_eq!(ops[2], captured(&ops[2], Op::Instantiate));
+    assert_eq!(views(&ops[2]), views(&ops[1]));
+    assert_eq!(ops[3], replay);
+    assert_eq!(ops[4], eager(&ops[4]));
+    assert_eq!(ops[5], captured(&ops[5], Op::Refit));
+    assert_eq!(ops[6], replay);
+}
+
+#[test]
+fn a_graph_that_cannot_be_captured_runs_eagerly_in_the_same_pass() {
+    for fails in [Op::BeginCapture, Op::EndCapture, Op::Instantiate] {
+        let ops = passes(false, true, Some(fails.clone()), &[7; 5]);
+        assert!(ops[2].contains(&fails));
+        let eager = [in_order(&views(&ops[1])), vec![Op::Fetch(2)]].concat();
+        assert!(ops[2].ends_with(&eager), "{fails:?}: {:?}", ops[2]);
+        assert_eq!((&ops[3], &ops[4]), (&eager, &eager), "{fails:?}");
+    }
 }
