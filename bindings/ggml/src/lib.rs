@@ -32,6 +32,7 @@ mod tap;
 mod uid;
 
 pub use architecture::ModelShape;
+pub use device::GraphCounts;
 pub use error::{HookError, Seen};
 pub use eval_callback::EvalCallback;
 pub use hook::{DeviceReport, Hook, HookReport};

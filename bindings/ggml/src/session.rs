@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use axiscap::{Bound, CapSet, CapStats, CapTable, RowStat};
 
 use crate::architecture::{ModelShape, block_output};
-use crate::device::{Collect, DevicePath};
+use crate::device::{Collect, DevicePath, GraphCounts};
 use crate::error::{HookError, Seen};
 use crate::find::Wanted;
 use crate::tap::Tap;
@@ -291,6 +291,15 @@ impl Session {
         self.0.record().engines.clone()
     }
 
+    /// How the session's graphs were run on GPUs under [`Engine::DeviceGraph`], summed over the backends of its
+    /// context while that lives.
+    #[must_use]
+    pub fn graph_counts(&self) -> GraphCounts {
+        let mut counts = GraphCounts::default();
+        self.0.each_device(|path| counts += path.counts());
+        counts
+    }
+
     /// Runs one `llama_decode` of `rows` tokens, `outputs` of them with logits, and makes sure that it was capped.
     ///
     /// The inner result is `decode`'s own; an error of it is handed on unless the hook is its cause.
@@ -385,18 +394,20 @@ impl Inner {
         devices.push(Arc::downgrade(device));
     }
 
-    /// Takes in the figures that are still on GPUs. A GPU that is just being given work is left alone: it may be
-    /// this very thread that gives it, in a tap.
+    /// Takes in the figures that are still on GPUs.
     fn collect(&self) {
+        self.each_device(|path| path.collect(self, Collect::All));
+    }
+
+    /// Calls `with` for each GPU, apart from one that is just being given work: it may be this very thread that gives
+    /// it, in a tap.
+    fn each_device(&self, mut with: impl FnMut(&mut DevicePath)) {
         let devices: Vec<_> = lock(&self.devices).iter().filter_map(Weak::upgrade).collect();
         for device in devices {
-            let path = match device.try_lock() {
-                Ok(path) => Some(path),
-                Err(TryLockError::Poisoned(path)) => Some(path.into_inner()),
-                Err(TryLockError::WouldBlock) => None,
-            };
-            if let Some(mut path) = path {
-                path.collect(self, Collect::All);
+            match device.try_lock() {
+                Ok(mut path) => with(&mut path),
+                Err(TryLockError::Poisoned(path)) => with(&mut path.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
             }
         }
     }

@@ -15,6 +15,7 @@
 //! [`driver`] is what the plan is carried out with, [`check`] compares the first rows of each block with the CPU's.
 
 mod check;
+mod counts;
 #[cfg(feature = "gpu")]
 mod cuda;
 mod driver;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use axiscap::{CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
 
+pub use counts::GraphCounts;
 pub(crate) use slot::{Slot, capping};
 
 use crate::engine::{Compute, cap_computed, show_computed};
@@ -153,6 +155,8 @@ impl DevicePath {
         if self.driver.is_none() {
             return Ok((pass.compute)(pass.graph));
         }
+        #[cfg(test)]
+        recording::note_graph(pass.graph.uid());
         self.follow(pass.config)?;
         let plan = self.plan(pass.outputs, pass.config)?;
         let mut action = if pass.one_graph {
@@ -196,6 +200,11 @@ impl DevicePath {
             self.pending.push_back(Pending { ticket, config: Arc::clone(pass.config), entries });
         }
         Ok(sys::GGML_STATUS_SUCCESS)
+    }
+
+    /// How graphs were run so far.
+    pub(crate) fn counts(&self) -> GraphCounts {
+        self.outer.counters()
     }
 
     /// Gives the GPU the views and the caps between them.
@@ -324,7 +333,7 @@ impl DevicePath {
     /// Takes in the last figures and gives everything on the GPU back; the backend is about to go.
     pub(crate) fn close(&mut self, session: &Inner) {
         self.collect(session, Collect::All);
-        let outer::Counters { captures, updates, replays, eager, resets } = self.outer.counters();
+        let GraphCounts { captures, updates, replays, eager, resets } = self.outer.counters();
         let (device, reason) = (&self.name, self.outer.broken());
         tracing::debug!(device, captures, updates, replays, eager, resets, reason, "graphs of this context");
         self.driver = None;

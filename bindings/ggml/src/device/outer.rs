@@ -14,6 +14,8 @@
 //! with another batch, a context shift, or with `LLAMA_GRAPH_REUSE_DISABLE`, and gives a new uid.
 //! Anything that fails ends in running eagerly for good, and says why.
 
+use super::GraphCounts;
+
 /// What is known of a graph before it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Facts {
@@ -38,21 +40,6 @@ pub(super) enum Action {
     Update,
     /// Launch the executable graph.
     Replay,
-}
-
-/// How often what happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Counters {
-    /// Graphs captured.
-    pub(super) captures: u64,
-    /// Of those, how many the executable graph could be fitted to.
-    pub(super) updates: u64,
-    /// Graphs launched as one, the first time included.
-    pub(super) replays: u64,
-    /// Graphs run eagerly.
-    pub(super) eager: u64,
-    /// Executable graphs thrown away because something they use went away.
-    pub(super) resets: u64,
 }
 
 /// What identifies a graph: its uid and our launches.
@@ -80,12 +67,12 @@ pub(super) struct Outer {
     executable: bool,
     /// Why it is eager for good.
     broken: Option<String>,
-    counters: Counters,
+    counters: GraphCounts,
 }
 
 impl Outer {
     pub(super) fn new() -> Self {
-        Self { state: State::Warm(None), executable: false, broken: None, counters: Counters::default() }
+        Self { state: State::Warm(None), executable: false, broken: None, counters: GraphCounts::default() }
     }
 
     /// A graph is about to run.
@@ -166,7 +153,7 @@ impl Outer {
         Action::Eager
     }
 
-    pub(super) fn counters(&self) -> Counters {
+    pub(super) fn counters(&self) -> GraphCounts {
         self.counters
     }
 
@@ -215,7 +202,7 @@ mod tests {
                 _ => assert_eq!(steps, [Action::Replay], "{token}"),
             }
         }
-        let expected = Counters { captures: 4, updates: 3, replays: 1020, eager: 5, resets: 0 };
+        let expected = GraphCounts { captures: 4, updates: 3, replays: 1020, eager: 5, resets: 0 };
         assert_eq!(outer.counters(), expected);
     }
 
@@ -228,7 +215,7 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(run(&mut outer, &facts(0), true), [Action::Eager]);
         }
-        assert_eq!(outer.counters(), Counters { eager: 109, ..Counters::default() });
+        assert_eq!(outer.counters(), GraphCounts { eager: 109, ..GraphCounts::default() });
     }
 
     #[test]
@@ -246,7 +233,10 @@ mod tests {
         let anew = [Action::BeginCapture, Action::Update, Action::Instantiate, Action::Replay];
         assert_eq!(run(&mut outer, &facts(4), false), anew);
         assert_eq!(run(&mut outer, &facts(4), true), [Action::Replay]);
-        assert_eq!(outer.counters(), Counters { captures: 3, updates: 1, replays: 5, eager: 4, resets: 0 });
+        assert_eq!(
+            outer.counters(),
+            GraphCounts { captures: 3, updates: 1, replays: 5, eager: 4, resets: 0 }
+        );
     }
 
     #[test]

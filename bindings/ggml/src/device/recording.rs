@@ -69,6 +69,17 @@ pub(super) struct Recording {
 
 thread_local! {
     static NEXT: RefCell<Option<Box<dyn Driver>>> = const { RefCell::new(None) };
+    static GRAPHS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A graph of this uid is computed on this thread.
+pub(super) fn note_graph(uid: u64) {
+    GRAPHS.with_borrow_mut(|graphs| graphs.push(uid));
+}
+
+/// The uids of the graphs that were computed on this thread since the last call.
+pub(super) fn graphs() -> Vec<u64> {
+    GRAPHS.take()
 }
 
 /// The driver of the next backend that is hooked on this thread.

@@ -22,7 +22,10 @@ pub(crate) enum Slot {
 impl Slot {
     pub(crate) fn new(device: sys::ggml_backend_dev_t, _session: &Inner) -> Self {
         #[cfg(test)]
-        if let Some(driver) = super::recording::for_this_thread() {
+        // SAFETY: a plain query of a device of the registry. The stand-in works on host memory.
+        if unsafe { sys::ggml_backend_dev_type(device) } == sys::GGML_BACKEND_DEVICE_TYPE_CPU
+            && let Some(driver) = super::recording::for_this_thread()
+        {
             let path = Arc::new(Mutex::new(DevicePath::new("recording".into(), driver)));
             _session.add_device(&path);
             return Self::Open(path);

@@ -15,8 +15,9 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_sys_2 as sys;
 
-use super::recording::{Log, Op, Recording, use_next};
-use super::{DevicePath, Pass};
+use super::outer::{Action, Facts, Outer};
+use super::recording::{Log, Op, Recording, graphs, use_next};
+use super::{DevicePath, GraphCounts, Pass};
 use crate::find::Output;
 use crate::graph::Graph;
 use crate::layout::{Arena, Layout};
@@ -36,7 +37,8 @@ static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
         PathBuf::from,
     );
     assert!(path.exists(), "{} is missing; run scripts/fetch-model", path.display());
-    let model = LlamaModel::load_from_file(&backend, path, &LlamaModelParams::default()).expect("it loads");
+    let model = LlamaModel::load_from_file(&backend, path, &LlamaModelParams::default().with_n_gpu_layers(0))
+        .expect("it loads");
     (backend, model)
 });
 
@@ -68,7 +70,7 @@ fn caps() -> CapSet {
 
 fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
     let params = LlamaContextParams::default()
-        .with_n_ctx(NonZeroU32::new(256))
+        .with_n_ctx(NonZeroU32::new(512))
         .with_n_batch(256)
         .with_n_ubatch(ubatch)
         .with_n_threads(2)
@@ -274,6 +276,40 @@ fn blocks_in_other_memory_are_capped_on_the_host() {
     assert!(session.engines_used()[0].1.contains("host"));
 }
 
+/// What the state machine makes of the uids that llama.cpp really gives: a prompt, decoding across the growth of the
+/// padded KV cache at 256 tokens, and a second prompt in between.
+#[test]
+fn the_graphs_of_a_real_generation_are_captured_once_per_kv_size() {
+    let session = session(Engine::Views);
+    let (mut context, _log) = on_device(&session, 256);
+    let token = prompt()[0];
+    decode(&mut context, &session, &vec![token; 248], 0, true).unwrap();
+    for position in 248..264 {
+        decode(&mut context, &session, &[token], position, true).unwrap();
+    }
+    decode(&mut context, &session, &prompt(), 264, true).unwrap();
+    for position in 0..4 {
+        decode(&mut context, &session, &[token], 264 + prompt().len() + position, true).unwrap();
+    }
+
+    let mut outer = Outer::new();
+    let mut steps = String::new();
+    for uid in graphs() {
+        assert_ne!(uid, 0);
+        steps.push(match outer.begin(&Facts { uid, launches: 1, obstacle: None }) {
+            Action::Eager => 'e',
+            Action::Replay => '.',
+            Action::BeginCapture => {
+                outer.ended(Ok(()));
+                assert_eq!(outer.made(Ok(())), Action::Replay);
+                'C'
+            }
+            other => panic!("{other:?}"),
+        });
+    }
+    assert_eq!(steps, ["e", "eC......", "eC......", "e", "eC.."].concat());
+}
+
 /// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
 fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) -> Vec<Vec<Op>> {
     let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 2, width: 4 });
@@ -323,7 +359,10 @@ fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) 
         assert_eq!((graph.uid(), graph.nodes().len()), (*uid, if outputs_last { 3 } else { 4 }));
         taken(&log)
     };
-    let ops = uids.iter().map(pass).collect();
+    let ops: Vec<_> = uids.iter().map(pass).collect();
+    let GraphCounts { captures, replays, eager, .. } = path.counts();
+    let runs = if one_graph { uids.len() as u64 } else { 0 };
+    assert_eq!((replays + eager, captures <= 2), (runs, true));
     path.close(&session.0);
     assert!(session.stats().iter().all(|stats| stats.rows == uids.len() as u64), "{:?}", session.stats());
     ops
