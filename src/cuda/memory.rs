@@ -72,6 +72,16 @@ impl Buffer {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Drops it without waiting for the GPU's other work, as [`DeviceTable::free_idle`](super::DeviceTable::free_idle).
+    ///
+    /// # Safety
+    /// Nothing on the GPU uses it any more.
+    pub unsafe fn free_idle(mut self) {
+        if let Ok(_current) = self.device.enter() {
+            self.memory.free_idle();
+        }
+    }
 }
 
 impl Drop for Buffer {

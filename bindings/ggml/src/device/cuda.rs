@@ -166,6 +166,14 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         if let Err(error) = self.stream.synchronize() {
             tracing::warn!(device = self.name, %error, "the GPU's last caps failed");
+            return;
+        }
+        // SAFETY: only our stream uses tables and figures, and that has run dry.
+        unsafe {
+            self.tables.drain().for_each(|(_, table)| table.free_idle());
+            if let Some(stats) = self.stats.take() {
+                stats.free_idle();
+            }
         }
     }
 }
@@ -186,6 +194,11 @@ impl Driver for Cuda {
         }
         let bytes = stats * size_of::<RowStat>();
         if stats > 0 && self.stats.as_ref().is_none_or(|buffer| buffer.bytes() < bytes) {
+            if let Some(old) = self.stats.take() {
+                self.stream.synchronize().map_err(|error| self.failed(error))?;
+                // SAFETY: only our stream uses it, and that has run dry.
+                unsafe { old.free_idle() };
+            }
             let buffer = Buffer::new(&self.device, bytes.next_power_of_two().max(4096));
             self.stats = Some(buffer.map_err(|error| self.failed(error))?);
         }
@@ -228,7 +241,11 @@ impl Driver for Cuda {
     }
 
     fn forget(&mut self, block: usize) {
-        self.tables.remove(&block);
+        // Where waiting fails, dropping the table waits for the whole GPU.
+        if let (Some(table), Ok(())) = (self.tables.remove(&block), self.stream.synchronize()) {
+            // SAFETY: only our stream uses it, and that has run dry.
+            unsafe { table.free_idle() };
+        }
     }
 
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()> {
