@@ -19,6 +19,8 @@
 //! ```
 
 mod architecture;
+// Without the feature there is no driver to run it with.
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 mod device;
 mod engine;
 mod error;

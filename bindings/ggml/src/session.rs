@@ -388,6 +388,7 @@ impl Inner {
     }
 
     /// From now on figures are also collected from this GPU.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
     pub(crate) fn add_device(&self, device: &Arc<Mutex<DevicePath>>) {
         let mut devices = lock(&self.devices);
         devices.retain(|device| device.strong_count() > 0);
