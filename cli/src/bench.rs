@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use anyhow::{Context as _, Result, anyhow};
-use axiscap_llama::Engine;
 use axiscap_llama::bench::{BenchOptions, BenchReport, Comparison, Ratio, bench};
+use axiscap_llama::{Engine, GraphCounts};
 use axiscap_llama::{default_threads, devices};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -87,6 +87,9 @@ struct Report<'a> {
     backend: String,
     device: String,
     engine: Option<&'static str>,
+    /// How the capped context's graphs were run on a GPU; with --engine device-graph.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    graphs: Option<GraphReport>,
     engagement: f64,
     caps: usize,
     blocks_capped: usize,
@@ -95,6 +98,15 @@ struct Report<'a> {
     generate_tokens: usize,
     threads: usize,
     model: String,
+}
+
+#[derive(Debug, Serialize)]
+struct GraphReport {
+    captures: u64,
+    updates: u64,
+    replays: u64,
+    eager: u64,
+    resets: u64,
 }
 
 /// Runs the command.
@@ -139,6 +151,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         backend: name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase(),
         device: device.map_or_else(|| name.to_owned(), |device| device.description.clone()),
         engine,
+        graphs: (options.engine == Engine::DeviceGraph).then(|| {
+            let GraphCounts { captures, updates, replays, eager, resets } = measured.graphs;
+            GraphReport { captures, updates, replays, eager, resets }
+        }),
         engagement: measured.engagement,
         caps: caps.caps().len(),
         blocks_capped: caps.blocks().len(),

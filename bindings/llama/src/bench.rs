@@ -11,7 +11,7 @@ mod ratio;
 use std::time::{Duration, Instant};
 
 use axiscap::CapSet;
-use axiscap_ggml::Engine;
+use axiscap_ggml::{Engine, GraphCounts};
 
 use crate::Token;
 use crate::context::{BatchRow, Context, ContextOptions};
@@ -61,6 +61,8 @@ pub struct BenchReport {
     pub engagement: f64,
     /// Where the capped context ran its caps, and how, in the hook's words.
     pub engines: Vec<(String, &'static str)>,
+    /// How its graphs were run on GPUs under [`Engine::DeviceGraph`].
+    pub graphs: GraphCounts,
 }
 
 /// Something that decodes.
@@ -178,6 +180,7 @@ pub fn bench(
         eval_callback: eval.is_some().then(|| compare(if idle.is_some() { 3 } else { 2 })),
         engagement: engaged as f64 / rows.max(1) as f64,
         engines: capped.engines_used()?,
+        graphs: capped.session()?.graph_counts(),
     })
 }
 

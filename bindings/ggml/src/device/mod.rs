@@ -152,9 +152,6 @@ impl DevicePath {
     }
 
     fn run(&mut self, mut pass: Pass<'_>) -> Result<sys::ggml_status> {
-        if self.driver.is_none() {
-            return Ok((pass.compute)(pass.graph));
-        }
         #[cfg(test)]
         recording::note_graph(pass.graph.uid());
         self.follow(pass.config)?;
