@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use anyhow::{Context as _, Result, anyhow};
-use axiscap_llama::Engine;
 use axiscap_llama::bench::{BenchOptions, BenchReport, Comparison, Ratio, bench};
+use axiscap_llama::{Engine, GraphCounts};
 use axiscap_llama::{default_threads, devices};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -55,6 +55,8 @@ enum EngineArg {
     Auto,
     Inserted,
     Views,
+    /// Needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment
+    DeviceGraph,
 }
 
 #[derive(Debug, Serialize)]
@@ -88,6 +90,9 @@ struct Report<'a> {
     backend: String,
     device: String,
     engine: Option<&'static str>,
+    /// How the capped context's graphs were run on a GPU; with --engine device-graph.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    graphs: Option<GraphReport>,
     engagement: f64,
     caps: usize,
     blocks_capped: usize,
@@ -96,6 +101,15 @@ struct Report<'a> {
     generate_tokens: usize,
     threads: usize,
     model: String,
+}
+
+#[derive(Debug, Serialize)]
+struct GraphReport {
+    captures: u64,
+    updates: u64,
+    replays: u64,
+    eager: u64,
+    resets: u64,
 }
 
 /// Runs the command.
@@ -116,6 +130,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             EngineArg::Auto => Engine::Auto,
             EngineArg::Inserted => Engine::Inserted,
             EngineArg::Views => Engine::Views,
+            EngineArg::DeviceGraph => Engine::DeviceGraph,
         },
         idle: args.compare.contains(&Compare::Idle),
         eval_callback: args.compare.contains(&Compare::CbEval),
@@ -139,6 +154,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         backend: name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase(),
         device: device.map_or_else(|| name.to_owned(), |device| device.description.clone()),
         engine,
+        graphs: (options.engine == Engine::DeviceGraph).then(|| {
+            let GraphCounts { captures, updates, replays, eager, resets } = measured.graphs;
+            GraphReport { captures, updates, replays, eager, resets }
+        }),
         engagement: measured.engagement,
         caps: caps.caps().len(),
         blocks_capped: caps.blocks().len(),

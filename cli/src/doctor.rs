@@ -72,7 +72,7 @@ struct DeviceReport {
     memory_total: usize,
     memory_free: usize,
     /// How blocks computed there are capped.
-    capping: Option<&'static str>,
+    capping: Option<String>,
 }
 
 /// Runs the command.
@@ -95,7 +95,7 @@ fn examine() -> Report {
     let hook = Hook::install().map(|hook| hook.report()).map_err(|error| error.to_string());
     let capping = |name: &str| {
         let devices = hook.as_ref().ok().map(|hook| hook.devices.as_slice()).unwrap_or_default();
-        devices.iter().find(|device| device.name == name).map(|device| device.capping)
+        devices.iter().find(|device| device.name == name).map(|device| device.capping.clone())
     };
     let devices = found
         .into_iter()
@@ -156,7 +156,7 @@ fn describe(report: &Report) -> String {
         line("", &format!("  {name} at {offset}"));
     }
     for device in devices {
-        let capping = device.capping.unwrap_or("not hooked");
+        let capping = device.capping.as_deref().unwrap_or("not hooked");
         line("device", &format!("{}: {} ({}); {capping}", device.name, device.description, device.kind));
     }
     line("driver", &driver.describe());

@@ -177,6 +177,13 @@ impl Memory {
         if self.address != 0 {
             // SAFETY: no preconditions. An error is one of earlier work, and reported to whoever waits for that.
             let _ = unsafe { sys::cuCtxSynchronize() };
+            self.free_idle();
+        }
+    }
+
+    /// Frees it without waiting, when nothing on the GPU can use it any more; its context must be current.
+    pub(super) fn free_idle(&mut self) {
+        if self.address != 0 {
             // SAFETY: allocated by `new`, freed once.
             let _ = unsafe { sys::cuMemFree_v2(self.address) };
             self.address = 0;

@@ -75,6 +75,17 @@ impl DeviceTable {
         unsafe { copy_to_device(self.view.params, bytemuck::cast_slice(params), stream.0) }
     }
 
+    /// Drops it without waiting for the GPU's other work. Waiting for a whole GPU is what a stream capture of
+    /// somebody else's on it does not survive.
+    ///
+    /// # Safety
+    /// Nothing on the GPU uses it any more: the streams of its launches and updates have passed them.
+    pub unsafe fn free_idle(mut self) {
+        if let Ok(_current) = self.device.enter() {
+            self.memory.free_idle();
+        }
+    }
+
     fn copy(&self, packed: &PackedTable, stream: StreamRef) -> Result<(), CudaError> {
         let parts: [(u64, &[u8]); 3] = [
             (self.view.axes, bytemuck::cast_slice(packed.axes())),

@@ -13,7 +13,8 @@ use crate::error::HookError;
 use crate::find::Output;
 use crate::graph::Graph;
 use crate::layout::Arena;
-use crate::session::{Config, Inner, Tap, TapRows};
+use crate::session::{Config, Inner};
+use crate::tap::{Tap, TapRows};
 
 /// What computes a graph in the backend's own, unhooked way.
 pub(crate) type Compute<'a> = &'a dyn Fn(&Graph) -> sys::ggml_status;
@@ -24,7 +25,7 @@ struct BlockWork<'a> {
     width: usize,
     tap: Option<&'a Tap>,
     table: Option<&'a CapTable>,
-    /// `[rows][caps]`, written by whichever threads cap the rows.
+    /// `[rows][caps]`, written by whichever threads cap the rows; empty when nothing is recorded.
     stats: Vec<UnsafeCell<RowStat>>,
     error: Mutex<Option<HookError>>,
 }
@@ -32,14 +33,13 @@ struct BlockWork<'a> {
 impl<'a> BlockWork<'a> {
     fn new(output: Output, config: &'a Config, width: usize) -> Self {
         let caps = config.caps_of(output.block);
+        let stats = caps.filter(|_| config.records()).map_or(0, |c| c.indices.len() * output.rows());
         Self {
             output,
             width,
             tap: config.tap_of(output.block),
             table: caps.map(|c| &c.table),
-            stats: (0..caps.map_or(0, |c| c.indices.len() * output.rows()))
-                .map(|_| UnsafeCell::default())
-                .collect(),
+            stats: (0..stats).map(|_| UnsafeCell::default()).collect(),
             error: Mutex::new(None),
         }
     }
@@ -86,7 +86,7 @@ impl<'a> BlockWork<'a> {
         if count == 0 {
             return;
         }
-        let depth = table.caps();
+        let depth = if self.stats.is_empty() { 0 } else { table.caps() };
         self.guarded(|| {
             let stats = &self.stats[first * depth..][..count * depth];
             // SAFETY: rows first..first + count exist and are this worker's alone, and so are their statistics; a
@@ -98,7 +98,9 @@ impl<'a> BlockWork<'a> {
                     std::slice::from_raw_parts_mut(stats, count * depth),
                 )
             };
-            Ok(cpu::cap_rows(table, rows, cpu::Options::new().stats(stats))?)
+            let options = cpu::Options::new();
+            let options = if depth == 0 { options } else { options.stats(stats) };
+            Ok(cpu::cap_rows(table, rows, options)?)
         });
     }
 }
@@ -123,14 +125,10 @@ fn settle(work: Vec<BlockWork<'_>>, config: &Config, session: &Inner) -> bool {
             continue;
         }
         let rows = block.output.rows();
-        session.saw(block.output.block, rows);
-        if let Some(caps) = config.caps_of(block.output.block) {
-            session.did(
-                caps,
-                rows,
-                block.stats.into_iter().map(UnsafeCell::into_inner).collect(),
-                config.tracing,
-            );
+        let order = session.saw(block.output.block, rows);
+        if let Some(caps) = config.caps_of(block.output.block).filter(|_| config.records()) {
+            let stats = block.stats.into_iter().map(UnsafeCell::into_inner).collect();
+            session.did(order, caps, rows, stats, config.tracing);
         }
     }
     fine
@@ -257,11 +255,11 @@ pub(crate) fn run_views(
     compute: Compute<'_>,
 ) -> sys::ggml_status {
     let width = session.model.width;
-    let old = graph.nodes();
+    let nodes = graph.nodes().len();
     let mut next = 0;
     let mut done = Vec::with_capacity(outputs.len());
     for &output in outputs {
-        let status = graph.with_nodes(&old[next..=output.node], || compute(graph));
+        let status = graph.with_view(next..output.node + 1, || compute(graph));
         if status != sys::GGML_STATUS_SUCCESS {
             return status;
         }
@@ -272,11 +270,15 @@ pub(crate) fn run_views(
         cap_on_host(&work, staging);
         done.push(work);
     }
-    let status = graph.with_nodes(&old[next..], || compute(graph));
-    if status != sys::GGML_STATUS_SUCCESS {
-        return status;
+    // Where the scheduler splits a graph right behind a block output, nothing is left; a graph without nodes is
+    // nothing that backends expect.
+    if next < nodes {
+        let status = graph.with_view(next..nodes, || compute(graph));
+        if status != sys::GGML_STATUS_SUCCESS {
+            return status;
+        }
     }
-    if settle(done, config, session) { status } else { sys::GGML_STATUS_FAILED }
+    if settle(done, config, session) { sys::GGML_STATUS_SUCCESS } else { sys::GGML_STATUS_FAILED }
 }
 
 /// Caps a block output that has been computed, for the comparison through llama.cpp's evaluation callback.
@@ -285,6 +287,25 @@ pub(crate) fn cap_computed(output: Output, staging: &mut Vec<f32>, config: &Conf
     let work = BlockWork::new(output, config, session.model.width);
     cap_on_host(&work, staging);
     settle(vec![work], config, session)
+}
+
+/// Shows a block output that has been computed to its tap, without capping it. Returns false if anything failed.
+pub(crate) fn show_computed(
+    output: Output,
+    staging: &mut Vec<f32>,
+    config: &Config,
+    session: &Inner,
+) -> bool {
+    let mut work = BlockWork::new(output, config, session.model.width);
+    work.table = None;
+    cap_on_host(&work, staging);
+    match work.error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        None => true,
+        Some(error) => {
+            session.fail(error);
+            false
+        }
+    }
 }
 
 /// Taps and caps a block output that has been computed.

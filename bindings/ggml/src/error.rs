@@ -91,6 +91,48 @@ pub enum HookError {
         /// The later node.
         node: String,
     },
+    /// Something that a GPU was asked to do for the caps failed.
+    #[error("capping on {device} failed: {what}; the decode was failed rather than left uncapped")]
+    Device {
+        /// ggml's name of the device.
+        device: String,
+        /// What failed.
+        what: String,
+    },
+    /// The first rows that a GPU capped are not those that the CPU makes of them.
+    #[error(
+        "{device} caps block {block} wrongly: row {row} has {found:e} in column {column} where the CPU gives {expected:e}; this GPU must not be used for capping, report this with its model and driver, and run with --gpu-layers 0 until then"
+    )]
+    DeviceDiffers {
+        /// ggml's name of the device.
+        device: String,
+        /// The block.
+        block: usize,
+        /// The first row that differs.
+        row: usize,
+        /// The first column that differs in it.
+        column: usize,
+        /// What the GPU wrote.
+        found: f32,
+        /// What the CPU makes of the same row.
+        expected: f32,
+    },
+    /// The first figures that a GPU reported of its caps are not those of the CPU.
+    #[error(
+        "{device} reports wrong figures for block {block}, row {row}: {found}, where the CPU has {expected}; report this with the GPU's model and driver, and run with --gpu-layers 0 until then"
+    )]
+    DeviceStatsDiffer {
+        /// ggml's name of the device.
+        device: String,
+        /// The block.
+        block: usize,
+        /// The first row that differs.
+        row: usize,
+        /// What the GPU reported.
+        found: String,
+        /// What the CPU has.
+        expected: String,
+    },
     /// Our own code panicked inside llama.cpp's call; it was caught before it reached C++.
     #[error(
         "a bug in axiscap: it panicked while capping ({0}); the decode was failed rather than left uncapped"

@@ -24,6 +24,15 @@ impl Output {
         unsafe { (*self.tensor).ne[1] as usize }
     }
 
+    /// Its address, and its buffer's: where it lies in which memory.
+    pub(crate) fn place(&self) -> (usize, usize) {
+        // SAFETY: as above; a view's source lives as long as the view.
+        unsafe {
+            let owner = if (*self.tensor).view_src.is_null() { self.tensor } else { (*self.tensor).view_src };
+            ((*self.tensor).data as usize, (*owner).buffer as usize)
+        }
+    }
+
     /// Elements from one row to the next.
     pub(crate) fn stride(&self) -> usize {
         // SAFETY: as above.

@@ -1,10 +1,12 @@
 //! A graph as ggml hands it to a backend, read and for a moment rewritten through the measured layout.
 
 use std::ffi::CStr;
+use std::ops::Range;
 
 use llama_cpp_sys_2 as sys;
 
 use crate::layout::Layout;
+use crate::uid::view_uid;
 
 /// A `ggml_cgraph` that a backend was asked to compute.
 #[derive(Debug, Clone, Copy)]
@@ -36,13 +38,34 @@ impl Graph {
         }
     }
 
+    /// What ggml recognises the graph by; zero where it has none.
+    pub(crate) fn uid(&self) -> u64 {
+        // SAFETY: by the contract of `new` the field is there.
+        unsafe { self.uid_field().read() }
+    }
+
+    fn uid_field(&self) -> *mut u64 {
+        self.raw.wrapping_byte_add(self.layout.graph_uid).cast()
+    }
+
+    /// Runs `compute` while the graph is a view of these of its nodes, with a uid of its own.
+    pub(crate) fn with_view<R>(&self, range: Range<usize>, compute: impl FnOnce() -> R) -> R {
+        let nodes = &self.nodes()[range.clone()];
+        self.with(nodes, view_uid(self.uid(), &range), compute)
+    }
+
     /// Runs `compute` while the graph has exactly `nodes`, without leafs, and puts the old ones back, also when
     /// `compute` panics. The hash set and use counts that ggml's fusion checks read stay those of the whole graph.
     pub(crate) fn with_nodes<R>(&self, nodes: &[*mut sys::ggml_tensor], compute: impl FnOnce() -> R) -> R {
+        self.with(nodes, 0, compute)
+    }
+
+    fn with<R>(&self, nodes: &[*mut sys::ggml_tensor], uid: u64, compute: impl FnOnce() -> R) -> R {
         struct Restore {
             n_nodes: (*mut i32, i32),
             n_leafs: (*mut i32, i32),
             nodes: (*mut *mut *mut sys::ggml_tensor, *mut *mut sys::ggml_tensor),
+            uid: (*mut u64, u64),
         }
         impl Drop for Restore {
             fn drop(&mut self) {
@@ -51,6 +74,7 @@ impl Graph {
                     self.n_nodes.0.write(self.n_nodes.1);
                     self.n_leafs.0.write(self.n_leafs.1);
                     self.nodes.0.write(self.nodes.1);
+                    self.uid.0.write(self.uid.1);
                 }
             }
         }
@@ -63,10 +87,12 @@ impl Graph {
                 n_nodes: (n_nodes, n_nodes.read()),
                 n_leafs: (n_leafs, n_leafs.read()),
                 nodes: (array, array.read()),
+                uid: (self.uid_field(), self.uid()),
             };
             n_nodes.write(nodes.len() as i32);
             n_leafs.write(0);
             array.write(nodes.as_ptr().cast_mut());
+            restore.uid.0.write(uid);
             restore
         };
         compute()

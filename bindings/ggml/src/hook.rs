@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 
 use llama_cpp_sys_2 as sys;
 
+use crate::device::{ON_DEVICE, Pass, Slot, capping};
 use crate::engine::{panicked, run_inserted, run_views};
 use crate::error::HookError;
 use crate::find::Finder;
@@ -43,12 +44,14 @@ pub struct DeviceReport {
     /// E.g. the processor's or the card's name.
     pub description: String,
     /// How blocks computed there are capped.
-    pub capping: &'static str,
+    pub capping: String,
 }
 
 #[derive(Debug)]
 struct Installed {
     layout: Layout,
+    /// Whether ggml's CUDA backend was told to make no graphs of its own.
+    ggml_graphs_off: bool,
     devices: Vec<sys::ggml_backend_dev_t>,
 }
 
@@ -77,6 +80,7 @@ struct Scratch {
     finder: Finder,
     arena: Arena,
     staging: Vec<f32>,
+    device: Slot,
 }
 
 /// The hook of this process, if one is installed.
@@ -139,7 +143,8 @@ impl Hook {
             // SAFETY: as above; a slot is one aligned word that holds a working function before and after.
             unsafe { init_slot(device, layout).write(Some(OURS)) };
         }
-        let installed = Arc::new(Installed { layout, devices });
+        let ggml_graphs_off = std::env::var_os(GRAPHS_OFF).is_some();
+        let installed = Arc::new(Installed { layout, ggml_graphs_off, devices });
         *slot = Arc::downgrade(&installed);
         Ok(Self(installed))
     }
@@ -170,6 +175,7 @@ impl Hook {
                 ("ggml_cgraph.n_nodes", layout.graph_n_nodes),
                 ("ggml_cgraph.n_leafs", layout.graph_n_leafs),
                 ("ggml_cgraph.nodes", layout.graph_nodes),
+                ("ggml_cgraph.uid", layout.graph_uid),
             ],
             devices: self.0.devices.iter().map(|&d| device_report(d)).collect(),
         }
@@ -200,12 +206,22 @@ fn device_report(device: sys::ggml_backend_dev_t) -> DeviceReport {
     // SAFETY: the description is a NUL-terminated string that lives as long as the device.
     let description =
         unsafe { CStr::from_ptr(sys::ggml_backend_dev_description(device)) }.to_string_lossy().into_owned();
-    let capping = if is_cpu(device) { INSERTED } else { VIEWS };
+    let capping = match capping(device) {
+        _ if is_cpu(device) => INSERTED.into(),
+        None => VIEWS.into(),
+        Some(Ok(())) => ON_DEVICE.into(),
+        Some(Err(reason)) => format!("{VIEWS}: {reason}"),
+    };
     DeviceReport { name: device_name(device), description, capping }
 }
 
 const INSERTED: &str = "caps are nodes in the backend's own graph";
-const VIEWS: &str = "the graph is cut at capped blocks, caps run on the host";
+pub(crate) const VIEWS: &str = "the graph is cut at capped blocks, caps run on the host";
+
+/// ggml reads it once, at its first CUDA graph: it has to be there before the process starts.
+const GRAPHS_OFF: &str = "GGML_CUDA_DISABLE_GRAPHS";
+const NEEDS_GRAPHS_OFF: &str = "one graph per token was asked for, but ggml makes graphs of its own; start the \
+    program with GGML_CUDA_DISABLE_GRAPHS=1";
 
 fn device_name(device: sys::ggml_backend_dev_t) -> String {
     // SAFETY: the name is a NUL-terminated string that lives as long as the device.
@@ -297,6 +313,7 @@ unsafe fn hook_backend(
             finder: Finder::default(),
             arena: Arena::new(64)?,
             staging: Vec::new(),
+            device: Slot::new(device, &session.0),
         }),
     };
     BACKENDS.write().unwrap_or_else(PoisonError::into_inner).insert(backend as usize, Arc::new(entry));
@@ -314,6 +331,14 @@ unsafe extern "C" fn hooked_free(backend: sys::ggml_backend_t) {
     let entry = BACKENDS.write().unwrap_or_else(PoisonError::into_inner).remove(&(backend as usize));
     if let Some(entry) = entry {
         let layout = entry.installed.layout;
+        // What is on the GPU has to be done with the backend's memory before that goes.
+        let closed = catch_unwind(AssertUnwindSafe(|| {
+            let mut scratch = entry.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            scratch.device.close(&entry.session);
+        }));
+        if let Err(panic) = closed {
+            entry.session.fail(panicked(panic.as_ref()));
+        }
         // SAFETY: the backend is still alive; its slots get their own functions back before its own free runs.
         unsafe {
             compute_slot(backend, layout).write(Some(entry.graph_compute));
@@ -353,7 +378,7 @@ impl Backend {
         let config = self.session.config();
         let Some(wanted) = config.wanted(self.session.model.width) else { return compute(graph) };
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { finder, arena, staging } = &mut *scratch;
+        let Scratch { finder, arena, staging, device } = &mut *scratch;
         let outputs = match finder.find(graph, wanted) {
             Ok(outputs) if outputs.is_empty() => return compute(graph),
             Ok(outputs) => outputs,
@@ -363,15 +388,26 @@ impl Backend {
             }
         };
         if self.is_cpu && config.engine != Engine::Views {
-            self.announce(INSERTED);
-            run_inserted(graph, &outputs, arena, &config, &self.session, compute)
-        } else {
-            self.announce(VIEWS);
-            run_views(graph, &outputs, backend, staging, &config, &self.session, compute)
+            self.session.used(&self.name, INSERTED, None);
+            return run_inserted(graph, &outputs, arena, &config, &self.session, compute);
         }
-    }
-
-    fn announce(&self, how: &'static str) {
-        self.session.used(&self.name, how);
+        // Block outputs without rows may have no memory; every graph with caps to run has one with.
+        let address = outputs.iter().find(|o| o.rows() > 0).map(|o| o.place().0 as u64);
+        let path = address.and_then(|address| device.path(backend, &self.name, address, &self.session));
+        if let Some(path) = path {
+            let mut path = path.lock().unwrap_or_else(PoisonError::into_inner);
+            let (outputs, config, session) = (&outputs[..], &config, &*self.session);
+            let asked = config.engine == Engine::DeviceGraph;
+            // ggml aborts the process where it begins a capture inside of ours.
+            let one_graph = asked && self.installed.ggml_graphs_off;
+            if asked && !one_graph {
+                session.used(&self.name, ON_DEVICE, Some(NEEDS_GRAPHS_OFF));
+            }
+            let pass = Pass { graph, outputs, backend, staging, config, session, compute, one_graph };
+            return path.compute(pass);
+        }
+        let slow = device.reason().or((!self.is_cpu).then_some("this backend has no kernels of axiscap's"));
+        self.session.used(&self.name, VIEWS, slow);
+        run_views(graph, &outputs, backend, staging, &config, &self.session, compute)
     }
 }

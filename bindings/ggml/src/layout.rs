@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 use llama_cpp_sys_2 as sys;
 
 use crate::error::HookError;
+use crate::uid::measure_uid;
 
 /// Byte offsets within ggml's private structures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(crate) struct Layout {
     pub(crate) graph_n_leafs: usize,
     /// `ggml_cgraph.nodes`.
     pub(crate) graph_nodes: usize,
+    /// `ggml_cgraph.uid`.
+    pub(crate) graph_uid: usize,
 }
 
 impl Layout {
@@ -47,7 +50,7 @@ pub(crate) fn ggml_version() -> String {
     format!("{} ({})", version.to_string_lossy(), commit.to_string_lossy())
 }
 
-fn mismatch(what: impl Into<String>) -> HookError {
+pub(crate) fn mismatch(what: impl Into<String>) -> HookError {
     HookError::Layout { version: ggml_version(), what: what.into() }
 }
 
@@ -70,7 +73,13 @@ fn measure() -> Result<Layout, HookError> {
         return Err(mismatch("ggml_backend's free and graph_compute are one slot"));
     }
     let graph = measure_graph()?;
-    Ok(Layout { device_init_backend, backend_free, backend_graph_compute, ..graph })
+    Ok(Layout {
+        device_init_backend,
+        backend_free,
+        backend_graph_compute,
+        graph_uid: measure_uid()?,
+        ..graph
+    })
 }
 
 /// Words of a fake object: more than any of the structures has.
@@ -131,7 +140,7 @@ fn check_tensor() -> Result<(), HookError> {
 }
 
 /// A graph of `adds` additions, each of the last result and a new leaf: `adds` nodes and `adds + 1` leafs.
-fn chain(arena: &Arena, adds: usize) -> *mut sys::ggml_cgraph {
+pub(crate) fn chain(arena: &Arena, adds: usize) -> *mut sys::ggml_cgraph {
     // SAFETY: all objects live in the arena's context, which has room for them.
     unsafe {
         let context = arena.context();
@@ -147,11 +156,11 @@ fn chain(arena: &Arena, adds: usize) -> *mut sys::ggml_cgraph {
 }
 
 /// A size no node or leaf count of the probed graphs equals.
-const GRAPH_SIZE: usize = 61;
+pub(crate) const GRAPH_SIZE: usize = 61;
 
 /// Words of `ggml_cgraph` that are searched. The arrays of the graph follow it in the same allocation, so this
 /// many words can be read.
-const GRAPH_WORDS: usize = 16;
+pub(crate) const GRAPH_WORDS: usize = 16;
 
 fn measure_graph() -> Result<Layout, HookError> {
     let arena = Arena::new(64)?;
@@ -216,6 +225,7 @@ fn measure_graph() -> Result<Layout, HookError> {
         graph_n_nodes,
         graph_n_leafs,
         graph_nodes,
+        graph_uid: 0,
     })
 }
 
@@ -279,7 +289,7 @@ mod tests {
     #[test]
     fn this_ggml_is_laid_out_as_its_headers_say() {
         // ggml 0.26: ggml_backend = { guid, iface { get_name, free, .. }, .. } with graph_compute the 13th function
-        // of the interface; init_backend is a device's 6th; ggml_cgraph = { size, n_nodes, n_leafs, nodes, .. }.
+        // of the interface; init_backend is a device's 6th; ggml_cgraph = { size, n_nodes, n_leafs, nodes, .., uid }.
         let expected = Layout {
             device_init_backend: 5 * 8,
             backend_free: (1 + 1) * 8,
@@ -287,6 +297,7 @@ mod tests {
             graph_n_nodes: 4,
             graph_n_leafs: 8,
             graph_nodes: 16,
+            graph_uid: 88,
         };
         assert_eq!(Layout::probe().unwrap(), expected);
     }

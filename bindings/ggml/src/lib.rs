@@ -7,7 +7,8 @@
 //!
 //! - on the CPU backend by *inserting* a node after each of them, which ggml's own worker threads run between
 //!   their own barriers ([`Engine::Inserted`]);
-//! - elsewhere by cutting the graph into *views* that end at them ([`Engine::Views`]).
+//! - elsewhere by cutting the graph into *views* that end at them ([`Engine::Views`]); on ggml's CUDA backend
+//!   axiscap's kernels run between them on the GPU, in stream order, else the host caps.
 //!
 //! Nothing of ggml's private layout is assumed: offsets are measured, and a build that is laid out differently is
 //! refused. Caps belong to a [`Session`], one per context. A decode goes through [`Session::watch`], which fails
@@ -18,6 +19,9 @@
 //! ```
 
 mod architecture;
+// Without the feature there is no driver to run it with.
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+mod device;
 mod engine;
 mod error;
 mod eval_callback;
@@ -26,9 +30,13 @@ mod graph;
 mod hook;
 mod layout;
 mod session;
+mod tap;
+mod uid;
 
 pub use architecture::ModelShape;
+pub use device::GraphCounts;
 pub use error::{HookError, Seen};
 pub use eval_callback::EvalCallback;
 pub use hook::{DeviceReport, Hook, HookReport};
-pub use session::{BlockTrace, Engine, Session, Tap, TapRows};
+pub use session::{BlockTrace, Engine, Session};
+pub use tap::{Tap, TapRows};

@@ -1,14 +1,15 @@
 //! The caps of one context: what is configured, and what was seen.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use axiscap::{Bound, CapSet, CapStats, CapTable, RowStat};
 
 use crate::architecture::{ModelShape, block_output};
+use crate::device::{Collect, DevicePath, GraphCounts};
 use crate::error::{HookError, Seen};
 use crate::find::Wanted;
+use crate::tap::Tap;
 
 /// The caps of one llama.cpp context, and the record of what they did. A handle: clones are the same session.
 ///
@@ -23,6 +24,8 @@ pub(crate) struct Inner {
     bound: AtomicBool,
     config: Mutex<Arc<Config>>,
     record: Mutex<Record>,
+    /// Backends that cap on a GPU and hold figures which are still to be read from there.
+    devices: Mutex<Vec<Weak<Mutex<DevicePath>>>>,
 }
 
 /// What a decode works with, as one unchanging snapshot.
@@ -30,6 +33,7 @@ pub(crate) struct Inner {
 pub(crate) struct Config {
     pub(crate) enabled: bool,
     pub(crate) tracing: bool,
+    statistics: bool,
     pub(crate) engine: Engine,
     /// By block. Empty where the architecture has no block outputs.
     pub(crate) wanted: Vec<bool>,
@@ -44,6 +48,11 @@ impl Config {
     pub(crate) fn wanted(&self, width: usize) -> Option<Wanted<'_>> {
         let active = self.enabled && self.wanted.iter().any(|&w| w);
         active.then_some(Wanted { prefix: self.prefix, width, blocks: &self.wanted })
+    }
+
+    /// Whether anyone wants to know what the caps did.
+    pub(crate) fn records(&self) -> bool {
+        self.statistics || self.tracing
     }
 
     pub(crate) fn caps_of(&self, block: usize) -> Option<&BlockCaps> {
@@ -73,50 +82,13 @@ pub enum Engine {
     /// Cap nodes are inserted into ggml's own graph and run on its worker threads, in its barriers. CPU backend
     /// only; elsewhere views are used.
     Inserted,
-    /// The graph is cut into views that end at the capped block outputs; caps run between them.
+    /// The graph is cut into views that end at the capped block outputs; caps run between them: on ggml's CUDA
+    /// backend on the GPU, elsewhere on the host.
     Views,
-}
-
-/// Observes block outputs, before any cap of the block.
-#[derive(Clone)]
-pub struct Tap {
-    /// The blocks to observe.
-    pub blocks: Vec<usize>,
-    /// Called once per pass (micro-batch) and block with all its rows, on one of ggml's threads.
-    pub see: Arc<dyn Fn(usize, TapRows<'_>) + Send + Sync>,
-}
-
-impl fmt::Debug for Tap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tap").field("blocks", &self.blocks).finish_non_exhaustive()
-    }
-}
-
-/// The rows of a block output: one per token, in the last block one per token with logits.
-#[derive(Debug, Clone, Copy)]
-pub struct TapRows<'a> {
-    pub(crate) values: &'a [f32],
-    pub(crate) rows: usize,
-    pub(crate) width: usize,
-    pub(crate) stride: usize,
-}
-
-impl<'a> TapRows<'a> {
-    /// Number of rows.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// One row, `n_embd` values.
-    ///
-    /// # Panics
-    /// When there is no such row.
-    #[must_use]
-    pub fn row(&self, index: usize) -> &'a [f32] {
-        assert!(index < self.rows, "row {index} of {}", self.rows);
-        &self.values[index * self.stride..][..self.width]
-    }
+    /// On ggml's CUDA backend, the graph and its caps are captured as one CUDA graph, which is replayed while
+    /// llama.cpp reuses its graph. Needs `GGML_CUDA_DISABLE_GRAPHS` in the environment from the start of the
+    /// process; without it, and elsewhere, as [`Engine::Auto`]. Not yet run on a GPU.
+    DeviceGraph,
 }
 
 /// What the caps of one block did to the rows of one pass.
@@ -135,7 +107,10 @@ pub struct BlockTrace {
 #[derive(Debug, Default)]
 struct Record {
     stats: Vec<CapStats>,
-    trace: Vec<BlockTrace>,
+    /// With the place of each in the order of computation.
+    trace: Vec<(u64, BlockTrace)>,
+    /// Block outputs seen so far.
+    order: u64,
     /// Rows seen per block since the decode began.
     seen: Vec<Option<usize>>,
     error: Option<HookError>,
@@ -151,6 +126,7 @@ impl Session {
         let config = Config {
             enabled: true,
             tracing: false,
+            statistics: true,
             engine: Engine::Auto,
             wanted: vec![false; model.blocks],
             prefix: "",
@@ -164,6 +140,7 @@ impl Session {
             bound: AtomicBool::new(false),
             config: Mutex::new(Arc::new(config)),
             record: Mutex::new(record),
+            devices: Mutex::default(),
         }))
     }
 
@@ -199,6 +176,8 @@ impl Session {
             config.caps = count;
             Ok(())
         })?;
+        // What is still on its way from a GPU belongs to the old caps.
+        self.0.collect();
         let mut record = self.0.record();
         record.stats = vec![CapStats::default(); count];
         record.trace.clear();
@@ -236,15 +215,28 @@ impl Session {
         self.change(|config| config.cap_mut(cap, |table, i| table.set_strength(i, strength)))
     }
 
-    /// What each cap did since the caps were set or the statistics reset, in the order of the set.
+    /// What each cap did since the caps were set or the statistics reset, in the order of the set. Waits for a GPU
+    /// that still caps rows of decodes that have ended.
     #[must_use]
     pub fn stats(&self) -> Vec<CapStats> {
+        self.0.collect();
         self.0.record().stats.clone()
     }
 
     /// Starts the statistics anew.
     pub fn reset_stats(&self) {
+        self.0.collect();
         self.0.record().stats.fill(CapStats::default());
+    }
+
+    /// Counts, from the next decode on, what the caps do, for [`Session::stats`]; on at first. Off, and without
+    /// tracing, nothing is recorded anywhere.
+    pub fn set_statistics(&self, on: bool) {
+        let changed = self.change(|config| {
+            config.statistics = on;
+            Ok(())
+        });
+        debug_assert!(changed.is_ok());
     }
 
     /// Keeps, from the next decode on, what happened to every single row, for [`Session::take_trace`].
@@ -259,7 +251,11 @@ impl Session {
     /// The rows since the last call, in the order in which blocks were computed.
     #[must_use]
     pub fn take_trace(&self) -> Vec<BlockTrace> {
-        std::mem::take(&mut self.0.record().trace)
+        self.0.collect();
+        let mut trace = std::mem::take(&mut self.0.record().trace);
+        // Figures from a GPU arrive later than those of blocks that the CPU computed.
+        trace.sort_by_key(|(order, _)| *order);
+        trace.into_iter().map(|(_, trace)| trace).collect()
     }
 
     /// Observes block outputs from the next decode on; `None` ends it.
@@ -293,6 +289,15 @@ impl Session {
     #[must_use]
     pub fn engines_used(&self) -> Vec<(String, &'static str)> {
         self.0.record().engines.clone()
+    }
+
+    /// How the session's graphs were run on GPUs under [`Engine::DeviceGraph`], summed over the backends of its
+    /// context while that lives.
+    #[must_use]
+    pub fn graph_counts(&self) -> GraphCounts {
+        let mut counts = GraphCounts::default();
+        self.0.each_device(|path| counts += path.counts());
+        counts
     }
 
     /// Runs one `llama_decode` of `rows` tokens, `outputs` of them with logits, and makes sure that it was capped.
@@ -374,15 +379,42 @@ impl Inner {
         self.record().error.get_or_insert(error);
     }
 
-    /// Notes that the output of a block was computed with this many rows.
-    pub(crate) fn saw(&self, block: usize, rows: usize) {
+    /// Notes that the output of a block was computed with this many rows. Returns its place in the order of all.
+    pub(crate) fn saw(&self, block: usize, rows: usize) -> u64 {
         let mut record = self.record();
-        let seen = record.seen[block].get_or_insert(0);
-        *seen += rows;
+        *record.seen[block].get_or_insert(0) += rows;
+        record.order += 1;
+        record.order
+    }
+
+    /// From now on figures are also collected from this GPU.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+    pub(crate) fn add_device(&self, device: &Arc<Mutex<DevicePath>>) {
+        let mut devices = lock(&self.devices);
+        devices.retain(|device| device.strong_count() > 0);
+        devices.push(Arc::downgrade(device));
+    }
+
+    /// Takes in the figures that are still on GPUs.
+    fn collect(&self) {
+        self.each_device(|path| path.collect(self, Collect::All));
+    }
+
+    /// Calls `with` for each GPU, apart from one that is just being given work: it may be this very thread that gives
+    /// it, in a tap.
+    fn each_device(&self, mut with: impl FnMut(&mut DevicePath)) {
+        let devices: Vec<_> = lock(&self.devices).iter().filter_map(Weak::upgrade).collect();
+        for device in devices {
+            match device.try_lock() {
+                Ok(mut path) => with(&mut path),
+                Err(TryLockError::Poisoned(path)) => with(&mut path.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
     }
 
     /// Notes what the caps of a block did to the rows of one pass, `[rows][caps]`.
-    pub(crate) fn did(&self, caps: &BlockCaps, rows: usize, stats: Vec<RowStat>, tracing: bool) {
+    pub(crate) fn did(&self, order: u64, caps: &BlockCaps, rows: usize, stats: Vec<RowStat>, tracing: bool) {
         let mut record = self.record();
         for (i, row) in stats.iter().enumerate() {
             // The caps may have been replaced while this decode ran: then its figures belong to nobody.
@@ -392,23 +424,21 @@ impl Inner {
         }
         if tracing {
             let (block, caps) = (caps.block, caps.indices.clone());
-            record.trace.push(BlockTrace { block, caps, rows, stats });
+            record.trace.push((order, BlockTrace { block, caps, rows, stats }));
         }
     }
 
-    pub(crate) fn used(&self, device: &str, how: &'static str) {
+    /// Notes where and how caps ran, and says once in the log why that is not the fastest way.
+    pub(crate) fn used(&self, device: &str, how: &'static str, slow: Option<&str>) {
         let mut record = self.record();
         if record.engines.iter().any(|(d, h)| d == device && *h == how) {
             return;
         }
-        if !device.starts_with("CPU") {
-            tracing::warn!(
-                device,
-                how,
-                "capping on a backend without kernels of its own: correct, but slower"
-            );
-        }
         record.engines.push((device.into(), how));
+        drop(record);
+        if let Some(reason) = slow {
+            tracing::warn!(device, how, reason, "capping is correct here, but could be faster");
+        }
     }
 
     fn begin(&self) -> Arc<Config> {

@@ -164,7 +164,9 @@ fn every_engine_and_thread_count_caps_the_same_rows_to_the_same_bits() {
     .unwrap();
     let reference = capped(&set, Engine::Inserted, 512, 2);
     assert_ne!(reference.tokens, uncapped(2), "these caps change what the model says");
-    for (engine, threads) in [(Engine::Inserted, 1), (Engine::Views, 2), (Engine::Auto, 2)] {
+    for (engine, threads) in
+        [(Engine::Inserted, 1), (Engine::Views, 2), (Engine::Auto, 2), (Engine::DeviceGraph, 2)]
+    {
         let run = capped(&set, engine, 512, threads);
         assert_eq!(run.tokens, reference.tokens, "{engine:?}, {threads} threads");
         assert_eq!(run.trace, reference.trace, "{engine:?}, {threads} threads");

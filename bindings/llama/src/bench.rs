@@ -13,7 +13,7 @@ mod ratio;
 use std::time::{Duration, Instant};
 
 use axiscap::CapSet;
-use axiscap_ggml::Engine;
+use axiscap_ggml::{Engine, GraphCounts};
 
 use crate::Token;
 use crate::context::{BatchRow, Context, ContextOptions};
@@ -64,6 +64,8 @@ pub struct BenchReport {
     pub engagement: f64,
     /// Where the capped context ran its caps, and how, in the hook's words.
     pub engines: Vec<(String, &'static str)>,
+    /// How its graphs were run on GPUs under [`Engine::DeviceGraph`].
+    pub graphs: GraphCounts,
 }
 
 /// What is measured.
@@ -88,6 +90,9 @@ trait Subject {
     }
     fn engines(&self) -> Vec<(String, &'static str)> {
         Vec::new()
+    }
+    fn graphs(&self) -> GraphCounts {
+        GraphCounts::default()
     }
 }
 
@@ -116,6 +121,10 @@ impl Subject for Context<'_> {
 
     fn engines(&self) -> Vec<(String, &'static str)> {
         self.engines_used().unwrap_or_default()
+    }
+
+    fn graphs(&self) -> GraphCounts {
+        self.session().map(axiscap_ggml::Session::graph_counts).unwrap_or_default()
     }
 }
 
@@ -174,7 +183,7 @@ pub fn bench(
     };
 
     let mut rounds = Vec::with_capacity(options.pairs);
-    let (mut rows, mut engaged, mut engines) = (0, 0, Vec::new());
+    let (mut rows, mut engaged, mut engines, mut graphs) = (0, 0, Vec::new(), GraphCounts::default());
     for number in 0..options.pairs {
         let turned = number % 2 == 1;
         let mut subjects: Vec<Option<Box<dyn Subject + '_>>> = kinds.iter().map(|_| None).collect();
@@ -186,6 +195,7 @@ pub fn bench(
         let of_round = subjects[1].engaged();
         (rows, engaged) = (rows + of_round.0, engaged + of_round.1);
         engines = subjects[1].engines();
+        graphs += subjects[1].graphs();
         progress(number + 1, options.pairs);
     }
 
@@ -205,6 +215,7 @@ pub fn bench(
         eval_callback: compare(Kind::EvalCallback),
         engagement: engaged as f64 / rows.max(1) as f64,
         engines,
+        graphs,
     })
 }
 

@@ -1,0 +1,109 @@
+//! Everything the device path asks of a GPU and of ggml's events: the lowest layer, and the only one that the tests
+//! replace.
+
+use std::fmt::Debug;
+
+use axiscap::{CapParams, CapTable, RowStat};
+
+use crate::error::HookError;
+
+pub(crate) type Result<T> = std::result::Result<T, HookError>;
+
+/// One launch of the cap kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Launch {
+    /// Whose table to use.
+    pub(crate) block: usize,
+    /// Where the rows are.
+    pub(crate) address: u64,
+    /// How many.
+    pub(crate) rows: usize,
+    /// Elements from one to the next.
+    pub(crate) stride: usize,
+    /// Which entry of the figures is the first of these rows; without it none are written.
+    pub(crate) stats: Option<usize>,
+}
+
+/// A copy of figures to the host that was ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Ticket(pub(crate) u64);
+
+/// A stream of ours on the GPU of one ggml backend, next to the backend's own.
+///
+/// A *hop* is a pair of events: one that the backend records and our stream waits for, one the other way round.
+/// Nothing here waits on the host, apart from `read_rows`, `read_stats`, `synchronize`, and `upload` for its own
+/// copy.
+pub(crate) trait Driver: Debug + Send {
+    /// Whether the rows at this address are in memory of our GPU.
+    fn holds(&mut self, address: u64) -> Result<bool>;
+
+    /// Makes sure that there are this many hops, and room for this many figures.
+    fn reserve(&mut self, hops: usize, stats: usize) -> Result<()>;
+
+    /// The backend records the hop's first event behind all its work.
+    fn record_on_backend(&mut self, hop: usize) -> Result<()>;
+
+    /// Our stream waits for the hop's first event.
+    fn wait_on_ours(&mut self, hop: usize) -> Result<()>;
+
+    /// Our stream records the hop's second event.
+    fn record_on_ours(&mut self, hop: usize) -> Result<()>;
+
+    /// The backend waits for the hop's second event before anything that it is given later.
+    fn wait_on_backend(&mut self, hop: usize) -> Result<()>;
+
+    /// Replaces the table of a block.
+    fn upload(&mut self, block: usize, table: &CapTable) -> Result<()>;
+
+    /// Replaces bounds and strengths of a block's table, behind all launches so far.
+    fn update(&mut self, block: usize, params: &[CapParams]) -> Result<()>;
+
+    /// Forgets the table of a block.
+    fn forget(&mut self, block: usize);
+
+    /// Caps rows on our stream.
+    ///
+    /// # Safety
+    /// The rows are `f32`, as wide as the block's table, in memory that `holds` was true for. The backend does not
+    /// touch them between the hop before and the one behind the launch.
+    unsafe fn launch(&mut self, launch: &Launch) -> Result<()>;
+
+    /// Reads rows behind everything on our stream, and waits for them.
+    ///
+    /// # Safety
+    /// That many values lie at the address, in memory that `holds` was true for.
+    unsafe fn read_rows(&mut self, address: u64, to: &mut [f32]) -> Result<()>;
+
+    /// Reads figures behind everything on our stream, and waits for them.
+    fn read_stats(&mut self, first: usize, to: &mut [RowStat]) -> Result<()>;
+
+    /// Orders a copy of the first `count` figures to the host, behind everything on our stream.
+    fn fetch_stats(&mut self, count: usize) -> Result<Ticket>;
+
+    /// The figures of a ticket, once; `None` while they are under way and `wait` is false.
+    fn take_stats(&mut self, ticket: Ticket, wait: bool) -> Result<Option<Vec<RowStat>>>;
+
+    /// Begins to capture what our stream, and streams that wait for it, are given.
+    fn begin_capture(&mut self) -> Attempt;
+
+    /// Ends the capture; an error says why what was given cannot be a graph.
+    fn end_capture(&mut self) -> Attempt;
+
+    /// Makes the executable graph from the last capture.
+    fn instantiate(&mut self) -> Attempt;
+
+    /// Fits the executable graph to the last capture.
+    fn update_graph(&mut self) -> Attempt;
+
+    /// Launches the executable graph on our stream.
+    ///
+    /// # Safety
+    /// Everything that was captured uses memory that is still there.
+    unsafe fn replay(&mut self) -> Result<()>;
+
+    /// Throws the executable graph away.
+    fn discard_graph(&mut self);
+}
+
+/// A step that may fail without harm: the graph runs eagerly instead. The error is the reason.
+pub(crate) type Attempt = std::result::Result<(), String>;

@@ -1,0 +1,369 @@
+//! Caps on the GPU that computes the graph, in stream order: no host waits between two nodes.
+//!
+//! ```text
+//! backend's stream   [view 1] r0 ............ w1 [view 2] r2 ............ w3 [view 3]
+//! our stream                   w0 [cap] r1                 w2 [cap] r3    [figures to host]
+//! ```
+//!
+//! The graph runs in views that end at the capped block outputs. Behind each view the backend records an event (r)
+//! that our stream waits for (w); our stream caps the rows and records one that the backend waits for before the
+//! next view. The kernels write their figures to a buffer on the GPU, from where one copy per graph takes them to
+//! page-locked memory; they are read when somebody asks.
+//!
+//! On request, [`outer`] has all of this captured as one graph per token, which is then launched as a whole.
+//!
+//! [`driver`] is what the plan is carried out with, [`check`] compares the first rows of each block with the CPU's.
+
+mod check;
+mod counts;
+#[cfg(feature = "gpu")]
+mod cuda;
+mod driver;
+mod obstacle;
+mod outer;
+mod plan;
+#[cfg(test)]
+mod recording;
+mod slot;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use axiscap::{CapTable, RowStat};
+use llama_cpp_sys_2 as sys;
+
+pub use counts::GraphCounts;
+pub(crate) use slot::{Slot, capping};
+
+use crate::engine::{Compute, cap_computed, show_computed};
+use crate::error::HookError;
+use crate::find::Output;
+use crate::graph::Graph;
+use crate::session::{Config, Inner};
+use driver::{Attempt, Driver, Launch, Result, Ticket};
+use obstacle::Obstacles;
+use outer::{Action, Outer};
+use plan::{Cut, Plan, Work};
+
+/// How blocks are capped here, as reports say it.
+pub(crate) const ON_DEVICE: &str = "the graph is cut at capped blocks, caps run on the GPU in stream order";
+
+/// The same, where it is one graph.
+const ONE_GRAPH: &str = "the graph and its caps are captured as one and replayed on the GPU";
+
+/// How many graphs' figures may be under way before the host waits for the oldest: a decode's logits are read, and
+/// so its figures there, long before this many more graphs have been given to the GPU.
+const MOST_PENDING: usize = 256;
+
+/// One backend's GPU: what is there, and what is still to be read from there.
+#[derive(Debug)]
+pub(crate) struct DevicePath {
+    /// ggml's name of the device.
+    name: String,
+    /// Gone once the backend is.
+    driver: Option<Box<dyn Driver>>,
+    /// What the tables on the GPU were made from.
+    config: Option<Arc<Config>>,
+    /// Blocks whose table is on the GPU.
+    uploaded: HashSet<usize>,
+    /// Blocks whose first capped rows were right.
+    checked: HashSet<usize>,
+    /// Whether the GPU holds an address of a buffer.
+    places: HashMap<(usize, usize), bool>,
+    pending: VecDeque<Pending>,
+    outer: Outer,
+    obstacles: Obstacles,
+    /// The most figures of a graph so far: their buffer moves when it grows.
+    room: usize,
+}
+
+/// Figures of one graph.
+#[derive(Debug)]
+struct Pending {
+    ticket: Ticket,
+    config: Arc<Config>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    order: u64,
+    block: usize,
+    rows: usize,
+    /// Where its figures begin.
+    first: usize,
+}
+
+/// Which figures to take in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Collect {
+    /// Those that have arrived.
+    Arrived,
+    /// All, and wait for them.
+    All,
+}
+
+/// A graph to compute with its caps.
+pub(crate) struct Pass<'a> {
+    pub(crate) graph: &'a Graph,
+    pub(crate) outputs: &'a [Output],
+    pub(crate) backend: sys::ggml_backend_t,
+    pub(crate) staging: &'a mut Vec<f32>,
+    pub(crate) config: &'a Arc<Config>,
+    pub(crate) session: &'a Inner,
+    pub(crate) compute: Compute<'a>,
+    /// Whether graphs may be captured as a whole.
+    pub(crate) one_graph: bool,
+}
+
+/// How the views of a graph ended.
+enum Ran {
+    Fine(Vec<Entry>),
+    /// ggml or the work of a block failed, with this status.
+    Failed(sys::ggml_status),
+}
+
+impl DevicePath {
+    fn new(name: String, driver: Box<dyn Driver>) -> Self {
+        Self {
+            name,
+            driver: Some(driver),
+            config: None,
+            uploaded: HashSet::new(),
+            checked: HashSet::new(),
+            places: HashMap::new(),
+            pending: VecDeque::new(),
+            outer: Outer::new(),
+            obstacles: Obstacles::default(),
+            room: 0,
+        }
+    }
+
+    /// Computes the graph with its caps.
+    pub(crate) fn compute(&mut self, pass: Pass<'_>) -> sys::ggml_status {
+        let session = pass.session;
+        self.collect(session, Collect::Arrived);
+        self.run(pass).unwrap_or_else(|error| {
+            session.fail(error);
+            sys::GGML_STATUS_FAILED
+        })
+    }
+
+    fn run(&mut self, mut pass: Pass<'_>) -> Result<sys::ggml_status> {
+        #[cfg(test)]
+        recording::note_graph(pass.graph.uid());
+        self.follow(pass.config)?;
+        let plan = self.plan(pass.outputs, pass.config)?;
+        let mut action = if pass.one_graph {
+            let facts = self.facts(pass.graph, &plan);
+            self.outer.begin(&facts)
+        } else {
+            Action::Eager
+        };
+        let ran = loop {
+            action = match action {
+                Action::Eager => break self.run_views(&mut pass, &plan, true)?,
+                Action::BeginCapture => {
+                    let captured = self.capture(&mut pass, &plan);
+                    self.outer.ended(captured)
+                }
+                Action::Instantiate => {
+                    let made = self.driver()?.instantiate();
+                    self.outer.made(made)
+                }
+                Action::Update => {
+                    let made = self.driver()?.update_graph();
+                    self.outer.made(made)
+                }
+                Action::Replay => {
+                    self.replay(plan.hops + 1)?;
+                    pass.session.used(&self.name, ONE_GRAPH, None);
+                    let notes = plan.cuts.iter().filter(|cut| cut.cuts());
+                    break Ran::Fine(notes.filter_map(|cut| note(cut, &pass)).collect());
+                }
+            };
+        };
+        let entries = match ran {
+            Ran::Fine(entries) => entries,
+            Ran::Failed(status) => return Ok(status),
+        };
+        for cut in plan.cuts.iter().filter(|cut| !cut.cuts()) {
+            note(cut, &pass);
+        }
+        if !entries.is_empty() {
+            let ticket = self.driver()?.fetch_stats(plan.stats)?;
+            self.pending.push_back(Pending { ticket, config: Arc::clone(pass.config), entries });
+        }
+        Ok(sys::GGML_STATUS_SUCCESS)
+    }
+
+    /// How graphs were run so far.
+    pub(crate) fn counts(&self) -> GraphCounts {
+        self.outer.counters()
+    }
+
+    /// Gives the GPU the views and the caps between them.
+    fn run_views(&mut self, pass: &mut Pass<'_>, plan: &Plan, noted: bool) -> Result<Ran> {
+        let nodes = pass.graph.nodes().len();
+        let mut next = 0;
+        let mut entries = Vec::new();
+        for cut in plan.cuts.iter().filter(|cut| cut.cuts()) {
+            let output = cut.output;
+            let status = pass.graph.with_view(next..output.node + 1, || (pass.compute)(pass.graph));
+            if status != sys::GGML_STATUS_SUCCESS {
+                return Ok(Ran::Failed(status));
+            }
+            next = output.node + 1;
+            if cut.shown || matches!(cut.work, Work::Host) {
+                // SAFETY: the backend is computing this graph and waits for us.
+                unsafe { sys::ggml_backend_synchronize(pass.backend) };
+            }
+            match cut.work {
+                Work::Host => {
+                    pass.session.used(&self.name, crate::hook::VIEWS, Some(ELSEWHERE));
+                    if !cap_computed(output, pass.staging, pass.config, pass.session) {
+                        return Ok(Ran::Failed(sys::GGML_STATUS_FAILED));
+                    }
+                    continue;
+                }
+                _ if cut.shown && !show_computed(output, pass.staging, pass.config, pass.session) => {
+                    return Ok(Ran::Failed(sys::GGML_STATUS_FAILED));
+                }
+                Work::Nothing => {}
+                Work::Launch { hop, launch, check } => {
+                    let table = pass.config.caps_of(output.block).filter(|_| check).map(|caps| &caps.table);
+                    self.cap(hop, &launch, table)?;
+                    pass.session.used(&self.name, ON_DEVICE, None);
+                }
+            }
+            if noted {
+                entries.extend(note(cut, pass));
+            }
+        }
+        // Where the scheduler splits a graph right behind a block output, nothing is left.
+        if next < nodes {
+            let status = pass.graph.with_view(next..nodes, || (pass.compute)(pass.graph));
+            if status != sys::GGML_STATUS_SUCCESS {
+                return Ok(Ran::Failed(status));
+            }
+        }
+        Ok(Ran::Fine(entries))
+    }
+
+    /// Caps rows between two views; with a table, comparing the result with the CPU's.
+    fn cap(&mut self, hop: usize, launch: &Launch, check: Option<&CapTable>) -> Result<()> {
+        let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
+        driver.record_on_backend(hop)?;
+        driver.wait_on_ours(hop)?;
+        match check {
+            // SAFETY: the rows are the block output's, in memory of the GPU; the backend has computed them when our
+            // stream gets there, and waits for our stream before it goes on.
+            Some(table) => unsafe {
+                check::launch_checked(driver, launch, table, &self.name)?;
+                self.checked.insert(launch.block);
+            },
+            // SAFETY: as above.
+            None => unsafe { driver.launch(launch)? },
+        }
+        driver.record_on_ours(hop)?;
+        driver.wait_on_backend(hop)
+    }
+
+    /// Captures what `run_views` gives the GPU. Nothing of it runs; an error is the reason why it cannot be
+    /// captured.
+    fn capture(&mut self, pass: &mut Pass<'_>, plan: &Plan) -> Attempt {
+        let text = |error: HookError| error.to_string();
+        self.driver().map_err(text)?.begin_capture()?;
+        // The backend's stream joins the capture, and is joined back at its end.
+        let join = plan.hops;
+        let ran = (|| {
+            let driver = self.driver()?;
+            driver.record_on_ours(join)?;
+            driver.wait_on_backend(join)?;
+            let ran = self.run_views(pass, plan, false)?;
+            let driver = self.driver()?;
+            driver.record_on_backend(join)?;
+            driver.wait_on_ours(join)?;
+            Ok(ran)
+        })();
+        self.driver().map_err(text)?.end_capture()?;
+        match ran.map_err(text)? {
+            Ran::Fine(_) => Ok(()),
+            Ran::Failed(status) => Err(format!("ggml could not compute into a capture (status {status})")),
+        }
+    }
+
+    /// Launches the captured graph in the place of the backend's own work.
+    fn replay(&mut self, hop: usize) -> Result<()> {
+        let driver = self.driver()?;
+        driver.record_on_backend(hop)?;
+        driver.wait_on_ours(hop)?;
+        // SAFETY: graph, launches and addresses are those of the capture, and what goes away resets `outer` first.
+        unsafe { driver.replay()? };
+        driver.record_on_ours(hop)?;
+        driver.wait_on_backend(hop)
+    }
+
+    fn driver(&mut self) -> Result<&mut dyn Driver> {
+        match &mut self.driver {
+            Some(driver) => Ok(driver.as_mut()),
+            None => Err(closed(&self.name)),
+        }
+    }
+
+    /// Takes figures in.
+    pub(crate) fn collect(&mut self, session: &Inner, which: Collect) {
+        let Some(driver) = self.driver.as_deref_mut() else { return };
+        while let Some(front) = self.pending.front() {
+            let wait = which == Collect::All || self.pending.len() > MOST_PENDING;
+            match driver.take_stats(front.ticket, wait) {
+                Ok(None) => return,
+                Ok(Some(stats)) => front.hand_over(&stats, session),
+                Err(error) => session.fail(error),
+            }
+            self.pending.pop_front();
+        }
+    }
+
+    /// Takes in the last figures and gives everything on the GPU back; the backend is about to go.
+    pub(crate) fn close(&mut self, session: &Inner) {
+        self.collect(session, Collect::All);
+        let GraphCounts { captures, updates, replays, eager, resets } = self.outer.counters();
+        let (device, reason) = (&self.name, self.outer.broken());
+        tracing::debug!(device, captures, updates, replays, eager, resets, reason, "graphs of this context");
+        self.driver = None;
+    }
+}
+
+const ELSEWHERE: &str = "the block output is not in memory of the GPU that computes it";
+
+fn closed(device: &str) -> HookError {
+    HookError::Device { device: device.into(), what: "its backend is gone".into() }
+}
+
+/// Tells the session that a block output was computed; returns where its figures will be.
+fn note(cut: &Cut, pass: &Pass<'_>) -> Option<Entry> {
+    let (block, rows) = (cut.output.block, cut.output.rows());
+    let order = pass.session.saw(block, rows);
+    let caps = pass.config.caps_of(block).filter(|_| pass.config.records())?;
+    match cut.work {
+        Work::Launch { launch, .. } => launch.stats.map(|first| Entry { order, block, rows, first }),
+        _ => {
+            pass.session.did(order, caps, rows, Vec::new(), pass.config.tracing);
+            None
+        }
+    }
+}
+
+impl Pending {
+    fn hand_over(&self, stats: &[RowStat], session: &Inner) {
+        for entry in &self.entries {
+            if let Some(caps) = self.config.caps_of(entry.block) {
+                let stats = &stats[entry.first..][..entry.rows * caps.indices.len()];
+                session.did(entry.order, caps, entry.rows, stats.to_vec(), self.config.tracing);
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What a graph needs of the GPU: tables brought up to the configuration, and what to do at each block output.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use super::driver::{Launch, Result};
+use super::outer::Facts;
+use super::{DevicePath, ELSEWHERE, closed};
+use crate::find::Output;
+use crate::graph::Graph;
+use crate::session::Config;
+
+/// What a pass does at its block outputs.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) cuts: Vec<Cut>,
+    /// Pairs of events needed.
+    pub(super) hops: usize,
+    /// Figures that the launches write.
+    pub(super) stats: usize,
+}
+
+/// What happens at one block output.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut {
+    pub(super) output: Output,
+    pub(super) work: Work,
+    /// A tap sees the rows first.
+    pub(super) shown: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Work {
+    /// There are no rows, or no caps.
+    Nothing,
+    /// The rows are not in memory of our GPU.
+    Host,
+    Launch {
+        hop: usize,
+        launch: Launch,
+        check: bool,
+    },
+}
+
+impl Cut {
+    /// Whether the graph has to be cut here.
+    pub(super) fn cuts(&self) -> bool {
+        self.shown || !matches!(self.work, Work::Nothing)
+    }
+}
+
+impl DevicePath {
+    /// Brings the tables on the GPU up to the configuration.
+    pub(super) fn follow(&mut self, config: &Arc<Config>) -> Result<()> {
+        let Some(driver) = self.driver.as_deref_mut() else { return Ok(()) };
+        let Some(old) = self.config.take().filter(|old| !Arc::ptr_eq(old, config)) else {
+            self.config = Some(Arc::clone(config));
+            return Ok(());
+        };
+        let mut kept = HashSet::new();
+        let mut moved = false;
+        for block in self.uploaded.drain() {
+            let tables = (old.caps_of(block).map(|c| &c.table), config.caps_of(block).map(|c| &c.table));
+            match tables {
+                (Some(old), Some(new))
+                    if old.axes() == new.axes() && old.profile_ends() == new.profile_ends() =>
+                {
+                    if old.params() != new.params() {
+                        driver.update(block, new.params())?;
+                    }
+                    kept.insert(block);
+                }
+                _ => {
+                    if !moved && self.outer.reset("the caps were replaced") {
+                        driver.discard_graph();
+                    }
+                    moved = true;
+                    driver.forget(block);
+                }
+            }
+        }
+        self.uploaded = kept;
+        self.checked.retain(|block| self.uploaded.contains(block));
+        self.config = Some(Arc::clone(config));
+        Ok(())
+    }
+
+    /// What to do at each block output. Uploads tables that are missing.
+    pub(super) fn plan(&mut self, outputs: &[Output], config: &Config) -> Result<Plan> {
+        let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
+        let (mut hops, mut stats) = (0, 0);
+        let mut cuts = Vec::with_capacity(outputs.len());
+        for &output in outputs {
+            let rows = output.rows();
+            let shown = rows > 0 && config.tap_of(output.block).is_some();
+            let work = match config.caps_of(output.block) {
+                Some(caps) if rows > 0 => {
+                    let place = output.place();
+                    let held = match self.places.get(&place) {
+                        Some(&held) => held,
+                        None => {
+                            let held = driver.holds(place.0 as u64)?;
+                            self.places.insert(place, held);
+                            held
+                        }
+                    };
+                    if held {
+                        let check = !self.checked.contains(&output.block);
+                        let first = (config.records() || check).then_some(stats);
+                        stats += first.map_or(0, |_| rows * caps.indices.len());
+                        if !self.uploaded.contains(&output.block) {
+                            driver.upload(output.block, &caps.table)?;
+                            self.uploaded.insert(output.block);
+                        }
+                        let launch = Launch {
+                            block: output.block,
+                            address: place.0 as u64,
+                            rows,
+                            stride: output.stride(),
+                            stats: first,
+                        };
+                        hops += 1;
+                        Work::Launch { hop: hops - 1, launch, check }
+                    } else {
+                        Work::Host
+                    }
+                }
+                _ => Work::Nothing,
+            };
+            cuts.push(Cut { output, work, shown });
+        }
+        if stats > self.room {
+            if self.outer.reset("the figures need more room") {
+                driver.discard_graph();
+            }
+            self.room = stats;
+        }
+        // Two hops more for a capture: one inside it, one around its replays.
+        driver.reserve(hops + 2, stats)?;
+        Ok(Plan { cuts, hops, stats })
+    }
+
+    pub(super) fn facts(&mut self, graph: &Graph, plan: &Plan) -> Facts {
+        let mut digest = DefaultHasher::new();
+        let mut obstacle = None;
+        for cut in plan.cuts.iter().filter(|cut| cut.cuts()) {
+            match cut.work {
+                _ if cut.shown => obstacle = Some("a tap waits for the rows"),
+                Work::Host => obstacle = Some(ELSEWHERE),
+                Work::Launch { check: true, .. } => {
+                    obstacle = Some("the first rows are compared with the CPU's")
+                }
+                Work::Launch { launch, .. } => (cut.output.node, launch).hash(&mut digest),
+                Work::Nothing => {}
+            }
+        }
+        let obstacle = obstacle.or_else(|| self.obstacles.of(graph));
+        Facts { uid: graph.uid(), launches: digest.finish(), obstacle }
+    }
+}

@@ -1,0 +1,445 @@
+//! The device path over real graphs of a real model, which the CPU backend computes, and over a hand-made graph:
+//! only the driver is a stand-in.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+use llama_cpp_sys_2 as sys;
+
+use super::outer::{Action, Facts, Outer};
+use super::recording::{Log, Op, Recording, graphs, use_next};
+use super::{DevicePath, GraphCounts, Pass};
+use crate::find::Output;
+use crate::graph::Graph;
+use crate::layout::{Arena, Layout};
+use crate::{BlockTrace, Engine, Hook, HookError, ModelShape, Session};
+
+static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
+    let mut backend = LlamaBackend::init().expect("llama.cpp starts");
+    backend.void_logs();
+    let path = std::env::var_os("AXISCAP_TEST_MODEL").map_or_else(
+        || {
+            let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+                || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
+                PathBuf::from,
+            );
+            cache.join("axiscap/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+        },
+        PathBuf::from,
+    );
+    assert!(path.exists(), "{} is missing; run scripts/fetch-model", path.display());
+    let model = LlamaModel::load_from_file(&backend, path, &LlamaModelParams::default().with_n_gpu_layers(0))
+        .expect("it loads");
+    (backend, model)
+});
+
+fn shape() -> ModelShape {
+    let model = &LOADED.1;
+    ModelShape {
+        architecture: model.meta_val_str("general.architecture").unwrap(),
+        blocks: model.n_layer() as usize,
+        width: model.n_embd() as usize,
+    }
+}
+
+fn cap(block: usize, seed: usize, bound: Bound) -> BlockCap {
+    let values: Vec<f32> = (0..shape().width).map(|i| ((i * 31 + seed * 7919) as f32).sin()).collect();
+    BlockCap { block, cap: Cap::new(Axis::from_direction(&values).unwrap(), bound) }
+}
+
+fn caps() -> CapSet {
+    let last = shape().blocks - 1;
+    let floor = |lo| Bound::floor(lo).unwrap();
+    CapSet::new([
+        cap(12, 1, floor(2.0)),
+        cap(0, 2, floor(0.5)),
+        cap(12, 3, floor(-1.0)),
+        cap(last, 4, floor(9.0)),
+    ])
+    .unwrap()
+}
+
+fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
+    let params = LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(512))
+        .with_n_batch(256)
+        .with_n_ubatch(ubatch)
+        .with_n_threads(2)
+        .with_n_threads_batch(2);
+    let hook = Hook::install().unwrap();
+    hook.bind(session, || LOADED.1.new_context(&LOADED.0, params)).unwrap()
+}
+
+fn session(engine: Engine) -> Session {
+    let session = Session::new(shape());
+    session.set_caps(Some(&caps())).unwrap();
+    session.set_engine(engine);
+    session.set_tracing(true);
+    session
+}
+
+/// A context whose backend believes that it has a GPU.
+fn on_device(session: &Session, ubatch: u32) -> (LlamaContext<'static>, Log) {
+    let (driver, log) = Recording::new();
+    use_next(driver);
+    (context(session, ubatch), log)
+}
+
+fn decode(
+    context: &mut LlamaContext<'_>,
+    session: &Session,
+    tokens: &[LlamaToken],
+    position: usize,
+    logits: bool,
+) -> Result<Option<LlamaToken>, HookError> {
+    let mut batch = LlamaBatch::new(tokens.len(), 1);
+    for (i, &token) in tokens.iter().enumerate() {
+        batch.add(token, (position + i) as i32, &[0], logits && i + 1 == tokens.len()).unwrap();
+    }
+    session.watch(tokens.len(), logits.into(), || context.decode(&mut batch))?.unwrap();
+    Ok(logits.then(|| {
+        let logits = context.get_logits_ith(tokens.len() as i32 - 1);
+        LlamaToken::new((0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as i32)
+    }))
+}
+
+fn prompt() -> Vec<LlamaToken> {
+    LOADED.1.vocab().tokenize(b"I feel so alone tonight. What are you, really?", false, true)
+}
+
+fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> Vec<LlamaToken> {
+    let prompt = prompt();
+    let mut tokens = vec![decode(context, session, &prompt, 0, true).unwrap().unwrap()];
+    while tokens.len() < count {
+        let last = tokens[tokens.len() - 1];
+        let next = decode(context, session, &[last], prompt.len() + tokens.len() - 1, true).unwrap();
+        tokens.push(next.unwrap());
+    }
+    tokens
+}
+
+fn on_the_cpu(ubatch: u32, count: usize) -> (Vec<LlamaToken>, Vec<BlockTrace>) {
+    let session = session(Engine::Inserted);
+    let tokens = generate(&mut context(&session, ubatch), &session, count);
+    (tokens, session.take_trace())
+}
+
+fn taken(log: &Log) -> Vec<Op> {
+    std::mem::take(&mut *log.lock().unwrap())
+}
+
+/// What a graph has to look like in the log: hops in order around launches, then one fetch.
+fn expected(launches: &[(usize, usize, usize)], checked: bool) -> Vec<Op> {
+    let width = shape().width;
+    let mut ops = Vec::new();
+    let mut stats = 0;
+    if checked {
+        ops.extend(launches.iter().map(|&(block, ..)| Op::Upload(block)));
+    }
+    for (hop, &(block, rows, depth)) in launches.iter().enumerate() {
+        ops.extend([Op::RecordOnBackend(hop), Op::WaitOnOurs(hop)]);
+        ops.extend(checked.then_some(Op::ReadRows(rows * width)));
+        ops.push(Op::Launch { block, rows, stats: Some(stats) });
+        ops.extend(checked.then_some(Op::ReadRows(rows * width)));
+        ops.extend([Op::RecordOnOurs(hop), Op::WaitOnBackend(hop)]);
+        stats += rows * depth;
+    }
+    ops.push(Op::Fetch(stats));
+    ops
+}
+
+#[test]
+fn prefill_and_decode_are_capped_in_stream_order_with_the_bits_of_the_cpu() {
+    let (tokens, trace) = on_the_cpu(256, 6);
+    let session = session(Engine::Views);
+    let (mut context, log) = on_device(&session, 256);
+    assert_eq!(generate(&mut context, &session, 6), tokens);
+
+    let (rows, last) = (prompt().len(), shape().blocks - 1);
+    let mut ops = expected(&[(0, rows, 1), (12, rows, 2), (last, 1, 1)], true);
+    for _ in 1..6 {
+        ops.extend(expected(&[(0, 1, 1), (12, 1, 2), (last, 1, 1)], false));
+    }
+    assert_eq!(taken(&log), ops);
+    assert!(session.engines_used()[0].1.contains("GPU"));
+
+    // Figures outlive the context.
+    drop(context);
+    assert_eq!(taken(&log), [Op::Closed]);
+    assert_eq!(session.stats().iter().map(|s| s.rows).sum::<u64>(), (3 * rows + 3 * 5 + 6) as u64);
+    assert_eq!(session.take_trace(), trace);
+}
+
+#[test]
+fn micro_batches_and_passes_without_logits() {
+    let (tokens, trace) = on_the_cpu(4, 3);
+    let session = session(Engine::Views);
+    let (mut context, log) = on_device(&session, 4);
+    assert_eq!(generate(&mut context, &session, 3), tokens);
+    assert_eq!(session.take_trace(), trace);
+    let last = shape().blocks - 1;
+    let of_last = |op: &Op| matches!(op, Op::Launch { block, .. } if *block == last);
+    assert_eq!(taken(&log).iter().filter(|op| of_last(op)).count(), 3, "only rows with logits");
+
+    context.clear_kv_cache();
+    decode(&mut context, &session, &prompt()[..4], 0, false).unwrap();
+    assert_eq!(taken(&log), expected(&[(0, 4, 1), (12, 4, 2)], false));
+}
+
+#[test]
+fn two_contexts_have_streams_of_their_own() {
+    let (tokens, _) = on_the_cpu(256, 2);
+    let (first, second) = (session(Engine::Views), session(Engine::Views));
+    second.set_caps(Some(&CapSet::new([cap(3, 1, Bound::NONE)]).unwrap())).unwrap();
+    let (mut a, log_a) = on_device(&first, 256);
+    let (mut b, log_b) = on_device(&second, 256);
+    generate(&mut b, &second, 2);
+    assert_eq!(generate(&mut a, &first, 2), tokens);
+    let rows = prompt().len();
+    assert_eq!(taken(&log_b), [expected(&[(3, rows, 1)], true), expected(&[(3, 1, 1)], false)].concat());
+    assert!(taken(&log_a).iter().all(|op| !matches!(op, Op::Upload(3))));
+}
+
+#[test]
+fn changed_bounds_are_updated_and_changed_caps_are_uploaded_and_checked_anew() {
+    let session = session(Engine::Views);
+    let (mut context, log) = on_device(&session, 256);
+    let last = shape().blocks - 1;
+    let token = prompt()[0];
+    decode(&mut context, &session, &[token], 0, true).unwrap();
+    taken(&log);
+
+    session.set_bound(2, Bound::floor(50.0).unwrap()).unwrap();
+    session.reset_stats();
+    decode(&mut context, &session, &[token], 1, true).unwrap();
+    let mut ops = vec![Op::Update(12)];
+    ops.extend(expected(&[(0, 1, 1), (12, 1, 2), (last, 1, 1)], false));
+    assert_eq!(taken(&log), ops);
+    assert_eq!((session.stats()[2].rows, session.stats()[2].min_after), (1, 50.0));
+
+    session.set_tracing(false);
+    session.set_statistics(false);
+    decode(&mut context, &session, &[token], 2, true).unwrap();
+    let ops = taken(&log);
+    let silent = |op: &Op| !matches!(op, Op::Launch { stats: Some(_), .. } | Op::Fetch(_));
+    assert!(ops.iter().all(silent), "{ops:?}");
+    assert_eq!(session.stats()[2].rows, 1);
+
+    session.set_statistics(true);
+    session.set_caps(Some(&CapSet::new([cap(12, 9, Bound::floor(1.0).unwrap())]).unwrap())).unwrap();
+    decode(&mut context, &session, &[token], 3, true).unwrap();
+    let ops = taken(&log);
+    assert_eq!(ops.iter().filter(|op| matches!(op, Op::Forget(_))).count(), 3);
+    assert_eq!(ops[3..], expected(&[(12, 1, 1)], true));
+
+    session.set_enabled(false);
+    decode(&mut context, &session, &[token], 4, true).unwrap();
+    assert_eq!(taken(&log), []);
+}
+
+#[test]
+fn a_gpu_that_differs_in_one_bit_is_refused_by_block_and_row() {
+    let session = session(Engine::Views);
+    let (mut driver, _) = Recording::new();
+    driver.wrong = true;
+    use_next(driver);
+    let mut context = context(&session, 256);
+    for _ in 0..2 {
+        match decode(&mut context, &session, &prompt(), 0, true) {
+            Err(HookError::DeviceDiffers { block: 0, row: 0, column: 0, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        context.clear_kv_cache();
+    }
+}
+
+#[test]
+fn blocks_in_other_memory_are_capped_on_the_host() {
+    let (tokens, trace) = on_the_cpu(256, 3);
+    let session = session(Engine::Views);
+    let (mut driver, log) = Recording::new();
+    driver.elsewhere = true;
+    use_next(driver);
+    let mut context = context(&session, 256);
+    assert_eq!(generate(&mut context, &session, 3), tokens);
+    assert_eq!(session.take_trace(), trace);
+    assert_eq!(taken(&log), []);
+    assert!(session.engines_used()[0].1.contains("host"));
+}
+
+/// What the state machine makes of the uids that llama.cpp really gives: a prompt, decoding across the growth of the
+/// padded KV cache at 256 tokens, and a second prompt in between.
+#[test]
+fn the_graphs_of_a_real_generation_are_captured_once_per_kv_size() {
+    let session = session(Engine::Views);
+    let (mut context, _log) = on_device(&session, 256);
+    let token = prompt()[0];
+    decode(&mut context, &session, &vec![token; 248], 0, true).unwrap();
+    for position in 248..264 {
+        decode(&mut context, &session, &[token], position, true).unwrap();
+    }
+    decode(&mut context, &session, &prompt(), 264, true).unwrap();
+    for position in 0..4 {
+        decode(&mut context, &session, &[token], 264 + prompt().len() + position, true).unwrap();
+    }
+
+    let mut outer = Outer::new();
+    let mut steps = String::new();
+    for uid in graphs() {
+        assert_ne!(uid, 0);
+        steps.push(match outer.begin(&Facts { uid, launches: 1, obstacle: None }) {
+            Action::Eager => 'e',
+            Action::Replay => '.',
+            Action::BeginCapture => {
+                outer.ended(Ok(()));
+                assert_eq!(outer.made(Ok(())), Action::Replay);
+                'C'
+            }
+            other => panic!("{other:?}"),
+        });
+    }
+    assert_eq!(steps, ["e", "eC......", "eC......", "e", "eC.."].concat());
+}
+
+/// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
+fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) -> Vec<Vec<Op>> {
+    let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 2, width: 4 });
+    let axis = Axis::from_direction(&[1.0, 2.0, 3.0, 4.0]).unwrap();
+    let at = |block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::floor(1.0).unwrap()) };
+    session.set_caps(Some(&CapSet::new([at(0), at(1)]).unwrap())).unwrap();
+    let arena = Arena::new(16).unwrap();
+    let mut data = [[0.5_f32; 4]; 2];
+    // SAFETY: tensors and graph live in the arena; only the block outputs get data, which outlives the pass.
+    let (raw, outputs) = unsafe {
+        let c = arena.context();
+        let graph = sys::ggml_new_graph_custom(c, 8, false);
+        let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, 4, 1);
+        let first = sys::ggml_add(c, leaf(), leaf());
+        let between = sys::ggml_add(c, first, leaf());
+        let second = sys::ggml_add(c, between, leaf());
+        let end = if outputs_last { second } else { sys::ggml_add(c, second, leaf()) };
+        sys::ggml_build_forward_expand(graph, end);
+        (*first).data = data[0].as_mut_ptr().cast();
+        (*second).data = data[1].as_mut_ptr().cast();
+        (graph, [Output { node: 0, block: 0, tensor: first }, Output { node: 2, block: 1, tensor: second }])
+    };
+    let layout = Layout::probe().unwrap();
+    // SAFETY: the graph is this test's alone.
+    let graph = unsafe { Graph::new(raw, layout) };
+    let (mut driver, log) = Recording::new();
+    driver.fails = fails;
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let compute = |graph: &Graph| {
+        log.lock().unwrap().push(Op::View { nodes: graph.nodes().len(), uid: graph.uid() });
+        sys::GGML_STATUS_SUCCESS
+    };
+    let pass = |uid: &u64| {
+        // SAFETY: the uid's place within the graph.
+        unsafe { raw.byte_add(layout.graph_uid).cast::<u64>().write(*uid) };
+        let status = path.compute(Pass {
+            graph: &graph,
+            outputs: &outputs,
+            backend: std::ptr::null_mut(),
+            staging: &mut Vec::new(),
+            config: &session.0.config(),
+            session: &session.0,
+            compute: &compute,
+            one_graph,
+        });
+        assert_eq!(status, sys::GGML_STATUS_SUCCESS);
+        assert_eq!((graph.uid(), graph.nodes().len()), (*uid, if outputs_last { 3 } else { 4 }));
+        taken(&log)
+    };
+    let ops: Vec<_> = uids.iter().map(pass).collect();
+    let GraphCounts { captures, replays, eager, .. } = path.counts();
+    let runs = if one_graph { uids.len() as u64 } else { 0 };
+    assert_eq!((replays + eager, captures <= 2), (runs, true));
+    path.close(&session.0);
+    assert!(session.stats().iter().all(|stats| stats.rows == uids.len() as u64), "{:?}", session.stats());
+    ops
+}
+
+fn views(ops: &[Op]) -> Vec<(usize, u64)> {
+    let view = |op: &Op| match op {
+        Op::View { nodes, uid } => Some((*nodes, *uid)),
+        _ => None,
+    };
+    ops.iter().filter_map(view).collect()
+}
+
+/// The views of a pass with the launches between them.
+fn in_order(seen: &[(usize, u64)]) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (hop, &(nodes, uid)) in seen.iter().enumerate() {
+        ops.push(Op::View { nodes, uid });
+        if hop < 2 {
+            ops.extend([
+                Op::RecordOnBackend(hop),
+                Op::WaitOnOurs(hop),
+                Op::Launch { block: hop, rows: 1, stats: Some(hop) },
+                Op::RecordOnOurs(hop),
+                Op::WaitOnBackend(hop),
+            ]);
+        }
+    }
+    ops
+}
+
+#[test]
+fn every_launch_is_between_its_views() {
+    let ops = passes(false, false, None, &[77, 77]);
+    let seen = views(&ops[1]);
+    assert_eq!(seen.iter().map(|v| v.0).collect::<Vec<_>>(), [1, 2, 1]);
+    assert!(seen.iter().all(|v| v.1 != 0 && v.1 != 77));
+    assert_eq!(seen, views(&ops[0]), "the same graph, the same uids");
+    assert_eq!(ops[1], [in_order(&seen), vec![Op::Fetch(2)]].concat());
+    let nodes: Vec<_> = views(&passes(true, false, None, &[77])[0]).iter().map(|v| v.0).collect();
+    assert_eq!(nodes, [1, 2], "no empty view");
+}
+
+#[test]
+fn a_graph_is_captured_when_it_comes_again_and_then_replayed() {
+    // The first pass compares rows with the CPU's, the second warms up, the third captures.
+    let ops = passes(false, true, None, &[7, 7, 7, 7, 8, 8, 8]);
+    let eager = |ops: &[Op]| [in_order(&views(ops)), vec![Op::Fetch(2)]].concat();
+    let replay = [
+        Op::RecordOnBackend(3),
+        Op::WaitOnOurs(3),
+        Op::Replay,
+        Op::RecordOnOurs(3),
+        Op::WaitOnBackend(3),
+        Op::Fetch(2),
+    ];
+    let captured = |ops: &[Op], made: Op| {
+        let begin = [Op::BeginCapture, Op::RecordOnOurs(2), Op::WaitOnBackend(2)];
+        let end = [Op::RecordOnBackend(2), Op::WaitOnOurs(2), Op::EndCapture, made];
+        [&begin[..], &in_order(&views(ops)), &end, &replay].concat()
+    };
+    assert_eq!(ops[1], eager(&ops[1]));
+    assert_eq!(ops[2], captured(&ops[2], Op::Instantiate));
+    assert_eq!(views(&ops[2]), views(&ops[1]));
+    assert_eq!(ops[3], replay);
+    assert_eq!(ops[4], eager(&ops[4]));
+    assert_eq!(ops[5], captured(&ops[5], Op::Refit));
+    assert_eq!(ops[6], replay);
+}
+
+#[test]
+fn a_graph_that_cannot_be_captured_runs_eagerly_in_the_same_pass() {
+    for fails in [Op::BeginCapture, Op::EndCapture, Op::Instantiate] {
+        let ops = passes(false, true, Some(fails.clone()), &[7; 5]);
+        assert!(ops[2].contains(&fails));
+        let eager = [in_order(&views(&ops[1])), vec![Op::Fetch(2)]].concat();
+        assert!(ops[2].ends_with(&eager), "{fails:?}: {:?}", ops[2]);
+        assert_eq!((&ops[3], &ops[4]), (&eager, &eager), "{fails:?}");
+    }
+}
