@@ -82,7 +82,8 @@ impl LineChart {
             let ends = [(x.0 - 0.25, *level), (x.1 + 0.25, *level)];
             chart.draw_series(DashedLineSeries::new(ends, 6, 4, INK.stroke_width(1)))?;
             let style = text(12).pos(Pos::new(HPos::Right, VPos::Top));
-            chart.draw_series([Text::new(name.clone(), (x.1 + 0.2, *level), style)])?;
+            let label = Text::new(name.clone(), (0, 5), style);
+            chart.draw_series([EmptyElement::at((x.1 + 0.2, *level)) + label])?;
         }
         for (index, series) in self.series.iter().enumerate() {
             let colour = COLOURS[index % COLOURS.len()];
