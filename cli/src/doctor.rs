@@ -2,6 +2,7 @@
 
 mod cache;
 mod driver;
+mod image;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use crate::output;
 use cache::Cache;
 use driver::Driver;
+use image::Image;
 
 /// Say what this machine can do, what is missing, and how to get it. Fails only where nothing could be capped.
 #[derive(Debug, clap::Args)]
@@ -34,6 +36,7 @@ struct Report {
     hook: HookReport,
     devices: Vec<DeviceReport>,
     driver: Driver,
+    kernels: Image,
     models: Cache,
 }
 
@@ -125,6 +128,7 @@ fn examine() -> Report {
         },
         devices,
         driver: Driver::probe(),
+        kernels: Image::look(),
         models: Cache::look(),
     }
 }
@@ -134,7 +138,7 @@ fn describe(report: &Report) -> String {
     let mut line = |what: &str, how: &str| {
         let _ = writeln!(text, "{what:<10}{how}");
     };
-    let Report { version, cpu, llama, hook, devices, driver, models } = report;
+    let Report { version, cpu, llama, hook, devices, driver, kernels, models } = report;
     line("axiscap", version);
     line(
         "cpu",
@@ -163,6 +167,7 @@ fn describe(report: &Report) -> String {
     if !llama.gpu_offload {
         line("", "llama.cpp was built for the CPU only; a build with --features cuda can use a GPU");
     }
+    line("kernels", &kernels.describe());
     line("models", &models.describe());
     text
 }

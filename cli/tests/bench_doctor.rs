@@ -44,13 +44,15 @@ fn doctor_says_what_there_is_and_what_is_missing() {
     assert!(report["hook"]["slots"].as_object().unwrap().len() >= 3);
     assert!(report["llama"]["system_info"].as_str().unwrap().contains("CPU"));
     assert!(report["devices"].as_array().unwrap().iter().any(|device| device["kind"] == "cpu"));
+    let kernels = &report["kernels"];
+    assert_eq!(kernels["nvcc"].is_string(), !kernels["archs"].as_array().unwrap().is_empty(), "{kernels}");
     let driver = &report["driver"];
     assert!(
         driver["present"].as_bool().unwrap() != driver["missing"].is_string(),
         "present, or missing with a remedy"
     );
     let text = succeed(program(&["doctor"], ""));
-    for what in ["cpu", "llama.cpp", "hook", "device", "driver", "models"] {
+    for what in ["cpu", "llama.cpp", "hook", "device", "driver", "kernels", "models"] {
         assert!(text.lines().any(|line| line.starts_with(what)), "no {what} in {text}");
     }
 }
