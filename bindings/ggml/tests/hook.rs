@@ -1,7 +1,6 @@
 //! The hook on a real model in a real llama.cpp.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
@@ -14,6 +13,9 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 
+#[path = "support/model.rs"]
+mod model;
+
 struct Loaded {
     backend: LlamaBackend,
     model: LlamaModel,
@@ -22,25 +24,10 @@ struct Loaded {
 static LOADED: LazyLock<Loaded> = LazyLock::new(|| {
     let mut backend = LlamaBackend::init().expect("llama.cpp starts");
     backend.void_logs();
-    let model = LlamaModel::load_from_file(&backend, model_path(), &LlamaModelParams::default())
+    let model = LlamaModel::load_from_file(&backend, model::path(), &LlamaModelParams::default())
         .expect("the test model loads");
     Loaded { backend, model }
 });
-
-fn model_path() -> PathBuf {
-    let path = std::env::var_os("AXISCAP_TEST_MODEL").map_or_else(
-        || {
-            let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-                || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
-                PathBuf::from,
-            );
-            cache.join("axiscap/models/SmolLM2-135M-Instruct.Q4_1.gguf")
-        },
-        PathBuf::from,
-    );
-    assert!(path.exists(), "{} is missing; run scripts/fetch-model", path.display());
-    path
-}
 
 fn shape() -> ModelShape {
     let model = &LOADED.model;

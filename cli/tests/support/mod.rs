@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
@@ -10,23 +10,13 @@ use axiscap::file::{CapFile, ModelInfo};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use serde_json::Value;
 
+#[path = "../../../bindings/ggml/tests/support/model.rs"]
+mod model;
+pub(crate) use model::path as model;
+
 /// Blocks and width of the model that the tests run on.
 pub(crate) const BLOCKS: usize = 30;
 pub(crate) const WIDTH: usize = 576;
-
-/// The small model. Tests that need it fail without it rather than pass unseen.
-pub(crate) fn model() -> PathBuf {
-    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache =
-        xdg.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"));
-    let path = cache.join("axiscap/models/SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(
-        path.is_file(),
-        "the tests' model is missing: run scripts/fetch-model (looked for {})",
-        path.display()
-    );
-    path
-}
 
 /// `axiscap COMMAND --model <the model> ARGS`, with nothing on stdin.
 pub(crate) fn axiscap(command: &str, args: &[&str]) -> Output {

@@ -2,7 +2,6 @@
 //! only the driver is a stand-in.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
@@ -23,22 +22,18 @@ use crate::graph::Graph;
 use crate::layout::{Arena, Layout};
 use crate::{BlockTrace, Engine, Hook, HookError, ModelShape, Session};
 
+#[path = "../../tests/support/model.rs"]
+mod model;
+
 static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
     let mut backend = LlamaBackend::init().expect("llama.cpp starts");
     backend.void_logs();
-    let path = std::env::var_os("AXISCAP_TEST_MODEL").map_or_else(
-        || {
-            let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-                || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
-                PathBuf::from,
-            );
-            cache.join("axiscap/models/SmolLM2-135M-Instruct.Q4_1.gguf")
-        },
-        PathBuf::from,
-    );
-    assert!(path.exists(), "{} is missing; run scripts/fetch-model", path.display());
-    let model = LlamaModel::load_from_file(&backend, path, &LlamaModelParams::default().with_n_gpu_layers(0))
-        .expect("it loads");
+    let model = LlamaModel::load_from_file(
+        &backend,
+        model::path(),
+        &LlamaModelParams::default().with_n_gpu_layers(0),
+    )
+    .expect("it loads");
     (backend, model)
 });
 

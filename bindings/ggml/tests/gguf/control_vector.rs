@@ -1,7 +1,7 @@
 //! A cap file with one cap per block, none on block 0, is a control vector for llama.cpp.
 
 use std::ffi::{CStr, CString, c_char};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use axiscap::file::{CapFile, ControlVector, ModelInfo};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
@@ -68,27 +68,10 @@ fn the_loader_of_llama_cpp_finds_every_axis_in_its_place() {
     }
 }
 
-/// The small real model, where it has been fetched.
-fn model_path() -> Option<PathBuf> {
-    let cache = || {
-        let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home)?;
-        Some(cache.join("axiscap/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    };
-    match std::env::var_os("AXISCAP_TEST_MODEL") {
-        Some(path) => Some(path.into()),
-        None => cache().filter(|path| path.exists()),
-    }
-}
-
 #[test]
 fn a_model_is_steered_by_a_cap_file() {
-    let Some(path) = model_path() else {
-        eprintln!("skipped: set AXISCAP_TEST_MODEL to a small model (scripts/demo fetches one)");
-        return;
-    };
     quiet();
-    let model = Model::load(&path);
+    let model = Model::load(&crate::model::path());
     let (width, blocks) = (model.width(), model.blocks());
 
     let folder = tempfile::tempdir().unwrap();

@@ -1,28 +1,16 @@
 //! What the tests on a real model share.
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
-use std::path::PathBuf;
-
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_llama::{ContextOptions, GenerateOptions, Model, ModelOptions, Sampling};
+
+#[path = "../../../ggml/tests/support/model.rs"]
+mod model;
+pub(crate) use model::path;
 
 /// The small model. Tests that need it fail without it rather than pass unseen.
 pub(crate) fn model() -> Model {
     Model::load(path(), &ModelOptions::default()).expect("the model loads")
-}
-
-/// Where the small model is.
-pub(crate) fn path() -> PathBuf {
-    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache =
-        xdg.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"));
-    let path = cache.join("axiscap/models/SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(
-        path.is_file(),
-        "the tests' model is missing: run scripts/fetch-model (looked for {})",
-        path.display()
-    );
-    path
 }
 
 /// A small context on one thread: several would spin against whatever else the machine does.
