@@ -47,6 +47,7 @@ pub(crate) mod rows;
 pub(crate) mod run;
 mod simd;
 mod sum;
+mod verdict;
 
 pub use element::Element;
 pub use isa::Isa;

@@ -4,7 +4,9 @@ use std::marker::PhantomData;
 
 use crate::cpu::element::Element;
 use crate::cpu::simd::{Simd, Work};
-use crate::cpu::sum::{Factor, SEGMENT, STREAMS, Shared, Slots, four_segments, one_segment};
+use crate::cpu::sum::{
+    Along, Factor, SEGMENT, STREAMS, Slots, four_segments, one_segment, successive_segments,
+};
 
 /// The most projections computed in one pass over a row.
 pub(crate) const MOST_AT_ONCE: usize = 8;
@@ -39,11 +41,13 @@ impl<E: Element, T: Element> Work for ProjectRows<'_, E, T> {
                 let h = [rows[0].add(at), rows[1].add(at), rows[2].add(at), rows[3].add(at)];
                 let exist = SEGMENT.min(width - at);
                 for (k, slots) in slots[..count].iter_mut().enumerate() {
-                    let v = Shared(axes.add(k * width + at));
+                    let v = Along(axes.add(k * width + at));
+                    // While one axis is at work, the next segment of one of the rows is fetched.
+                    let ahead = h[k % STREAMS].wrapping_add(SEGMENT);
                     let sums = if exist == SEGMENT {
-                        four_segments::<S, E, T, _>(h, v, SEGMENT)
+                        four_segments::<S, E, T, _>(h, v, SEGMENT, ahead)
                     } else {
-                        four_segments::<S, E, T, _>(h, v, exist)
+                        four_segments::<S, E, T, _>(h, v, exist, ahead)
                     };
                     slots.add(segment, sums);
                 }
@@ -73,12 +77,8 @@ impl<E: Element, T: Element, V: Factor> Work for SumRow<E, T, V> {
         unsafe {
             while (segment + STREAMS) * SEGMENT <= width {
                 let at = segment * SEGMENT;
-                let h = row.add(at);
-                let h = [h, h.add(SEGMENT), h.add(2 * SEGMENT), h.add(3 * SEGMENT)];
-                let sums = four_segments::<S, E, T, _>(h, factor.skip(at), SEGMENT);
-                for (r, sum) in sums.into_iter().enumerate() {
-                    slots.add(segment + r, [sum]);
-                }
+                let sums = successive_segments::<S, E, T, _>(row.add(at), factor.skip(at));
+                slots.add_four(segment, sums);
                 segment += STREAMS;
             }
             while segment < segments {

@@ -6,9 +6,10 @@ use crate::cpu::element::Element;
 use crate::cpu::elementwise::{Add, Round, Scale, Step};
 use crate::cpu::project::{MOST_AT_ONCE, ProjectRows, SumRow};
 use crate::cpu::simd::Simd;
-use crate::cpu::sum::{Factor, Itself, SEGMENT, STREAMS, Slots, Successive};
+use crate::cpu::sum::{Along, Factor, Itself, SEGMENT, STREAMS, Slots};
+use crate::cpu::verdict::{Verdict, judge};
 use crate::stats::RowStat;
-use crate::table::{CapParams, CapTable};
+use crate::table::CapTable;
 
 /// Rows somewhere, by pointer and stride.
 #[derive(Clone, Copy)]
@@ -68,38 +69,6 @@ enum Row<E> {
     Wide(*mut f32),
 }
 
-/// What a cap says about a projection.
-struct Verdict {
-    stat: RowStat,
-    /// The step along the axis, where the cap acts.
-    delta: Option<f32>,
-}
-
-#[inline(always)]
-fn judge(p: f32, params: &CapParams) -> Verdict {
-    if !p.is_finite() {
-        return Verdict { stat: RowStat { before: p, after: p, flags: RowStat::NON_FINITE }, delta: None };
-    }
-    let c = if p < params.lo {
-        params.lo
-    } else if p > params.hi {
-        params.hi
-    } else {
-        return Verdict { stat: RowStat { before: p, after: p, flags: 0 }, delta: None };
-    };
-    let delta = params.strength * (c - p);
-    let mut stat = RowStat { before: p, after: p, flags: RowStat::ENGAGED };
-    if !delta.is_finite() {
-        stat.flags |= RowStat::NON_FINITE;
-        return Verdict { stat, delta: None };
-    }
-    if delta == 0.0 {
-        return Verdict { stat, delta: None };
-    }
-    stat.after = if params.strength == 1.0 { c } else { p + delta };
-    Verdict { stat, delta: Some(delta) }
-}
-
 /// Runs a pass.
 ///
 /// # Safety
@@ -133,7 +102,7 @@ unsafe fn by_fours<S: Simd, E: Element>(pass: &mut Pass<'_, E>) -> usize {
         });
         // SAFETY: the caller's promise; the rows exist.
         unsafe {
-            if together && !acted {
+            if together && !acted && !pass.alone(row) {
                 acted = four_rows::<S, E>(pass, row, &mut slots);
                 row += STREAMS;
             } else {
@@ -211,6 +180,13 @@ impl<E: Element> Pass<'_, E> {
         self.table.profile(profile).unwrap_or(0..0)
     }
 
+    /// Whether rows go one by one even where caps do not act: a long row with one cap gains nothing from its
+    /// neighbours, and memory is faster in the order of its addresses.
+    #[inline(always)]
+    fn alone(&self, row: usize) -> bool {
+        self.caps(row).len() <= 1 && self.table.width() >= STREAMS * SEGMENT
+    }
+
     /// Whether the first cap finds the row in scratch, as f32.
     #[inline(always)]
     fn begins_wide(&self) -> bool {
@@ -245,8 +221,8 @@ impl<E: Element> Pass<'_, E> {
                 let p = match known.get(k) {
                     Some(&p) if !acted => p,
                     _ => match place {
-                        Row::Memory(h) => sum::<S, E, E, _>(h, Successive(axis), width),
-                        Row::Wide(h) => sum::<S, E, f32, _>(h, Successive(axis), width),
+                        Row::Memory(h) => sum::<S, E, E, _>(h, Along(axis), width),
+                        Row::Wide(h) => sum::<S, E, f32, _>(h, Along(axis), width),
                     },
                 };
                 let Verdict { stat, delta } = judge(p, &self.table.params()[cap]);

@@ -1,8 +1,8 @@
 //! The fixed-order sum of docs/operation.md: segments, lanes, tree, slots.
 //!
-//! A *stream* is one segment on its way through the lanes. Four streams are summed at once, either one segment of
-//! four rows or four segments of one row: it keeps enough independent chains in flight to hide the latency of the
-//! fused multiply-adds, and the last foldings of the tree serve all four.
+//! A *stream* is one segment on its way through the lanes. The last foldings of the tree serve four streams at once:
+//! either one segment of four rows, which go through the lanes together so that an axis is read once for all, or four
+//! segments of one row, one after the other as they lie in memory.
 
 use crate::cpu::element::Element;
 use crate::cpu::simd::Simd;
@@ -12,6 +12,9 @@ pub(crate) const SEGMENT: usize = 512;
 
 /// Streams summed together.
 pub(crate) const STREAMS: usize = 4;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Slots that the sums of segments go to.
 const SLOTS: usize = 32;
@@ -47,20 +50,52 @@ impl<const R: usize> Slots<R> {
         }
     }
 
+    #[inline(always)]
+    fn halve<const WIDTH: usize>(&mut self) {
+        for i in 0..WIDTH {
+            for r in 0..R {
+                self.sums[i][r] += self.sums[i + WIDTH][r];
+            }
+        }
+    }
+
     /// The sums over all of `segments` segments.
     #[inline(always)]
     pub(crate) fn total(&mut self, segments: usize) -> [f32; R] {
-        let mut width = segments.min(SLOTS).next_power_of_two();
-        while width > 1 {
-            width /= 2;
-            let (low, high) = self.sums.split_at_mut(width);
-            for (low, high) in low.iter_mut().zip(high) {
-                for (low, high) in low.iter_mut().zip(high) {
-                    *low += *high;
-                }
-            }
+        let used = segments.min(SLOTS);
+        // Halvings of known width: a loop over the width would be compiled for any and cost more than the additions.
+        if used > 16 {
+            self.halve::<16>();
+        }
+        if used > 8 {
+            self.halve::<8>();
+        }
+        if used > 4 {
+            self.halve::<4>();
+        }
+        if used > 2 {
+            self.halve::<2>();
+        }
+        if used > 1 {
+            self.halve::<1>();
         }
         self.sums[0]
+    }
+}
+
+impl Slots<1> {
+    /// Adds the sums of the four segments from `segment` on, a multiple of four.
+    #[inline(always)]
+    pub(crate) fn add_four(&mut self, segment: usize, sums: [f32; 4]) {
+        let slots = &mut self.sums.as_flattened_mut()[segment % SLOTS..][..4];
+        if segment < SLOTS {
+            // In one piece, as `halve` will read them: single stores would have to reach the cache first.
+            slots.copy_from_slice(&sums);
+        } else {
+            for (slot, sum) in slots.iter_mut().zip(sums) {
+                *slot += sum;
+            }
+        }
     }
 }
 
@@ -68,8 +103,8 @@ impl<const R: usize> Slots<R> {
 pub(crate) trait Factor: Copy {
     /// Whether the terms are `h * h`; then nothing else is read.
     const SQUARE: bool;
-    /// Where the factor of stream `stream` lies.
-    fn at(self, stream: usize) -> *const f32;
+    /// Where the factor lies.
+    fn at(self) -> *const f32;
     /// The factor from element `elements` on.
     fn skip(self, elements: usize) -> Self;
 }
@@ -81,7 +116,7 @@ pub(crate) struct Itself;
 impl Factor for Itself {
     const SQUARE: bool = true;
     #[inline(always)]
-    fn at(self, _: usize) -> *const f32 {
+    fn at(self) -> *const f32 {
         std::ptr::null()
     }
     #[inline(always)]
@@ -90,14 +125,14 @@ impl Factor for Itself {
     }
 }
 
-/// `h * v`, the same `v` for all streams: one segment of several rows.
+/// `h * v`, with `v` at this address.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared(pub(crate) *const f32);
+pub(crate) struct Along(pub(crate) *const f32);
 
-impl Factor for Shared {
+impl Factor for Along {
     const SQUARE: bool = false;
     #[inline(always)]
-    fn at(self, _: usize) -> *const f32 {
+    fn at(self) -> *const f32 {
         self.0
     }
     #[inline(always)]
@@ -106,42 +141,49 @@ impl Factor for Shared {
     }
 }
 
-/// `h * v`, each stream its segment of `v`: several segments of one row.
-#[derive(Clone, Copy)]
-pub(crate) struct Successive(pub(crate) *const f32);
-
-impl Factor for Successive {
-    const SQUARE: bool = false;
-    #[inline(always)]
-    fn at(self, stream: usize) -> *const f32 {
-        self.0.wrapping_add(stream * SEGMENT)
-    }
-    #[inline(always)]
-    fn skip(self, elements: usize) -> Self {
-        Self(self.0.wrapping_add(elements))
-    }
-}
-
-/// Sums of four segments of which only `count <= 512` elements exist; the others count as +0. `E` fixes the lane map,
-/// `T` is the type in memory.
+/// Sums of one segment of four rows of which only `count <= 512` elements exist; the others count as +0. `E` fixes the
+/// lane map, `T` is the type in memory. With a whole segment, the segment at `ahead` is asked for meanwhile; any
+/// pointer does.
 ///
 /// # Safety
-/// `count` values are readable behind each of `rows` and of the factors; the instructions of `S` are available.
+/// `count` values are readable behind each of `rows` and of the factor; the instructions of `S` are available.
 #[inline(always)]
 pub(crate) unsafe fn four_segments<S: Simd, E: Element, T: Element, V: Factor>(
     rows: [*const T; STREAMS],
     factor: V,
     count: usize,
+    ahead: *const T,
 ) -> [f32; STREAMS] {
     // SAFETY: the caller's promise.
     unsafe {
         let x = if S::STREAMS == STREAMS {
-            fold_segments::<S, E, T, V, 4>(rows, factor, 0, count)
+            fold_segments::<S, E, T, V, 4, true>(rows, factor, count, ahead)
         } else {
-            let low = fold_segments::<S, E, T, V, 2>([rows[0], rows[1]], factor, 0, count);
-            let high = fold_segments::<S, E, T, V, 2>([rows[2], rows[3]], factor, 2, count);
+            let low = fold_segments::<S, E, T, V, 2, true>([rows[0], rows[1]], factor, count, ahead);
+            let high = fold_segments::<S, E, T, V, 2, false>([rows[2], rows[3]], factor, count, ahead);
             [low[0], low[1], high[0], high[1]]
         };
+        S::fold_threads(S::fold_near(S::fold_far(x[0], x[1]), S::fold_far(x[2], x[3])))
+    }
+}
+
+/// Sums of four whole segments, one behind the other, in that order.
+///
+/// # Safety
+/// 2048 values are readable behind `row` and the factor; the instructions of `S` are available.
+#[inline(always)]
+pub(crate) unsafe fn successive_segments<S: Simd, E: Element, T: Element, V: Factor>(
+    row: *const T,
+    factor: V,
+) -> [f32; STREAMS] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut x = [S::zero(); STREAMS];
+        for (r, x) in x.iter_mut().enumerate() {
+            let at = r * SEGMENT;
+            // Asking for memory ahead made it slower from L1 and L2 and hardly faster from L3.
+            *x = fold_segments::<S, E, T, V, 1, false>([row.add(at)], factor.skip(at), SEGMENT, row)[0];
+        }
         S::fold_threads(S::fold_near(S::fold_far(x[0], x[1]), S::fold_far(x[2], x[3])))
     }
 }
@@ -158,7 +200,7 @@ pub(crate) unsafe fn one_segment<S: Simd, E: Element, T: Element, V: Factor>(
 ) -> f32 {
     // SAFETY: the caller's promise.
     unsafe {
-        let x = fold_segments::<S, E, T, V, 1>([row], factor, 0, count)[0];
+        let x = fold_segments::<S, E, T, V, 1, false>([row], factor, count, row)[0];
         S::fold_threads(S::fold_near(S::fold_far(x, x), S::fold_far(x, x)))[0]
     }
 }
@@ -169,13 +211,13 @@ pub(crate) unsafe fn one_segment<S: Simd, E: Element, T: Element, V: Factor>(
 /// The 32 threads first fill `32 / LANES` registers. These are halved here, written out because a loop over an array
 /// of registers would send them through memory.
 #[inline(always)]
-unsafe fn fold_segments<S: Simd, E: Element, T: Element, V: Factor, const R: usize>(
+unsafe fn fold_segments<S: Simd, E: Element, T: Element, V: Factor, const R: usize, const AHEAD: bool>(
     rows: [*const T; R],
     factor: V,
-    first: usize,
     count: usize,
+    ahead: *const T,
 ) -> [S::F; R] {
-    let lanes = Lanes::<T, V, R> { rows, factor, first, count };
+    let lanes = Lanes::<T, V, R, AHEAD> { rows, factor, count, ahead };
     // SAFETY: the caller's promise.
     unsafe {
         match S::LANES {
@@ -195,18 +237,35 @@ unsafe fn add_each<S: Simd, const R: usize>(mut a: [S::F; R], b: [S::F; R]) -> [
     a
 }
 
-/// `R` streams on their way through the lanes.
-#[derive(Clone, Copy)]
-struct Lanes<T, V, const R: usize> {
-    rows: [*const T; R],
-    factor: V,
-    /// Number of the first stream.
-    first: usize,
-    /// Elements that exist.
-    count: usize,
+// Functions, not closures: the compiler does not inline a closure into code with more instructions switched on than
+// it was written under.
+
+/// Four registers of lanes of threads of four lanes each: their sums by thread.
+#[inline(always)]
+unsafe fn fold4<S: Simd>(a: [S::F; 4]) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe { S::fold_near(S::fold_far(a[0], a[1]), S::fold_far(a[2], a[3])) }
 }
 
-impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
+/// Four registers of lanes of threads of eight lanes each: two sums by thread, still to be added.
+#[inline(always)]
+unsafe fn fold8<S: Simd>(a: [S::F; 4]) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe { S::fold_far(S::fold_blocks(a[0], a[1]), S::fold_blocks(a[2], a[3])) }
+}
+
+/// `R` streams on their way through the lanes.
+#[derive(Clone, Copy)]
+struct Lanes<T, V, const R: usize, const AHEAD: bool> {
+    rows: [*const T; R],
+    factor: V,
+    /// Elements that exist.
+    count: usize,
+    /// The segment that will be read soon, to be fetched meanwhile.
+    ahead: *const T,
+}
+
+impl<T: Element, V: Factor, const R: usize, const AHEAD: bool> Lanes<T, V, R, AHEAD> {
     /// Registers `m`, `m + gap`, `m + 2 gap`, `m + 3 gap` of threads, halved to one.
     #[inline(always)]
     unsafe fn four<S: Simd, E: Element>(self, m: usize, gap: usize) -> [S::F; R] {
@@ -217,56 +276,78 @@ impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
     /// Registers `m` and `m + gap` of threads, added.
     #[inline(always)]
     unsafe fn two<S: Simd, E: Element>(self, m: usize, gap: usize) -> [S::F; R] {
-        // SAFETY: the caller's promise.
-        unsafe { add_each::<S, R>(self.threads::<S, E>(m), self.threads::<S, E>(m + gap)) }
-    }
-
-    /// Register `m` of threads: V registers of lanes, halved until each thread has one value.
-    #[inline(always)]
-    unsafe fn threads<S: Simd, E: Element>(self, m: usize) -> [S::F; R] {
-        let lane = m * E::VECTOR * S::LANES;
+        let lanes = E::VECTOR * S::LANES;
+        let (first, second) = (m * lanes, (m + gap) * lanes);
         // SAFETY: the caller's promise.
         unsafe {
-            let mut folded = [S::zero(); R];
             if E::VECTOR == 4 {
-                let a = self.accumulate::<S, E>(lane);
-                for (folded, a) in folded.iter_mut().zip(a) {
-                    *folded = S::fold_near(S::fold_far(a[0], a[1]), S::fold_far(a[2], a[3]));
+                let [a, b] = self.pair::<S, E>([first, second]);
+                let mut folded = [S::zero(); R];
+                for r in 0..R {
+                    folded[r] = S::add(fold4::<S>(a[r]), fold4::<S>(b[r]));
                 }
+                folded
             } else {
-                let far = |a: [S::F; 4]| S::fold_far(S::fold_blocks(a[0], a[1]), S::fold_blocks(a[2], a[3]));
-                let a = self.accumulate::<S, E>(lane);
-                for (folded, a) in folded.iter_mut().zip(a) {
-                    *folded = far(a);
-                }
-                let a = self.accumulate::<S, E>(lane + 4 * S::LANES);
-                for (folded, a) in folded.iter_mut().zip(a) {
-                    *folded = S::fold_near(*folded, far(a));
-                }
+                add_each::<S, R>(self.thread8::<S, E>(first), self.thread8::<S, E>(second))
+            }
+        }
+    }
+
+    /// A register of threads of eight lanes each: eight registers of lanes, halved until each thread has one value.
+    #[inline(always)]
+    unsafe fn thread8<S: Simd, E: Element>(self, lane: usize) -> [S::F; R] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [a, b] = self.pair::<S, E>([lane, lane + 4 * S::LANES]);
+            let mut folded = [S::zero(); R];
+            for r in 0..R {
+                folded[r] = S::fold_near(fold8::<S>(a[r]), fold8::<S>(b[r]));
             }
             folded
         }
     }
 
+    /// Two times four registers of lanes for each stream: at once where one stream alone would leave the multipliers
+    /// waiting for its sums.
+    #[inline(always)]
+    unsafe fn pair<S: Simd, E: Element>(self, lanes: [usize; 2]) -> [[[S::F; 4]; R]; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if R == 1 {
+                self.accumulate::<S, E, 2>(lanes)
+            } else {
+                let [a] = self.accumulate::<S, E, 1>([lanes[0]]);
+                let [b] = self.accumulate::<S, E, 1>([lanes[1]]);
+                [a, b]
+            }
+        }
+    }
+
     /// The lanes `lane .. lane + 4 * LANES`: four registers for each stream.
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, E: Element>(self, lane: usize) -> [[S::F; 4]; R] {
+    unsafe fn accumulate<S: Simd, E: Element, const N: usize>(self, lane: [usize; N]) -> [[[S::F; 4]; R]; N] {
         let lanes = 32 * E::VECTOR;
         // SAFETY: the caller's promise.
         unsafe {
-            let mut sums = [[S::zero(); 4]; R];
+            let mut sums = [[[S::zero(); 4]; R]; N];
             if self.count == SEGMENT {
                 for step in 0..SEGMENT / lanes {
-                    self.terms::<S, true>(step * lanes + lane, &mut sums);
+                    for (sums, lane) in sums.iter_mut().zip(lane) {
+                        self.terms::<S, true>(step * lanes + lane, sums);
+                    }
                 }
             } else {
                 for step in 0..self.count.div_ceil(lanes) {
-                    self.terms::<S, false>(step * lanes + lane, &mut sums);
+                    for (sums, lane) in sums.iter_mut().zip(lane) {
+                        self.terms::<S, false>(step * lanes + lane, sums);
+                    }
                 }
                 // The steps left out would add +0 * +0. That changes a lane at most once: from -0 to +0.
                 for sums in &mut sums {
-                    for sum in sums {
-                        *sum = S::add(*sum, S::zero());
+                    for sums in sums {
+                        for sum in sums {
+                            *sum = S::add(*sum, S::zero());
+                        }
                     }
                 }
             }
@@ -279,6 +360,8 @@ impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
     unsafe fn terms<S: Simd, const WHOLE: bool>(self, at: usize, sums: &mut [[S::F; 4]; R]) {
         for (r, sums) in sums.iter_mut().enumerate() {
             for (i, sum) in sums.iter_mut().enumerate() {
+                // Once per cache line.
+                let fetch = AHEAD && WHOLE && r == 0 && i * S::LANES * size_of::<T>() % LINE == 0;
                 let at = at + i * S::LANES;
                 // SAFETY: the caller's promise; of a segment that is not whole no element from `count` on is read.
                 unsafe {
@@ -288,10 +371,13 @@ impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
                     let v = if V::SQUARE {
                         h
                     } else {
-                        let v = self.factor.at(self.first + r).wrapping_add(at);
+                        let v = self.factor.at().wrapping_add(at);
                         if WHOLE { S::load(v) } else { S::load_part(v, left) }
                     };
                     *sum = S::fma(h, v, *sum);
+                    if fetch {
+                        S::prefetch(self.ahead.wrapping_add(at).cast());
+                    }
                 }
             }
         }
