@@ -361,7 +361,7 @@ impl<T: Element, V: Factor, const R: usize, const AHEAD: bool> Lanes<T, V, R, AH
         for (r, sums) in sums.iter_mut().enumerate() {
             for (i, sum) in sums.iter_mut().enumerate() {
                 // Once per cache line.
-                let fetch = AHEAD && WHOLE && r == 0 && i * S::LANES * size_of::<T>() % LINE == 0;
+                let fetch = AHEAD && WHOLE && r == 0 && (i * S::LANES * size_of::<T>()).is_multiple_of(LINE);
                 let at = at + i * S::LANES;
                 // SAFETY: the caller's promise; of a segment that is not whole no element from `count` on is read.
                 unsafe {
