@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 
 use llama_cpp_sys_2 as sys;
 
-use crate::device::{ON_DEVICE, Pass, Slot, capping};
+use crate::device::{NormObstacle, ON_DEVICE, Pass, Slot, capping};
 use crate::engine::{panicked, run_inserted, run_views};
 use crate::error::HookError;
 use crate::find::Finder;
@@ -387,7 +387,14 @@ impl Backend {
                 return sys::GGML_STATUS_FAILED;
             }
         };
+        let norms_stay = || {
+            let capped = outputs.iter().filter(|o| o.rows() > 0 && config.caps_of(o.block).is_some());
+            for output in capped.filter(|_| config.fused_norm) {
+                self.session.norm_behind(&self.name, output.block, Some(NormObstacle::NoGpu));
+            }
+        };
         if self.is_cpu && config.engine != Engine::Views {
+            norms_stay();
             self.session.used(&self.name, INSERTED, None);
             return run_inserted(graph, &outputs, arena, &config, &self.session, compute);
         }
@@ -408,6 +415,7 @@ impl Backend {
         }
         let slow = device.reason().or((!self.is_cpu).then_some("this backend has no kernels of axiscap's"));
         self.session.used(&self.name, VIEWS, slow);
+        norms_stay();
         run_views(graph, &outputs, backend, staging, &config, &self.session, compute)
     }
 }

@@ -32,9 +32,10 @@ mod layout;
 mod session;
 mod tap;
 mod uid;
+mod uses;
 
 pub use architecture::ModelShape;
-pub use device::GraphCounts;
+pub use device::{FusedNorms, GraphCounts, NormObstacle};
 pub use error::{HookError, Seen};
 pub use eval_callback::EvalCallback;
 pub use hook::{DeviceReport, Hook, HookReport};

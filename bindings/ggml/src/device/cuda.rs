@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 
 use axiscap::cuda::{
-    Buffer, CapturedGraph, CudaError, Device, DeviceRows, DeviceTable, Dtype, Event, EventRef, GraphExec,
-    Job, Overlap, PinnedBuffer, Stream, gpu_of, image, is_done, probe, read,
+    Buffer, CapturedGraph, CudaError, Device, DeviceNorm, DeviceRows, DeviceTable, Dtype, Event, EventRef,
+    GraphExec, Job, Overlap, PinnedBuffer, Stream, gpu_of, image, is_done, probe, read,
 };
 use axiscap::{CapParams, CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
@@ -254,9 +254,14 @@ impl Driver for Cuda {
         };
         let rows = DeviceRows { address: launch.address, stride: launch.stride };
         let stats = launch.stats.and_then(|first| self.stats_at(first));
-        let job = Job { stats, ..Job::in_place(Dtype::F32, rows, launch.rows) };
-        // SAFETY: the caller answers for the rows; the figures have room since `reserve`, and table and figures
-        // live until the stream has run dry.
+        let norm = launch.norm.map(|norm| DeviceNorm {
+            weight: norm.weight,
+            eps: norm.eps(),
+            out: DeviceRows { address: norm.out, stride: norm.stride },
+        });
+        let job = Job { stats, norm, ..Job::in_place(Dtype::F32, rows, launch.rows) };
+        // SAFETY: the caller answers for the rows and for the norm's weight and rows; the figures have room since
+        // `reserve`, and table and figures live until the stream has run dry.
         unsafe { self.device.launch(&job, table, self.stream.as_ref(), Overlap::None) }
             .map_err(|error| self.failed(error))
     }

@@ -12,6 +12,9 @@
 //!
 //! On request, [`outer`] has all of this captured as one graph per token, which is then launched as a whole.
 //!
+//! Where the norm behind a block is asked for and fits ([`norm`]), the launch between two views does that as well, and
+//! the next view begins behind it.
+//!
 //! [`driver`] is what the plan is carried out with, [`check`] compares the first rows of each block with the CPU's.
 
 mod check;
@@ -19,6 +22,10 @@ mod counts;
 #[cfg(feature = "gpu")]
 mod cuda;
 mod driver;
+mod fusion;
+mod norm;
+#[cfg(test)]
+mod norm_tests;
 mod obstacle;
 mod outer;
 mod plan;
@@ -35,6 +42,7 @@ use axiscap::{CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
 
 pub use counts::GraphCounts;
+pub use fusion::{FusedNorms, NormObstacle};
 pub(crate) use slot::{Slot, capping};
 
 use crate::engine::{Compute, cap_computed, show_computed};
@@ -45,13 +53,16 @@ use crate::session::{Config, Inner};
 use driver::{Attempt, Driver, Launch, Result, Ticket};
 use obstacle::Obstacles;
 use outer::{Action, Outer};
-use plan::{Cut, Plan, Work};
+use plan::{Cut, Places, Plan, Work};
 
 /// How blocks are capped here, as reports say it.
 pub(crate) const ON_DEVICE: &str = "the graph is cut at capped blocks, caps run on the GPU in stream order";
 
 /// The same, where it is one graph.
 const ONE_GRAPH: &str = "the graph and its caps are captured as one and replayed on the GPU";
+
+/// How blocks are capped where a launch does the norm behind the block too.
+const WITH_NORM: &str = "the graph is cut at capped blocks, caps and the norm behind them run as one on the GPU";
 
 /// How many graphs' figures may be under way before the host waits for the oldest: a decode's logits are read, and
 /// so its figures there, long before this many more graphs have been given to the GPU.
@@ -68,10 +79,11 @@ pub(crate) struct DevicePath {
     config: Option<Arc<Config>>,
     /// Blocks whose table is on the GPU.
     uploaded: HashSet<usize>,
-    /// Blocks whose first capped rows were right.
-    checked: HashSet<usize>,
-    /// Whether the GPU holds an address of a buffer.
-    places: HashMap<(usize, usize), bool>,
+    /// Blocks whose first capped rows were right, without and with the norm behind them: two kernels.
+    checked: HashSet<(usize, bool)>,
+    places: Places,
+    /// By block, what the session was last told of the norm behind it.
+    norms: HashMap<usize, Option<NormObstacle>>,
     pending: VecDeque<Pending>,
     outer: Outer,
     obstacles: Obstacles,
@@ -133,7 +145,8 @@ impl DevicePath {
             config: None,
             uploaded: HashSet::new(),
             checked: HashSet::new(),
-            places: HashMap::new(),
+            places: Places::default(),
+            norms: HashMap::new(),
             pending: VecDeque::new(),
             outer: Outer::new(),
             obstacles: Obstacles::default(),
@@ -155,7 +168,8 @@ impl DevicePath {
         #[cfg(test)]
         recording::note_graph(pass.graph.uid());
         self.follow(pass.config)?;
-        let plan = self.plan(pass.outputs, pass.config)?;
+        let plan = self.plan(pass.graph, pass.outputs, pass.config)?;
+        self.tell_norms(&plan, pass.session);
         let mut action = if pass.one_graph {
             let facts = self.facts(pass.graph, &plan);
             self.outer.begin(&facts)
@@ -199,6 +213,17 @@ impl DevicePath {
         Ok(sys::GGML_STATUS_SUCCESS)
     }
 
+    /// Tells the session what becomes of the norms behind capped blocks, where that is news.
+    fn tell_norms(&mut self, plan: &Plan, session: &Inner) {
+        for cut in &plan.cuts {
+            let Some(norm) = cut.norm else { continue };
+            let obstacle = norm.err();
+            if self.norms.insert(cut.output.block, obstacle) != Some(obstacle) {
+                session.norm_behind(&self.name, cut.output.block, obstacle);
+            }
+        }
+    }
+
     /// How graphs were run so far.
     pub(crate) fn counts(&self) -> GraphCounts {
         self.outer.counters()
@@ -215,7 +240,7 @@ impl DevicePath {
             if status != sys::GGML_STATUS_SUCCESS {
                 return Ok(Ran::Failed(status));
             }
-            next = output.node + 1;
+            next = cut.next();
             if cut.shown || matches!(cut.work, Work::Host) {
                 // SAFETY: the backend is computing this graph and waits for us.
                 unsafe { sys::ggml_backend_synchronize(pass.backend) };
@@ -235,7 +260,8 @@ impl DevicePath {
                 Work::Launch { hop, launch, check } => {
                     let table = pass.config.caps_of(output.block).filter(|_| check).map(|caps| &caps.table);
                     self.cap(hop, &launch, table)?;
-                    pass.session.used(&self.name, ON_DEVICE, None);
+                    let how = if launch.norm.is_some() { WITH_NORM } else { ON_DEVICE };
+                    pass.session.used(&self.name, how, None);
                 }
             }
             if noted {
@@ -259,10 +285,11 @@ impl DevicePath {
         driver.wait_on_ours(hop)?;
         match check {
             // SAFETY: the rows are the block output's, in memory of the GPU; the backend has computed them when our
-            // stream gets there, and waits for our stream before it goes on.
+            // stream gets there, and waits for our stream before it goes on. Weight and rows of a norm were looked
+            // at when the launch was planned.
             Some(table) => unsafe {
                 check::launch_checked(driver, launch, table, &self.name)?;
-                self.checked.insert(launch.block);
+                self.checked.insert((launch.block, launch.norm.is_some()));
             },
             // SAFETY: as above.
             None => unsafe { driver.launch(launch)? },
