@@ -25,6 +25,8 @@ mod driver;
 mod fusion;
 mod norm;
 #[cfg(test)]
+mod norm_difference;
+#[cfg(test)]
 mod norm_tests;
 mod obstacle;
 mod outer;

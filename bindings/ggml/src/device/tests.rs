@@ -25,7 +25,7 @@ use crate::{BlockTrace, Engine, Hook, HookError, ModelShape, Session};
 #[path = "../../tests/support/model.rs"]
 mod model;
 
-static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
+pub(super) static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
     let mut backend = LlamaBackend::init().expect("llama.cpp starts");
     backend.void_logs();
     let model = LlamaModel::load_from_file(
@@ -37,7 +37,7 @@ static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
     (backend, model)
 });
 
-fn shape() -> ModelShape {
+pub(super) fn shape() -> ModelShape {
     let model = &LOADED.1;
     ModelShape {
         architecture: model.meta_val_str("general.architecture").unwrap(),
@@ -46,12 +46,12 @@ fn shape() -> ModelShape {
     }
 }
 
-fn cap(block: usize, seed: usize, bound: Bound) -> BlockCap {
+pub(super) fn cap(block: usize, seed: usize, bound: Bound) -> BlockCap {
     let values: Vec<f32> = (0..shape().width).map(|i| ((i * 31 + seed * 7919) as f32).sin()).collect();
     BlockCap { block, cap: Cap::new(Axis::from_direction(&values).unwrap(), bound) }
 }
 
-fn caps() -> CapSet {
+pub(super) fn caps() -> CapSet {
     let last = shape().blocks - 1;
     let floor = |lo| Bound::floor(lo).unwrap();
     CapSet::new([
@@ -63,7 +63,7 @@ fn caps() -> CapSet {
     .unwrap()
 }
 
-fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
+pub(super) fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
     let params = LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(512))
         .with_n_batch(256)
@@ -74,7 +74,7 @@ fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
     hook.bind(session, || LOADED.1.new_context(&LOADED.0, params)).unwrap()
 }
 
-fn session(engine: Engine) -> Session {
+pub(super) fn session(engine: Engine) -> Session {
     let session = Session::new(shape());
     session.set_caps(Some(&caps())).unwrap();
     session.set_engine(engine);
@@ -83,13 +83,13 @@ fn session(engine: Engine) -> Session {
 }
 
 /// A context whose backend believes that it has a GPU.
-fn on_device(session: &Session, ubatch: u32) -> (LlamaContext<'static>, Log) {
+pub(super) fn on_device(session: &Session, ubatch: u32) -> (LlamaContext<'static>, Log) {
     let (driver, log) = Recording::new();
     use_next(driver);
     (context(session, ubatch), log)
 }
 
-fn decode(
+pub(super) fn decode(
     context: &mut LlamaContext<'_>,
     session: &Session,
     tokens: &[LlamaToken],
@@ -107,11 +107,11 @@ fn decode(
     }))
 }
 
-fn prompt() -> Vec<LlamaToken> {
+pub(super) fn prompt() -> Vec<LlamaToken> {
     LOADED.1.vocab().tokenize(b"I feel so alone tonight. What are you, really?", false, true)
 }
 
-fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> Vec<LlamaToken> {
+pub(super) fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> Vec<LlamaToken> {
     let prompt = prompt();
     let mut tokens = vec![decode(context, session, &prompt, 0, true).unwrap().unwrap()];
     while tokens.len() < count {
@@ -122,18 +122,18 @@ fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> 
     tokens
 }
 
-fn on_the_cpu(ubatch: u32, count: usize) -> (Vec<LlamaToken>, Vec<BlockTrace>) {
+pub(super) fn on_the_cpu(ubatch: u32, count: usize) -> (Vec<LlamaToken>, Vec<BlockTrace>) {
     let session = session(Engine::Inserted);
     let tokens = generate(&mut context(&session, ubatch), &session, count);
     (tokens, session.take_trace())
 }
 
-fn taken(log: &Log) -> Vec<Op> {
+pub(super) fn taken(log: &Log) -> Vec<Op> {
     std::mem::take(&mut *log.lock().unwrap())
 }
 
 /// What a graph has to look like in the log: hops in order around launches, then one fetch.
-fn expected(launches: &[(usize, usize, usize)], checked: bool) -> Vec<Op> {
+pub(super) fn expected(launches: &[(usize, usize, usize)], checked: bool) -> Vec<Op> {
     let width = shape().width;
     let mut ops = Vec::new();
     let mut stats = 0;
@@ -363,7 +363,7 @@ fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) 
     ops
 }
 
-fn views(ops: &[Op]) -> Vec<(usize, u64)> {
+pub(super) fn views(ops: &[Op]) -> Vec<(usize, u64)> {
     let view = |op: &Op| match op {
         Op::View { nodes, uid } => Some((*nodes, *uid)),
         _ => None,
