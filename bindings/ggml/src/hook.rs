@@ -166,17 +166,19 @@ impl Hook {
     #[must_use]
     pub fn report(&self) -> HookReport {
         let layout = self.0.layout;
+        let uses = layout.graph_uses.map(|uses| ("ggml_cgraph.use_counts", uses.counts));
+        let slots = [
+            ("ggml_backend_device.iface.init_backend", layout.device_init_backend),
+            ("ggml_backend.iface.free", layout.backend_free),
+            ("ggml_backend.iface.graph_compute", layout.backend_graph_compute),
+            ("ggml_cgraph.n_nodes", layout.graph_n_nodes),
+            ("ggml_cgraph.n_leafs", layout.graph_n_leafs),
+            ("ggml_cgraph.nodes", layout.graph_nodes),
+            ("ggml_cgraph.uid", layout.graph_uid),
+        ];
         HookReport {
             ggml: ggml_version(),
-            slots: vec![
-                ("ggml_backend_device.iface.init_backend", layout.device_init_backend),
-                ("ggml_backend.iface.free", layout.backend_free),
-                ("ggml_backend.iface.graph_compute", layout.backend_graph_compute),
-                ("ggml_cgraph.n_nodes", layout.graph_n_nodes),
-                ("ggml_cgraph.n_leafs", layout.graph_n_leafs),
-                ("ggml_cgraph.nodes", layout.graph_nodes),
-                ("ggml_cgraph.uid", layout.graph_uid),
-            ],
+            slots: slots.into_iter().chain(uses).collect(),
             devices: self.0.devices.iter().map(|&d| device_report(d)).collect(),
         }
     }

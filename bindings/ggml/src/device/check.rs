@@ -54,7 +54,14 @@ pub(super) unsafe fn launch_checked(
     if let Some((norm, expected, found)) = &normed
         && let Some((row, column, expected, found)) = difference(expected, found, width, norm.stride)
     {
-        return Err(HookError::DeviceNormDiffers { device: device.into(), block, row, column, found, expected });
+        return Err(HookError::DeviceNormDiffers {
+            device: device.into(),
+            block,
+            row,
+            column,
+            found,
+            expected,
+        });
     }
     let Some(first) = launch.stats else { return Ok(()) };
     let mut reported = vec![RowStat::default(); stats.len()];
@@ -77,7 +84,12 @@ pub(super) unsafe fn launch_checked(
 }
 
 /// The first place at which rows differ: row, column, and the two values.
-fn difference(expected: &[f32], found: &[f32], width: usize, stride: usize) -> Option<(usize, usize, f32, f32)> {
+fn difference(
+    expected: &[f32],
+    found: &[f32],
+    width: usize,
+    stride: usize,
+) -> Option<(usize, usize, f32, f32)> {
     expected.chunks(stride).zip(found.chunks(stride)).enumerate().find_map(|(row, (expected, found))| {
         let pairs = expected.iter().zip(found).take(width).enumerate();
         let mut differing = pairs.filter(|(_, (expected, found))| !same(**expected, **found));

@@ -64,7 +64,8 @@ pub(crate) const ON_DEVICE: &str = "the graph is cut at capped blocks, caps run 
 const ONE_GRAPH: &str = "the graph and its caps are captured as one and replayed on the GPU";
 
 /// How blocks are capped where a launch does the norm behind the block too.
-const WITH_NORM: &str = "the graph is cut at capped blocks, caps and the norm behind them run as one on the GPU";
+const WITH_NORM: &str =
+    "the graph is cut at capped blocks, caps and the norm behind them run as one on the GPU";
 
 /// How many graphs' figures may be under way before the host waits for the oldest: a decode's logits are read, and
 /// so its figures there, long before this many more graphs have been given to the GPU.

@@ -94,7 +94,7 @@ const F32: usize = size_of::<f32>();
 fn are_rows(tensor: &sys::ggml_tensor) -> bool {
     tensor.type_ == sys::GGML_TYPE_F32
         && tensor.nb[0] == F32
-        && tensor.nb[1] % F32 == 0
+        && tensor.nb[1].is_multiple_of(F32)
         && usize::try_from(tensor.ne[0]).is_ok_and(|width| tensor.nb[1] / F32 >= width)
 }
 
@@ -137,10 +137,38 @@ mod tests {
         weight: Tensor,
     }
 
+    type Binary = unsafe extern "C" fn(*mut sys::ggml_context, Tensor, Tensor) -> Tensor;
+    type Unary = unsafe extern "C" fn(*mut sys::ggml_context, Tensor) -> Tensor;
+    type Norming = unsafe extern "C" fn(*mut sys::ggml_context, Tensor, f32) -> Tensor;
+
     impl Parts {
-        fn rows(&self) -> Tensor {
+        fn leaf(&self, width: i64, rows: i64) -> Tensor {
             // SAFETY: the context has room.
-            unsafe { sys::ggml_new_tensor_2d(self.c, sys::GGML_TYPE_F32, WIDTH, ROWS) }
+            unsafe { sys::ggml_new_tensor_2d(self.c, sys::GGML_TYPE_F32, width, rows) }
+        }
+
+        fn rows(&self) -> Tensor {
+            self.leaf(WIDTH, ROWS)
+        }
+
+        fn of(&self, op: Unary, a: Tensor) -> Tensor {
+            // SAFETY: a tensor of this context, which has room for one more.
+            unsafe { op(self.c, a) }
+        }
+
+        fn both(&self, op: Binary, a: Tensor, b: Tensor) -> Tensor {
+            // SAFETY: as above.
+            unsafe { op(self.c, a, b) }
+        }
+
+        fn normed(&self, op: Norming, a: Tensor) -> Tensor {
+            // SAFETY: as above.
+            unsafe { op(self.c, a, EPS) }
+        }
+
+        fn view(&self, a: Tensor) -> Tensor {
+            // SAFETY: as above; the view is all of the tensor.
+            unsafe { sys::ggml_view_2d(self.c, a, WIDTH, ROWS, (*a).nb[1], 0) }
         }
     }
 
@@ -171,20 +199,17 @@ mod tests {
         }
     }
 
-    fn norm(parts: &Parts) -> Tensor {
-        // SAFETY: tensors of one context that has room.
-        unsafe { sys::ggml_rms_norm(parts.c, parts.residual, EPS) }
+    fn norm(p: &Parts) -> Tensor {
+        p.normed(sys::ggml_rms_norm, p.residual)
     }
 
-    fn scale(parts: &Parts, norm: Tensor) -> Tensor {
-        // SAFETY: as above.
-        unsafe { sys::ggml_mul(parts.c, norm, parts.weight) }
+    fn scale(p: &Parts, norm: Tensor) -> Tensor {
+        p.both(sys::ggml_mul, norm, p.weight)
     }
 
     /// As in a block: the residual stream is read again, behind the norm.
-    fn block(parts: &Parts, _: Tensor, scaled: Tensor) -> Tensor {
-        // SAFETY: as above.
-        unsafe { sys::ggml_add(parts.c, sys::ggml_silu(parts.c, scaled), parts.residual) }
+    fn block(p: &Parts, _: Tensor, scaled: Tensor) -> Tensor {
+        p.both(sys::ggml_add, p.of(sys::ggml_silu, scaled), p.residual)
     }
 
     impl Pattern {
@@ -219,8 +244,7 @@ mod tests {
     #[test]
     fn the_norm_of_a_block_is_found() {
         let pattern = Pattern::plain();
-        let expected =
-            Behind { last: 2, weight: pattern.weight, normed: pattern.scaled, eps: EPS };
+        let expected = Behind { last: 2, weight: pattern.weight, normed: pattern.scaled, eps: EPS };
         assert_eq!(pattern.find(), Ok(expected));
         assert_eq!(pattern.find_before(Some(3)), Ok(expected));
         // The product may be an output, as the final norm is where embeddings are asked for.
@@ -242,49 +266,36 @@ mod tests {
 
     #[test]
     fn other_operations_behind_the_block_output() {
-        // SAFETY: tensors of one context that has room, here and below.
-        let layer_norm = |p: &Parts| unsafe { sys::ggml_norm(p.c, p.residual, EPS) };
+        let layer_norm = |p: &Parts| p.normed(sys::ggml_norm, p.residual);
         assert_eq!(pattern(layer_norm, scale, block).find(), Err(NormObstacle::NoNorm));
-        let of_another = |p: &Parts| unsafe { sys::ggml_rms_norm(p.c, p.rows(), EPS) };
-        let found = pattern(of_another, scale, |p, _, scaled| unsafe {
-            // The block output first, then the norm of something else.
-            sys::ggml_add(p.c, p.residual, scaled)
-        });
-        assert_eq!(found.find(), Err(NormObstacle::NoNorm));
-        let between = pattern(
-            |p| unsafe { sys::ggml_rms_norm(p.c, sys::ggml_silu(p.c, p.residual), EPS) },
-            scale,
-            block,
-        );
-        assert_eq!(between.find(), Err(NormObstacle::NoNorm));
+        // The block output first, then the norm of something else.
+        let of_another = |p: &Parts| p.normed(sys::ggml_rms_norm, p.rows());
+        let beside = |p: &Parts, _, scaled| p.both(sys::ggml_add, p.residual, scaled);
+        assert_eq!(pattern(of_another, scale, beside).find(), Err(NormObstacle::NoNorm));
+        let behind_more = |p: &Parts| p.normed(sys::ggml_rms_norm, p.of(sys::ggml_silu, p.residual));
+        assert_eq!(pattern(behind_more, scale, block).find(), Err(NormObstacle::NoNorm));
 
-        let biased = pattern(norm, |p, norm| unsafe { sys::ggml_add(p.c, norm, p.weight) }, block);
-        assert_eq!(biased.find(), Err(NormObstacle::NoWeight));
-        let not_of_it = |p: &Parts, norm| unsafe {
-            sys::ggml_mul(p.c, sys::ggml_silu(p.c, norm), p.weight)
-        };
-        assert_eq!(pattern(norm, not_of_it, block).find(), Err(NormObstacle::NoWeight));
-        let first = |p: &Parts, norm| unsafe { sys::ggml_mul(p.c, p.rows(), norm) };
-        assert_eq!(pattern(norm, first, block).find(), Err(NormObstacle::NoWeight));
+        let shifted = |p: &Parts, norm| p.both(sys::ggml_add, norm, p.weight);
+        assert_eq!(pattern(norm, shifted, block).find(), Err(NormObstacle::NoWeight));
+        let of_more = |p: &Parts, norm| p.both(sys::ggml_mul, p.of(sys::ggml_silu, norm), p.weight);
+        assert_eq!(pattern(norm, of_more, block).find(), Err(NormObstacle::NoWeight));
+        let the_other_way_round = |p: &Parts, norm| p.both(sys::ggml_mul, p.rows(), norm);
+        assert_eq!(pattern(norm, the_other_way_round, block).find(), Err(NormObstacle::NoWeight));
     }
 
     #[test]
     fn another_reader_of_the_norm() {
-        // SAFETY: tensors of one context that has room.
-        let twice = pattern(norm, scale, |p, norm, scaled| unsafe {
-            sys::ggml_add(p.c, sys::ggml_add(p.c, scaled, norm), p.residual)
+        let twice = pattern(norm, scale, |p, norm, scaled| {
+            p.both(sys::ggml_add, p.both(sys::ggml_add, scaled, norm), p.residual)
         });
         assert_eq!(twice.find(), Err(NormObstacle::ReadElsewhere));
         // Also where the other reader is in a part of the graph that another backend computes.
         let found = twice.graph.with_view(0..3, || twice.find());
         assert_eq!(found, Err(NormObstacle::ReadElsewhere));
-        // SAFETY: as above.
-        let through_a_view = pattern(norm, scale, |p, norm, scaled| unsafe {
-            sys::ggml_add(p.c, sys::ggml_view_2d(p.c, norm, WIDTH, ROWS, (*norm).nb[1], 0), scaled)
-        });
-        // ggml visits the view first here, so that it stands between the norm and the product.
-        assert!(through_a_view.find().is_err());
-        let squared = pattern(norm, |p, norm| unsafe { sys::ggml_mul(p.c, norm, norm) }, block);
+        let through_a_view =
+            pattern(norm, scale, |p, norm, scaled| p.both(sys::ggml_add, scaled, p.view(norm)));
+        assert_eq!(through_a_view.find(), Err(NormObstacle::ReadElsewhere));
+        let squared = pattern(norm, |p, norm| p.both(sys::ggml_mul, norm, norm), block);
         assert_eq!(squared.find(), Err(NormObstacle::ReadElsewhere));
         // SAFETY: the tensor lives as long as the pattern.
         let output = |p: &Pattern| unsafe { at(p.norm).flags |= sys::GGML_TENSOR_FLAG_OUTPUT as i32 };
@@ -303,16 +314,16 @@ mod tests {
 
     #[test]
     fn views_and_nodes_that_are_not_computed() {
-        // SAFETY: tensors of one context that has room; they live as long as the pattern.
-        let in_place = |p: &Parts| unsafe { sys::ggml_rms_norm_inplace(p.c, p.residual, EPS) };
+        let in_place = |p: &Parts| p.normed(sys::ggml_rms_norm_inplace, p.residual);
         assert_eq!(pattern(in_place, scale, block).find(), Err(NormObstacle::View));
-        let product = |p: &Parts, norm| unsafe { sys::ggml_mul_inplace(p.c, norm, p.weight) };
+        let product = |p: &Parts, norm| p.both(sys::ggml_mul_inplace, norm, p.weight);
         assert_eq!(pattern(norm, product, block).find(), Err(NormObstacle::View));
-        for which in [|p: &Pattern| p.norm, |p: &Pattern| p.scaled] {
-            // SAFETY: as above.
-            let skipped = |p: &Pattern| unsafe { at(which(p)).flags &= !(sys::GGML_TENSOR_FLAG_COMPUTE as i32) };
-            assert_eq!(Pattern::changed(skipped), NormObstacle::NotComputed);
-        }
+        let skip = |tensor: Tensor| {
+            // SAFETY: a tensor of a pattern that lives.
+            unsafe { at(tensor).flags &= !(sys::GGML_TENSOR_FLAG_COMPUTE as i32) }
+        };
+        assert_eq!(Pattern::changed(|p| skip(p.norm)), NormObstacle::NotComputed);
+        assert_eq!(Pattern::changed(|p| skip(p.scaled)), NormObstacle::NotComputed);
     }
 
     #[test]
@@ -343,14 +354,9 @@ mod tests {
             assert_eq!(Pattern::changed(change), obstacle, "change {i}");
         }
         // One weight for all channels is spread by ggml.
-        // SAFETY: tensors of one context that has room.
-        let scalar = pattern(
-            norm,
-            |p, norm| unsafe { sys::ggml_mul(p.c, norm, sys::ggml_new_tensor_1d(p.c, sys::GGML_TYPE_F32, 1)) },
-            block,
-        );
+        let scalar = pattern(norm, |p, norm| p.both(sys::ggml_mul, norm, p.leaf(1, 1)), block);
         assert_eq!(scalar.find(), Err(NormObstacle::Weight));
-        let per_row = pattern(norm, |p, norm| unsafe { sys::ggml_mul(p.c, norm, p.rows()) }, block);
+        let per_row = pattern(norm, |p, norm| p.both(sys::ggml_mul, norm, p.rows()), block);
         assert_eq!(per_row.find(), Err(NormObstacle::Weight));
     }
 

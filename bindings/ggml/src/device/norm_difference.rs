@@ -47,7 +47,8 @@ fn samples() -> Vec<Sample> {
     generate(&mut context(&session, 256), &session, 4);
     let mut seen = seen.lock().unwrap();
     let norm_of = |block| norms.lock().unwrap().iter().find(|(of, _)| *of == block).unwrap().1;
-    let sample = |block: usize| Sample { block, rows: std::mem::take(&mut seen[block]), norm: norm_of(block) };
+    let sample =
+        |block: usize| Sample { block, rows: std::mem::take(&mut seen[block]), norm: norm_of(block) };
     blocks.into_iter().map(sample).collect()
 }
 
@@ -61,8 +62,7 @@ fn by_ggml(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     // the backend is freed once.
     unsafe {
         let c = arena.context();
-        let input =
-            sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, width as i64, (rows.len() / width) as i64);
+        let input = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, width as i64, (rows.len() / width) as i64);
         let weights = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_F32, width as i64);
         let norm = sys::ggml_rms_norm(c, input, eps);
         let scaled = sys::ggml_mul(c, norm, weights);
@@ -139,7 +139,10 @@ impl Difference {
     fn report(&self, what: &str) {
         let (values, differing) = (self.values, 100.0 * self.differing as f64 / self.values as f64);
         let rms = (self.squares / values as f64).sqrt();
-        println!("{what}: {values} values, {differing:.1} % differ; relative: rms {rms:.2e}, at most {:.2e}", self.most);
+        println!(
+            "{what}: {values} values, {differing:.1} % differ; relative: rms {rms:.2e}, at most {:.2e}",
+            self.most
+        );
     }
 }
 

@@ -7,7 +7,9 @@ use llama_cpp_2::context::LlamaContext;
 use llama_cpp_sys_2 as sys;
 
 use super::recording::{Log, Op, Recording, use_next};
-use super::tests::{cap, context, decode, expected, generate, on_device, on_the_cpu, prompt, shape, taken, views};
+use super::tests::{
+    cap, context, decode, expected, generate, on_device, on_the_cpu, prompt, shape, taken, views,
+};
 use super::{DevicePath, FusedNorms, NormObstacle, Pass};
 use crate::find::Output;
 use crate::graph::Graph;
@@ -168,14 +170,24 @@ fn switched_on_and_off_between_decodes_each_kernel_is_checked_once() {
     let width = shape().width;
     let normed = Op::LaunchNormed { block: 3, rows: 1, stats: Some(0) };
     let plain = Op::Launch { block: 3, rows: 1, stats: Some(0) };
-    for (position, (on, first)) in [(true, true), (false, true), (true, false), (false, false)].into_iter().enumerate()
+    for (position, (on, first)) in
+        [(true, true), (false, true), (true, false), (false, false)].into_iter().enumerate()
     {
         session.set_fused_norm(on);
         decode(&mut context, &session, &prompt()[..1], position, true).unwrap();
         let ops = taken(&log);
         assert!(ops.contains(if on { &normed } else { &plain }), "{ops:?}");
         let reads = ops.iter().filter(|op| **op == Op::ReadRows(width)).count();
-        assert_eq!(reads, if !first { 0 } else if on { 4 } else { 2 });
+        assert_eq!(
+            reads,
+            if !first {
+                0
+            } else if on {
+                4
+            } else {
+                2
+            }
+        );
         let expected = if on { vec![3] } else { vec![] };
         assert_eq!(session.fused_norms(), FusedNorms { fused: expected, refused: vec![] });
     }
@@ -321,14 +333,11 @@ fn two_caps() -> [BlockCap; 2] {
 /// The views of a pass with the launches between them; the tail has none of its own where the graph ends.
 fn in_order(seen: &[(usize, u64)], normed: bool) -> Vec<Op> {
     let mut ops = Vec::new();
-    for block in 0..2 {
+    for (block, &(nodes, uid)) in seen.iter().take(2).enumerate() {
         let (rows, stats) = (1, Some(block));
-        let launch = if normed {
-            Op::LaunchNormed { block, rows, stats }
-        } else {
-            Op::Launch { block, rows, stats }
-        };
-        ops.push(Op::View { nodes: seen[block].0, uid: seen[block].1 });
+        let launch =
+            if normed { Op::LaunchNormed { block, rows, stats } } else { Op::Launch { block, rows, stats } };
+        ops.push(Op::View { nodes, uid });
         ops.extend([Op::RecordOnBackend(block), Op::WaitOnOurs(block), launch]);
         ops.extend([Op::RecordOnOurs(block), Op::WaitOnBackend(block)]);
     }
@@ -357,7 +366,10 @@ fn views_leave_the_norms_out_and_rows_are_capped_and_normed() {
         }
         let ops = made.run(&mut path, &log, &session, 7);
         let seen = views(&ops);
-        assert_eq!(seen.iter().map(|v| v.0).collect::<Vec<_>>(), if more { vec![1, 2, 1] } else { vec![1, 2] });
+        assert_eq!(
+            seen.iter().map(|v| v.0).collect::<Vec<_>>(),
+            if more { vec![1, 2, 1] } else { vec![1, 2] }
+        );
         assert_eq!(ops, [in_order(&seen, true), vec![Op::Fetch(2)]].concat());
         session.set_fused_norm(false);
         made.run(&mut path, &log, &session, 7);
