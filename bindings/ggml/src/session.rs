@@ -88,8 +88,8 @@ pub enum Engine {
     /// The graph is cut into views that end at the capped block outputs; caps run between them: on ggml's CUDA
     /// backend on the GPU, elsewhere on the host.
     Views,
-    /// On ggml's CUDA backend, the graph and its caps are captured as one CUDA graph, which is replayed while
-    /// llama.cpp reuses its graph. Needs `GGML_CUDA_DISABLE_GRAPHS` in the environment from the start of the
+    /// On ggml's CUDA backend, the graph and its caps are captured as one CUDA graph, which is replayed whenever
+    /// llama.cpp comes with the same graph; a few are kept at a time. Needs `GGML_CUDA_DISABLE_GRAPHS` in the environment from the start of the
     /// process; without it, and elsewhere, as [`Engine::Auto`]. Not yet run on a GPU.
     DeviceGraph,
 }

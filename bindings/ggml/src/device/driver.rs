@@ -111,20 +111,20 @@ pub(crate) trait Driver: Debug + Send {
     /// Ends the capture; an error says why what was given cannot be a graph.
     fn end_capture(&mut self) -> Attempt;
 
-    /// Makes the executable graph from the last capture.
-    fn instantiate(&mut self) -> Attempt;
+    /// Makes an executable graph from the last capture, in the place of the one of this number if there is one.
+    fn instantiate(&mut self, slot: usize) -> Attempt;
 
-    /// Fits the executable graph to the last capture.
-    fn update_graph(&mut self) -> Attempt;
+    /// Fits the executable graph of this number to the last capture.
+    fn update_graph(&mut self, slot: usize) -> Attempt;
 
-    /// Launches the executable graph on our stream.
+    /// Launches the executable graph of this number on our stream.
     ///
     /// # Safety
     /// Everything that was captured uses memory that is still there.
-    unsafe fn replay(&mut self) -> Result<()>;
+    unsafe fn replay(&mut self, slot: usize) -> Result<()>;
 
-    /// Throws the executable graph away.
-    fn discard_graph(&mut self);
+    /// Throws all executable graphs away.
+    fn discard_graphs(&mut self);
 }
 
 /// A step that may fail without harm: the graph runs eagerly instead. The error is the reason.

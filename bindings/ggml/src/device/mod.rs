@@ -10,7 +10,8 @@
 //! next view. The kernels write their figures to a buffer on the GPU, from where one copy per graph takes them to
 //! page-locked memory; they are read when somebody asks.
 //!
-//! On request, [`outer`] has all of this captured as one graph per token, which is then launched as a whole.
+//! On request, [`outer`] has all of this captured as one graph per token, which is then launched as a whole whenever
+//! the same graph comes again; [`content`] says what the same is.
 //!
 //! Where the norm behind a block is asked for and fits ([`norm`]), the launch between two views does that as well, and
 //! the next view begins behind it.
@@ -18,6 +19,7 @@
 //! [`driver`] is what the plan is carried out with, [`check`] compares the first rows of each block with the CPU's.
 
 mod check;
+mod content;
 mod counts;
 #[cfg(feature = "gpu")]
 mod cuda;
@@ -52,6 +54,7 @@ use crate::error::HookError;
 use crate::find::Output;
 use crate::graph::Graph;
 use crate::session::{Config, Inner};
+use content::Contents;
 use driver::{Attempt, Driver, Launch, Result, Ticket};
 use obstacle::Obstacles;
 use outer::{Action, Outer};
@@ -90,6 +93,7 @@ pub(crate) struct DevicePath {
     pending: VecDeque<Pending>,
     outer: Outer,
     obstacles: Obstacles,
+    contents: Contents,
     /// The most figures of a graph so far: their buffer moves when it grows.
     room: usize,
 }
@@ -153,6 +157,7 @@ impl DevicePath {
             pending: VecDeque::new(),
             outer: Outer::new(),
             obstacles: Obstacles::default(),
+            contents: Contents::default(),
             room: 0,
         }
     }
@@ -169,7 +174,7 @@ impl DevicePath {
 
     fn run(&mut self, mut pass: Pass<'_>) -> Result<sys::ggml_status> {
         #[cfg(test)]
-        recording::note_graph(pass.graph.uid());
+        recording::note_graph(pass.graph.uid(), Contents::default().of(pass.graph));
         self.follow(pass.config)?;
         let plan = self.plan(pass.graph, pass.outputs, pass.config)?;
         self.tell_norms(&plan, pass.session);
@@ -186,16 +191,16 @@ impl DevicePath {
                     let captured = self.capture(&mut pass, &plan);
                     self.outer.ended(captured)
                 }
-                Action::Instantiate => {
-                    let made = self.driver()?.instantiate();
+                Action::Instantiate(slot) => {
+                    let made = self.driver()?.instantiate(slot);
                     self.outer.made(made)
                 }
-                Action::Update => {
-                    let made = self.driver()?.update_graph();
+                Action::Update(slot) => {
+                    let made = self.driver()?.update_graph(slot);
                     self.outer.made(made)
                 }
-                Action::Replay => {
-                    self.replay(plan.hops + 1)?;
+                Action::Replay(slot) => {
+                    self.replay(slot, plan.hops + 1)?;
                     pass.session.used(&self.name, ONE_GRAPH, None);
                     let notes = plan.cuts.iter().filter(|cut| cut.cuts());
                     break Ran::Fine(notes.filter_map(|cut| note(cut, &pass)).collect());
@@ -325,13 +330,14 @@ impl DevicePath {
         }
     }
 
-    /// Launches the captured graph in the place of the backend's own work.
-    fn replay(&mut self, hop: usize) -> Result<()> {
+    /// Launches a captured graph in the place of the backend's own work.
+    fn replay(&mut self, slot: usize, hop: usize) -> Result<()> {
         let driver = self.driver()?;
         driver.record_on_backend(hop)?;
         driver.wait_on_ours(hop)?;
-        // SAFETY: graph, launches and addresses are those of the capture, and what goes away resets `outer` first.
-        unsafe { driver.replay()? };
+        // SAFETY: nodes, launches and addresses are those of the capture, and what goes away of ours resets `outer`
+        // first.
+        unsafe { driver.replay(slot)? };
         driver.record_on_ours(hop)?;
         driver.wait_on_backend(hop)
     }

@@ -120,7 +120,7 @@ impl DevicePath {
                 }
                 _ => {
                     if !moved && self.outer.reset("the caps were replaced") {
-                        driver.discard_graph();
+                        driver.discard_graphs();
                     }
                     moved = true;
                     driver.forget(block);
@@ -182,7 +182,7 @@ impl DevicePath {
         }
         if stats > self.room {
             if self.outer.reset("the figures need more room") {
-                driver.discard_graph();
+                driver.discard_graphs();
             }
             self.room = stats;
         }
@@ -206,6 +206,8 @@ impl DevicePath {
             }
         }
         let obstacle = obstacle.or_else(|| self.obstacles.of(graph));
-        Facts { uid: graph.uid(), launches: digest.finish(), obstacle }
+        let unknown = obstacle.is_some() || self.outer.broken().is_some();
+        let content = if unknown { None } else { self.contents.of(graph) };
+        Facts { content, launches: digest.finish(), obstacle }
     }
 }

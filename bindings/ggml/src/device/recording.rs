@@ -34,9 +34,9 @@ pub(super) enum Op {
     Fetch(usize),
     BeginCapture,
     EndCapture,
-    Instantiate,
-    Refit,
-    Replay,
+    Instantiate(usize),
+    Refit(usize),
+    Replay(usize),
     Discard,
     /// Not the driver's: tests note here which nodes ggml was given, under which uid.
     View {
@@ -82,16 +82,16 @@ pub(super) struct Recording {
 
 thread_local! {
     static NEXT: RefCell<Option<Box<dyn Driver>>> = const { RefCell::new(None) };
-    static GRAPHS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+    static GRAPHS: RefCell<Vec<(u64, Option<u64>)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A graph of this uid is computed on this thread.
-pub(super) fn note_graph(uid: u64) {
-    GRAPHS.with_borrow_mut(|graphs| graphs.push(uid));
+/// A graph of this uid and content is computed on this thread.
+pub(super) fn note_graph(uid: u64, content: Option<u64>) {
+    GRAPHS.with_borrow_mut(|graphs| graphs.push((uid, content)));
 }
 
-/// The uids of the graphs that were computed on this thread since the last call.
-pub(super) fn graphs() -> Vec<u64> {
+/// The graphs that were computed on this thread since the last call.
+pub(super) fn graphs() -> Vec<(u64, Option<u64>)> {
     GRAPHS.take()
 }
 
@@ -296,20 +296,20 @@ impl Driver for Recording {
         self.attempt(Op::EndCapture)
     }
 
-    fn instantiate(&mut self) -> Attempt {
-        self.attempt(Op::Instantiate)
+    fn instantiate(&mut self, slot: usize) -> Attempt {
+        self.attempt(Op::Instantiate(slot))
     }
 
-    fn update_graph(&mut self) -> Attempt {
-        self.attempt(Op::Refit)
+    fn update_graph(&mut self, slot: usize) -> Attempt {
+        self.attempt(Op::Refit(slot))
     }
 
-    unsafe fn replay(&mut self) -> Result<()> {
-        self.note(Op::Replay);
+    unsafe fn replay(&mut self, slot: usize) -> Result<()> {
+        self.note(Op::Replay(slot));
         Ok(())
     }
 
-    fn discard_graph(&mut self) {
+    fn discard_graphs(&mut self) {
         self.note(Op::Discard);
     }
 }

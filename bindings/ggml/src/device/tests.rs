@@ -271,38 +271,51 @@ fn blocks_in_other_memory_are_capped_on_the_host() {
     assert!(session.engines_used()[0].1.contains("host"));
 }
 
-/// What the state machine makes of the uids that llama.cpp really gives: a prompt, decoding across the growth of the
-/// padded KV cache at 256 tokens, and a second prompt in between.
-#[test]
-fn the_graphs_of_a_real_generation_are_captured_once_per_kv_size() {
+/// What the state machine makes of the graphs that llama.cpp really gives for batches of these sizes: a letter each.
+fn steps(batches: &[usize]) -> (String, Vec<u64>) {
     let session = session(Engine::Views);
     let (mut context, _log) = on_device(&session, 256);
     let token = prompt()[0];
-    decode(&mut context, &session, &vec![token; 248], 0, true).unwrap();
-    for position in 248..264 {
-        decode(&mut context, &session, &[token], position, true).unwrap();
+    let mut position = 0;
+    for &tokens in batches {
+        decode(&mut context, &session, &vec![token; tokens], position, true).unwrap();
+        position += tokens;
     }
-    decode(&mut context, &session, &prompt(), 264, true).unwrap();
-    for position in 0..4 {
-        decode(&mut context, &session, &[token], 264 + prompt().len() + position, true).unwrap();
-    }
-
     let mut outer = Outer::new();
-    let mut steps = String::new();
-    for uid in graphs() {
-        assert_ne!(uid, 0);
-        steps.push(match outer.begin(&Facts { uid, launches: 1, obstacle: None }) {
+    let (mut steps, mut uids) = (String::new(), Vec::new());
+    for (uid, content) in graphs() {
+        assert!(uid != 0 && content.is_some());
+        uids.push(uid);
+        steps.push(match outer.begin(&Facts { content, launches: 1, obstacle: None }) {
             Action::Eager => 'e',
-            Action::Replay => '.',
+            Action::Replay(_) => '.',
             Action::BeginCapture => {
                 outer.ended(Ok(()));
-                assert_eq!(outer.made(Ok(())), Action::Replay);
+                assert!(matches!(outer.made(Ok(())), Action::Replay(_)));
                 'C'
             }
             other => panic!("{other:?}"),
         });
     }
-    assert_eq!(steps, ["e", "eC......", "eC......", "e", "eC.."].concat());
+    (steps, uids)
+}
+
+/// A prompt, decoding across the growth of the padded KV cache at 256 tokens, and a second prompt in between.
+#[test]
+fn the_graphs_of_a_real_generation_are_captured_once_per_kv_size() {
+    let batches = [&[248][..], &[1; 16], &[11], &[1; 4]].concat();
+    assert_eq!(steps(&batches).0, ["e", "eC......", "eC......", "e", "...."].concat());
+}
+
+/// llama.cpp builds a graph anew whenever the batch has another size than the last. It has a new uid then, but is
+/// the same graph, at the same addresses.
+#[test]
+fn batch_sizes_in_turn_are_captured_once_each() {
+    let batches = [&[5][..], &[1, 2].repeat(6), &[4, 1, 2, 4, 2, 4, 1]].concat();
+    let (steps, mut uids) = steps(&batches);
+    assert_eq!(steps, ["e", "eeCC........", "e..C..."].concat());
+    uids.dedup();
+    assert_eq!(uids.len(), batches.len(), "no graph has the uid of the one before");
 }
 
 /// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
@@ -338,8 +351,11 @@ fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) 
         sys::GGML_STATUS_SUCCESS
     };
     let pass = |uid: &u64| {
-        // SAFETY: the uid's place within the graph.
-        unsafe { raw.byte_add(layout.graph_uid).cast::<u64>().write(*uid) };
+        // SAFETY: the uid's place within the graph, and a node of it: tens make another graph of it.
+        unsafe {
+            raw.byte_add(layout.graph_uid).cast::<u64>().write(*uid);
+            (*sys::ggml_graph_node(raw, 1)).op_params[0] = (*uid / 10) as i32;
+        }
         let status = path.compute(Pass {
             graph: &graph,
             outputs: &outputs,
@@ -404,33 +420,32 @@ fn every_launch_is_between_its_views() {
 #[test]
 fn a_graph_is_captured_when_it_comes_again_and_then_replayed() {
     // The first pass compares rows with the CPU's, the second warms up, the third captures.
-    let ops = passes(false, true, None, &[7, 7, 7, 7, 8, 8, 8]);
+    let ops = passes(false, true, None, &[7, 7, 7, 7, 8, 19, 19, 19, 8]);
     let eager = |ops: &[Op]| [in_order(&views(ops)), vec![Op::Fetch(2)]].concat();
-    let replay = [
-        Op::RecordOnBackend(3),
-        Op::WaitOnOurs(3),
-        Op::Replay,
-        Op::RecordOnOurs(3),
-        Op::WaitOnBackend(3),
-        Op::Fetch(2),
-    ];
-    let captured = |ops: &[Op], made: Op| {
+    let replay = |slot| {
+        let [first, second] =
+            [[Op::RecordOnBackend(3), Op::WaitOnOurs(3)], [Op::RecordOnOurs(3), Op::WaitOnBackend(3)]];
+        [&first[..], &[Op::Replay(slot)], &second, &[Op::Fetch(2)]].concat()
+    };
+    let captured = |ops: &[Op], slot| {
         let begin = [Op::BeginCapture, Op::RecordOnOurs(2), Op::WaitOnBackend(2)];
-        let end = [Op::RecordOnBackend(2), Op::WaitOnOurs(2), Op::EndCapture, made];
-        [&begin[..], &in_order(&views(ops)), &end, &replay].concat()
+        let end = [Op::RecordOnBackend(2), Op::WaitOnOurs(2), Op::EndCapture, Op::Instantiate(slot)];
+        [&begin[..], &in_order(&views(ops)), &end, &replay(slot)].concat()
     };
     assert_eq!(ops[1], eager(&ops[1]));
-    assert_eq!(ops[2], captured(&ops[2], Op::Instantiate));
+    assert_eq!(ops[2], captured(&ops[2], 0));
     assert_eq!(views(&ops[2]), views(&ops[1]));
-    assert_eq!(ops[3], replay);
-    assert_eq!(ops[4], eager(&ops[4]));
-    assert_eq!(ops[5], captured(&ops[5], Op::Refit));
-    assert_eq!(ops[6], replay);
+    assert_eq!(ops[3], replay(0));
+    assert_eq!(ops[4], replay(0), "the same content under another uid");
+    assert_eq!(ops[5], eager(&ops[5]));
+    assert_eq!(ops[6], captured(&ops[6], 1));
+    assert_eq!(ops[7], replay(1));
+    assert_eq!(ops[8], replay(0));
 }
 
 #[test]
 fn a_graph_that_cannot_be_captured_runs_eagerly_in_the_same_pass() {
-    for fails in [Op::BeginCapture, Op::EndCapture, Op::Instantiate] {
+    for fails in [Op::BeginCapture, Op::EndCapture, Op::Instantiate(0)] {
         let ops = passes(false, true, Some(fails.clone()), &[7; 5]);
         assert!(ops[2].contains(&fails));
         let eager = [in_order(&views(&ops[1])), vec![Op::Fetch(2)]].concat();
