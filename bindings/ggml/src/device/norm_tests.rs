@@ -26,7 +26,7 @@ fn blocks() -> [usize; 5] {
 }
 
 fn caps(bound: Bound) -> CapSet {
-    CapSet::new(blocks().map(|block| cap(block, block + 1, bound))).unwrap()
+    CapSet::new(blocks().map(|block| cap(block, block, bound))).unwrap()
 }
 
 fn session(engine: Engine, bound: Bound) -> Session {
@@ -73,6 +73,12 @@ fn logits(context: &LlamaContext<'_>, row: usize) -> Vec<f32> {
     context.get_logits_ith(row as i32).to_vec()
 }
 
+/// How far logits may be apart, and how close two of them have to be for another choice. Last bits flip roundings to 8
+/// bits: a step of one millionth along one axis at one block moves logits of this small model by more than 1 within
+/// a few tokens.
+const FAR: f32 = 3.0;
+const CLOSE: f32 = 0.5;
+
 /// Feeds both contexts the same tokens, and makes sure that their choices differ only where two logits are close.
 fn nearly_the_same(
     (a, of_a): (&mut LlamaContext<'_>, &Session),
@@ -87,8 +93,8 @@ fn nearly_the_same(
         let (one, two) = (logits(a, tokens.len() - 1), logits(b, tokens.len() - 1));
         let gap = one[chosen.0 as usize] - one[other.0 as usize];
         let apart = one.iter().zip(&two).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
-        assert!(apart < 1.0, "logits {apart} apart at {position}");
-        assert!(chosen == other || gap < 0.15, "{chosen:?} leads {other:?} by {gap} at {position}");
+        assert!(apart < FAR, "logits {apart} apart at {position}");
+        assert!(chosen == other || gap < CLOSE, "{chosen:?} leads {other:?} by {gap} at {position}");
         position += tokens.len();
         tokens = vec![chosen];
     }
@@ -117,22 +123,25 @@ fn every_norm_but_the_last_is_fused_in_prefill_and_decode() {
     assert_eq!(trace[0], plain.take_trace()[0]);
 }
 
+/// On some blocks with caps that act, and on all blocks with caps that never do, against the uncapped model.
 #[test]
 fn tokens_are_those_of_ggmls_norm_up_to_near_ties() {
-    for bound in [floor(), Bound::NONE] {
-        let fused = session(Engine::Views, bound);
+    let all = CapSet::new((0..=last()).map(|block| cap(block, block, Bound::NONE))).unwrap();
+    for (caps, acting, count) in [(caps(floor()), true, 12), (all, false, 48)] {
+        let [fused, plain] = [Engine::Views, Engine::Inserted].map(|engine| session(engine, floor()));
+        fused.set_caps(Some(&caps)).unwrap();
+        plain.set_caps(Some(&caps)).unwrap();
+        plain.set_enabled(acting);
         let (mut context, _) = on_device(&fused, 256);
-        let plain = session(Engine::Inserted, bound);
-        if bound == Bound::NONE {
-            plain.set_enabled(false);
-        }
         let mut other = self::context(&plain, 256);
-        nearly_the_same((&mut other, &plain), (&mut context, &fused), 12);
-        let (rows, engaged) =
-            fused.stats().iter().fold((0, 0), |(rows, engaged), s| (rows + s.rows, engaged + s.engaged));
-        assert_eq!(rows as usize, 4 * (prompt().len() + 11) + 12);
-        assert_eq!(engaged > 0, bound != Bound::NONE);
-        assert_eq!(fused.fused_norms(), all_but_the_last());
+        nearly_the_same((&mut other, &plain), (&mut context, &fused), count);
+        let stats = fused.stats();
+        assert_eq!(stats.iter().any(|stats| stats.engaged > 0), acting);
+        let rows: u64 = stats.iter().map(|stats| stats.rows).sum();
+        let blocks = caps.blocks().len() - 1;
+        assert_eq!(rows as usize, blocks * (prompt().len() + count - 1) + count);
+        let norms = fused.fused_norms();
+        assert_eq!((norms.fused.len(), norms.refused), (blocks, vec![(last(), NormObstacle::Overlap)]));
     }
 }
 
@@ -226,20 +235,19 @@ fn a_weight_or_result_in_other_memory_leaves_the_norm_to_ggml() {
 fn without_a_gpu_it_has_no_effect_and_says_so() {
     let refused = |blocks: &[usize]| blocks.iter().map(|&block| (block, NormObstacle::NoGpu)).collect();
     let (tokens, trace) = on_the_cpu(256, 3);
-    for engine in [Engine::Inserted, Engine::Views] {
+    // Inserted nodes, views on the host, and views on a GPU that does not hold the rows.
+    for (engine, gpu) in [(Engine::Inserted, false), (Engine::Views, false), (Engine::Views, true)] {
         let session = Session::new(shape());
         session.set_caps(Some(&super::tests::caps())).unwrap();
         session.set_engine(engine);
         session.set_tracing(true);
         session.set_fused_norm(true);
-        let mut context = if engine == Engine::Views {
+        if gpu {
             let (mut driver, _) = Recording::new();
             driver.elsewhere = true;
             use_next(driver);
-            context(&session, 256)
-        } else {
-            context(&session, 256)
-        };
+        }
+        let mut context = context(&session, 256);
         assert_eq!(generate(&mut context, &session, 3), tokens, "{engine:?}");
         assert_eq!(session.take_trace(), trace);
         let expected = FusedNorms { fused: vec![], refused: refused(&[0, 12, last()]) };
