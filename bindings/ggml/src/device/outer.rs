@@ -25,7 +25,7 @@ use super::GraphCounts;
 const MOST: usize = 8;
 
 /// Graphs remembered that ran eagerly.
-const REMEMBERED: usize = 64;
+const REMEMBERED: usize = 32;
 
 /// A full house gives up the graph that was not run for longest, if that many others ran meanwhile; until then the
 /// next graph stays eager. More than are remembered: of more graphs that take turns than fit, each would be thrown
@@ -313,13 +313,13 @@ mod tests {
 
     #[test]
     fn parts_of_one_graph_take_turns_and_no_more_of_them_are_captured_than_fit() {
-        for parts in [2, 8, 9, 40, 64, 65, 200] {
+        for parts in [2, 8, 9, 20, 32, 33, 200] {
             let mut outer = Outer::new();
             for token in 0..50 {
                 for part in 0..parts {
                     let steps = run(&mut outer, &facts(part), true);
                     // Of more than are remembered none is ever known again.
-                    let held = part < 8 && parts <= 64;
+                    let held = part < 8 && parts <= 32;
                     match token {
                         1 if held => assert_eq!(steps, capture(part as usize)),
                         2.. if held => assert_eq!(steps, [Action::Replay(part as usize)]),
@@ -338,7 +338,7 @@ mod tests {
             assert_eq!(run(&mut outer, &facts(content), true), capture(content as usize));
         }
         // All but 3 are run again.
-        for turn in 0..140 {
+        for turn in 0..70 {
             let content = [0, 1, 2, 4, 5, 6, 7][turn % 7];
             assert_eq!(run(&mut outer, &facts(content), true), [Action::Replay(content as usize)]);
         }

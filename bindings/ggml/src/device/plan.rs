@@ -12,6 +12,11 @@ use crate::find::{Output, place_of};
 use crate::graph::Graph;
 use crate::session::Config;
 
+/// Graphs with more rows are not captured: they keep the GPU busy for longer than it takes to launch them one by one,
+/// and would take the places of those that do not.
+const MOST_CAPTURED_ROWS: usize = 128;
+const MANY_ROWS: &str = "it has so many rows that launching it is no matter";
+
 /// What a pass does at its block outputs.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -201,6 +206,7 @@ impl DevicePath {
                 Work::Launch { check: true, .. } => {
                     obstacle = Some("the first rows are compared with the CPU's")
                 }
+                Work::Launch { launch, .. } if launch.rows > MOST_CAPTURED_ROWS => obstacle = Some(MANY_ROWS),
                 Work::Launch { launch, .. } => (cut.output.node, launch).hash(&mut digest),
                 Work::Nothing => {}
             }

@@ -318,19 +318,29 @@ fn batch_sizes_in_turn_are_captured_once_each() {
     assert_eq!(uids.len(), batches.len(), "no graph has the uid of the one before");
 }
 
-/// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
 fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) -> Vec<Vec<Op>> {
+    passes_of(1, outputs_last, one_graph, fails, uids)
+}
+
+/// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
+fn passes_of(
+    rows: usize,
+    outputs_last: bool,
+    one_graph: bool,
+    fails: Option<Op>,
+    uids: &[u64],
+) -> Vec<Vec<Op>> {
     let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 2, width: 4 });
     let axis = Axis::from_direction(&[1.0, 2.0, 3.0, 4.0]).unwrap();
     let at = |block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::floor(1.0).unwrap()) };
     session.set_caps(Some(&CapSet::new([at(0), at(1)]).unwrap())).unwrap();
     let arena = Arena::new(16).unwrap();
-    let mut data = [[0.5_f32; 4]; 2];
+    let mut data = [0, 1].map(|_| vec![0.5_f32; 4 * rows]);
     // SAFETY: tensors and graph live in the arena; only the block outputs get data, which outlives the pass.
     let (raw, outputs) = unsafe {
         let c = arena.context();
         let graph = sys::ggml_new_graph_custom(c, 8, false);
-        let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, 4, 1);
+        let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, 4, rows as i64);
         let first = sys::ggml_add(c, leaf(), leaf());
         let between = sys::ggml_add(c, first, leaf());
         let second = sys::ggml_add(c, between, leaf());
@@ -375,7 +385,8 @@ fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) 
     let runs = if one_graph { uids.len() as u64 } else { 0 };
     assert_eq!((replays + eager, captures <= 2), (runs, true));
     path.close(&session.0);
-    assert!(session.stats().iter().all(|stats| stats.rows == uids.len() as u64), "{:?}", session.stats());
+    let capped = (rows * uids.len()) as u64;
+    assert!(session.stats().iter().all(|stats| stats.rows == capped), "{:?}", session.stats());
     ops
 }
 
@@ -441,6 +452,14 @@ fn a_graph_is_captured_when_it_comes_again_and_then_replayed() {
     assert_eq!(ops[6], captured(&ops[6], 1));
     assert_eq!(ops[7], replay(1));
     assert_eq!(ops[8], replay(0));
+}
+
+#[test]
+fn graphs_of_many_rows_are_not_captured() {
+    for (rows, captured) in [(128, true), (129, false)] {
+        let ops = passes_of(rows, false, true, None, &[7; 4]);
+        assert_eq!(ops.concat().contains(&Op::BeginCapture), captured, "{rows} rows");
+    }
 }
 
 #[test]
