@@ -118,6 +118,7 @@ fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
         generate_tokens: 24,
         context: args.model.context(),
         engine: Engine::Auto,
+        fused_norm: false,
         idle: false,
         eval_callback: false,
     };
