@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// Tokens of the prompt
     #[arg(long, value_name = "P", default_value_t = 512)]
     prompt_tokens: usize,
+    /// How often each pair decodes the prompt
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    prompts: usize,
     /// Tokens decoded one by one
     #[arg(long, value_name = "G", default_value_t = 64)]
     generate_tokens: usize,
@@ -105,6 +108,7 @@ struct Report<'a> {
     blocks_capped: usize,
     blocks: usize,
     prompt_tokens: usize,
+    prompts: usize,
     generate_tokens: usize,
     threads: usize,
     model: String,
@@ -131,6 +135,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let options = BenchOptions {
         pairs: args.pairs,
         prompt_tokens: args.prompt_tokens,
+        prompts: args.prompts,
         generate_tokens: args.generate_tokens,
         context: args.model.context(),
         engine: match args.engine {
@@ -172,6 +177,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         blocks_capped: caps.blocks().len(),
         blocks: model.shape().blocks,
         prompt_tokens: args.prompt_tokens,
+        prompts: args.prompts,
         generate_tokens: args.generate_tokens,
         threads: options.context.threads.unwrap_or_else(default_threads),
         model: model.path().display().to_string(),

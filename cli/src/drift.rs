@@ -115,6 +115,7 @@ fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
     let options = BenchOptions {
         pairs: args.speed_pairs,
         prompt_tokens: 32,
+        prompts: 1,
         generate_tokens: 24,
         context: args.model.context(),
         engine: Engine::Auto,

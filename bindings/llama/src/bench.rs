@@ -2,10 +2,10 @@
 //!
 //! The baseline is a context that the hook has never touched. In every round all subjects get new contexts, so that
 //! what two contexts differ in by accident, such as where their buffers lie, is drawn anew, and decode the same tokens.
-//! The prompt is decoded by one subject after the other, in alternating order; generated tokens are decoded in
-//! lock-step, one token by each subject in turn, so that whatever else the machine does hits all of them alike. A
-//! round's decode ratio is the median over its tokens, which a preempted token does not move; the ratio of total
-//! times is given beside it.
+//! The prompt is decoded several times, by one subject after the other, in alternating order; generated tokens are
+//! decoded in lock-step, one token by each subject in turn, so that whatever else the machine does hits all of them
+//! alike. A round's ratio is the median over its prompts or tokens, which an interruption does not move; the ratio of
+//! total times is given beside it.
 
 mod eval;
 mod ratio;
@@ -30,6 +30,8 @@ pub struct BenchOptions {
     pub pairs: usize,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// How often a round decodes the prompt. A round's prefill ratio is the median over these.
+    pub prompts: usize,
     /// Tokens decoded one by one.
     pub generate_tokens: usize,
     /// The contexts; `ctx` is raised as needed.
@@ -162,6 +164,7 @@ pub fn bench(
         ("pairs (--pairs)", options.pairs),
         ("prompt_tokens (--prompt-tokens)", options.prompt_tokens),
         ("generate_tokens (--generate-tokens)", options.generate_tokens),
+        ("prompts (--prompts)", options.prompts),
     ] {
         if value == 0 || tokens > i32::MAX as usize {
             return Err(Error::Option {
@@ -204,7 +207,7 @@ pub fn bench(
             subjects[index] = Some(make(kinds[index])?);
         }
         let mut subjects: Vec<_> = subjects.into_iter().flatten().collect();
-        rounds.push(round(&mut subjects, &text, options.prompt_tokens, turned)?);
+        rounds.push(round(&mut subjects, &text, options, turned)?);
         let of_round = subjects[1].engaged();
         (rows, engaged) = (rows + of_round.0, engaged + of_round.1);
         engines = subjects[1].engines();
@@ -239,13 +242,14 @@ fn order(count: usize, turned: bool) -> Vec<usize> {
     if turned { (0..count).rev().collect() } else { (0..count).collect() }
 }
 
-/// One round: every subject decodes `text`, the first `prompt` tokens at once. `turned` turns the order round.
+/// One round: every subject decodes `text`, the prompt at once. `turned` turns the order round.
 fn round(
     subjects: &mut [Box<dyn Subject + '_>],
     text: &[Token],
-    prompt: usize,
+    options: &BenchOptions,
     turned: bool,
 ) -> Result<Vec<Sample>, Error> {
+    let prompt = options.prompt_tokens;
     let mut samples = vec![Sample::default(); subjects.len()];
     let orders = [order(subjects.len(), false), order(subjects.len(), true)];
     // A new context's first decodes reserve its graphs and touch its memory for the first time.
@@ -253,11 +257,13 @@ fn round(
         subjects[subject].prefill(&text[..prompt])?;
         subjects[subject].step(text[0], prompt)?;
     }
-    for &subject in &orders[usize::from(turned)] {
-        subjects[subject].clear();
-        let started = Instant::now();
-        subjects[subject].prefill(&text[..prompt])?;
-        samples[subject].prefill.push(started.elapsed());
+    for turn in 0..options.prompts {
+        for &subject in &orders[(turn + usize::from(turned)) % 2] {
+            subjects[subject].clear();
+            let started = Instant::now();
+            subjects[subject].prefill(&text[..prompt])?;
+            samples[subject].prefill.push(started.elapsed());
+        }
     }
     for (position, &token) in text.iter().enumerate().skip(prompt) {
         for &subject in &orders[(position + usize::from(turned)) % 2] {
