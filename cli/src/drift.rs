@@ -116,8 +116,10 @@ fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
         pairs: args.speed_pairs,
         prompt_tokens: 32,
         generate_tokens: 24,
+        sequences: 1,
         context: args.model.context(),
         engine: Engine::Auto,
+        statistics: true,
         idle: false,
         eval_callback: false,
     };
