@@ -9,7 +9,7 @@ use axiscap_llama::{default_threads, devices};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::model::{CapsArgs, ModelArgs};
+use crate::model::{CapsArgs, EngineArg, ModelArgs};
 use crate::report::{self, EngineReport};
 use crate::{output, progress};
 
@@ -55,15 +55,6 @@ pub(crate) struct Args {
 enum Compare {
     Idle,
     CbEval,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum EngineArg {
-    Auto,
-    Inserted,
-    Views,
-    /// Needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment
-    DeviceGraph,
 }
 
 #[derive(Debug, Serialize)]
@@ -139,12 +130,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         sequences: args.sequences,
         statistics: !args.no_statistics,
         context: args.model.context(),
-        engine: match args.engine {
-            EngineArg::Auto => Engine::Auto,
-            EngineArg::Inserted => Engine::Inserted,
-            EngineArg::Views => Engine::Views,
-            EngineArg::DeviceGraph => Engine::DeviceGraph,
-        },
+        engine: args.engine.into(),
         idle: args.compare.contains(&Compare::Idle),
         eval_callback: args.compare.contains(&Compare::CbEval),
     };

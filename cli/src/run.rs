@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use axiscap_llama::{Context, GenerateOptions, Generated, Message, Model, Role, Stop, generate};
 use serde::Serialize;
 
-use crate::model::{CapsArgs, ModelArgs};
+use crate::model::{CapsArgs, EngineArg, ModelArgs};
 use crate::output;
 use crate::prompt::PromptArgs;
 use crate::report::{self, CapReport, EngineReport};
@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
     #[arg(long, value_name = "NAME", conflicts_with = "raw")]
     chat_template: Option<String>,
+    /// How caps get into llama.cpp's graphs
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = EngineArg::Auto)]
+    engine: EngineArg,
     /// Write what every cap did to every row to this file, as JSON lines
     #[arg(long, value_name = "FILE", requires = "caps")]
     trace: Option<PathBuf>,
@@ -94,6 +97,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
 
     let mut context = Context::new(&model, &args.model.context())?;
+    context.session()?.set_engine(args.engine.into());
     context.set_caps(caps.as_ref())?;
     context.set_tracing(args.trace.is_some())?;
     let mut written = Ok(());
