@@ -112,7 +112,7 @@ class Pieces:
         places = [named] if named else [self.options.bin / f"cuda/libggml-cuda.so{end}" for end in ("", ".xz")]
         found = next((place for place in places if place.is_file()), None)
         if not found:
-            raise Missing(f"there is no {' or '.join(map(str, places))}; scripts/gpu-pack --cuda-backend packs one, scripts/build-ggml-cuda makes one, --cuda-backend names one")
+            raise Missing(f"there is no {' or '.join(map(str, places))}; build-ggml-cuda cuda ggml-sources.tar.xz (both are in the pack) makes one in minutes, gpu-pack --cuda-backend packs one, --cuda-backend names one")
         if found.suffix == ".xz":
             target = self.options.work / found.stem
             with lzma.open(found) as packed, target.open("wb") as out:
