@@ -75,8 +75,8 @@ def projections(reference, other, positions):
             "identical_rows": sum(value == 0 for value in apart), "verdict": "close" if close else "too far"}
 
 
-def on_gpu(report, one_graph=False):
-    """Why a report's caps did not run on a GPU, or None."""
+def on_gpu(report, one_graph=False, fused=False):
+    """Why a report's caps did not run on a GPU in the way asked for, or None."""
     engines = report["engines"]
     if not engines:
         return "nothing was capped"
@@ -87,4 +87,6 @@ def on_gpu(report, one_graph=False):
             return f"caps of {engine['device']} did not run there: {engine['how']}"
     if one_graph and not any("captured as one" in engine["how"] for engine in engines):
         return "no graph was captured as one and replayed"
+    if fused and not report["fused_norm"]["fused"]:
+        return f"no norm was fused: {report['fused_norm']['refused'][:1]}"
     return None

@@ -35,7 +35,7 @@ class Generation:
         self.runs[way] = report
         return report
 
-    def capped(self, way, gpu, arguments=(), environment=None, one_graph=False):
+    def capped(self, way, gpu, arguments=(), environment=None, one_graph=False, fused=False):
         """A capped run: its caps ran on the GPU, and every row's `after` follows from its `before`."""
         trace = self.check.options.out / f"text-{self.name}-{way}.trace.jsonl"
         report = self.run(way, gpu, ["--caps", self.caps, "--trace", trace, *arguments], environment)
@@ -46,7 +46,7 @@ class Generation:
         name = f"text-{self.name}-{way}"
         verdict = compare.self_consistent(rows, report["caps"])
         self.check.result["steps"][name]["rows"] = verdict
-        elsewhere = compare.on_gpu(report, one_graph) if gpu and not self.rehearse else None
+        elsewhere = compare.on_gpu(report, one_graph, fused) if gpu and not self.rehearse else None
         why = elsewhere or (f"{verdict['wrong']} rows contradict themselves" if verdict["wrong"] else
                             "no cap engaged" if not verdict["engaged"] else None)
         self.check.judge(name, why is None, why)
@@ -91,5 +91,5 @@ def verify(check, pieces, name, model, caps, tokens, fused):
     except Missing as missing:
         check.judge(f"text-{name}-gpu-unbounded", False, str(missing))
     if fused:
-        runs.capped("gpu-fused-norm", gpu=True, arguments=["--fused-norm"])
+        runs.capped("gpu-fused-norm", gpu=True, arguments=["--fused-norm"], fused=True)
         runs.against("gpu-fused-norm", "cpu")

@@ -94,7 +94,8 @@ def bench(check, pieces, models, has_fused_norm):
         step["report"] = report
         if mode in (GRAPH, FUSED_GRAPH) and (stock := stock_speed(check, name)):
             step["against_stock"] = report["decode"]["capped_tps"] / stock
-        elsewhere = None if check.options.rehearse else compare.on_gpu(report, mode in (GRAPH, FUSED_GRAPH))
+        elsewhere = compare.on_gpu(report, mode in (GRAPH, FUSED_GRAPH), mode in (FUSED, FUSED_GRAPH))
+        elsewhere = None if check.options.rehearse else elsewhere
         check.judge(name, elsewhere is None, elsewhere)
 
 
