@@ -11,10 +11,25 @@ from pathlib import Path
 RUNTIME = ["libcudart.so", "libcublas.so", "libcublasLt.so"]
 
 
+# Where containers and WSL put the driver's libraries without telling the dynamic loader.
+DRIVER_FOLDERS = ["/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/lib/wsl/lib", "/usr/local/cuda/compat"]
+
+
+def _load_driver():
+    """The driver's library, and the folder it is in where the dynamic loader does not find it by itself."""
+    try:
+        return ctypes.CDLL("libcuda.so.1"), None
+    except OSError:
+        for folder in DRIVER_FOLDERS:
+            if os.path.exists(f"{folder}/libcuda.so.1"):
+                return ctypes.CDLL(f"{folder}/libcuda.so.1"), folder
+        raise
+
+
 def driver():
     """What the driver says, and why it cannot be used."""
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
+        cuda, folder = _load_driver()
     except OSError as error:
         return None, f"no NVIDIA driver: {error}"
     try:
@@ -35,7 +50,7 @@ def driver():
     except AttributeError as error:
         return None, f"libcuda.so.1 is not the NVIDIA driver's: {error}"
     return {"name": name.value.decode(errors="replace"), "compute_capability": f"{major.value}.{minor.value}",
-            "driver_cuda": version.value, "count": count.value}, None
+            "driver_cuda": version.value, "count": count.value, "folder": folder}, None
 
 
 def sanitizer():

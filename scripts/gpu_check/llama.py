@@ -1,9 +1,10 @@
 """The whole of llama.cpp: what there is, then text, then speed."""
 
+import re
 import subprocess
 
 from . import generation, speed, targets
-from .pieces import Missing, Pieces
+from .pieces import MODEL, Missing, Pieces
 
 # What a rehearsal puts in place of the large models.
 REHEARSED = "tiny"
@@ -23,6 +24,28 @@ def run(check):
         _run(check, pieces)
     finally:
         pieces.stop()
+
+
+def hook_tests(check, pieces):
+    """The hook's own tests on the real model, as far as the pack has them. They were written for the CPU, some for its
+    engine alone, so what fails on a GPU is noted, and no verdict."""
+    program = check.options.bin / "hook-tests"
+    if not program.exists() or not check.wanted("hook-tests"):
+        return
+    try:
+        models = check.options.work / "cache/axiscap/models"
+        models.mkdir(parents=True, exist_ok=True)
+        link = models / MODEL
+        link.unlink(missing_ok=True)
+        link.symlink_to(pieces.model().resolve())
+    except Missing as missing:
+        check.result["steps"]["hook-tests"] = {"status": f"not run: {missing}"}
+        return
+    environment = {**pieces.gpu, "XDG_CACHE_HOME": str((check.options.work / "cache").resolve())}
+    step, text, _ = check.run("hook-tests", [program, "--test-threads", "1"], environment, most=60)
+    if summary := re.search(r"test result: \w+\. (\d+) passed; (\d+) failed", text):
+        step["passed_tests"], step["failed_tests"] = int(summary[1]), int(summary[2])
+        step["failed"] = sorted(set(re.findall(r"^    (\w+)$", text, re.MULTILINE)))
 
 
 def _run(check, pieces):
@@ -74,6 +97,7 @@ def _run(check, pieces):
             check.judge(f"text-{name}", False, str(missing))
             continue
         generation.verify(check, pieces, name, file, caps, 8 if options.rehearse else tokens, fused)
+    hook_tests(check, pieces)
     # Nothing may be written any more while speeds are measured.
     for shape in set(synthetic.values()):
         try:

@@ -16,32 +16,34 @@ MODES = {
     FUSED: (["--engine", "views", "--fused-norm"], {}),
     FUSED_GRAPH: (["--engine", "device-graph", "--fused-norm"], GRAPHS_OFF),
 }
-PREFILL = ["--generate-tokens", "1", "--pairs", "30"]
+PREFILL = {"--generate-tokens": "1", "--pairs": "30"}
+BATCH = {"--sequences": "16"}
+UNCOUNTED = {"--no-statistics": None}
 
-# In order of value: name, model, capped blocks, mode, further arguments.
+# In order of value: name, model, capped blocks, mode, options of `axiscap bench` (None: it takes no value).
 PLAN = [
-    ("8b-8-views", "8b", 8, VIEWS, []),
-    ("8b-8-graph", "8b", 8, GRAPH, []),
-    ("8b-all-graph", "8b", "all", GRAPH, []),
-    ("8b-all-views", "8b", "all", VIEWS, []),
-    ("1b-8-views", "1b", 8, VIEWS, []),
-    ("1b-8-graph", "1b", 8, GRAPH, []),
-    ("8b-8-fused-norm", "8b", 8, FUSED, []),
-    ("8b-8-fused-norm-graph", "8b", 8, FUSED_GRAPH, []),
-    ("8b-all-fused-norm-graph", "8b", "all", FUSED_GRAPH, []),
+    ("8b-8-views", "8b", 8, VIEWS, {}),
+    ("8b-8-graph", "8b", 8, GRAPH, {}),
+    ("8b-all-graph", "8b", "all", GRAPH, {}),
+    ("8b-all-views", "8b", "all", VIEWS, {}),
+    ("1b-8-views", "1b", 8, VIEWS, {}),
+    ("1b-8-graph", "1b", 8, GRAPH, {}),
+    ("8b-8-fused-norm", "8b", 8, FUSED, {}),
+    ("8b-8-fused-norm-graph", "8b", 8, FUSED_GRAPH, {}),
+    ("8b-all-fused-norm-graph", "8b", "all", FUSED_GRAPH, {}),
     ("8b-8-views-prefill", "8b", 8, VIEWS, PREFILL),
-    ("8b-8-views-batch16", "8b", 8, VIEWS, ["--sequences", "16"]),
-    ("8b-8-graph-batch16", "8b", 8, GRAPH, ["--sequences", "16"]),
-    ("8b-8-graph-no-statistics", "8b", 8, GRAPH, ["--no-statistics"]),
-    ("8b-8-views-no-statistics", "8b", 8, VIEWS, ["--no-statistics"]),
-    ("8b-8-cb-eval", "8b", 8, VIEWS, ["--compare", "idle,cb-eval", "--pairs", "8"]),
-    ("8b-all-cb-eval", "8b", "all", VIEWS, ["--compare", "cb-eval", "--pairs", "8"]),
-    ("8b-all-fused-norm", "8b", "all", FUSED, []),
-    ("1b-all-views", "1b", "all", VIEWS, []),
-    ("1b-all-graph", "1b", "all", GRAPH, []),
-    ("8b-all-views-batch16", "8b", "all", VIEWS, ["--sequences", "16"]),
-    ("real-8-views", "real", 8, VIEWS, []),
-    ("real-8-graph", "real", 8, GRAPH, []),
+    ("8b-8-views-batch16", "8b", 8, VIEWS, BATCH),
+    ("8b-8-graph-batch16", "8b", 8, GRAPH, BATCH),
+    ("8b-8-graph-no-statistics", "8b", 8, GRAPH, UNCOUNTED),
+    ("8b-8-views-no-statistics", "8b", 8, VIEWS, UNCOUNTED),
+    ("8b-8-cb-eval", "8b", 8, VIEWS, {"--compare": "idle,cb-eval", "--pairs": "8"}),
+    ("8b-all-cb-eval", "8b", "all", VIEWS, {"--compare": "cb-eval", "--pairs": "8"}),
+    ("8b-all-fused-norm", "8b", "all", FUSED, {}),
+    ("1b-all-views", "1b", "all", VIEWS, {}),
+    ("1b-all-graph", "1b", "all", GRAPH, {}),
+    ("8b-all-views-batch16", "8b", "all", VIEWS, BATCH),
+    ("real-8-views", "real", 8, VIEWS, {}),
+    ("real-8-graph", "real", 8, GRAPH, {}),
 ]
 
 
@@ -55,14 +57,11 @@ def blocks(capped, shape):
 
 
 def arguments(rehearse, further):
-    """The options of `axiscap bench`; a later one would be an error, so each is given once."""
-    options = {"--pairs": "15", "--prompt-tokens": "512", "--generate-tokens": "64"}
-    given = dict(zip(further[::2], further[1::2])) if len(further) % 2 == 0 else {}
-    flags = [] if given or not further else further
-    options |= given
+    """The options of `axiscap bench`, each once: the usual ones, those of the step, and in a rehearsal short ones."""
+    options = {"--pairs": "15", "--prompt-tokens": "512", "--generate-tokens": "64", **further}
     if rehearse:
         options |= {"--pairs": "2", "--prompt-tokens": "32", "--generate-tokens": "4"}
-    return [*(part for pair in options.items() for part in pair), *flags]
+    return [part for pair in options.items() for part in pair if part is not None]
 
 
 def bench(check, pieces, models, has_fused_norm):
@@ -92,15 +91,15 @@ def bench(check, pieces, models, has_fused_norm):
             check.judge(name, late and check.left() < 15, f"axiscap bench: {step['status']}")
             continue
         step["report"] = report
-        if mode in (GRAPH, FUSED_GRAPH) and (stock := stock_speed(check, name)):
+        if mode in (GRAPH, FUSED_GRAPH) and (stock := stock_speed(check, model, further)):
             step["against_stock"] = report["decode"]["capped_tps"] / stock
         elsewhere = compare.on_gpu(report, mode in (GRAPH, FUSED_GRAPH), mode in (FUSED, FUSED_GRAPH))
         elsewhere = None if check.options.rehearse else elsewhere
         check.judge(name, elsewhere is None, elsewhere)
 
 
-def stock_speed(check, name):
-    """Decode speed of the untouched context with ggml's own graphs, of the same model and batch."""
-    twin = name.replace("-fused-norm-graph", "-graph").replace("-graph", "-views").replace("-no-statistics", "")
-    step = check.result["steps"].get(twin, {})
+def stock_speed(check, model, further):
+    """Decode speed of the untouched context with ggml's own graphs, of the same model and batch; None where it was not
+    measured before."""
+    step = check.result["steps"].get(f"{model}-8-views{'-batch16' if further == BATCH else ''}", {})
     return step.get("report", {}).get("decode", {}).get("uncapped_tps")

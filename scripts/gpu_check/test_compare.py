@@ -94,7 +94,8 @@ class Plan(unittest.TestCase):
         for _, _, _, _, further in speed.PLAN:
             given = [part for part in speed.arguments(False, further) if part.startswith("--")]
             self.assertEqual(len(given), len(set(given)))
-            self.assertTrue(set(further) <= set(speed.arguments(False, further)))
+            self.assertTrue(set(further) <= set(given))
+            self.assertNotIn(None, speed.arguments(False, further))
 
     def test_blocks_are_there(self):
         self.assertEqual(speed.blocks(8, {"blocks": 32}), (20, 27))
