@@ -7,7 +7,8 @@ elsewhere. So a GPU run is held to this:
   else `before`.
 - **Projections** at the first capped block, which no cap has touched yet, agree with the CPU's: deviations are taken
   relative to the larger of the CPU's value and the median size of all of them; their median is at most MEDIAN and their
-  99th percentile at most TAIL. A wrong axis, row or block gives deviations around 1.
+  99th percentile at most TAIL. Two ways to compute attention on one CPU give medians of 0.006 (a real model, block 21)
+  and 0.024 (random weights, block 8, which amplify more); a wrong axis, row or block gives about 1.
 - **Tokens** are equal up to where two tokens were near tied: where the texts part, the lead of the winner over the
   next token is, on at least one side, at most TIE logits or twice the largest difference of leads seen before that.
 """
@@ -15,7 +16,7 @@ elsewhere. So a GPU run is held to this:
 import json
 import statistics
 
-MEDIAN, TAIL, TIE = 0.05, 0.5, 0.15
+MEDIAN, TAIL, TIE = 0.15, 0.75, 0.5
 
 
 def tokens(reference, other):

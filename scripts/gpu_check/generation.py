@@ -16,8 +16,9 @@ class Generation:
         self.check, self.pieces, self.name, self.model, self.caps, self.tokens = check, pieces, name, model, caps, tokens
         self.rehearse = check.options.rehearse
         self.runs = {}
-        self.prompt = check.options.work / "prompt.txt"
-        self.prompt.write_text(PROMPT)
+        # A synthetic model's tokens are bytes, and the CPU has to read the prompt, too.
+        self.prompt = check.options.work / f"prompt-{name}.txt"
+        self.prompt.write_text(PROMPT if name == "real" else PROMPT[:120])
 
     def run(self, way, gpu, arguments=(), environment=None, most=120):
         """One way of running it. In a rehearsal a CPU run with other arithmetic stands in for the GPU."""

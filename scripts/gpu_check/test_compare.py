@@ -32,10 +32,10 @@ class Tokens(unittest.TestCase):
         self.assertEqual(self.verdict(run([1, 2], [2, 1.0]), run([1, 3], [2, 0.9])), "different")
 
     def test_what_leads_differ_by_before_widens_the_tie(self):
-        self.assertEqual(self.verdict(run([1, 2], [2, 1.0]), run([1, 3], [2.6, 0.9])), "near tie")
+        self.assertEqual(self.verdict(run([1, 2], [2, 1.0]), run([1, 3], [2.6, 1.1])), "near tie")
 
     def test_the_first_token_has_the_fixed_tie(self):
-        self.assertEqual(self.verdict(run([1], [0.2]), run([2], [0.2])), "different")
+        self.assertEqual(self.verdict(run([1], [0.8]), run([2], [0.7])), "different")
         self.assertEqual(self.verdict(run([1], [0.1]), run([2], [9])), "near tie")
 
     def test_the_end_is_a_choice(self):
