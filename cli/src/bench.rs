@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::model::{CapsArgs, EngineArg, ModelArgs};
-use crate::report::{self, EngineReport};
+use crate::report::{self, EngineReport, FusedNormReport};
 use crate::{output, progress};
 
 /// Measure what capping costs: the same tokens, capped and uncapped, in lock-step in one process. The baseline is
@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// How caps get into llama.cpp's graphs
     #[arg(long, value_name = "HOW", value_enum, default_value_t = EngineArg::Auto)]
     engine: EngineArg,
+    /// Caps on a GPU do the norm behind their block too, where the graph allows it
+    #[arg(long)]
+    fused_norm: bool,
     /// Print one JSON object in place of the table
     #[arg(long)]
     json: bool,
@@ -92,6 +95,9 @@ struct Report<'a> {
     /// How the capped context's graphs were run on a GPU; with --engine device-graph.
     #[serde(skip_serializing_if = "Option::is_none")]
     graphs: Option<GraphReport>,
+    /// Behind which capped blocks the norm ran with the caps; with --fused-norm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fused_norm: Option<FusedNormReport>,
     /// `null` with --no-statistics.
     engagement: Option<f64>,
     caps: usize,
@@ -131,6 +137,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         statistics: !args.no_statistics,
         context: args.model.context(),
         engine: args.engine.into(),
+        fused_norm: args.fused_norm,
         idle: args.compare.contains(&Compare::Idle),
         eval_callback: args.compare.contains(&Compare::CbEval),
     };
@@ -158,6 +165,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             let GraphCounts { captures, updates, replays, eager, resets } = measured.graphs;
             GraphReport { captures, updates, replays, eager, resets }
         }),
+        fused_norm: args.fused_norm.then(|| FusedNormReport::from(&measured.fused_norms)),
         engagement: measured.engagement,
         caps: caps.caps().len(),
         blocks_capped: caps.blocks().len(),
@@ -211,6 +219,9 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
         measured.capped.decode.pairs.len(),
         report.sequences,
     );
+    if let Some(fused) = &report.fused_norm {
+        let _ = writeln!(text, "fused norm: {fused}\n");
+    }
     text += &format!("{:<32}{:>11}{:>11}{:>9}   95 % interval\n", "", "uncapped", "this", "ratio");
     for (phase, part) in [("decode", decode as fn(&Comparison) -> &Ratio), ("prefill", prefill)] {
         for (name, comparison) in rows {

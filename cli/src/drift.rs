@@ -120,6 +120,7 @@ fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
         context: args.model.context(),
         engine: Engine::Auto,
         statistics: true,
+        fused_norm: false,
         idle: false,
         eval_callback: false,
     };

@@ -1,12 +1,14 @@
 //! What the caps did, for people and for machines.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Result;
 use axiscap::file::write_atomically;
 use axiscap::{CapSet, CapStats};
-use axiscap_llama::{Context, TraceRow, devices};
+use axiscap_llama::{Context, FusedNorms, NormObstacle, TraceRow, devices};
 use serde::Serialize;
 
 /// What one cap did, as JSON.
@@ -82,6 +84,49 @@ pub(crate) struct EngineReport<'a> {
 /// One entry per device and way that was used, in the order of their first use.
 pub(crate) fn engines<'a>(used: &'a [(String, &'static str)]) -> Vec<EngineReport<'a>> {
     used.iter().map(|(device, how)| EngineReport { device, how }).collect()
+}
+
+/// What became of the norms behind capped blocks, for --fused-norm.
+#[derive(Debug, Serialize)]
+pub(crate) struct FusedNormReport {
+    /// Blocks whose caps did the norm behind them.
+    fused: Vec<usize>,
+    /// Blocks behind which llama.cpp's own norm ran.
+    refused: Vec<Refused>,
+    #[serde(skip)]
+    reasons: BTreeMap<NormObstacle, Vec<usize>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Refused {
+    block: usize,
+    reason: String,
+}
+
+impl From<&FusedNorms> for FusedNormReport {
+    fn from(norms: &FusedNorms) -> Self {
+        let refused =
+            |&(block, obstacle): &(usize, NormObstacle)| Refused { block, reason: obstacle.to_string() };
+        let mut reasons = BTreeMap::<_, Vec<_>>::new();
+        for &(block, obstacle) in &norms.refused {
+            reasons.entry(obstacle).or_default().push(block);
+        }
+        Self { fused: norms.fused.clone(), refused: norms.refused.iter().map(refused).collect(), reasons }
+    }
+}
+
+impl fmt::Display for FusedNormReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |blocks: &[usize]| blocks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        match self.fused.as_slice() {
+            [] => write!(f, "behind no block")?,
+            blocks => write!(f, "behind blocks {}", list(blocks))?,
+        }
+        for (reason, blocks) in &self.reasons {
+            write!(f, "; not behind {}: {reason}", list(blocks))?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::model::{CapsArgs, EngineArg, ModelArgs};
 use crate::output;
 use crate::prompt::PromptArgs;
-use crate::report::{self, CapReport, EngineReport};
+use crate::report::{self, CapReport, EngineReport, FusedNormReport};
 use crate::sampling::SamplingArgs;
 
 /// Write an answer, or with --raw go on with a text. The text goes to stdout as it is written, figures to stderr.
@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Write what every cap did to every row to this file, as JSON lines
     #[arg(long, value_name = "FILE", requires = "caps")]
     trace: Option<PathBuf>,
+    /// Caps on a GPU do the norm behind their block too, where the graph allows it
+    #[arg(long, requires = "caps")]
+    fused_norm: bool,
     /// Print one JSON object in place of the text
     #[arg(long)]
     json: bool,
@@ -65,6 +68,9 @@ struct Report<'a> {
     decode_tokens_per_second: f64,
     prefill_tokens_per_second: f64,
     caps: Vec<CapReport<'a>>,
+    /// Behind which capped blocks the norm ran with the caps; with --fused-norm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fused_norm: Option<FusedNormReport>,
     backend: String,
     engines: Vec<EngineReport<'a>>,
     model: ModelReport<'a>,
@@ -99,6 +105,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut context = Context::new(&model, &args.model.context())?;
     context.session()?.set_engine(args.engine.into());
     context.set_caps(caps.as_ref())?;
+    context.set_fused_norm(args.fused_norm)?;
     context.set_tracing(args.trace.is_some())?;
     let mut written = Ok(());
     let options = GenerateOptions { margins: args.margins, ..args.sampling.options() };
@@ -114,6 +121,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         report::write_trace(path, &context.take_trace(), prompt.len())?;
     }
     let stats = context.stats()?;
+    let fused_norm =
+        if args.fused_norm { Some(FusedNormReport::from(&context.fused_norms()?)) } else { None };
     if args.json {
         return output::json(&Report {
             text: &generated.text,
@@ -128,6 +137,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             decode_tokens_per_second: generated.timings.decode_tokens_per_second(),
             prefill_tokens_per_second: generated.timings.prefill_tokens_per_second(),
             caps: caps.as_ref().map(|set| report::caps(set, &stats)).unwrap_or_default(),
+            fused_norm,
             backend: report::backend(&context)?,
             engines: report::engines(&context.engines_used()?),
             model: describe(&model),
@@ -137,6 +147,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         output::text("\n")?;
     }
     summarise(&generated, prompt.len(), report::engagement(&stats), stats.len());
+    if let Some(fused) = fused_norm {
+        output::note(&format!("[fused norm: {fused}]"));
+    }
     Ok(())
 }
 

@@ -117,6 +117,24 @@ pub enum HookError {
         /// What the CPU makes of the same row.
         expected: f32,
     },
+    /// The first rows that a GPU normed behind the caps of a block are not those that the CPU makes of them.
+    #[error(
+        "{device} norms the rows of block {block} wrongly behind its caps: row {row} has {found:e} in column {column} where the CPU gives {expected:e}; run without --fused-norm, and report this with the GPU's model and driver"
+    )]
+    DeviceNormDiffers {
+        /// ggml's name of the device.
+        device: String,
+        /// The block.
+        block: usize,
+        /// The first row that differs.
+        row: usize,
+        /// The first column that differs in it.
+        column: usize,
+        /// What the GPU wrote.
+        found: f32,
+        /// What the CPU makes of the same row.
+        expected: f32,
+    },
     /// The first figures that a GPU reported of its caps are not those of the CPU.
     #[error(
         "{device} reports wrong figures for block {block}, row {row}: {found}, where the CPU has {expected}; report this with the GPU's model and driver, and run with --gpu-layers 0 until then"

@@ -26,17 +26,26 @@ impl Output {
 
     /// Its address, and its buffer's: where it lies in which memory.
     pub(crate) fn place(&self) -> (usize, usize) {
-        // SAFETY: as above; a view's source lives as long as the view.
-        unsafe {
-            let owner = if (*self.tensor).view_src.is_null() { self.tensor } else { (*self.tensor).view_src };
-            ((*self.tensor).data as usize, (*owner).buffer as usize)
-        }
+        // SAFETY: as above.
+        unsafe { place_of(self.tensor) }
     }
 
     /// Elements from one row to the next.
     pub(crate) fn stride(&self) -> usize {
         // SAFETY: as above.
         unsafe { (*self.tensor).nb[1] / size_of::<f32>() }
+    }
+}
+
+/// The address of a tensor, and its buffer's: where it lies in which memory.
+///
+/// # Safety
+/// The tensor must be valid.
+pub(crate) unsafe fn place_of(tensor: *const sys::ggml_tensor) -> (usize, usize) {
+    // SAFETY: the caller's promise; a view's source lives as long as the view.
+    unsafe {
+        let owner = if (*tensor).view_src.is_null() { tensor } else { (*tensor).view_src.cast_const() };
+        ((*tensor).data as usize, (*owner).buffer as usize)
     }
 }
 

@@ -44,6 +44,12 @@ impl Graph {
         unsafe { self.uid_field().read() }
     }
 
+    /// How often nodes of the whole graph, of which this may be a part, read a tensor; `None` where that is not known.
+    pub(crate) fn uses_of(&self, tensor: *const sys::ggml_tensor) -> Option<i32> {
+        // SAFETY: by the contract of `new` this is a valid graph of the ggml whose layout was measured.
+        unsafe { self.layout.graph_uses?.of(self.raw, tensor.cast()) }
+    }
+
     fn uid_field(&self) -> *mut u64 {
         self.raw.wrapping_byte_add(self.layout.graph_uid).cast()
     }

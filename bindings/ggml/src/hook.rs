@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 
 use llama_cpp_sys_2 as sys;
 
-use crate::device::{ON_DEVICE, Pass, Slot, capping};
+use crate::device::{NormObstacle, ON_DEVICE, Pass, Slot, capping};
 use crate::engine::{panicked, run_inserted, run_views};
 use crate::error::HookError;
 use crate::find::Finder;
@@ -166,17 +166,19 @@ impl Hook {
     #[must_use]
     pub fn report(&self) -> HookReport {
         let layout = self.0.layout;
+        let uses = layout.graph_uses.map(|uses| ("ggml_cgraph.use_counts", uses.counts));
+        let slots = [
+            ("ggml_backend_device.iface.init_backend", layout.device_init_backend),
+            ("ggml_backend.iface.free", layout.backend_free),
+            ("ggml_backend.iface.graph_compute", layout.backend_graph_compute),
+            ("ggml_cgraph.n_nodes", layout.graph_n_nodes),
+            ("ggml_cgraph.n_leafs", layout.graph_n_leafs),
+            ("ggml_cgraph.nodes", layout.graph_nodes),
+            ("ggml_cgraph.uid", layout.graph_uid),
+        ];
         HookReport {
             ggml: ggml_version(),
-            slots: vec![
-                ("ggml_backend_device.iface.init_backend", layout.device_init_backend),
-                ("ggml_backend.iface.free", layout.backend_free),
-                ("ggml_backend.iface.graph_compute", layout.backend_graph_compute),
-                ("ggml_cgraph.n_nodes", layout.graph_n_nodes),
-                ("ggml_cgraph.n_leafs", layout.graph_n_leafs),
-                ("ggml_cgraph.nodes", layout.graph_nodes),
-                ("ggml_cgraph.uid", layout.graph_uid),
-            ],
+            slots: slots.into_iter().chain(uses).collect(),
             devices: self.0.devices.iter().map(|&d| device_report(d)).collect(),
         }
     }
@@ -387,7 +389,14 @@ impl Backend {
                 return sys::GGML_STATUS_FAILED;
             }
         };
+        let norms_stay = || {
+            let capped = outputs.iter().filter(|o| o.rows() > 0 && config.caps_of(o.block).is_some());
+            for output in capped.filter(|_| config.fused_norm) {
+                self.session.norm_behind(&self.name, output.block, Some(NormObstacle::NoGpu));
+            }
+        };
         if self.is_cpu && config.engine != Engine::Views {
+            norms_stay();
             self.session.used(&self.name, INSERTED, None);
             return run_inserted(graph, &outputs, arena, &config, &self.session, compute);
         }
@@ -408,6 +417,7 @@ impl Backend {
         }
         let slow = device.reason().or((!self.is_cpu).then_some("this backend has no kernels of axiscap's"));
         self.session.used(&self.name, VIEWS, slow);
+        norms_stay();
         run_views(graph, &outputs, backend, staging, &config, &self.session, compute)
     }
 }

@@ -14,6 +14,7 @@ use llama_cpp_sys_2 as sys;
 
 use crate::error::HookError;
 use crate::uid::measure_uid;
+use crate::uses::UseCounts;
 
 /// Byte offsets within ggml's private structures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(crate) struct Layout {
     pub(crate) graph_nodes: usize,
     /// `ggml_cgraph.uid`.
     pub(crate) graph_uid: usize,
+    /// Where the uses of a graph's tensors are counted. Only the fused norm needs it, and says so where it is missing.
+    pub(crate) graph_uses: Option<UseCounts>,
 }
 
 impl Layout {
@@ -78,6 +81,7 @@ fn measure() -> Result<Layout, HookError> {
         backend_free,
         backend_graph_compute,
         graph_uid: measure_uid()?,
+        graph_uses: UseCounts::measure(),
         ..graph
     })
 }
@@ -226,6 +230,7 @@ fn measure_graph() -> Result<Layout, HookError> {
         graph_n_leafs,
         graph_nodes,
         graph_uid: 0,
+        graph_uses: None,
     })
 }
 
@@ -245,12 +250,25 @@ impl Arena {
         // SAFETY: the two functions only compute sizes.
         let (tensor, graph) =
             unsafe { (sys::ggml_tensor_overhead(), sys::ggml_graph_overhead_custom(GRAPH_SIZE, false)) };
-        let params = sys::ggml_init_params {
-            mem_size: tensors * tensor + 2 * graph + 1024,
-            mem_buffer: null_mut(),
-            no_alloc: true,
-        };
         // SAFETY: a null buffer asks ggml to allocate mem_size bytes itself.
+        unsafe { Self::init(null_mut(), tensors * tensor + 2 * graph + 1024, tensors) }
+    }
+
+    /// An arena in memory of the caller's, which has to outlive it.
+    ///
+    /// # Safety
+    /// The memory must not be freed or moved, nor used through other pointers than ggml's for writing, while the
+    /// arena lives.
+    pub(crate) unsafe fn within(memory: &mut [u128]) -> Result<Self, HookError> {
+        // SAFETY: memory of that many bytes, aligned as ggml asks for; the caller keeps it.
+        unsafe { Self::init(memory.as_mut_ptr().cast(), size_of_val(memory), 0) }
+    }
+
+    /// # Safety
+    /// `memory` must be null or hold `bytes` bytes for as long as the arena lives.
+    unsafe fn init(memory: *mut c_void, bytes: usize, tensors: usize) -> Result<Self, HookError> {
+        let params = sys::ggml_init_params { mem_size: bytes, mem_buffer: memory, no_alloc: true };
+        // SAFETY: the caller's promise.
         let context = unsafe { sys::ggml_init(params) };
         if context.is_null() {
             Err(mismatch("ggml_init returned null"))
@@ -298,6 +316,7 @@ mod tests {
             graph_n_leafs: 8,
             graph_nodes: 16,
             graph_uid: 88,
+            graph_uses: Some(UseCounts { counts: 48, size: 56, used: 64, keys: 72 }),
         };
         assert_eq!(Layout::probe().unwrap(), expected);
     }

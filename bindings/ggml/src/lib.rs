@@ -8,7 +8,8 @@
 //! - on the CPU backend by *inserting* a node after each of them, which ggml's own worker threads run between
 //!   their own barriers ([`Engine::Inserted`]);
 //! - elsewhere by cutting the graph into *views* that end at them ([`Engine::Views`]); on ggml's CUDA backend
-//!   axiscap's kernels run between them on the GPU, in stream order, else the host caps.
+//!   axiscap's kernels run between them on the GPU, in stream order, else the host caps. On request they do the norm
+//!   behind a block as well ([`Session::set_fused_norm`]).
 //!
 //! Nothing of ggml's private layout is assumed: offsets are measured, and a build that is laid out differently is
 //! refused. Caps belong to a [`Session`], one per context. A decode goes through [`Session::watch`], which fails
@@ -32,9 +33,10 @@ mod layout;
 mod session;
 mod tap;
 mod uid;
+mod uses;
 
 pub use architecture::ModelShape;
-pub use device::GraphCounts;
+pub use device::{FusedNorms, GraphCounts, NormObstacle};
 pub use error::{HookError, Seen};
 pub use eval_callback::EvalCallback;
 pub use hook::{DeviceReport, Hook, HookReport};

@@ -1,12 +1,13 @@
 //! The caps of one context: what is configured, and what was seen.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use axiscap::{Bound, CapSet, CapStats, CapTable, RowStat};
 
 use crate::architecture::{ModelShape, block_output};
-use crate::device::{Collect, DevicePath, GraphCounts};
+use crate::device::{Collect, DevicePath, FusedNorms, GraphCounts, NormObstacle};
 use crate::error::{HookError, Seen};
 use crate::find::Wanted;
 use crate::tap::Tap;
@@ -34,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) enabled: bool,
     pub(crate) tracing: bool,
     statistics: bool,
+    /// Whether caps on a GPU are to do the norm behind their block too.
+    pub(crate) fused_norm: bool,
     pub(crate) engine: Engine,
     /// By block. Empty where the architecture has no block outputs.
     pub(crate) wanted: Vec<bool>,
@@ -85,8 +88,8 @@ pub enum Engine {
     /// The graph is cut into views that end at the capped block outputs; caps run between them: on ggml's CUDA
     /// backend on the GPU, elsewhere on the host.
     Views,
-    /// On ggml's CUDA backend, the graph and its caps are captured as one CUDA graph, which is replayed while
-    /// llama.cpp reuses its graph. Needs `GGML_CUDA_DISABLE_GRAPHS` in the environment from the start of the
+    /// On ggml's CUDA backend, the graph and its caps are captured as one CUDA graph, which is replayed whenever
+    /// llama.cpp comes with the same graph; a few are kept at a time. Needs `GGML_CUDA_DISABLE_GRAPHS` in the environment from the start of the
     /// process; without it, and elsewhere, as [`Engine::Auto`]. Not yet run on a GPU.
     DeviceGraph,
 }
@@ -117,6 +120,10 @@ struct Record {
     /// What the decode in progress began with.
     decoding: Option<Arc<Config>>,
     engines: Vec<(String, &'static str)>,
+    /// Blocks whose caps did the norm behind them.
+    fused: BTreeSet<usize>,
+    /// Blocks behind which ggml did, and why.
+    unfused: BTreeSet<(usize, NormObstacle)>,
 }
 
 impl Session {
@@ -127,6 +134,7 @@ impl Session {
             enabled: true,
             tracing: false,
             statistics: true,
+            fused_norm: false,
             engine: Engine::Auto,
             wanted: vec![false; model.blocks],
             prefix: "",
@@ -181,6 +189,7 @@ impl Session {
         let mut record = self.0.record();
         record.stats = vec![CapStats::default(); count];
         record.trace.clear();
+        record.forget_norms();
         Ok(())
     }
 
@@ -283,6 +292,32 @@ impl Session {
             Ok(())
         });
         debug_assert!(changed.is_ok());
+    }
+
+    /// Has caps that run on a GPU do the RMSNorm behind their block as well, from the next decode on, where the graph
+    /// allows it: one launch in the place of ggml's, so that a capped block costs no launch more than an uncapped one.
+    /// Off at first. [`Session::fused_norms`] says where it is so.
+    ///
+    /// The normed rows are those of `axiscap::cpu::cap_norm_rows` and not, bit for bit, ggml's: sums of squares are
+    /// added up in another order. Not yet run on a GPU.
+    pub fn set_fused_norm(&self, on: bool) {
+        let changed = self.change(|config| {
+            config.fused_norm = on;
+            Ok(())
+        });
+        debug_assert!(changed.is_ok());
+        self.0.record().forget_norms();
+    }
+
+    /// What became of the norms behind capped blocks since [`Session::set_fused_norm`] or [`Session::set_caps`].
+    /// Empty before the first decode, and where the fused norm is off.
+    #[must_use]
+    pub fn fused_norms(&self) -> FusedNorms {
+        let record = self.0.record();
+        FusedNorms {
+            fused: record.fused.iter().copied().collect(),
+            refused: record.unfused.iter().copied().collect(),
+        }
     }
 
     /// Where caps ran so far, and how: pairs of a ggml device's name and a few words.
@@ -441,6 +476,27 @@ impl Inner {
         }
     }
 
+    /// Notes whether the norm behind a block runs with its caps. What it is about is said once in the log.
+    pub(crate) fn norm_behind(&self, device: &str, block: usize, obstacle: Option<NormObstacle>) {
+        let mut record = self.record();
+        let Some(obstacle) = obstacle else {
+            record.fused.insert(block);
+            return;
+        };
+        let first_on_host = !record.unfused.iter().any(|&(_, known)| known == NormObstacle::NoGpu);
+        if !record.unfused.insert((block, obstacle)) {
+            return;
+        }
+        drop(record);
+        match obstacle {
+            NormObstacle::NoGpu if !first_on_host => {}
+            NormObstacle::NoGpu => {
+                tracing::warn!(device, "the fused norm has no effect here: blocks are capped on the host");
+            }
+            _ => tracing::info!(device, block, reason = %obstacle, "ggml does the norm behind this block"),
+        }
+    }
+
     fn begin(&self) -> Arc<Config> {
         let config = Arc::clone(&lock(&self.config));
         let mut record = self.record();
@@ -473,6 +529,13 @@ impl Inner {
             return Err(HookError::NotSeen { block, seen, rows, outputs });
         }
         Ok(())
+    }
+}
+
+impl Record {
+    fn forget_norms(&mut self) {
+        self.fused.clear();
+        self.unfused.clear();
     }
 }
 

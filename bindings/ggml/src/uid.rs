@@ -95,11 +95,12 @@ pub(crate) fn view_uid(graph: u64, nodes: &Range<usize>) -> u64 {
         return 0;
     }
     let segment = (nodes.start as u64) << 32 | nodes.end as u64;
-    // Two rounds of a bijective mixer (the finaliser of splitmix64). A counter never reaches the top bit.
+    // A counter never reaches the top bit.
     mix(mix(graph) ^ segment) | 1 << 63
 }
 
-fn mix(mut x: u64) -> u64 {
+/// The finaliser of splitmix64, a bijection.
+pub(crate) fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

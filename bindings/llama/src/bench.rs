@@ -14,7 +14,7 @@ mod ratio;
 use std::time::{Duration, Instant};
 
 use axiscap::CapSet;
-use axiscap_ggml::{Engine, GraphCounts};
+use axiscap_ggml::{Engine, FusedNorms, GraphCounts};
 
 use crate::Token;
 use crate::context::{BatchRow, Context, ContextOptions};
@@ -42,6 +42,8 @@ pub struct BenchOptions {
     /// Whether what the caps do is counted ([`axiscap_ggml::Session::set_statistics`]); without it
     /// [`BenchReport::engagement`] is not known.
     pub statistics: bool,
+    /// Whether its caps do the norm behind their block too, where they run on a GPU.
+    pub fused_norm: bool,
     /// Also measure a hooked context with its caps switched off.
     pub idle: bool,
     /// Also measure the same caps through llama.cpp's `cb_eval`, with a host synchronisation per block.
@@ -72,6 +74,8 @@ pub struct BenchReport {
     pub engines: Vec<(String, &'static str)>,
     /// How its graphs were run on GPUs under [`Engine::DeviceGraph`].
     pub graphs: GraphCounts,
+    /// What became of the norms behind its capped blocks.
+    pub fused_norms: FusedNorms,
 }
 
 /// What is measured.
@@ -101,6 +105,9 @@ trait Subject {
     }
     fn graphs(&self) -> GraphCounts {
         GraphCounts::default()
+    }
+    fn fused_norms(&self) -> FusedNorms {
+        FusedNorms::default()
     }
 }
 
@@ -138,6 +145,10 @@ impl Subject for Context<'_> {
 
     fn graphs(&self) -> GraphCounts {
         self.session().map(axiscap_ggml::Session::graph_counts).unwrap_or_default()
+    }
+
+    fn fused_norms(&self) -> FusedNorms {
+        Context::fused_norms(self).unwrap_or_default()
     }
 }
 
@@ -197,6 +208,7 @@ pub fn bench(
         let mut capped = Context::new(model, &context)?;
         capped.session()?.set_engine(options.engine);
         capped.session()?.set_statistics(options.statistics);
+        capped.set_fused_norm(options.fused_norm)?;
         capped.set_caps(Some(caps))?;
         capped.set_enabled(kind == Kind::Capped)?;
         Ok(Box::new(capped))
@@ -204,6 +216,7 @@ pub fn bench(
 
     let mut rounds = Vec::with_capacity(options.pairs);
     let (mut rows, mut engaged, mut engines, mut graphs) = (0, 0, Vec::new(), GraphCounts::default());
+    let mut fused_norms = FusedNorms::default();
     for number in 0..options.pairs {
         let turned = number % 2 == 1;
         let mut subjects: Vec<Option<Box<dyn Subject + '_>>> = kinds.iter().map(|_| None).collect();
@@ -216,6 +229,7 @@ pub fn bench(
         (rows, engaged) = (rows + of_round.0, engaged + of_round.1);
         engines = subjects[1].engines();
         graphs += subjects[1].graphs();
+        fused_norms = subjects[1].fused_norms();
         progress(number + 1, options.pairs);
     }
 
@@ -236,6 +250,7 @@ pub fn bench(
         engagement: (rows > 0).then(|| engaged as f64 / rows as f64),
         engines,
         graphs,
+        fused_norms,
     })
 }
 

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
 
 use axiscap::{CapSet, CapStats};
-use axiscap_ggml::{Hook, Session};
+use axiscap_ggml::{FusedNorms, Hook, Session};
 use llama_cpp_2::DecodeError;
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
@@ -228,6 +228,25 @@ impl<'m> Context<'m> {
         self.session()?.set_strength(cap, strength)?;
         self.history.clear();
         Ok(())
+    }
+
+    /// Has caps that run on a GPU do the RMSNorm behind their block as well, where the graph allows it
+    /// ([`Session::set_fused_norm`]); [`Context::fused_norms`] says where.
+    ///
+    /// # Errors
+    /// [`Error::NotHooked`].
+    pub fn set_fused_norm(&mut self, on: bool) -> Result<(), Error> {
+        self.session()?.set_fused_norm(on);
+        self.history.clear();
+        Ok(())
+    }
+
+    /// Behind which capped blocks the norm ran with the caps so far, and behind which it did not and why.
+    ///
+    /// # Errors
+    /// [`Error::NotHooked`].
+    pub fn fused_norms(&self) -> Result<FusedNorms, Error> {
+        Ok(self.session()?.fused_norms())
     }
 
     /// What each cap did since the last [`Context::reset_stats`], in the order of the set.

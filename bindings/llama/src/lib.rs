@@ -46,7 +46,7 @@ mod threads;
 mod trace;
 mod utf8;
 
-pub use axiscap_ggml::{Engine, GraphCounts, Hook, HookError, ModelShape, Session};
+pub use axiscap_ggml::{Engine, FusedNorms, GraphCounts, Hook, HookError, ModelShape, NormObstacle, Session};
 pub use llama_cpp_2::token::LlamaToken as Token;
 
 pub use crate::backend::{Build, Device, build, devices};

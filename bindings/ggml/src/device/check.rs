@@ -3,7 +3,7 @@
 //! The kernels and their CPU twin are made to give the same bits (docs/operation.md). So a GPU, driver or build that
 //! nobody has met yet proves itself on the caps and rows at hand, or stops.
 
-use axiscap::cpu::{self, RowsMut};
+use axiscap::cpu::{self, Norm, RowsMut};
 use axiscap::{CapTable, RowStat};
 
 use super::driver::{Driver, Launch, Result};
@@ -19,28 +19,49 @@ pub(super) unsafe fn launch_checked(
     table: &CapTable,
     device: &str,
 ) -> Result<()> {
-    let width = table.width();
-    let values = (launch.rows - 1) * launch.stride + width;
-    let (mut expected, mut found) = (vec![0.0; values], vec![0.0; values]);
-    // SAFETY: the rows of the launch.
+    let (width, rows) = (table.width(), launch.rows);
+    let values = |stride| vec![0.0; (rows - 1) * stride + width];
+    let (mut expected, mut found) = (values(launch.stride), values(launch.stride));
+    let mut weight = vec![0.0; if launch.norm.is_some() { width } else { 0 }];
+    let mut normed = launch.norm.map(|norm| (norm, values(norm.stride), values(norm.stride)));
+    // SAFETY: the rows of the launch, and its norm's weight and rows.
     unsafe {
         driver.read_rows(launch.address, &mut expected)?;
+        if let Some(norm) = launch.norm {
+            driver.read_rows(norm.weight, &mut weight)?;
+        }
         driver.launch(launch)?;
         driver.read_rows(launch.address, &mut found)?;
+        if let Some((norm, _, found)) = &mut normed {
+            driver.read_rows(norm.out, found)?;
+        }
     }
     let depth = table.deepest_profile();
-    let mut stats = vec![RowStat::default(); launch.rows * depth];
-    let rows = RowsMut::with_stride(&mut expected, launch.rows, width, launch.stride)?;
-    cpu::cap_rows(table, rows, cpu::Options::new().stats(&mut stats))?;
-    for row in 0..launch.rows {
-        let at = row * launch.stride;
-        let pairs = expected[at..at + width].iter().zip(&found[at..at + width]);
-        for (column, (&expected, &found)) in pairs.enumerate() {
-            if !same(expected, found) {
-                let (device, block) = (device.into(), launch.block);
-                return Err(HookError::DeviceDiffers { device, block, row, column, found, expected });
-            }
+    let mut stats = vec![RowStat::default(); rows * depth];
+    let options = cpu::Options::new().stats(&mut stats);
+    let capped = RowsMut::with_stride(&mut expected, rows, width, launch.stride)?;
+    match &mut normed {
+        Some((norm, expected, _)) => {
+            let out = RowsMut::with_stride(expected, rows, width, norm.stride)?;
+            cpu::cap_norm_rows(table, capped, Norm::new(&weight, norm.eps())?, out, options)?;
         }
+        None => cpu::cap_rows(table, capped, options)?,
+    }
+    let block = launch.block;
+    if let Some((row, column, expected, found)) = difference(&expected, &found, width, launch.stride) {
+        return Err(HookError::DeviceDiffers { device: device.into(), block, row, column, found, expected });
+    }
+    if let Some((norm, expected, found)) = &normed
+        && let Some((row, column, expected, found)) = difference(expected, found, width, norm.stride)
+    {
+        return Err(HookError::DeviceNormDiffers {
+            device: device.into(),
+            block,
+            row,
+            column,
+            found,
+            expected,
+        });
     }
     let Some(first) = launch.stats else { return Ok(()) };
     let mut reported = vec![RowStat::default(); stats.len()];
@@ -52,7 +73,7 @@ pub(super) unsafe fn launch_checked(
         if !equal {
             return Err(HookError::DeviceStatsDiffer {
                 device: device.into(),
-                block: launch.block,
+                block,
                 row: i / depth,
                 found: format!("{found:?}"),
                 expected: format!("{expected:?}"),
@@ -60,6 +81,20 @@ pub(super) unsafe fn launch_checked(
         }
     }
     Ok(())
+}
+
+/// The first place at which rows differ: row, column, and the two values.
+fn difference(
+    expected: &[f32],
+    found: &[f32],
+    width: usize,
+    stride: usize,
+) -> Option<(usize, usize, f32, f32)> {
+    expected.chunks(stride).zip(found.chunks(stride)).enumerate().find_map(|(row, (expected, found))| {
+        let pairs = expected.iter().zip(found).take(width).enumerate();
+        let mut differing = pairs.filter(|(_, (expected, found))| !same(**expected, **found));
+        differing.next().map(|(column, (&expected, &found))| (row, column, expected, found))
+    })
 }
 
 /// The payload of a NaN is the one thing that implementations may differ in.

@@ -8,13 +8,13 @@ use std::ops::AddAssign;
 pub struct GraphCounts {
     /// Graphs captured.
     pub captures: u64,
-    /// Of those, how many the executable graph at hand could be fitted to.
+    /// Of those, how many an executable graph that was of no more use could be fitted to.
     pub updates: u64,
     /// Graphs launched as one, the first time included.
     pub replays: u64,
     /// Graphs run view by view.
     pub eager: u64,
-    /// Executable graphs thrown away because something they use went away.
+    /// How often the executable graphs were thrown away because something they use went away.
     pub resets: u64,
 }
 

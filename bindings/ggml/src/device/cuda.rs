@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 
 use axiscap::cuda::{
-    Buffer, CapturedGraph, CudaError, Device, DeviceRows, DeviceTable, Dtype, Event, EventRef, GraphExec,
-    Job, Overlap, PinnedBuffer, Stream, gpu_of, image, is_done, probe, read,
+    Buffer, CapturedGraph, CudaError, Device, DeviceNorm, DeviceRows, DeviceTable, Dtype, Event, EventRef,
+    GraphExec, Job, Overlap, PinnedBuffer, Stream, gpu_of, image, is_done, probe, read,
 };
 use axiscap::{CapParams, CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
@@ -96,7 +96,8 @@ pub(super) struct Cuda {
     free: Vec<Landing>,
     tickets: u64,
     captured: Option<CapturedGraph>,
-    executable: Option<GraphExec>,
+    /// By number.
+    executables: Vec<Option<GraphExec>>,
     stream: Stream,
 }
 
@@ -144,7 +145,7 @@ impl Cuda {
             free: Vec::new(),
             tickets: 0,
             captured: None,
-            executable: None,
+            executables: Vec::new(),
             stream,
         })
     }
@@ -254,9 +255,14 @@ impl Driver for Cuda {
         };
         let rows = DeviceRows { address: launch.address, stride: launch.stride };
         let stats = launch.stats.and_then(|first| self.stats_at(first));
-        let job = Job { stats, ..Job::in_place(Dtype::F32, rows, launch.rows) };
-        // SAFETY: the caller answers for the rows; the figures have room since `reserve`, and table and figures
-        // live until the stream has run dry.
+        let norm = launch.norm.map(|norm| DeviceNorm {
+            weight: norm.weight,
+            eps: norm.eps(),
+            out: DeviceRows { address: norm.out, stride: norm.stride },
+        });
+        let job = Job { stats, norm, ..Job::in_place(Dtype::F32, rows, launch.rows) };
+        // SAFETY: the caller answers for the rows and for the norm's weight and rows; the figures have room since
+        // `reserve`, and table and figures live until the stream has run dry.
         unsafe { self.device.launch(&job, table, self.stream.as_ref(), Overlap::None) }
             .map_err(|error| self.failed(error))
     }
@@ -334,14 +340,19 @@ impl Driver for Cuda {
         Ok(())
     }
 
-    fn instantiate(&mut self) -> Attempt {
+    fn instantiate(&mut self, slot: usize) -> Attempt {
         let captured = self.captured.take().ok_or("nothing was captured")?;
-        self.executable = Some(captured.instantiate().map_err(|error| error.to_string())?);
+        let executable = captured.instantiate().map_err(|error| error.to_string())?;
+        if self.executables.len() <= slot {
+            self.executables.resize_with(slot + 1, || None);
+        }
+        self.executables[slot] = Some(executable);
         Ok(())
     }
 
-    fn update_graph(&mut self) -> Attempt {
-        let (Some(executable), Some(captured)) = (&mut self.executable, &self.captured) else {
+    fn update_graph(&mut self, slot: usize) -> Attempt {
+        let (Some(Some(executable)), Some(captured)) = (self.executables.get_mut(slot), &self.captured)
+        else {
             return Err("there is nothing to update".into());
         };
         executable.update(captured).map_err(|error| error.to_string())?;
@@ -349,15 +360,15 @@ impl Driver for Cuda {
         Ok(())
     }
 
-    unsafe fn replay(&mut self) -> Result<()> {
-        let Some(executable) = &self.executable else {
+    unsafe fn replay(&mut self, slot: usize) -> Result<()> {
+        let Some(Some(executable)) = self.executables.get(slot) else {
             return Err(self.refused("there is no graph to launch"));
         };
         // SAFETY: the caller's promise.
         unsafe { self.stream.launch_graph(executable) }.map_err(|error| self.failed(error))
     }
 
-    fn discard_graph(&mut self) {
-        self.executable = None;
+    fn discard_graphs(&mut self) {
+        self.executables.clear();
     }
 }

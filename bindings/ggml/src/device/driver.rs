@@ -9,7 +9,7 @@ use crate::error::HookError;
 
 pub(crate) type Result<T> = std::result::Result<T, HookError>;
 
-/// One launch of the cap kernel.
+/// One launch: the caps of a block's rows, and on request the norm behind them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Launch {
     /// Whose table to use.
@@ -22,6 +22,27 @@ pub(crate) struct Launch {
     pub(crate) stride: usize,
     /// Which entry of the figures is the first of these rows; without it none are written.
     pub(crate) stats: Option<usize>,
+    /// The norm that the launch does too.
+    pub(crate) norm: Option<LaunchNorm>,
+}
+
+/// RMSNorm * weight of the capped rows, in the place of ggml's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct LaunchNorm {
+    /// Where the weight is, f32, one per channel.
+    pub(crate) weight: u64,
+    /// The bits of what is added to the mean of squares; as bits, so that launches can be compared and hashed.
+    pub(crate) eps: u32,
+    /// Where the normed rows go.
+    pub(crate) out: u64,
+    /// Elements from one of them to the next.
+    pub(crate) stride: usize,
+}
+
+impl LaunchNorm {
+    pub(crate) fn eps(&self) -> f32 {
+        f32::from_bits(self.eps)
+    }
 }
 
 /// A copy of figures to the host that was ordered.
@@ -61,11 +82,12 @@ pub(crate) trait Driver: Debug + Send {
     /// Forgets the table of a block.
     fn forget(&mut self, block: usize);
 
-    /// Caps rows on our stream.
+    /// Caps rows on our stream, and norms them where the launch says so.
     ///
     /// # Safety
-    /// The rows are `f32`, as wide as the block's table, in memory that `holds` was true for. The backend does not
-    /// touch them between the hop before and the one behind the launch.
+    /// The rows are `f32`, as wide as the block's table, in memory that `holds` was true for, and so are the norm's
+    /// weight and rows, which overlap neither each other nor the rows to cap. The backend does not touch them
+    /// between the hop before and the one behind the launch.
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()>;
 
     /// Reads rows behind everything on our stream, and waits for them.
@@ -89,20 +111,20 @@ pub(crate) trait Driver: Debug + Send {
     /// Ends the capture; an error says why what was given cannot be a graph.
     fn end_capture(&mut self) -> Attempt;
 
-    /// Makes the executable graph from the last capture.
-    fn instantiate(&mut self) -> Attempt;
+    /// Makes an executable graph from the last capture, in the place of the one of this number if there is one.
+    fn instantiate(&mut self, slot: usize) -> Attempt;
 
-    /// Fits the executable graph to the last capture.
-    fn update_graph(&mut self) -> Attempt;
+    /// Fits the executable graph of this number to the last capture.
+    fn update_graph(&mut self, slot: usize) -> Attempt;
 
-    /// Launches the executable graph on our stream.
+    /// Launches the executable graph of this number on our stream.
     ///
     /// # Safety
     /// Everything that was captured uses memory that is still there.
-    unsafe fn replay(&mut self) -> Result<()>;
+    unsafe fn replay(&mut self, slot: usize) -> Result<()>;
 
-    /// Throws the executable graph away.
-    fn discard_graph(&mut self);
+    /// Throws all executable graphs away.
+    fn discard_graphs(&mut self);
 }
 
 /// A step that may fail without harm: the graph runs eagerly instead. The error is the reason.

@@ -10,15 +10,26 @@
 //! next view. The kernels write their figures to a buffer on the GPU, from where one copy per graph takes them to
 //! page-locked memory; they are read when somebody asks.
 //!
-//! On request, [`outer`] has all of this captured as one graph per token, which is then launched as a whole.
+//! On request, [`outer`] has all of this captured as one graph per token, which is then launched as a whole whenever
+//! the same graph comes again; [`content`] says what the same is.
+//!
+//! Where the norm behind a block is asked for and fits ([`norm`]), the launch between two views does that as well, and
+//! the next view begins behind it.
 //!
 //! [`driver`] is what the plan is carried out with, [`check`] compares the first rows of each block with the CPU's.
 
 mod check;
+mod content;
 mod counts;
 #[cfg(feature = "gpu")]
 mod cuda;
 mod driver;
+mod fusion;
+mod norm;
+#[cfg(test)]
+mod norm_difference;
+#[cfg(test)]
+mod norm_tests;
 mod obstacle;
 mod outer;
 mod plan;
@@ -35,6 +46,7 @@ use axiscap::{CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
 
 pub use counts::GraphCounts;
+pub use fusion::{FusedNorms, NormObstacle};
 pub(crate) use slot::{Slot, capping};
 
 use crate::engine::{Compute, cap_computed, show_computed};
@@ -42,16 +54,21 @@ use crate::error::HookError;
 use crate::find::Output;
 use crate::graph::Graph;
 use crate::session::{Config, Inner};
+use content::Contents;
 use driver::{Attempt, Driver, Launch, Result, Ticket};
 use obstacle::Obstacles;
 use outer::{Action, Outer};
-use plan::{Cut, Plan, Work};
+use plan::{Cut, Places, Plan, Work};
 
 /// How blocks are capped here, as reports say it.
 pub(crate) const ON_DEVICE: &str = "the graph is cut at capped blocks, caps run on the GPU in stream order";
 
 /// The same, where it is one graph.
 const ONE_GRAPH: &str = "the graph and its caps are captured as one and replayed on the GPU";
+
+/// How blocks are capped where a launch does the norm behind the block too.
+const WITH_NORM: &str =
+    "the graph is cut at capped blocks, caps and the norm behind them run as one on the GPU";
 
 /// How many graphs' figures may be under way before the host waits for the oldest: a decode's logits are read, and
 /// so its figures there, long before this many more graphs have been given to the GPU.
@@ -68,13 +85,15 @@ pub(crate) struct DevicePath {
     config: Option<Arc<Config>>,
     /// Blocks whose table is on the GPU.
     uploaded: HashSet<usize>,
-    /// Blocks whose first capped rows were right.
-    checked: HashSet<usize>,
-    /// Whether the GPU holds an address of a buffer.
-    places: HashMap<(usize, usize), bool>,
+    /// Blocks whose first capped rows were right, without and with the norm behind them: two kernels.
+    checked: HashSet<(usize, bool)>,
+    places: Places,
+    /// By block, what the session was last told of the norm behind it.
+    norms: HashMap<usize, Option<NormObstacle>>,
     pending: VecDeque<Pending>,
     outer: Outer,
     obstacles: Obstacles,
+    contents: Contents,
     /// The most figures of a graph so far: their buffer moves when it grows.
     room: usize,
 }
@@ -133,10 +152,12 @@ impl DevicePath {
             config: None,
             uploaded: HashSet::new(),
             checked: HashSet::new(),
-            places: HashMap::new(),
+            places: Places::default(),
+            norms: HashMap::new(),
             pending: VecDeque::new(),
             outer: Outer::new(),
             obstacles: Obstacles::default(),
+            contents: Contents::default(),
             room: 0,
         }
     }
@@ -153,9 +174,10 @@ impl DevicePath {
 
     fn run(&mut self, mut pass: Pass<'_>) -> Result<sys::ggml_status> {
         #[cfg(test)]
-        recording::note_graph(pass.graph.uid());
+        recording::note_graph(pass.graph.uid(), Contents::default().of(pass.graph));
         self.follow(pass.config)?;
-        let plan = self.plan(pass.outputs, pass.config)?;
+        let plan = self.plan(pass.graph, pass.outputs, pass.config)?;
+        self.tell_norms(&plan, pass.session);
         let mut action = if pass.one_graph {
             let facts = self.facts(pass.graph, &plan);
             self.outer.begin(&facts)
@@ -169,16 +191,16 @@ impl DevicePath {
                     let captured = self.capture(&mut pass, &plan);
                     self.outer.ended(captured)
                 }
-                Action::Instantiate => {
-                    let made = self.driver()?.instantiate();
+                Action::Instantiate(slot) => {
+                    let made = self.driver()?.instantiate(slot);
                     self.outer.made(made)
                 }
-                Action::Update => {
-                    let made = self.driver()?.update_graph();
+                Action::Update(slot) => {
+                    let made = self.driver()?.update_graph(slot);
                     self.outer.made(made)
                 }
-                Action::Replay => {
-                    self.replay(plan.hops + 1)?;
+                Action::Replay(slot) => {
+                    self.replay(slot, plan.hops + 1)?;
                     pass.session.used(&self.name, ONE_GRAPH, None);
                     let notes = plan.cuts.iter().filter(|cut| cut.cuts());
                     break Ran::Fine(notes.filter_map(|cut| note(cut, &pass)).collect());
@@ -199,6 +221,17 @@ impl DevicePath {
         Ok(sys::GGML_STATUS_SUCCESS)
     }
 
+    /// Tells the session what becomes of the norms behind capped blocks, where that is news.
+    fn tell_norms(&mut self, plan: &Plan, session: &Inner) {
+        for cut in &plan.cuts {
+            let Some(norm) = cut.norm else { continue };
+            let obstacle = norm.err();
+            if self.norms.insert(cut.output.block, obstacle) != Some(obstacle) {
+                session.norm_behind(&self.name, cut.output.block, obstacle);
+            }
+        }
+    }
+
     /// How graphs were run so far.
     pub(crate) fn counts(&self) -> GraphCounts {
         self.outer.counters()
@@ -215,7 +248,7 @@ impl DevicePath {
             if status != sys::GGML_STATUS_SUCCESS {
                 return Ok(Ran::Failed(status));
             }
-            next = output.node + 1;
+            next = cut.next();
             if cut.shown || matches!(cut.work, Work::Host) {
                 // SAFETY: the backend is computing this graph and waits for us.
                 unsafe { sys::ggml_backend_synchronize(pass.backend) };
@@ -235,7 +268,8 @@ impl DevicePath {
                 Work::Launch { hop, launch, check } => {
                     let table = pass.config.caps_of(output.block).filter(|_| check).map(|caps| &caps.table);
                     self.cap(hop, &launch, table)?;
-                    pass.session.used(&self.name, ON_DEVICE, None);
+                    let how = if launch.norm.is_some() { WITH_NORM } else { ON_DEVICE };
+                    pass.session.used(&self.name, how, None);
                 }
             }
             if noted {
@@ -259,10 +293,11 @@ impl DevicePath {
         driver.wait_on_ours(hop)?;
         match check {
             // SAFETY: the rows are the block output's, in memory of the GPU; the backend has computed them when our
-            // stream gets there, and waits for our stream before it goes on.
+            // stream gets there, and waits for our stream before it goes on. Weight and rows of a norm were looked
+            // at when the launch was planned.
             Some(table) => unsafe {
                 check::launch_checked(driver, launch, table, &self.name)?;
-                self.checked.insert(launch.block);
+                self.checked.insert((launch.block, launch.norm.is_some()));
             },
             // SAFETY: as above.
             None => unsafe { driver.launch(launch)? },
@@ -295,13 +330,14 @@ impl DevicePath {
         }
     }
 
-    /// Launches the captured graph in the place of the backend's own work.
-    fn replay(&mut self, hop: usize) -> Result<()> {
+    /// Launches a captured graph in the place of the backend's own work.
+    fn replay(&mut self, slot: usize, hop: usize) -> Result<()> {
         let driver = self.driver()?;
         driver.record_on_backend(hop)?;
         driver.wait_on_ours(hop)?;
-        // SAFETY: graph, launches and addresses are those of the capture, and what goes away resets `outer` first.
-        unsafe { driver.replay()? };
+        // SAFETY: nodes, launches and addresses are those of the capture, and what goes away of ours resets `outer`
+        // first.
+        unsafe { driver.replay(slot)? };
         driver.record_on_ours(hop)?;
         driver.wait_on_backend(hop)
     }

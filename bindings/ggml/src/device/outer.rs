@@ -4,67 +4,96 @@
 //! says what to do next. It never touches a GPU.
 //!
 //! ```text
-//! begin ---- not the graph of last time, or not to be captured ----------> Eager
-//!       ---- the same a second time ----> BeginCapture -> ended -> Instantiate | Update -> made -> Replay
-//!       ---- the same as was captured --> Replay
+//! begin ---- never seen, long ago, not to be captured, no room ------------> Eager
+//!       ---- seen before ----> BeginCapture -> ended -> Instantiate | Update -> made -> Replay
+//!       ---- captured -------> Replay
 //! ```
 //!
-//! A graph counts as the same where ggml's uid and our launches are: that is what ggml itself goes by. It comes as
-//! often as llama.cpp reuses its graph; that ends when the padded size of the KV cache grows (every 256 tokens),
-//! with another batch, a context shift, or with `LLAMA_GRAPH_REUSE_DISABLE`, and gives a new uid.
+//! A graph counts as the same where the content of its nodes and our launches are ([`content`](super::content)).
+//! llama.cpp builds a graph anew when the batch has another size than the last, when the padded size of the KV cache
+//! has grown (every 256 tokens), and after a context shift: a new uid each time, but the same content where batch and
+//! padded size come back. So several executable graphs are kept, one for each of the last few: decoding one sequence
+//! and then two in turn, or a prompt in between, costs no capture once both were seen.
+//!
 //! Anything that fails ends in running eagerly for good, and says why.
 
+use std::collections::VecDeque;
+
 use super::GraphCounts;
+
+/// Executable graphs kept at a time. Each holds the parameters of some thousand launches.
+const MOST: usize = 8;
+
+/// Graphs remembered that ran eagerly.
+const REMEMBERED: usize = 32;
+
+/// A full house gives up the graph that was not run for longest, if that many others ran meanwhile; until then the
+/// next graph stays eager. More than are remembered: of more graphs that take turns than fit, each would be thrown
+/// out right before it is due.
+const STALE: u64 = 2 * REMEMBERED as u64;
 
 /// What is known of a graph before it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Facts {
-    /// ggml's; zero where it has none.
-    pub(super) uid: u64,
-    /// A digest of our launches: blocks, addresses, rows, figures.
+    /// A digest of ggml's nodes; `None` where the graph cannot be known again.
+    pub(super) content: Option<u64>,
+    /// A digest of our launches: blocks, addresses, rows, norms, figures.
     pub(super) launches: u64,
     /// Why the graph must not be captured.
     pub(super) obstacle: Option<&'static str>,
 }
 
-/// What to do next.
+/// What to do next. The number is that of an executable graph, below [`MOST`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     /// Run views and launches one by one.
     Eager,
     /// Begin a capture, run views and launches into it, end it, and tell [`Outer::ended`].
     BeginCapture,
-    /// Make an executable graph of what was captured, and tell [`Outer::made`].
-    Instantiate,
-    /// Fit the executable graph to what was captured, and tell [`Outer::made`].
-    Update,
-    /// Launch the executable graph.
-    Replay,
+    /// Make this executable graph of what was captured, and tell [`Outer::made`].
+    Instantiate(usize),
+    /// Fit this executable graph to what was captured, and tell [`Outer::made`].
+    Update(usize),
+    /// Launch this executable graph.
+    Replay(usize),
 }
 
-/// What identifies a graph: its uid and our launches.
+/// What identifies a graph: its content and our launches.
 type Identity = (u64, u64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The last graph ran eagerly; it is captured if it comes again.
-    Warm(Option<Identity>),
+    Ready,
     /// Between `BeginCapture` and `ended`.
-    Capturing(Identity),
+    Capturing(Identity, usize),
     /// Between `Instantiate` or `Update` and `made`.
-    Making(Identity, bool),
-    /// There is an executable graph for it.
-    Captured(Identity),
+    Making {
+        identity: Identity,
+        slot: usize,
+        update: bool,
+    },
     /// Eager for good.
     Broken,
+}
+
+/// An executable graph.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    /// The graph it launches; `None` where it was given up for one that could not be captured.
+    identity: Option<Identity>,
+    /// When it was launched last.
+    used: u64,
 }
 
 /// The machine. One per backend.
 #[derive(Debug)]
 pub(super) struct Outer {
     state: State,
-    /// Whether an executable graph exists, which the next capture may be fitted into.
-    executable: bool,
+    held: Vec<Held>,
+    /// The last graphs that ran eagerly and could be captured, the latest at the end.
+    seen: VecDeque<Identity>,
+    /// Graphs so far: the time.
+    now: u64,
     /// Why it is eager for good.
     broken: Option<String>,
     counters: GraphCounts,
@@ -72,38 +101,55 @@ pub(super) struct Outer {
 
 impl Outer {
     pub(super) fn new() -> Self {
-        Self { state: State::Warm(None), executable: false, broken: None, counters: GraphCounts::default() }
+        Self {
+            state: State::Ready,
+            held: Vec::new(),
+            seen: VecDeque::new(),
+            now: 0,
+            broken: None,
+            counters: GraphCounts::default(),
+        }
     }
 
     /// A graph is about to run.
     pub(super) fn begin(&mut self, facts: &Facts) -> Action {
-        let identity = (facts.uid, facts.launches);
-        let known = facts.uid != 0 && facts.obstacle.is_none();
-        self.state = match self.state {
-            State::Broken => State::Broken,
-            State::Captured(captured) if known && captured == identity => {
-                self.counters.replays += 1;
-                return Action::Replay;
+        self.now += 1;
+        let content = facts.content.filter(|_| facts.obstacle.is_none() && self.state != State::Broken);
+        if let Some(content) = content {
+            let identity = (content, facts.launches);
+            if let Some(slot) = self.held.iter().position(|held| held.identity == Some(identity)) {
+                return self.replay(slot);
             }
-            State::Warm(Some(last)) if known && last == identity => {
-                tracing::debug!(uid = facts.uid, "capturing");
-                self.state = State::Capturing(identity);
-                return Action::BeginCapture;
+            let seen = self.seen.iter().position(|&seen| seen == identity);
+            if let Some(at) = seen {
+                self.seen.remove(at);
+                if let Some(slot) = self.room() {
+                    tracing::debug!(slot, "capturing");
+                    self.state = State::Capturing(identity, slot);
+                    return Action::BeginCapture;
+                }
             }
-            _ => State::Warm(known.then_some(identity)),
-        };
-        tracing::trace!(uid = facts.uid, obstacle = facts.obstacle, "running eagerly");
-        self.counters.eager += 1;
-        Action::Eager
+            if self.seen.len() == REMEMBERED {
+                self.seen.pop_front();
+            }
+            self.seen.push_back(identity);
+        }
+        tracing::trace!(obstacle = facts.obstacle, "running eagerly");
+        self.eager()
     }
 
     /// The capture ended, or failed and why.
     pub(super) fn ended(&mut self, outcome: Result<(), String>) -> Action {
         match (self.state, outcome) {
-            (State::Capturing(identity), Ok(())) => {
+            (State::Capturing(identity, slot), Ok(())) => {
                 self.counters.captures += 1;
-                self.state = State::Making(identity, self.executable);
-                if self.executable { Action::Update } else { Action::Instantiate }
+                // What is there is fitted to the new graph: from now on it is not the old one, whatever happens.
+                let update = self.held.get_mut(slot).is_some_and(|held| {
+                    held.identity = None;
+                    true
+                });
+                self.state = State::Making { identity, slot, update };
+                if update { Action::Update(slot) } else { Action::Instantiate(slot) }
             }
             (_, Err(reason)) => self.give_up(reason),
             (_, Ok(())) => self.give_up("a capture ended that was not begun".into()),
@@ -113,35 +159,59 @@ impl Outer {
     /// The executable graph is there, or could not be made and why. One that cannot be fitted is made anew.
     pub(super) fn made(&mut self, outcome: Result<(), String>) -> Action {
         match (self.state, outcome) {
-            (State::Making(identity, updated), Ok(())) => {
-                self.executable = true;
-                self.counters.updates += u64::from(updated);
-                self.counters.replays += 1;
-                self.state = State::Captured(identity);
-                Action::Replay
+            (State::Making { identity, slot, update }, Ok(())) => {
+                self.counters.updates += u64::from(update);
+                self.state = State::Ready;
+                let held = Held { identity: Some(identity), used: self.now };
+                match self.held.get_mut(slot) {
+                    Some(place) => *place = held,
+                    None => self.held.push(held),
+                }
+                self.replay(slot)
             }
-            (State::Making(identity, true), Err(reason)) => {
+            (State::Making { identity, slot, update: true }, Err(reason)) => {
                 tracing::debug!(reason, "the graph changed too much to be updated");
-                self.executable = false;
-                self.state = State::Making(identity, false);
-                Action::Instantiate
+                self.state = State::Making { identity, slot, update: false };
+                Action::Instantiate(slot)
             }
             (_, Err(reason)) => self.give_up(reason),
             (_, Ok(())) => self.give_up("a graph was made that was not captured".into()),
         }
     }
 
-    /// Something that the executable graph uses is about to go away. Returns whether there is one to throw away.
+    /// Something that the executable graphs use is about to go away. Returns whether there are any to throw away.
     pub(super) fn reset(&mut self, reason: &'static str) -> bool {
         if self.state != State::Broken {
-            self.state = State::Warm(None);
+            self.state = State::Ready;
         }
-        let executable = std::mem::take(&mut self.executable);
-        if executable {
-            tracing::debug!(reason, "the captured graph is thrown away");
+        self.seen.clear();
+        let held = std::mem::take(&mut self.held).len();
+        if held > 0 {
+            tracing::debug!(reason, held, "the captured graphs are thrown away");
             self.counters.resets += 1;
         }
-        executable
+        held > 0
+    }
+
+    /// Where the next executable graph goes: next to the others, or in the place of one that seems to be of no use
+    /// any more.
+    fn room(&self) -> Option<usize> {
+        if self.held.len() < MOST {
+            return Some(self.held.len());
+        }
+        let oldest = (0..MOST).min_by_key(|&slot| self.held[slot].used)?;
+        (self.now - self.held[oldest].used > STALE).then_some(oldest)
+    }
+
+    fn replay(&mut self, slot: usize) -> Action {
+        self.held[slot].used = self.now;
+        self.counters.replays += 1;
+        Action::Replay(slot)
+    }
+
+    fn eager(&mut self) -> Action {
+        self.counters.eager += 1;
+        Action::Eager
     }
 
     /// From now on eager; the graph at hand too, which has not run yet.
@@ -149,8 +219,7 @@ impl Outer {
         tracing::warn!(reason, "capped graphs are not captured any more, they run eagerly");
         self.state = State::Broken;
         self.broken = Some(reason);
-        self.counters.eager += 1;
-        Action::Eager
+        self.eager()
     }
 
     pub(super) fn counters(&self) -> GraphCounts {
@@ -167,8 +236,8 @@ impl Outer {
 mod tests {
     use super::*;
 
-    fn facts(uid: u64) -> Facts {
-        Facts { uid, launches: 1, obstacle: None }
+    fn facts(content: u64) -> Facts {
+        Facts { content: Some(content), launches: 1, obstacle: None }
     }
 
     /// Runs a graph where the GPU does all it is asked. Returns the steps.
@@ -176,79 +245,120 @@ mod tests {
         let mut steps = vec![outer.begin(facts)];
         loop {
             let next = match steps[steps.len() - 1] {
-                Action::Eager | Action::Replay => return steps,
+                Action::Eager | Action::Replay(_) => return steps,
                 Action::BeginCapture => outer.ended(Ok(())),
-                Action::Instantiate => outer.made(Ok(())),
-                Action::Update => outer.made(if updates { Ok(()) } else { Err("topology".into()) }),
+                Action::Instantiate(_) => outer.made(Ok(())),
+                Action::Update(_) => outer.made(if updates { Ok(()) } else { Err("topology".into()) }),
             };
             steps.push(next);
         }
     }
 
-    const CAPTURE: [Action; 3] = [Action::BeginCapture, Action::Instantiate, Action::Replay];
-    const UPDATE: [Action; 3] = [Action::BeginCapture, Action::Update, Action::Replay];
+    fn capture(slot: usize) -> [Action; 3] {
+        [Action::BeginCapture, Action::Instantiate(slot), Action::Replay(slot)]
+    }
+
+    fn update(slot: usize) -> [Action; 3] {
+        [Action::BeginCapture, Action::Update(slot), Action::Replay(slot)]
+    }
 
     #[test]
-    fn a_long_generation_with_graph_reuse() {
+    fn a_long_generation() {
         let mut outer = Outer::new();
         assert_eq!(run(&mut outer, &facts(1), true), [Action::Eager], "prefill");
-        // llama.cpp builds a new graph whenever the padded KV size grows.
-        for token in 0..1024_u64 {
-            let steps = run(&mut outer, &facts(2 + token / 256), true);
-            match (token, token % 256) {
+        // The padded KV size grows every 256 tokens.
+        for token in 0..12 * 256_u64 {
+            let era = token / 256;
+            let slot = (era % 8) as usize;
+            let steps = run(&mut outer, &facts(2 + era), true);
+            match (era, token % 256) {
                 (_, 0) => assert_eq!(steps, [Action::Eager], "{token}"),
-                (1, _) => assert_eq!(steps, CAPTURE),
-                (_, 1) => assert_eq!(steps, UPDATE, "{token}"),
-                _ => assert_eq!(steps, [Action::Replay], "{token}"),
+                (..8, 1) => assert_eq!(steps, capture(slot), "{token}"),
+                (_, 1) => assert_eq!(steps, update(slot), "{token}"),
+                _ => assert_eq!(steps, [Action::Replay(slot)], "{token}"),
             }
         }
-        let expected = GraphCounts { captures: 4, updates: 3, replays: 1020, eager: 5, resets: 0 };
+        let expected = GraphCounts { captures: 12, updates: 4, replays: 12 * 255, eager: 13, resets: 0 };
         assert_eq!(outer.counters(), expected);
     }
 
     #[test]
-    fn without_graph_reuse_or_without_uids_everything_is_eager() {
+    fn graphs_that_never_come_back_or_cannot_be_known_are_eager() {
         let mut outer = Outer::new();
-        for uid in 1..100 {
-            assert_eq!(run(&mut outer, &facts(uid), true), [Action::Eager]);
+        for content in 1..200 {
+            assert_eq!(run(&mut outer, &facts(content), true), [Action::Eager]);
         }
+        let unknown = Facts { content: None, ..facts(0) };
         for _ in 0..10 {
-            assert_eq!(run(&mut outer, &facts(0), true), [Action::Eager]);
+            assert_eq!(run(&mut outer, &unknown, true), [Action::Eager]);
         }
-        assert_eq!(outer.counters(), GraphCounts { eager: 109, ..GraphCounts::default() });
+        assert_eq!(outer.counters(), GraphCounts { eager: 209, ..GraphCounts::default() });
     }
 
     #[test]
-    fn another_batch_size_or_a_context_shift_between_tokens() {
+    fn batch_sizes_in_turn_and_prompts_in_between() {
         let mut outer = Outer::new();
-        for _ in 0..3 {
-            run(&mut outer, &facts(1), true);
+        let (one, two) = (facts(1), facts(2));
+        for graph in [&one, &two] {
+            assert_eq!(run(&mut outer, graph, true), [Action::Eager]);
         }
-        // A prompt of another request, then decoding goes on with a new graph of the old topology.
-        assert_eq!(run(&mut outer, &facts(2), true), [Action::Eager]);
-        assert_eq!(run(&mut outer, &facts(3), true), [Action::Eager]);
-        assert_eq!(run(&mut outer, &facts(3), true), UPDATE);
-        // A batch of two: what was captured cannot be fitted.
-        assert_eq!(run(&mut outer, &facts(4), true), [Action::Eager]);
-        let anew = [Action::BeginCapture, Action::Update, Action::Instantiate, Action::Replay];
-        assert_eq!(run(&mut outer, &facts(4), false), anew);
-        assert_eq!(run(&mut outer, &facts(4), true), [Action::Replay]);
-        assert_eq!(
-            outer.counters(),
-            GraphCounts { captures: 3, updates: 1, replays: 5, eager: 4, resets: 0 }
-        );
+        assert_eq!(run(&mut outer, &one, true), capture(0));
+        assert_eq!(run(&mut outer, &two, true), capture(1));
+        for prompt in 0..10 {
+            assert_eq!(run(&mut outer, &one, true), [Action::Replay(0)]);
+            assert_eq!(run(&mut outer, &facts(100 + prompt), true), [Action::Eager]);
+            assert_eq!(run(&mut outer, &two, true), [Action::Replay(1)]);
+        }
     }
 
     #[test]
-    fn other_launches_under_the_same_uid_are_another_graph() {
+    fn parts_of_one_graph_take_turns_and_no_more_of_them_are_captured_than_fit() {
+        for parts in [2, 8, 9, 20, 32, 33, 200] {
+            let mut outer = Outer::new();
+            for token in 0..50 {
+                for part in 0..parts {
+                    let steps = run(&mut outer, &facts(part), true);
+                    // Of more than are remembered none is ever known again.
+                    let held = part < 8 && parts <= 32;
+                    match token {
+                        1 if held => assert_eq!(steps, capture(part as usize)),
+                        2.. if held => assert_eq!(steps, [Action::Replay(part as usize)]),
+                        _ => assert_eq!(steps, [Action::Eager], "{parts} {token} {part}"),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_not_run_for_longest_makes_room() {
+        let mut outer = Outer::new();
+        for content in 0..8 {
+            run(&mut outer, &facts(content), true);
+            assert_eq!(run(&mut outer, &facts(content), true), capture(content as usize));
+        }
+        // All but 3 are run again.
+        for turn in 0..70 {
+            let content = [0, 1, 2, 4, 5, 6, 7][turn % 7];
+            assert_eq!(run(&mut outer, &facts(content), true), [Action::Replay(content as usize)]);
+        }
+        assert_eq!(run(&mut outer, &facts(50), true), [Action::Eager]);
+        let anew = [Action::BeginCapture, Action::Update(3), Action::Instantiate(3), Action::Replay(3)];
+        assert_eq!(run(&mut outer, &facts(50), false), anew);
+        assert_eq!(run(&mut outer, &facts(3), true), [Action::Eager], "it is gone");
+        assert_eq!(run(&mut outer, &facts(3), true), [Action::Eager], "and there is no room");
+    }
+
+    #[test]
+    fn other_launches_under_the_same_content_are_another_graph() {
         let mut outer = Outer::new();
         let silent = Facts { launches: 2, ..facts(1) };
         for _ in 0..2 {
             run(&mut outer, &facts(1), true);
         }
         assert_eq!(run(&mut outer, &silent, true), [Action::Eager]);
-        assert_eq!(run(&mut outer, &silent, true), UPDATE);
-        assert_eq!(run(&mut outer, &facts(1), true), [Action::Eager]);
+        assert_eq!(run(&mut outer, &silent, true), capture(1));
+        assert_eq!(run(&mut outer, &facts(1), true), [Action::Replay(0)]);
     }
 
     #[test]
@@ -263,22 +373,30 @@ mod tests {
             [Action::Eager],
             "warming up begins without the obstacle"
         );
-        assert_eq!(run(&mut outer, &facts(1), true), CAPTURE);
+        assert_eq!(run(&mut outer, &facts(1), true), capture(0));
         assert_eq!(run(&mut outer, &obstacle, true), [Action::Eager]);
+        assert_eq!(run(&mut outer, &facts(1), true), [Action::Replay(0)]);
     }
 
     #[test]
-    fn a_reset_warms_up_again_and_makes_a_new_graph() {
+    fn a_reset_warms_up_again_and_makes_new_graphs() {
         let mut outer = Outer::new();
         assert!(!outer.reset("nothing there yet"));
-        for _ in 0..3 {
-            run(&mut outer, &facts(1), true);
+        for content in [1, 2] {
+            for _ in 0..3 {
+                run(&mut outer, &facts(content), true);
+            }
         }
         assert!(outer.reset("a table moved"));
         assert!(!outer.reset("twice"));
-        assert_eq!(run(&mut outer, &facts(1), true), [Action::Eager]);
-        assert_eq!(run(&mut outer, &facts(1), true), CAPTURE);
+        for (slot, content) in [2, 1].into_iter().enumerate() {
+            assert_eq!(run(&mut outer, &facts(content), true), [Action::Eager]);
+            assert_eq!(run(&mut outer, &facts(content), true), capture(slot));
+        }
         assert_eq!(outer.counters().resets, 1);
+        run(&mut outer, &facts(3), true);
+        outer.reset("what was seen is forgotten too");
+        assert_eq!(run(&mut outer, &facts(3), true), [Action::Eager]);
     }
 
     #[test]
@@ -288,7 +406,7 @@ mod tests {
             (|outer| outer.ended(Err("capture: not permitted".into())), "not permitted"),
             (
                 |outer| {
-                    assert_eq!(outer.ended(Ok(())), Action::Instantiate);
+                    assert_eq!(outer.ended(Ok(())), Action::Instantiate(1));
                     outer.made(Err("instantiate: out of memory".into()))
                 },
                 "out of memory",
@@ -297,63 +415,77 @@ mod tests {
         ];
         for (fail, reason) in failures {
             let mut outer = Outer::new();
-            run(&mut outer, &facts(1), true);
-            assert_eq!(outer.begin(&facts(1)), Action::BeginCapture);
+            for content in [1, 1, 2] {
+                run(&mut outer, &facts(content), true);
+            }
+            assert_eq!(outer.begin(&facts(2)), Action::BeginCapture);
             assert_eq!(fail(&mut outer), Action::Eager);
             assert!(outer.broken().unwrap().contains(reason));
-            for _ in 0..5 {
-                assert_eq!(run(&mut outer, &facts(1), true), [Action::Eager]);
+            for content in [1, 2, 2, 3] {
+                assert_eq!(run(&mut outer, &facts(content), true), [Action::Eager]);
             }
             outer.reset("nothing comes back by itself");
             assert_eq!(run(&mut outer, &facts(1), true), [Action::Eager]);
         }
     }
 
+    /// Long random sequences of a few graphs with resets and every way to fail, against a plain record of what each
+    /// executable graph was made from: a graph is replayed only from one that was made from this very graph, numbers
+    /// stay in range, and nothing but an existing graph is updated or launched.
     #[test]
-    fn two_graphs_in_turn_are_never_captured() {
-        let mut outer = Outer::new();
-        for _ in 0..10 {
-            assert_eq!(run(&mut outer, &facts(1), true), [Action::Eager]);
-            assert_eq!(run(&mut outer, &facts(2), true), [Action::Eager]);
-        }
-    }
-
-    /// Every sequence of four graphs out of three, with every way to fail: whatever happens, a graph is replayed
-    /// only where the last thing captured was this very graph.
-    #[test]
-    fn replays_are_only_of_what_was_captured_last() {
-        for code in 0..3_u32.pow(6) * 4 {
-            let (mut outer, mut rest) = (Outer::new(), code);
-            let mut next = |n| {
-                let digit = rest % n;
-                rest /= n;
-                digit
+    fn replays_are_only_of_what_the_executable_graph_was_made_from() {
+        let mut updates = 0;
+        for seed in 1..200_u64 {
+            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut next = |n: u64| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state % n
             };
-            let failure = next(4);
-            let mut captured = None;
-            for _ in 0..6 {
-                let uid = u64::from(next(3));
-                let mut action = outer.begin(&facts(uid));
-                let was = action;
+            let mut outer = Outer::new();
+            let (graphs, failure) = (2 + next(12), next(4));
+            let mut made_from: Vec<Option<u64>> = vec![None; MOST];
+            for step in 0..1500 {
+                if next(400) == 0 {
+                    let any = made_from.iter().any(Option::is_some);
+                    assert!(outer.reset("the test says so") || !any);
+                    made_from.fill(None);
+                }
+                // Others after a while, so that the first become stale.
+                let content = step / 300 * 8 + next(graphs);
+                let fails = next(40) == 0;
+                let mut action = outer.begin(&facts(content));
                 loop {
                     action = match action {
                         Action::Eager => break,
-                        Action::Replay => {
-                            assert_eq!(captured, Some(uid), "{code}");
+                        Action::Replay(slot) => {
+                            assert_eq!(made_from[slot], Some(content), "{seed}");
                             break;
                         }
-                        Action::BeginCapture if failure == 1 => outer.ended(Err("end".into())),
+                        Action::BeginCapture if fails && failure == 1 => outer.ended(Err("end".into())),
                         Action::BeginCapture => outer.ended(Ok(())),
-                        Action::Instantiate if failure == 2 => outer.made(Err("instantiate".into())),
-                        Action::Update if failure == 3 => outer.made(Err("update".into())),
-                        Action::Instantiate | Action::Update => {
-                            captured = Some(uid);
+                        Action::Instantiate(_) if fails && failure == 2 => {
+                            outer.made(Err("instantiate".into()))
+                        }
+                        Action::Update(slot) => {
+                            assert!(made_from[slot].is_some(), "{seed}");
+                            if failure == 3 && fails {
+                                outer.made(Err("update".into()))
+                            } else {
+                                made_from[slot] = Some(content);
+                                outer.made(Ok(()))
+                            }
+                        }
+                        Action::Instantiate(slot) => {
+                            made_from[slot] = Some(content);
                             outer.made(Ok(()))
                         }
                     };
                 }
-                assert!(uid != 0 || was == Action::Eager);
             }
+            updates += outer.counters().updates;
         }
+        assert!(updates > 100, "{updates}");
     }
 }

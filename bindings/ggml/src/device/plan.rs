@@ -1,15 +1,21 @@
 //! What a graph needs of the GPU: tables brought up to the configuration, and what to do at each block output.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::driver::{Launch, Result};
+use super::driver::{Driver, Launch, LaunchNorm, Result};
+use super::norm::{Behind, behind};
 use super::outer::Facts;
-use super::{DevicePath, ELSEWHERE, closed};
-use crate::find::Output;
+use super::{DevicePath, ELSEWHERE, NormObstacle, closed};
+use crate::find::{Output, place_of};
 use crate::graph::Graph;
 use crate::session::Config;
+
+/// Graphs with more rows are not captured: they keep the GPU busy for longer than it takes to launch them one by one,
+/// and would take the places of those that do not.
+const MOST_CAPTURED_ROWS: usize = 128;
+const MANY_ROWS: &str = "it has so many rows that launching it is no matter";
 
 /// What a pass does at its block outputs.
 #[derive(Debug)]
@@ -28,6 +34,8 @@ pub(super) struct Cut {
     pub(super) work: Work,
     /// A tap sees the rows first.
     pub(super) shown: bool,
+    /// The norm behind the block, if it was to be done with the caps.
+    pub(super) norm: Option<std::result::Result<Behind, NormObstacle>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +55,50 @@ impl Cut {
     /// Whether the graph has to be cut here.
     pub(super) fn cuts(&self) -> bool {
         self.shown || !matches!(self.work, Work::Nothing)
+    }
+
+    /// The first node of the graph that the cut leaves to ggml.
+    pub(super) fn next(&self) -> usize {
+        match self.norm {
+            Some(Ok(behind)) => behind.last + 1,
+            _ => self.output.node + 1,
+        }
+    }
+}
+
+/// Whether addresses are in memory of the GPU, asked once for each place.
+#[derive(Debug, Default)]
+pub(super) struct Places(HashMap<(usize, usize), bool>);
+
+impl Places {
+    /// Whether the GPU holds an address of a buffer.
+    fn hold(&mut self, driver: &mut dyn Driver, place: (usize, usize)) -> Result<bool> {
+        if let Some(&held) = self.0.get(&place) {
+            return Ok(held);
+        }
+        let held = driver.holds(place.0 as u64)?;
+        self.0.insert(place, held);
+        Ok(held)
+    }
+
+    /// Whether it holds a norm's weight and rows.
+    fn hold_norm(&mut self, driver: &mut dyn Driver, norm: &Behind) -> Result<bool> {
+        // SAFETY: tensors of the graph being computed.
+        let [weight, normed] = [norm.weight, norm.normed].map(|tensor| unsafe { place_of(tensor) });
+        Ok(self.hold(driver, weight)? && self.hold(driver, normed)?)
+    }
+}
+
+impl Behind {
+    fn launch(&self) -> LaunchNorm {
+        // SAFETY: tensors of the graph being computed.
+        let (weight, normed) = unsafe { (&*self.weight, &*self.normed) };
+        LaunchNorm {
+            weight: weight.data as u64,
+            eps: self.eps.to_bits(),
+            out: normed.data as u64,
+            stride: normed.nb[1] / size_of::<f32>(),
+        }
     }
 }
 
@@ -73,7 +125,7 @@ impl DevicePath {
                 }
                 _ => {
                     if !moved && self.outer.reset("the caps were replaced") {
-                        driver.discard_graph();
+                        driver.discard_graphs();
                     }
                     moved = true;
                     driver.forget(block);
@@ -81,58 +133,61 @@ impl DevicePath {
             }
         }
         self.uploaded = kept;
-        self.checked.retain(|block| self.uploaded.contains(block));
+        self.checked.retain(|(block, _)| self.uploaded.contains(block));
+        self.norms.clear();
         self.config = Some(Arc::clone(config));
         Ok(())
     }
 
     /// What to do at each block output. Uploads tables that are missing.
-    pub(super) fn plan(&mut self, outputs: &[Output], config: &Config) -> Result<Plan> {
+    pub(super) fn plan(&mut self, graph: &Graph, outputs: &[Output], config: &Config) -> Result<Plan> {
         let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
+        let places = &mut self.places;
         let (mut hops, mut stats) = (0, 0);
         let mut cuts = Vec::with_capacity(outputs.len());
-        for &output in outputs {
+        for (i, &output) in outputs.iter().enumerate() {
             let rows = output.rows();
             let shown = rows > 0 && config.tap_of(output.block).is_some();
-            let work = match config.caps_of(output.block) {
-                Some(caps) if rows > 0 => {
-                    let place = output.place();
-                    let held = match self.places.get(&place) {
-                        Some(&held) => held,
-                        None => {
-                            let held = driver.holds(place.0 as u64)?;
-                            self.places.insert(place, held);
-                            held
-                        }
-                    };
-                    if held {
-                        let check = !self.checked.contains(&output.block);
-                        let first = (config.records() || check).then_some(stats);
-                        stats += first.map_or(0, |_| rows * caps.indices.len());
-                        if !self.uploaded.contains(&output.block) {
-                            driver.upload(output.block, &caps.table)?;
-                            self.uploaded.insert(output.block);
-                        }
-                        let launch = Launch {
-                            block: output.block,
-                            address: place.0 as u64,
-                            rows,
-                            stride: output.stride(),
-                            stats: first,
-                        };
-                        hops += 1;
-                        Work::Launch { hop: hops - 1, launch, check }
-                    } else {
-                        Work::Host
-                    }
+            let caps = config.caps_of(output.block).filter(|_| rows > 0);
+            let (mut work, mut norm) = (Work::Nothing, None);
+            if let Some(caps) = caps {
+                let place = output.place();
+                let held = places.hold(driver, place)?;
+                if config.fused_norm {
+                    let next = outputs.get(i + 1).map(|output| output.node);
+                    norm = Some(match behind(graph, &output, next) {
+                        _ if !held => Err(NormObstacle::NoGpu),
+                        Ok(behind) if !places.hold_norm(driver, &behind)? => Err(NormObstacle::OtherMemory),
+                        found => found,
+                    });
                 }
-                _ => Work::Nothing,
-            };
-            cuts.push(Cut { output, work, shown });
+                work = Work::Host;
+                if held {
+                    let norm = norm.and_then(|norm| norm.ok()).map(|behind| behind.launch());
+                    let check = !self.checked.contains(&(output.block, norm.is_some()));
+                    let first = (config.records() || check).then_some(stats);
+                    stats += first.map_or(0, |_| rows * caps.indices.len());
+                    if !self.uploaded.contains(&output.block) {
+                        driver.upload(output.block, &caps.table)?;
+                        self.uploaded.insert(output.block);
+                    }
+                    let launch = Launch {
+                        block: output.block,
+                        address: place.0 as u64,
+                        rows,
+                        stride: output.stride(),
+                        stats: first,
+                        norm,
+                    };
+                    work = Work::Launch { hop: hops, launch, check };
+                    hops += 1;
+                }
+            }
+            cuts.push(Cut { output, work, shown, norm });
         }
         if stats > self.room {
             if self.outer.reset("the figures need more room") {
-                driver.discard_graph();
+                driver.discard_graphs();
             }
             self.room = stats;
         }
@@ -151,11 +206,14 @@ impl DevicePath {
                 Work::Launch { check: true, .. } => {
                     obstacle = Some("the first rows are compared with the CPU's")
                 }
+                Work::Launch { launch, .. } if launch.rows > MOST_CAPTURED_ROWS => obstacle = Some(MANY_ROWS),
                 Work::Launch { launch, .. } => (cut.output.node, launch).hash(&mut digest),
                 Work::Nothing => {}
             }
         }
         let obstacle = obstacle.or_else(|| self.obstacles.of(graph));
-        Facts { uid: graph.uid(), launches: digest.finish(), obstacle }
+        let unknown = obstacle.is_some() || self.outer.broken().is_some();
+        let content = if unknown { None } else { self.contents.of(graph) };
+        Facts { content, launches: digest.finish(), obstacle }
     }
 }

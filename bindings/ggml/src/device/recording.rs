@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use axiscap::cpu::{self, RowsMut};
+use axiscap::cpu::{self, Norm, RowsMut};
 use axiscap::{CapParams, CapTable, RowStat};
 
-use super::driver::{Attempt, Driver, Launch, Result, Ticket};
+use super::driver::{Attempt, Driver, Launch, LaunchNorm, Result, Ticket};
 
 /// What the driver was asked to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +15,12 @@ pub(super) enum Op {
     RecordOnBackend(usize),
     WaitOnOurs(usize),
     Launch {
+        block: usize,
+        rows: usize,
+        stats: Option<usize>,
+    },
+    /// A launch that does the norm too.
+    LaunchNormed {
         block: usize,
         rows: usize,
         stats: Option<usize>,
@@ -28,9 +34,9 @@ pub(super) enum Op {
     Fetch(usize),
     BeginCapture,
     EndCapture,
-    Instantiate,
-    Refit,
-    Replay,
+    Instantiate(usize),
+    Refit(usize),
+    Replay(usize),
     Discard,
     /// Not the driver's: tests note here which nodes ggml was given, under which uid.
     View {
@@ -61,24 +67,31 @@ pub(super) struct Recording {
     tickets: u64,
     /// Flips the last bit of the first value of every capped row: a GPU that is not to be trusted.
     pub(super) wrong: bool,
+    /// The same of every normed row.
+    pub(super) wrong_norm: bool,
     /// The step of making a graph that fails.
     pub(super) fails: Option<Op>,
     /// Claims to hold no memory.
     pub(super) elsewhere: bool,
+    /// Claims not to hold the address of this number, in the order in which it is asked for addresses.
+    pub(super) not_held: Option<usize>,
+    asked: usize,
+    /// The norms that it was asked for.
+    pub(super) norms: Arc<Mutex<Vec<(usize, LaunchNorm)>>>,
 }
 
 thread_local! {
     static NEXT: RefCell<Option<Box<dyn Driver>>> = const { RefCell::new(None) };
-    static GRAPHS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+    static GRAPHS: RefCell<Vec<(u64, Option<u64>)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A graph of this uid is computed on this thread.
-pub(super) fn note_graph(uid: u64) {
-    GRAPHS.with_borrow_mut(|graphs| graphs.push(uid));
+/// A graph of this uid and content is computed on this thread.
+pub(super) fn note_graph(uid: u64, content: Option<u64>) {
+    GRAPHS.with_borrow_mut(|graphs| graphs.push((uid, content)));
 }
 
-/// The uids of the graphs that were computed on this thread since the last call.
-pub(super) fn graphs() -> Vec<u64> {
+/// The graphs that were computed on this thread since the last call.
+pub(super) fn graphs() -> Vec<(u64, Option<u64>)> {
     GRAPHS.take()
 }
 
@@ -139,19 +152,36 @@ impl Recording {
             RowsMut::from_raw(launch.address as *mut f32, launch.rows, table.width(), launch.stride).unwrap()
         };
         let options = cpu::Options::new();
-        match launch.stats {
-            Some(first) => {
-                let stats = &mut self.stats[first..][..launch.rows * depth];
-                cpu::cap_rows(table, rows.reborrow(), options.stats(stats)).unwrap();
-            }
+        let options = match launch.stats {
+            Some(first) => options.stats(&mut self.stats[first..][..launch.rows * depth]),
+            None => options,
+        };
+        match launch.norm {
             None => cpu::cap_rows(table, rows.reborrow(), options).unwrap(),
+            Some(norm) => {
+                // SAFETY: as above, of the norm's weight and rows.
+                let (weight, out) = unsafe {
+                    (
+                        std::slice::from_raw_parts(norm.weight as *const f32, table.width()),
+                        RowsMut::from_raw(norm.out as *mut f32, launch.rows, table.width(), norm.stride),
+                    )
+                };
+                let weighted = Norm::new(weight, norm.eps()).unwrap();
+                cpu::cap_norm_rows(table, rows.reborrow(), weighted, out.unwrap(), options).unwrap();
+            }
         }
-        if self.wrong {
+        let flip = |address: u64| {
             // SAFETY: as above.
             unsafe {
-                let value = launch.address as *mut u32;
+                let value = address as *mut u32;
                 value.write(value.read() ^ 1);
             }
+        };
+        if self.wrong {
+            flip(launch.address);
+        }
+        if let Some(norm) = launch.norm.filter(|_| self.wrong_norm) {
+            flip(norm.out);
         }
     }
 }
@@ -164,7 +194,8 @@ impl Drop for Recording {
 
 impl Driver for Recording {
     fn holds(&mut self, _: u64) -> Result<bool> {
-        Ok(!self.elsewhere)
+        self.asked += 1;
+        Ok(!self.elsewhere && self.not_held != Some(self.asked))
     }
 
     fn reserve(&mut self, _: usize, stats: usize) -> Result<()> {
@@ -216,8 +247,14 @@ impl Driver for Recording {
     }
 
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()> {
-        let Launch { block, rows, stats, .. } = *launch;
-        self.note(Op::Launch { block, rows, stats });
+        let Launch { block, rows, stats, norm, .. } = *launch;
+        match norm {
+            None => self.note(Op::Launch { block, rows, stats }),
+            Some(norm) => {
+                self.note(Op::LaunchNormed { block, rows, stats });
+                self.norms.lock().unwrap().push((block, norm));
+            }
+        }
         self.queue.push_back(Queued::Launch(*launch));
         Ok(())
     }
@@ -259,20 +296,20 @@ impl Driver for Recording {
         self.attempt(Op::EndCapture)
     }
 
-    fn instantiate(&mut self) -> Attempt {
-        self.attempt(Op::Instantiate)
+    fn instantiate(&mut self, slot: usize) -> Attempt {
+        self.attempt(Op::Instantiate(slot))
     }
 
-    fn update_graph(&mut self) -> Attempt {
-        self.attempt(Op::Refit)
+    fn update_graph(&mut self, slot: usize) -> Attempt {
+        self.attempt(Op::Refit(slot))
     }
 
-    unsafe fn replay(&mut self) -> Result<()> {
-        self.note(Op::Replay);
+    unsafe fn replay(&mut self, slot: usize) -> Result<()> {
+        self.note(Op::Replay(slot));
         Ok(())
     }
 
-    fn discard_graph(&mut self) {
+    fn discard_graphs(&mut self) {
         self.note(Op::Discard);
     }
 }

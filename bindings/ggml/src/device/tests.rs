@@ -25,7 +25,7 @@ use crate::{BlockTrace, Engine, Hook, HookError, ModelShape, Session};
 #[path = "../../tests/support/model.rs"]
 mod model;
 
-static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
+pub(super) static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
     let mut backend = LlamaBackend::init().expect("llama.cpp starts");
     backend.void_logs();
     let model = LlamaModel::load_from_file(
@@ -37,7 +37,7 @@ static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
     (backend, model)
 });
 
-fn shape() -> ModelShape {
+pub(super) fn shape() -> ModelShape {
     let model = &LOADED.1;
     ModelShape {
         architecture: model.meta_val_str("general.architecture").unwrap(),
@@ -46,12 +46,12 @@ fn shape() -> ModelShape {
     }
 }
 
-fn cap(block: usize, seed: usize, bound: Bound) -> BlockCap {
+pub(super) fn cap(block: usize, seed: usize, bound: Bound) -> BlockCap {
     let values: Vec<f32> = (0..shape().width).map(|i| ((i * 31 + seed * 7919) as f32).sin()).collect();
     BlockCap { block, cap: Cap::new(Axis::from_direction(&values).unwrap(), bound) }
 }
 
-fn caps() -> CapSet {
+pub(super) fn caps() -> CapSet {
     let last = shape().blocks - 1;
     let floor = |lo| Bound::floor(lo).unwrap();
     CapSet::new([
@@ -63,7 +63,7 @@ fn caps() -> CapSet {
     .unwrap()
 }
 
-fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
+pub(super) fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
     let params = LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(512))
         .with_n_batch(256)
@@ -74,7 +74,7 @@ fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
     hook.bind(session, || LOADED.1.new_context(&LOADED.0, params)).unwrap()
 }
 
-fn session(engine: Engine) -> Session {
+pub(super) fn session(engine: Engine) -> Session {
     let session = Session::new(shape());
     session.set_caps(Some(&caps())).unwrap();
     session.set_engine(engine);
@@ -83,13 +83,13 @@ fn session(engine: Engine) -> Session {
 }
 
 /// A context whose backend believes that it has a GPU.
-fn on_device(session: &Session, ubatch: u32) -> (LlamaContext<'static>, Log) {
+pub(super) fn on_device(session: &Session, ubatch: u32) -> (LlamaContext<'static>, Log) {
     let (driver, log) = Recording::new();
     use_next(driver);
     (context(session, ubatch), log)
 }
 
-fn decode(
+pub(super) fn decode(
     context: &mut LlamaContext<'_>,
     session: &Session,
     tokens: &[LlamaToken],
@@ -107,11 +107,11 @@ fn decode(
     }))
 }
 
-fn prompt() -> Vec<LlamaToken> {
+pub(super) fn prompt() -> Vec<LlamaToken> {
     LOADED.1.vocab().tokenize(b"I feel so alone tonight. What are you, really?", false, true)
 }
 
-fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> Vec<LlamaToken> {
+pub(super) fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> Vec<LlamaToken> {
     let prompt = prompt();
     let mut tokens = vec![decode(context, session, &prompt, 0, true).unwrap().unwrap()];
     while tokens.len() < count {
@@ -122,18 +122,18 @@ fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> 
     tokens
 }
 
-fn on_the_cpu(ubatch: u32, count: usize) -> (Vec<LlamaToken>, Vec<BlockTrace>) {
+pub(super) fn on_the_cpu(ubatch: u32, count: usize) -> (Vec<LlamaToken>, Vec<BlockTrace>) {
     let session = session(Engine::Inserted);
     let tokens = generate(&mut context(&session, ubatch), &session, count);
     (tokens, session.take_trace())
 }
 
-fn taken(log: &Log) -> Vec<Op> {
+pub(super) fn taken(log: &Log) -> Vec<Op> {
     std::mem::take(&mut *log.lock().unwrap())
 }
 
 /// What a graph has to look like in the log: hops in order around launches, then one fetch.
-fn expected(launches: &[(usize, usize, usize)], checked: bool) -> Vec<Op> {
+pub(super) fn expected(launches: &[(usize, usize, usize)], checked: bool) -> Vec<Op> {
     let width = shape().width;
     let mut ops = Vec::new();
     let mut stats = 0;
@@ -271,53 +271,76 @@ fn blocks_in_other_memory_are_capped_on_the_host() {
     assert!(session.engines_used()[0].1.contains("host"));
 }
 
-/// What the state machine makes of the uids that llama.cpp really gives: a prompt, decoding across the growth of the
-/// padded KV cache at 256 tokens, and a second prompt in between.
-#[test]
-fn the_graphs_of_a_real_generation_are_captured_once_per_kv_size() {
+/// What the state machine makes of the graphs that llama.cpp really gives for batches of these sizes: a letter each.
+fn steps(batches: &[usize]) -> (String, Vec<u64>) {
     let session = session(Engine::Views);
     let (mut context, _log) = on_device(&session, 256);
     let token = prompt()[0];
-    decode(&mut context, &session, &vec![token; 248], 0, true).unwrap();
-    for position in 248..264 {
-        decode(&mut context, &session, &[token], position, true).unwrap();
+    let mut position = 0;
+    for &tokens in batches {
+        decode(&mut context, &session, &vec![token; tokens], position, true).unwrap();
+        position += tokens;
     }
-    decode(&mut context, &session, &prompt(), 264, true).unwrap();
-    for position in 0..4 {
-        decode(&mut context, &session, &[token], 264 + prompt().len() + position, true).unwrap();
-    }
-
     let mut outer = Outer::new();
-    let mut steps = String::new();
-    for uid in graphs() {
-        assert_ne!(uid, 0);
-        steps.push(match outer.begin(&Facts { uid, launches: 1, obstacle: None }) {
+    let (mut steps, mut uids) = (String::new(), Vec::new());
+    for (uid, content) in graphs() {
+        assert!(uid != 0 && content.is_some());
+        uids.push(uid);
+        steps.push(match outer.begin(&Facts { content, launches: 1, obstacle: None }) {
             Action::Eager => 'e',
-            Action::Replay => '.',
+            Action::Replay(_) => '.',
             Action::BeginCapture => {
                 outer.ended(Ok(()));
-                assert_eq!(outer.made(Ok(())), Action::Replay);
+                assert!(matches!(outer.made(Ok(())), Action::Replay(_)));
                 'C'
             }
             other => panic!("{other:?}"),
         });
     }
-    assert_eq!(steps, ["e", "eC......", "eC......", "e", "eC.."].concat());
+    (steps, uids)
+}
+
+/// A prompt, decoding across the growth of the padded KV cache at 256 tokens, and a second prompt in between.
+#[test]
+fn the_graphs_of_a_real_generation_are_captured_once_per_kv_size() {
+    let batches = [&[248][..], &[1; 16], &[11], &[1; 4]].concat();
+    assert_eq!(steps(&batches).0, ["e", "eC......", "eC......", "e", "...."].concat());
+}
+
+/// llama.cpp builds a graph anew whenever the batch has another size than the last. It has a new uid then, but is
+/// the same graph, at the same addresses.
+#[test]
+fn batch_sizes_in_turn_are_captured_once_each() {
+    let batches = [&[5][..], &[1, 2].repeat(6), &[4, 1, 2, 4, 2, 4, 1]].concat();
+    let (steps, mut uids) = steps(&batches);
+    assert_eq!(steps, ["e", "eeCC........", "e..C..."].concat());
+    uids.dedup();
+    assert_eq!(uids.len(), batches.len(), "no graph has the uid of the one before");
+}
+
+fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) -> Vec<Vec<Op>> {
+    passes_of(1, outputs_last, one_graph, fails, uids)
 }
 
 /// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
-fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) -> Vec<Vec<Op>> {
+fn passes_of(
+    rows: usize,
+    outputs_last: bool,
+    one_graph: bool,
+    fails: Option<Op>,
+    uids: &[u64],
+) -> Vec<Vec<Op>> {
     let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 2, width: 4 });
     let axis = Axis::from_direction(&[1.0, 2.0, 3.0, 4.0]).unwrap();
     let at = |block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::floor(1.0).unwrap()) };
     session.set_caps(Some(&CapSet::new([at(0), at(1)]).unwrap())).unwrap();
     let arena = Arena::new(16).unwrap();
-    let mut data = [[0.5_f32; 4]; 2];
+    let mut data = [0, 1].map(|_| vec![0.5_f32; 4 * rows]);
     // SAFETY: tensors and graph live in the arena; only the block outputs get data, which outlives the pass.
     let (raw, outputs) = unsafe {
         let c = arena.context();
         let graph = sys::ggml_new_graph_custom(c, 8, false);
-        let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, 4, 1);
+        let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, 4, rows as i64);
         let first = sys::ggml_add(c, leaf(), leaf());
         let between = sys::ggml_add(c, first, leaf());
         let second = sys::ggml_add(c, between, leaf());
@@ -338,8 +361,11 @@ fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) 
         sys::GGML_STATUS_SUCCESS
     };
     let pass = |uid: &u64| {
-        // SAFETY: the uid's place within the graph.
-        unsafe { raw.byte_add(layout.graph_uid).cast::<u64>().write(*uid) };
+        // SAFETY: the uid's place within the graph, and a node of it: tens make another graph of it.
+        unsafe {
+            raw.byte_add(layout.graph_uid).cast::<u64>().write(*uid);
+            (*sys::ggml_graph_node(raw, 1)).op_params[0] = (*uid / 10) as i32;
+        }
         let status = path.compute(Pass {
             graph: &graph,
             outputs: &outputs,
@@ -355,15 +381,16 @@ fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) 
         taken(&log)
     };
     let ops: Vec<_> = uids.iter().map(pass).collect();
-    let GraphCounts { captures, replays, eager, .. } = path.counts();
+    let GraphCounts { replays, eager, .. } = path.counts();
     let runs = if one_graph { uids.len() as u64 } else { 0 };
-    assert_eq!((replays + eager, captures <= 2), (runs, true));
+    assert_eq!(replays + eager, runs);
     path.close(&session.0);
-    assert!(session.stats().iter().all(|stats| stats.rows == uids.len() as u64), "{:?}", session.stats());
+    let capped = (rows * uids.len()) as u64;
+    assert!(session.stats().iter().all(|stats| stats.rows == capped), "{:?}", session.stats());
     ops
 }
 
-fn views(ops: &[Op]) -> Vec<(usize, u64)> {
+pub(super) fn views(ops: &[Op]) -> Vec<(usize, u64)> {
     let view = |op: &Op| match op {
         Op::View { nodes, uid } => Some((*nodes, *uid)),
         _ => None,
@@ -404,33 +431,67 @@ fn every_launch_is_between_its_views() {
 #[test]
 fn a_graph_is_captured_when_it_comes_again_and_then_replayed() {
     // The first pass compares rows with the CPU's, the second warms up, the third captures.
-    let ops = passes(false, true, None, &[7, 7, 7, 7, 8, 8, 8]);
+    let ops = passes(false, true, None, &[7, 7, 7, 7, 8, 19, 19, 19, 8]);
     let eager = |ops: &[Op]| [in_order(&views(ops)), vec![Op::Fetch(2)]].concat();
-    let replay = [
-        Op::RecordOnBackend(3),
-        Op::WaitOnOurs(3),
-        Op::Replay,
-        Op::RecordOnOurs(3),
-        Op::WaitOnBackend(3),
-        Op::Fetch(2),
-    ];
-    let captured = |ops: &[Op], made: Op| {
+    let replay = |slot| {
+        let [first, second] =
+            [[Op::RecordOnBackend(3), Op::WaitOnOurs(3)], [Op::RecordOnOurs(3), Op::WaitOnBackend(3)]];
+        [&first[..], &[Op::Replay(slot)], &second, &[Op::Fetch(2)]].concat()
+    };
+    let captured = |ops: &[Op], slot| {
         let begin = [Op::BeginCapture, Op::RecordOnOurs(2), Op::WaitOnBackend(2)];
-        let end = [Op::RecordOnBackend(2), Op::WaitOnOurs(2), Op::EndCapture, made];
-        [&begin[..], &in_order(&views(ops)), &end, &replay].concat()
+        let end = [Op::RecordOnBackend(2), Op::WaitOnOurs(2), Op::EndCapture, Op::Instantiate(slot)];
+        [&begin[..], &in_order(&views(ops)), &end, &replay(slot)].concat()
     };
     assert_eq!(ops[1], eager(&ops[1]));
-    assert_eq!(ops[2], captured(&ops[2], Op::Instantiate));
+    assert_eq!(ops[2], captured(&ops[2], 0));
     assert_eq!(views(&ops[2]), views(&ops[1]));
-    assert_eq!(ops[3], replay);
-    assert_eq!(ops[4], eager(&ops[4]));
-    assert_eq!(ops[5], captured(&ops[5], Op::Refit));
-    assert_eq!(ops[6], replay);
+    assert_eq!(ops[3], replay(0));
+    assert_eq!(ops[4], replay(0), "the same content under another uid");
+    assert_eq!(ops[5], eager(&ops[5]));
+    assert_eq!(ops[6], captured(&ops[6], 1));
+    assert_eq!(ops[7], replay(1));
+    assert_eq!(ops[8], replay(0));
+}
+
+/// Nine graphs, one after the other: the last takes the place of the first, which has not come for a while.
+#[test]
+fn a_graph_without_a_place_of_its_own_is_fitted_into_an_old_one() {
+    let mut uids = vec![1];
+    uids.extend((0..8).flat_map(|graph| [10 * graph + 1; 2]));
+    uids.extend([71; 64]);
+    let first = uids.len();
+    uids.extend([81, 82, 83, 1]);
+    for fails in [None, Some(Op::Refit(0))] {
+        let ops = passes(false, true, fails.clone(), &uids);
+        let eager = |ops: &[Op]| !views(ops).is_empty() && !ops.contains(&Op::BeginCapture);
+        assert!(ops[first - 64..first].iter().all(|ops| ops.contains(&Op::Replay(7))));
+        assert!(eager(&ops[first]));
+        let mut steps = ops[first + 1]
+            .iter()
+            .filter(|op| matches!(op, Op::EndCapture | Op::Refit(_) | Op::Instantiate(_) | Op::Replay(_)));
+        assert_eq!(steps.next(), Some(&Op::EndCapture));
+        assert_eq!(steps.next(), Some(&Op::Refit(0)));
+        if fails.is_some() {
+            assert_eq!(steps.next(), Some(&Op::Instantiate(0)));
+        }
+        assert_eq!(steps.next(), Some(&Op::Replay(0)));
+        assert!(ops[first + 2].contains(&Op::Replay(0)));
+        assert!(eager(&ops[first + 3]), "the first is gone");
+    }
+}
+
+#[test]
+fn graphs_of_many_rows_are_not_captured() {
+    for (rows, captured) in [(128, true), (129, false)] {
+        let ops = passes_of(rows, false, true, None, &[7; 4]);
+        assert_eq!(ops.concat().contains(&Op::BeginCapture), captured, "{rows} rows");
+    }
 }
 
 #[test]
 fn a_graph_that_cannot_be_captured_runs_eagerly_in_the_same_pass() {
-    for fails in [Op::BeginCapture, Op::EndCapture, Op::Instantiate] {
+    for fails in [Op::BeginCapture, Op::EndCapture, Op::Instantiate(0)] {
         let ops = passes(false, true, Some(fails.clone()), &[7; 5]);
         assert!(ops[2].contains(&fails));
         let eager = [in_order(&views(&ops[1])), vec![Op::Fetch(2)]].concat();

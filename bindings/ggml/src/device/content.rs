@@ -1,0 +1,178 @@
+//! What a graph is made of, as one number: by it a graph is known again that llama.cpp has built anew.
+
+use llama_cpp_sys_2 as sys;
+
+use crate::graph::Graph;
+use crate::uid::mix;
+
+/// Remembers the digest of the last graph: looking at every node is not free, and while llama.cpp reuses a graph its
+/// uid stays.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    seen: Option<(u64, u64)>,
+}
+
+impl Contents {
+    /// The digest of a graph; `None` for one without a uid, which nobody promises to be the same for a while.
+    pub(super) fn of(&mut self, graph: &Graph) -> Option<u64> {
+        let uid = graph.uid();
+        match self.seen {
+            _ if uid == 0 => None,
+            Some((seen, digest)) if seen == uid => Some(digest),
+            _ => {
+                let digest = digest(graph);
+                self.seen = Some((uid, digest));
+                Some(digest)
+            }
+        }
+    }
+}
+
+/// All that ggml's CUDA backend compares before it replays a CUDA graph of its own, and the use counts by which it
+/// fuses nodes. Whatever a kernel is launched with follows from it: operations, parameters, shapes, strides and
+/// addresses.
+fn digest(graph: &Graph) -> u64 {
+    let mut digest = Digest::default();
+    for &node in graph.nodes() {
+        // SAFETY: nodes of the graph being computed are valid.
+        let t = unsafe { &*node };
+        let sources = (0..t.src.len()).filter(|&i| !t.src[i].is_null());
+        digest.words(identity(node, t));
+        // Tells how many sources follow, so that those of one node are not taken for the next node.
+        digest.words([
+            u64::from(t.op),
+            u64::from(t.flags.cast_unsigned()),
+            t.view_src as u64,
+            t.view_offs as u64,
+            graph.uses_of(node).map_or(u64::MAX, |uses| u64::from(uses.cast_unsigned())),
+            sources.clone().fold(0, |set, i| set | 1 << i),
+        ]);
+        digest.words(t.op_params.map(|param| u64::from(param.cast_unsigned())));
+        for i in sources {
+            // SAFETY: sources of valid nodes are valid.
+            digest.words(identity(t.src[i], unsafe { &*t.src[i] }));
+        }
+    }
+    digest.finish()
+}
+
+/// Which tensor, what it looks like, and where it lies.
+fn identity(address: *const sys::ggml_tensor, t: &sys::ggml_tensor) -> [u64; 13] {
+    let ([a, b, c, d], [e, f, g, h]) = (t.ne.map(i64::cast_unsigned), t.nb.map(|stride| stride as u64));
+    let (data, buffer, extra) = (t.data as u64, t.buffer as u64, t.extra as u64);
+    [address as u64, u64::from(t.type_), data, buffer, extra, a, b, c, d, e, f, g, h]
+}
+
+/// Half a megabyte per graph goes through it, whenever llama.cpp builds one: four chains that a processor follows side
+/// by side. A chain's step is a bijection of its state and of the word, so that a single difference never vanishes.
+#[derive(Default)]
+struct Digest([u64; 4]);
+
+impl Digest {
+    fn words<const N: usize>(&mut self, words: [u64; N]) {
+        for (i, word) in words.into_iter().enumerate() {
+            let chain = &mut self.0[i % 4];
+            *chain = (*chain ^ word).wrapping_mul(0x9fb2_1c65_1e98_df25).rotate_left(29);
+        }
+    }
+
+    fn finish(self) -> u64 {
+        self.0.into_iter().fold(0, |digest, chain| mix(digest ^ chain))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{Arena, Layout};
+
+    type Tensor = *mut sys::ggml_tensor;
+
+    /// `a + b`, scaled; the nodes' and the leafs' tensors.
+    fn graph(arena: &Arena) -> (Graph, [Tensor; 2], [Tensor; 2]) {
+        // SAFETY: tensors and graph live in the arena, which has room for them.
+        unsafe {
+            let c = arena.context();
+            let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, 4, 2);
+            let leafs = [leaf(), leaf()];
+            let sum = sys::ggml_add(c, leafs[0], leafs[1]);
+            let scaled = sys::ggml_scale(c, sum, 2.0);
+            let raw = sys::ggml_new_graph_custom(c, 16, false);
+            sys::ggml_build_forward_expand(raw, scaled);
+            (Graph::new(raw, Layout::probe().unwrap()), [sum, scaled], leafs)
+        }
+    }
+
+    fn set_uid(graph: &Graph, uid: u64) {
+        // SAFETY: the uid has its place within the graph, which is the test's alone.
+        unsafe { graph.raw().byte_add(Layout::probe().unwrap().graph_uid).cast::<u64>().write(uid) }
+    }
+
+    #[test]
+    fn whatever_a_launch_depends_on_changes_the_digest() {
+        let arena = Arena::new(16).unwrap();
+        let (graph, [sum, scaled], [first, _]) = graph(&arena);
+        let before = digest(&graph);
+        assert_eq!(digest(&graph), before);
+        type Change = fn(&mut sys::ggml_tensor);
+        let changes: [(Tensor, Change); 13] = [
+            (scaled, |t| t.op_params[0] ^= 1),
+            (scaled, |t| t.op_params[15] ^= 1 << 31),
+            (scaled, |t| t.op = sys::GGML_OP_SQR),
+            (scaled, |t| t.src[9] = t.src[0]),
+            (scaled, |t| t.data = t.data.wrapping_byte_add(16)),
+            (scaled, |t| t.ne[1] += 1),
+            (scaled, |t| t.nb[1] += 4),
+            (scaled, |t| t.flags ^= sys::GGML_TENSOR_FLAG_OUTPUT as i32),
+            (sum, |t| t.src.swap(0, 1)),
+            (sum, |t| t.src[1] = t.src[0]),
+            (first, |t| t.data = t.data.wrapping_byte_add(16)),
+            (first, |t| t.type_ = sys::GGML_TYPE_F16),
+            (first, |t| t.ne[0] -= 1),
+        ];
+        for (i, (tensor, change)) in changes.into_iter().enumerate() {
+            // SAFETY: a tensor of the arena; it is put back as it was.
+            unsafe {
+                let old = tensor.read();
+                change(&mut *tensor);
+                assert_ne!(digest(&graph), before, "change {i}");
+                tensor.write(old);
+            }
+        }
+        assert_eq!(digest(&graph), before);
+        assert_ne!(graph.with_view(0..1, || digest(&graph)), before);
+    }
+
+    #[test]
+    fn another_reader_elsewhere_changes_the_digest() {
+        let arena = Arena::new(16).unwrap();
+        let (graph, [sum, _], _) = graph(&arena);
+        let first_two = || graph.with_view(0..2, || digest(&graph));
+        let before = first_two();
+        assert_eq!(graph.uses_of(sum), Some(1));
+        // SAFETY: the graph and its arena have room for another reader of the sum.
+        unsafe { sys::ggml_build_forward_expand(graph.raw(), sys::ggml_silu(arena.context(), sum)) };
+        assert_eq!((graph.uses_of(sum), graph.nodes().len()), (Some(2), 3));
+        assert_ne!(first_two(), before);
+    }
+
+    #[test]
+    fn a_graph_is_looked_at_once_per_uid_and_not_known_without_one() {
+        let arena = Arena::new(16).unwrap();
+        let (graph, [_, scaled], _) = graph(&arena);
+        let mut contents = Contents::default();
+        assert_eq!(contents.of(&graph), None);
+        set_uid(&graph, 7);
+        let first = contents.of(&graph);
+        assert!(first.is_some());
+        // SAFETY: a tensor of the arena.
+        unsafe { (*scaled).op_params[0] ^= 1 };
+        assert_eq!(contents.of(&graph), first, "ggml says that nothing has changed");
+        set_uid(&graph, 8);
+        assert_ne!(contents.of(&graph), first);
+        // SAFETY: as above.
+        unsafe { (*scaled).op_params[0] ^= 1 };
+        set_uid(&graph, 9);
+        assert_eq!(contents.of(&graph), first, "the same again");
+    }
+}

@@ -1,0 +1,396 @@
+//! Finds the RMSNorm behind a block output that one launch can do together with the block's caps.
+//!
+//! ```text
+//! l_out-N -> RMS_NORM -> MUL(., weight) -> the next block, or the output
+//! ```
+//!
+//! What is asked for is what makes skipping the two nodes right: that they follow the block output at once, that
+//! nobody but the MUL ever reads the RMS_NORM, and that no memory is written that the launch, or anyone later, still
+//! reads. Only graph and tensors are looked at; names play no part.
+
+use std::ops::Range;
+
+use llama_cpp_sys_2 as sys;
+
+use super::NormObstacle;
+use crate::find::Output;
+use crate::graph::Graph;
+
+/// An RMSNorm right behind a block output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Behind {
+    /// Index of its last node, the MUL.
+    pub(super) last: usize,
+    /// The weight: f32, one per channel.
+    pub(super) weight: *const sys::ggml_tensor,
+    /// The MUL, whose memory takes the normed rows.
+    pub(super) normed: *const sys::ggml_tensor,
+    /// Added to the mean of squares.
+    pub(super) eps: f32,
+}
+
+/// The RMSNorm behind a block output, or why one launch cannot do both. `next` is the node of the next block output
+/// of this graph that the hook is to look at.
+pub(super) fn behind(graph: &Graph, output: &Output, next: Option<usize>) -> Result<Behind, NormObstacle> {
+    let nodes = graph.nodes();
+    let Some(&norm_node) = nodes.get(output.node + 1) else { return Err(NormObstacle::GraphEnds) };
+    // SAFETY: nodes of the graph being computed, and their sources, are valid.
+    let (residual, norm) = unsafe { (&*output.tensor, &*norm_node) };
+    if norm.op != sys::GGML_OP_RMS_NORM || !std::ptr::eq(norm.src[0], residual) {
+        return Err(NormObstacle::NoNorm);
+    }
+    let Some(&scaled_node) = nodes.get(output.node + 2) else { return Err(NormObstacle::GraphEnds) };
+    // SAFETY: as above.
+    let scaled = unsafe { &*scaled_node };
+    let weight = scaled.src[1].cast_const();
+    if scaled.op != sys::GGML_OP_MUL || !std::ptr::eq(scaled.src[0], norm) || weight.is_null() {
+        return Err(NormObstacle::NoWeight);
+    }
+    // SAFETY: as above; it is not null.
+    let weights = unsafe { &*weight };
+    let last = output.node + 2;
+    if next.is_some_and(|next| next <= last) {
+        return Err(NormObstacle::BlockOutput);
+    }
+    let flagged = |tensor: &sys::ggml_tensor, flag: sys::ggml_tensor_flag| tensor.flags & flag as i32 != 0;
+    if [norm, scaled].iter().any(|node| !flagged(node, sys::GGML_TENSOR_FLAG_COMPUTE)) {
+        return Err(NormObstacle::NotComputed);
+    }
+    if [norm, scaled].iter().any(|node| !node.view_src.is_null()) {
+        return Err(NormObstacle::View);
+    }
+    match graph.uses_of(norm) {
+        None => return Err(NormObstacle::UsesUnknown),
+        // An output of the graph is read by whoever runs it. The MUL may be one: its rows are written.
+        Some(1) if !flagged(norm, sys::GGML_TENSOR_FLAG_OUTPUT) => {}
+        Some(_) => return Err(NormObstacle::ReadElsewhere),
+    }
+    if ![norm, scaled].iter().all(|node| node.ne == residual.ne && are_rows(node)) {
+        return Err(NormObstacle::Shape);
+    }
+    let width = residual.ne[0];
+    if weights.type_ != sys::GGML_TYPE_F32 || weights.ne != [width, 1, 1, 1] || weights.nb[0] != F32 {
+        return Err(NormObstacle::Weight);
+    }
+    // The first parameter of the operation; ggml stores parameters as words.
+    let eps = f32::from_bits(norm.op_params[0].cast_unsigned());
+    if !(eps.is_finite() && eps >= 0.0) {
+        return Err(NormObstacle::Epsilon);
+    }
+    let [residual, normed, weighted] = [residual, scaled, weights].map(memory);
+    let (Some(residual), Some(normed), Some(weighted)) = (residual, normed, weighted) else {
+        return Err(NormObstacle::OtherMemory);
+    };
+    // ggml's allocator gives the memory of a block output that nothing else reads to the norm of it.
+    if overlap(&normed, &residual) || overlap(&normed, &weighted) || overlap(&residual, &weighted) {
+        return Err(NormObstacle::Overlap);
+    }
+    Ok(Behind { last, weight, normed: scaled_node, eps })
+}
+
+const F32: usize = size_of::<f32>();
+
+/// Whether a tensor is what the block output was checked to be: f32 rows without holes in them.
+fn are_rows(tensor: &sys::ggml_tensor) -> bool {
+    tensor.type_ == sys::GGML_TYPE_F32
+        && tensor.nb[0] == F32
+        && tensor.nb[1].is_multiple_of(F32)
+        && usize::try_from(tensor.ne[0]).is_ok_and(|width| tensor.nb[1] / F32 >= width)
+}
+
+/// The addresses from the first element of a matrix to one past its last; `None` where it has no memory.
+fn memory(tensor: &sys::ggml_tensor) -> Option<Range<usize>> {
+    let start = tensor.data as usize;
+    let [width, rows] = [tensor.ne[0], tensor.ne[1]].map(|n| usize::try_from(n).unwrap_or(0));
+    let bytes = rows.checked_sub(1)?.checked_mul(tensor.nb[1])?.checked_add(width.checked_mul(F32)?)?;
+    (start != 0).then_some(start..start.checked_add(bytes)?)
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{Arena, Layout};
+
+    const WIDTH: i64 = 8;
+    const ROWS: i64 = 3;
+    const EPS: f32 = 1e-5;
+
+    type Tensor = *mut sys::ggml_tensor;
+
+    /// `l_out`, its norm, and one reader of that; the tensors are at made-up addresses 4 KiB apart.
+    struct Pattern {
+        _arena: Arena,
+        graph: Graph,
+        residual: Tensor,
+        norm: Tensor,
+        weight: Tensor,
+        scaled: Tensor,
+    }
+
+    struct Parts {
+        c: *mut sys::ggml_context,
+        residual: Tensor,
+        weight: Tensor,
+    }
+
+    type Binary = unsafe extern "C" fn(*mut sys::ggml_context, Tensor, Tensor) -> Tensor;
+    type Unary = unsafe extern "C" fn(*mut sys::ggml_context, Tensor) -> Tensor;
+    type Norming = unsafe extern "C" fn(*mut sys::ggml_context, Tensor, f32) -> Tensor;
+
+    impl Parts {
+        fn leaf(&self, width: i64, rows: i64) -> Tensor {
+            // SAFETY: the context has room.
+            unsafe { sys::ggml_new_tensor_2d(self.c, sys::GGML_TYPE_F32, width, rows) }
+        }
+
+        fn rows(&self) -> Tensor {
+            self.leaf(WIDTH, ROWS)
+        }
+
+        fn of(&self, op: Unary, a: Tensor) -> Tensor {
+            // SAFETY: a tensor of this context, which has room for one more.
+            unsafe { op(self.c, a) }
+        }
+
+        fn both(&self, op: Binary, a: Tensor, b: Tensor) -> Tensor {
+            // SAFETY: as above.
+            unsafe { op(self.c, a, b) }
+        }
+
+        fn normed(&self, op: Norming, a: Tensor) -> Tensor {
+            // SAFETY: as above.
+            unsafe { op(self.c, a, EPS) }
+        }
+
+        fn view(&self, a: Tensor) -> Tensor {
+            // SAFETY: as above; the view is all of the tensor.
+            unsafe { sys::ggml_view_2d(self.c, a, WIDTH, ROWS, (*a).nb[1], 0) }
+        }
+    }
+
+    /// A graph whose norm is made by `norm`, the product by `scale`, and what reads it by `tail`.
+    fn pattern(
+        norm: impl FnOnce(&Parts) -> Tensor,
+        scale: impl FnOnce(&Parts, Tensor) -> Tensor,
+        tail: impl FnOnce(&Parts, Tensor, Tensor) -> Tensor,
+    ) -> Pattern {
+        let arena = Arena::new(32).unwrap();
+        let c = arena.context();
+        // SAFETY: everything lives in the arena, which has room for it.
+        unsafe {
+            let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, WIDTH, ROWS);
+            let residual = sys::ggml_add(c, leaf(), leaf());
+            let weight = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_F32, WIDTH);
+            let parts = Parts { c, residual, weight };
+            let norm = norm(&parts);
+            let scaled = scale(&parts, norm);
+            let end = tail(&parts, norm, scaled);
+            let graph = sys::ggml_new_graph_custom(c, 32, false);
+            sys::ggml_build_forward_expand(graph, end);
+            for (i, tensor) in [residual, norm, weight, scaled].into_iter().enumerate() {
+                (*tensor).data = std::ptr::without_provenance_mut(0x10000 + 0x1000 * i);
+            }
+            let graph = Graph::new(graph, Layout::probe().unwrap());
+            Pattern { _arena: arena, graph, residual, norm, weight, scaled }
+        }
+    }
+
+    fn norm(p: &Parts) -> Tensor {
+        p.normed(sys::ggml_rms_norm, p.residual)
+    }
+
+    fn scale(p: &Parts, norm: Tensor) -> Tensor {
+        p.both(sys::ggml_mul, norm, p.weight)
+    }
+
+    /// As in a block: the residual stream is read again, behind the norm.
+    fn block(p: &Parts, _: Tensor, scaled: Tensor) -> Tensor {
+        p.both(sys::ggml_add, p.of(sys::ggml_silu, scaled), p.residual)
+    }
+
+    impl Pattern {
+        fn plain() -> Self {
+            pattern(norm, scale, block)
+        }
+
+        fn find(&self) -> Result<Behind, NormObstacle> {
+            self.find_before(None)
+        }
+
+        fn find_before(&self, next: Option<usize>) -> Result<Behind, NormObstacle> {
+            let node = self.graph.nodes().iter().position(|&node| node == self.residual).unwrap();
+            behind(&self.graph, &Output { node, block: 0, tensor: self.residual }, next)
+        }
+
+        /// What the plain pattern is refused for once `change` has been made to it.
+        fn changed(change: impl FnOnce(&Pattern)) -> NormObstacle {
+            let pattern = Self::plain();
+            change(&pattern);
+            pattern.find().unwrap_err()
+        }
+    }
+
+    /// # Safety
+    /// The tensor must be alive, and nobody else look at it.
+    unsafe fn at(tensor: Tensor) -> &'static mut sys::ggml_tensor {
+        // SAFETY: the caller's promise.
+        unsafe { &mut *tensor }
+    }
+
+    #[test]
+    fn the_norm_of_a_block_is_found() {
+        let pattern = Pattern::plain();
+        let expected = Behind { last: 2, weight: pattern.weight, normed: pattern.scaled, eps: EPS };
+        assert_eq!(pattern.find(), Ok(expected));
+        assert_eq!(pattern.find_before(Some(3)), Ok(expected));
+        // The product may be an output, as the final norm is where embeddings are asked for.
+        // SAFETY: the tensor lives as long as the pattern.
+        unsafe { at(pattern.scaled).flags |= sys::GGML_TENSOR_FLAG_OUTPUT as i32 };
+        assert_eq!(pattern.find(), Ok(expected));
+        // The final norm: nothing reads the block output but the norm.
+        assert!(self::pattern(norm, scale, |_, _, scaled| scaled).find().is_ok());
+    }
+
+    #[test]
+    fn a_graph_that_ends_before_the_norm() {
+        for kept in [1, 2] {
+            let pattern = Pattern::plain();
+            let found = pattern.graph.with_view(0..kept, || pattern.find());
+            assert_eq!(found, Err(NormObstacle::GraphEnds), "{kept} nodes");
+        }
+    }
+
+    #[test]
+    fn other_operations_behind_the_block_output() {
+        let layer_norm = |p: &Parts| p.normed(sys::ggml_norm, p.residual);
+        assert_eq!(pattern(layer_norm, scale, block).find(), Err(NormObstacle::NoNorm));
+        // The block output first, then the norm of something else.
+        let of_another = |p: &Parts| p.normed(sys::ggml_rms_norm, p.rows());
+        let beside = |p: &Parts, _, scaled| p.both(sys::ggml_add, p.residual, scaled);
+        assert_eq!(pattern(of_another, scale, beside).find(), Err(NormObstacle::NoNorm));
+        let behind_more = |p: &Parts| p.normed(sys::ggml_rms_norm, p.of(sys::ggml_silu, p.residual));
+        assert_eq!(pattern(behind_more, scale, block).find(), Err(NormObstacle::NoNorm));
+
+        let shifted = |p: &Parts, norm| p.both(sys::ggml_add, norm, p.weight);
+        assert_eq!(pattern(norm, shifted, block).find(), Err(NormObstacle::NoWeight));
+        let of_more = |p: &Parts, norm| p.both(sys::ggml_mul, p.of(sys::ggml_silu, norm), p.weight);
+        assert_eq!(pattern(norm, of_more, block).find(), Err(NormObstacle::NoWeight));
+        let the_other_way_round = |p: &Parts, norm| p.both(sys::ggml_mul, p.rows(), norm);
+        assert_eq!(pattern(norm, the_other_way_round, block).find(), Err(NormObstacle::NoWeight));
+    }
+
+    #[test]
+    fn another_reader_of_the_norm() {
+        let twice = pattern(norm, scale, |p, norm, scaled| {
+            p.both(sys::ggml_add, p.both(sys::ggml_add, scaled, norm), p.residual)
+        });
+        assert_eq!(twice.find(), Err(NormObstacle::ReadElsewhere));
+        // Also where the other reader is in a part of the graph that another backend computes.
+        let found = twice.graph.with_view(0..3, || twice.find());
+        assert_eq!(found, Err(NormObstacle::ReadElsewhere));
+        let through_a_view =
+            pattern(norm, scale, |p, norm, scaled| p.both(sys::ggml_add, scaled, p.view(norm)));
+        assert_eq!(through_a_view.find(), Err(NormObstacle::ReadElsewhere));
+        let squared = pattern(norm, |p, norm| p.both(sys::ggml_mul, norm, norm), block);
+        assert_eq!(squared.find(), Err(NormObstacle::ReadElsewhere));
+        // SAFETY: the tensor lives as long as the pattern.
+        let output = |p: &Pattern| unsafe { at(p.norm).flags |= sys::GGML_TENSOR_FLAG_OUTPUT as i32 };
+        assert_eq!(Pattern::changed(output), NormObstacle::ReadElsewhere);
+    }
+
+    #[test]
+    fn readers_that_nobody_counted() {
+        let pattern = Pattern::plain();
+        let layout = Layout { graph_uses: None, ..Layout::probe().unwrap() };
+        // SAFETY: the pattern's graph, by the same layout otherwise.
+        let graph = unsafe { Graph::new(pattern.graph.raw(), layout) };
+        let output = Output { node: 0, block: 0, tensor: pattern.residual };
+        assert_eq!(behind(&graph, &output, None), Err(NormObstacle::UsesUnknown));
+    }
+
+    #[test]
+    fn views_and_nodes_that_are_not_computed() {
+        let in_place = |p: &Parts| p.normed(sys::ggml_rms_norm_inplace, p.residual);
+        assert_eq!(pattern(in_place, scale, block).find(), Err(NormObstacle::View));
+        let product = |p: &Parts, norm| p.both(sys::ggml_mul_inplace, norm, p.weight);
+        assert_eq!(pattern(norm, product, block).find(), Err(NormObstacle::View));
+        let skip = |tensor: Tensor| {
+            // SAFETY: a tensor of a pattern that lives.
+            unsafe { at(tensor).flags &= !(sys::GGML_TENSOR_FLAG_COMPUTE as i32) }
+        };
+        assert_eq!(Pattern::changed(|p| skip(p.norm)), NormObstacle::NotComputed);
+        assert_eq!(Pattern::changed(|p| skip(p.scaled)), NormObstacle::NotComputed);
+    }
+
+    #[test]
+    fn the_product_is_a_block_output_itself() {
+        for next in [1, 2] {
+            assert_eq!(Pattern::plain().find_before(Some(next)), Err(NormObstacle::BlockOutput));
+        }
+    }
+
+    #[test]
+    fn other_shapes_types_and_parameters() {
+        type Change = fn(&Pattern);
+        // SAFETY: the tensors live as long as the pattern.
+        let changes: [(Change, NormObstacle); 9] = unsafe {
+            [
+                (|p| at(p.scaled).ne[1] += 1, NormObstacle::Shape),
+                (|p| at(p.scaled).ne[2] = 2, NormObstacle::Shape),
+                (|p| at(p.norm).type_ = sys::GGML_TYPE_F16, NormObstacle::Shape),
+                (|p| at(p.scaled).nb[1] = 2, NormObstacle::Shape),
+                (|p| at(p.weight).type_ = sys::GGML_TYPE_F16, NormObstacle::Weight),
+                (|p| at(p.weight).ne[1] = ROWS, NormObstacle::Weight),
+                (|p| at(p.weight).nb[0] = 8, NormObstacle::Weight),
+                (|p| at(p.norm).op_params[0] = f32::NAN.to_bits().cast_signed(), NormObstacle::Epsilon),
+                (|p| at(p.norm).op_params[0] = (-EPS).to_bits().cast_signed(), NormObstacle::Epsilon),
+            ]
+        };
+        for (i, (change, obstacle)) in changes.into_iter().enumerate() {
+            assert_eq!(Pattern::changed(change), obstacle, "change {i}");
+        }
+        // One weight for all channels is spread by ggml.
+        let scalar = pattern(norm, |p, norm| p.both(sys::ggml_mul, norm, p.leaf(1, 1)), block);
+        assert_eq!(scalar.find(), Err(NormObstacle::Weight));
+        let per_row = pattern(norm, |p, norm| p.both(sys::ggml_mul, norm, p.rows()), block);
+        assert_eq!(per_row.find(), Err(NormObstacle::Weight));
+    }
+
+    #[test]
+    fn memory_that_is_shared_or_missing() {
+        let bytes = (WIDTH * ROWS) as usize * F32;
+        // SAFETY: the tensors live as long as the pattern; addresses are only compared.
+        unsafe {
+            for offset in [0, 4, bytes - 4] {
+                let above = |p: &Pattern| at(p.scaled).data = at(p.residual).data.wrapping_byte_add(offset);
+                assert_eq!(Pattern::changed(above), NormObstacle::Overlap, "{offset} bytes above");
+                let below = |p: &Pattern| at(p.scaled).data = at(p.residual).data.wrapping_byte_sub(offset);
+                assert_eq!(Pattern::changed(below), NormObstacle::Overlap, "{offset} bytes below");
+            }
+            let weight = |p: &Pattern| at(p.scaled).data = at(p.weight).data.wrapping_byte_sub(bytes - 4);
+            assert_eq!(Pattern::changed(weight), NormObstacle::Overlap);
+            let missing = |p: &Pattern| at(p.weight).data = std::ptr::null_mut();
+            assert_eq!(Pattern::changed(missing), NormObstacle::OtherMemory);
+
+            let beside = Pattern::plain();
+            at(beside.scaled).data = at(beside.residual).data.wrapping_byte_add(bytes);
+            assert!(beside.find().is_ok(), "right behind each other");
+            // The norm's own memory is never written: it may lie anywhere.
+            let under = Pattern::plain();
+            at(under.norm).data = at(under.residual).data;
+            assert!(under.find().is_ok());
+        }
+    }
+
+    #[test]
+    fn rows_may_be_apart() {
+        let pattern = Pattern::plain();
+        // SAFETY: the tensor lives as long as the pattern.
+        unsafe { at(pattern.scaled).nb[1] = 2 * WIDTH as usize * F32 };
+        assert!(pattern.find().is_ok());
+    }
+}
