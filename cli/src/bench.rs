@@ -9,8 +9,8 @@ use axiscap_llama::{default_threads, devices};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::model::{CapsArgs, ModelArgs};
-use crate::report::FusedNormReport;
+use crate::model::{CapsArgs, EngineArg, ModelArgs};
+use crate::report::{self, EngineReport, FusedNormReport};
 use crate::{output, progress};
 
 /// Measure what capping costs: the same tokens, capped and uncapped, in lock-step in one process. The baseline is
@@ -37,6 +37,12 @@ pub(crate) struct Args {
     /// Tokens decoded one by one
     #[arg(long, value_name = "G", default_value_t = 64)]
     generate_tokens: usize,
+    /// Sequences decoded at once; tokens per second are of all of them together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    sequences: u32,
+    /// Do not count what the caps do
+    #[arg(long)]
+    no_statistics: bool,
     /// Also measure: the hook with its caps switched off; the same caps through llama.cpp's cb_eval
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
     compare: Vec<Compare>,
@@ -55,15 +61,6 @@ pub(crate) struct Args {
 enum Compare {
     Idle,
     CbEval,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum EngineArg {
-    Auto,
-    Inserted,
-    Views,
-    /// Needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment
-    DeviceGraph,
 }
 
 #[derive(Debug, Serialize)]
@@ -97,19 +94,23 @@ struct Report<'a> {
     backend: String,
     device: String,
     engine: Option<&'static str>,
+    engines: Vec<EngineReport<'a>>,
     /// How the capped context's graphs were run on a GPU; with --engine device-graph.
     #[serde(skip_serializing_if = "Option::is_none")]
     graphs: Option<GraphReport>,
     /// Behind which capped blocks the norm ran with the caps; with --fused-norm.
     #[serde(skip_serializing_if = "Option::is_none")]
     fused_norm: Option<FusedNormReport>,
-    engagement: f64,
+    /// `null` with --no-statistics.
+    engagement: Option<f64>,
     caps: usize,
     blocks_capped: usize,
     blocks: usize,
     prompt_tokens: usize,
     prompts: usize,
     generate_tokens: usize,
+    sequences: u32,
+    statistics: bool,
     threads: usize,
     model: String,
 }
@@ -137,13 +138,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         prompt_tokens: args.prompt_tokens,
         prompts: args.prompts,
         generate_tokens: args.generate_tokens,
+        sequences: args.sequences,
+        statistics: !args.no_statistics,
         context: args.model.context(),
-        engine: match args.engine {
-            EngineArg::Auto => Engine::Auto,
-            EngineArg::Inserted => Engine::Inserted,
-            EngineArg::Views => Engine::Views,
-            EngineArg::DeviceGraph => Engine::DeviceGraph,
-        },
+        engine: args.engine.into(),
         fused_norm: args.fused_norm,
         idle: args.compare.contains(&Compare::Idle),
         eval_callback: args.compare.contains(&Compare::CbEval),
@@ -167,6 +165,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         backend: name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase(),
         device: device.map_or_else(|| name.to_owned(), |device| device.description.clone()),
         engine,
+        engines: report::engines(&measured.engines),
         graphs: (options.engine == Engine::DeviceGraph).then(|| {
             let GraphCounts { captures, updates, replays, eager, resets } = measured.graphs;
             GraphReport { captures, updates, replays, eager, resets }
@@ -179,6 +178,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         prompt_tokens: args.prompt_tokens,
         prompts: args.prompts,
         generate_tokens: args.generate_tokens,
+        sequences: args.sequences,
+        statistics: options.statistics,
         threads: options.context.threads.unwrap_or_else(default_threads),
         model: model.path().display().to_string(),
     };
@@ -209,7 +210,7 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
         ("capped through cb_eval", measured.eval_callback.as_ref()),
     ];
     let mut text = format!(
-        "{} on {} ({}), {} threads\n{} caps on {} of {} blocks, engaged on {:.1} % of rows; {} pairs\n\n",
+        "{} on {} ({}), {} threads\n{} caps on {} of {} blocks{}; {} pairs, {} sequences\n\n",
         report.model,
         report.device,
         report.engine.unwrap_or("uncapped"),
@@ -217,8 +218,12 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
         report.caps,
         report.blocks_capped,
         report.blocks,
-        100.0 * report.engagement,
+        report
+            .engagement
+            .map(|share| format!(", engaged on {:.1} % of rows", 100.0 * share))
+            .unwrap_or_default(),
         measured.capped.decode.pairs.len(),
+        report.sequences,
     );
     if let Some(fused) = &report.fused_norm {
         let _ = writeln!(text, "fused norm: {fused}\n");

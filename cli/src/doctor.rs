@@ -3,6 +3,7 @@
 mod cache;
 mod driver;
 mod image;
+mod modules;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -16,6 +17,7 @@ use crate::output;
 use cache::Cache;
 use driver::Driver;
 use image::Image;
+use modules::Modules;
 
 /// Say what this machine can do, what is missing, and how to get it. Fails only where nothing could be capped.
 #[derive(Debug, clap::Args)]
@@ -34,6 +36,7 @@ struct Report {
     cpu: Cpu,
     llama: Llama,
     hook: HookReport,
+    modules: Modules,
     devices: Vec<DeviceReport>,
     driver: Driver,
     kernels: Image,
@@ -126,6 +129,7 @@ fn examine() -> Report {
             Ok(found) => HookReport { ready: true, error: None, slots: found.slots.into_iter().collect() },
             Err(reason) => HookReport { ready: false, error: Some(reason), slots: BTreeMap::new() },
         },
+        modules: Modules::look(),
         devices,
         driver: Driver::probe(),
         kernels: Image::look(),
@@ -138,7 +142,7 @@ fn describe(report: &Report) -> String {
     let mut line = |what: &str, how: &str| {
         let _ = writeln!(text, "{what:<10}{how}");
     };
-    let Report { version, cpu, llama, hook, devices, driver, kernels, models } = report;
+    let Report { version, cpu, llama, hook, modules, devices, driver, kernels, models } = report;
     line("axiscap", version);
     line(
         "cpu",
@@ -159,12 +163,15 @@ fn describe(report: &Report) -> String {
     for (name, offset) in &hook.slots {
         line("", &format!("  {name} at {offset}"));
     }
+    for module in modules.describe() {
+        line("backend", &module);
+    }
     for device in devices {
         let capping = device.capping.as_deref().unwrap_or("not hooked");
         line("device", &format!("{}: {} ({}); {capping}", device.name, device.description, device.kind));
     }
     line("driver", &driver.describe());
-    if !llama.gpu_offload {
+    if !llama.gpu_offload && !modules.enabled() {
         line("", "llama.cpp was built for the CPU only; a build with --features cuda can use a GPU");
     }
     line("kernels", &kernels.describe());

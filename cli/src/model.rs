@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use axiscap::CapSet;
 use axiscap::file::CapFile;
-use axiscap_llama::{ContextOptions, KvType, Model, ModelOptions};
+use axiscap_llama::{ContextOptions, Engine, KvType, Model, ModelOptions};
 use clap::{Args, ValueEnum};
 
 use crate::output;
@@ -66,6 +66,27 @@ impl ModelArgs {
             },
             flash_attention: self.flash_attn.map(|when| when == OnOff::On),
             ..ContextOptions::default()
+        }
+    }
+}
+
+/// How caps get into llama.cpp's graphs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineArg {
+    Auto,
+    Inserted,
+    Views,
+    /// Needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment
+    DeviceGraph,
+}
+
+impl From<EngineArg> for Engine {
+    fn from(engine: EngineArg) -> Self {
+        match engine {
+            EngineArg::Auto => Self::Auto,
+            EngineArg::Inserted => Self::Inserted,
+            EngineArg::Views => Self::Views,
+            EngineArg::DeviceGraph => Self::DeviceGraph,
         }
     }
 }

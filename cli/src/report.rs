@@ -73,6 +73,19 @@ pub(crate) fn backend(context: &Context<'_>) -> Result<String> {
     Ok(name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase())
 }
 
+/// Where capped blocks were computed, and how the caps got in.
+#[derive(Debug, Serialize)]
+pub(crate) struct EngineReport<'a> {
+    /// ggml's name of the device: `CPU`, `CUDA0`, ...
+    device: &'a str,
+    how: &'static str,
+}
+
+/// One entry per device and way that was used, in the order of their first use.
+pub(crate) fn engines<'a>(used: &'a [(String, &'static str)]) -> Vec<EngineReport<'a>> {
+    used.iter().map(|(device, how)| EngineReport { device, how }).collect()
+}
+
 /// What became of the norms behind capped blocks, for --fused-norm.
 #[derive(Debug, Serialize)]
 pub(crate) struct FusedNormReport {

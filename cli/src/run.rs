@@ -4,13 +4,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
-use axiscap_llama::{Context, Generated, Message, Model, Role, Stop, generate};
+use axiscap_llama::{Context, GenerateOptions, Generated, Message, Model, Role, Stop, generate};
 use serde::Serialize;
 
-use crate::model::{CapsArgs, ModelArgs};
+use crate::model::{CapsArgs, EngineArg, ModelArgs};
 use crate::output;
 use crate::prompt::PromptArgs;
-use crate::report::{self, CapReport, FusedNormReport};
+use crate::report::{self, CapReport, EngineReport, FusedNormReport};
 use crate::sampling::SamplingArgs;
 
 /// Write an answer, or with --raw go on with a text. The text goes to stdout as it is written, figures to stderr.
@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
     #[arg(long, value_name = "NAME", conflicts_with = "raw")]
     chat_template: Option<String>,
+    /// How caps get into llama.cpp's graphs
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = EngineArg::Auto)]
+    engine: EngineArg,
     /// Write what every cap did to every row to this file, as JSON lines
     #[arg(long, value_name = "FILE", requires = "caps")]
     trace: Option<PathBuf>,
@@ -46,6 +49,9 @@ pub(crate) struct Args {
     /// Print one JSON object in place of the text
     #[arg(long)]
     json: bool,
+    /// With --json: by how much the likeliest token led, in logits, for each token
+    #[arg(long, requires = "json")]
+    margins: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -56,6 +62,9 @@ struct Report<'a> {
     stop: &'static str,
     /// The token that ended the text; it is not among `tokens`.
     stop_token: Option<i32>,
+    /// Where the likeliest token stood before the next, in logits; the last is `stop_token`'s, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    margins: Option<&'a [f32]>,
     decode_tokens_per_second: f64,
     prefill_tokens_per_second: f64,
     caps: Vec<CapReport<'a>>,
@@ -63,6 +72,7 @@ struct Report<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     fused_norm: Option<FusedNormReport>,
     backend: String,
+    engines: Vec<EngineReport<'a>>,
     model: ModelReport<'a>,
 }
 
@@ -93,11 +103,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
 
     let mut context = Context::new(&model, &args.model.context())?;
+    context.session()?.set_engine(args.engine.into());
     context.set_caps(caps.as_ref())?;
     context.set_fused_norm(args.fused_norm)?;
     context.set_tracing(args.trace.is_some())?;
     let mut written = Ok(());
-    let generated = generate(&mut context, &prompt, &args.sampling.options(), |piece| {
+    let options = GenerateOptions { margins: args.margins, ..args.sampling.options() };
+    let generated = generate(&mut context, &prompt, &options, |piece| {
         if !args.json {
             written = output::text(piece);
         }
@@ -121,11 +133,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
                 Stop::End(token) => Some(token.0),
                 _ => None,
             },
+            margins: args.margins.then_some(&generated.margins),
             decode_tokens_per_second: generated.timings.decode_tokens_per_second(),
             prefill_tokens_per_second: generated.timings.prefill_tokens_per_second(),
             caps: caps.as_ref().map(|set| report::caps(set, &stats)).unwrap_or_default(),
             fused_norm,
             backend: report::backend(&context)?,
+            engines: report::engines(&context.engines_used()?),
             model: describe(&model),
         });
     }

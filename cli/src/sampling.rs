@@ -37,6 +37,7 @@ impl SamplingArgs {
                 min_p: self.min_p,
                 seed: self.seed,
             },
+            margins: false,
         }
     }
 }

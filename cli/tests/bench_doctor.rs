@@ -3,7 +3,7 @@
 mod support;
 
 use axiscap::Bound;
-use support::{arg, axiscap, caps, folder, json, program, succeed};
+use support::{arg, axiscap, caps, fail, folder, json, program, succeed};
 
 #[test]
 fn bench_measures_pairs_against_an_untouched_context() {
@@ -31,6 +31,17 @@ fn bench_measures_pairs_against_an_untouched_context() {
         report["engagement"].as_f64().unwrap() > 0.0,
         "caps that never engage cost less than caps that do"
     );
+
+    assert_eq!((&report["sequences"], &report["statistics"]), (&1.into(), &true.into()));
+    let on_cpu = |engine: &serde_json::Value| engine["device"] == "CPU" && engine["how"].is_string();
+    assert!(report["engines"].as_array().unwrap().iter().all(on_cpu), "{report}");
+
+    let several = ["--sequences", "3", "--no-statistics", "--compare", "cb-eval", "--json"];
+    let report = json(axiscap("bench", &[&args[..], &several].concat()));
+    assert_eq!((&report["sequences"], &report["statistics"]), (&3.into(), &false.into()));
+    assert!(report["engagement"].is_null());
+    assert_eq!(report["cb_eval"]["decode"]["pairs"], 2);
+    fail(axiscap("bench", &[&args[..], &["--sequences", "0"]].concat()), &["--sequences"]);
 
     let table = succeed(axiscap("bench", &[&args[..], &["--engine", "views"]].concat()));
     assert!(table.contains("decode, capped") && table.contains("prefill, capped"), "{table}");

@@ -31,6 +31,15 @@ fn json_has_the_promised_fields() {
     }
     assert_eq!(report["caps"][0]["floor"], -1.0);
     assert!(report["caps"][0]["ceiling"].is_null());
+    assert!(report["engines"][0]["how"].is_string() && report["margins"].is_null());
+
+    // Every engine gives the same bits; a lead per choice, the one that ended the text included.
+    let again = json(axiscap("run", &[&args[..], &["--margins", "--engine", "views"]].concat()));
+    assert_eq!(again["tokens"], report["tokens"]);
+    assert_ne!(again["engines"], report["engines"]);
+    let margins = again["margins"].as_array().unwrap();
+    assert_eq!(margins.len(), tokens.len() + usize::from(!report["stop_token"].is_null()));
+    assert!(margins.iter().all(|margin| margin.as_f64().unwrap() >= 0.0), "{margins:?}");
 }
 
 #[test]

@@ -296,7 +296,8 @@ fn what_changes_between_two_decodes_holds_from_the_next_one_on() {
 fn two_contexts_with_different_caps_on_two_threads() {
     let sets = [1, 2].map(|seed| CapSet::new([cap(9, seed, floor(6.0)), cap(15, seed, floor(9.0))]).unwrap());
     let alone: Vec<_> = sets.iter().map(|set| capped(set, Engine::Auto, 512, 1)).collect();
-    assert_ne!(alone[0].tokens, alone[1].tokens);
+    // Their texts may be the same: that depends on how llama.cpp rounds here.
+    assert_ne!(alone[0].trace, alone[1].trace);
     let together: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> =
             sets.iter().map(|set| scope.spawn(|| capped(set, Engine::Auto, 512, 1))).collect();

@@ -17,13 +17,23 @@ pub(crate) fn llama() -> &'static LlamaBackend {
     static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
     BACKEND.get_or_init(|| {
         log::install();
+        // Before llama.cpp starts: where it finds no backend, it loads what it can itself, and says nothing.
+        #[cfg(feature = "dynamic-backends")]
+        MODULES.get_or_init(crate::modules::load);
         // The only error is that the program has initialised llama.cpp itself, which is just as good. The token
         // made for that case lives in a static and is never dropped, so it never frees what it does not own.
-        let backend = LlamaBackend::init().unwrap_or(LlamaBackend {});
-        #[cfg(feature = "dynamic-backends")]
-        llama_cpp_2::llama_backend::load_backends();
-        backend
+        LlamaBackend::init().unwrap_or(LlamaBackend {})
     })
+}
+
+#[cfg(feature = "dynamic-backends")]
+static MODULES: OnceLock<Vec<crate::modules::Module>> = OnceLock::new();
+
+/// Files with backends of ggml that were found, other than the CPU's, and what became of them.
+#[cfg(feature = "dynamic-backends")]
+pub fn modules() -> &'static [crate::modules::Module] {
+    llama();
+    MODULES.get().map(Vec::as_slice).unwrap_or_default()
 }
 
 /// The llama.cpp that is linked in.

@@ -4,8 +4,9 @@
 //! what two contexts differ in by accident, such as where their buffers lie, is drawn anew, and decode the same tokens.
 //! The prompt is decoded several times, by one subject after the other, in alternating order; generated tokens are
 //! decoded in lock-step, one token by each subject in turn, so that whatever else the machine does hits all of them
-//! alike. A round's ratio is the median over its prompts or tokens, which an interruption does not move; the ratio of
-//! total times is given beside it.
+//! alike. With several sequences a step decodes one token of each; they go on from one prompt, with different tokens. A
+//! round's ratio is the median over its prompts or tokens, which an interruption does not move; the ratio of total
+//! times is given beside it.
 
 mod eval;
 mod ratio;
@@ -34,10 +35,15 @@ pub struct BenchOptions {
     pub prompts: usize,
     /// Tokens decoded one by one.
     pub generate_tokens: usize,
+    /// Sequences decoded at once, 1 or more: rows of a decode step.
+    pub sequences: u32,
     /// The contexts; `ctx` is raised as needed.
     pub context: ContextOptions,
     /// How the capped context runs its caps.
     pub engine: Engine,
+    /// Whether what the caps do is counted ([`axiscap_ggml::Session::set_statistics`]); without it
+    /// [`BenchReport::engagement`] is not known.
+    pub statistics: bool,
     /// Whether its caps do the norm behind their block too, where they run on a GPU.
     pub fused_norm: bool,
     /// Also measure a hooked context with its caps switched off.
@@ -64,8 +70,8 @@ pub struct BenchReport {
     pub idle: Option<Comparison>,
     /// The `cb_eval` context against the baseline.
     pub eval_callback: Option<Comparison>,
-    /// Share of rows (times caps) on which a cap engaged.
-    pub engagement: f64,
+    /// Share of rows (times caps) on which a cap engaged; `None` where nobody counted.
+    pub engagement: Option<f64>,
     /// Where the capped context ran its caps, and how, in the hook's words.
     pub engines: Vec<(String, &'static str)>,
     /// How its graphs were run on GPUs under [`Engine::DeviceGraph`].
@@ -88,8 +94,10 @@ trait Subject {
     fn clear(&mut self);
     /// Decodes tokens from an empty cache, with logits for the last.
     fn prefill(&mut self, tokens: &[Token]) -> Result<(), Error>;
-    /// Decodes one more token, with logits.
-    fn step(&mut self, token: Token, position: usize) -> Result<(), Error>;
+    /// Makes the sequences below `count` copies of sequence 0.
+    fn spread(&mut self, count: u32);
+    /// Decodes one more token of each sequence, with logits.
+    fn step(&mut self, tokens: &[Token], position: usize) -> Result<(), Error>;
     /// (rows times caps, those engaged)
     fn engaged(&self) -> (u64, u64) {
         (0, 0)
@@ -116,9 +124,14 @@ impl Subject for Context<'_> {
         Ok(())
     }
 
-    fn step(&mut self, token: Token, position: usize) -> Result<(), Error> {
+    fn spread(&mut self, count: u32) {
+        (1..count.cast_signed()).for_each(|sequence| self.copy_sequence(0, sequence));
+    }
+
+    fn step(&mut self, tokens: &[Token], position: usize) -> Result<(), Error> {
         let position = i32::try_from(position).unwrap_or(i32::MAX);
-        self.decode(&[BatchRow { token, position, sequence: 0, logits: true }])?;
+        let row = |(sequence, &token)| BatchRow { token, position, sequence, logits: true };
+        self.decode(&(0..).zip(tokens).map(row).collect::<Vec<_>>())?;
         self.llama().synchronize();
         Ok(())
     }
@@ -159,12 +172,15 @@ pub fn bench(
     options: &BenchOptions,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<BenchReport, Error> {
-    let tokens = options.prompt_tokens.saturating_add(options.generate_tokens);
+    let sequences = options.sequences as usize;
+    let generated = options.generate_tokens.saturating_mul(sequences);
+    let tokens = options.prompt_tokens.saturating_add(generated);
     for (option, value) in [
         ("pairs (--pairs)", options.pairs),
         ("prompt_tokens (--prompt-tokens)", options.prompt_tokens),
         ("generate_tokens (--generate-tokens)", options.generate_tokens),
         ("prompts (--prompts)", options.prompts),
+        ("sequences (--sequences)", sequences),
     ] {
         if value == 0 || tokens > i32::MAX as usize {
             return Err(Error::Option {
@@ -176,8 +192,11 @@ pub fn bench(
     }
     let text = sample_tokens(model, tokens)?;
     let needed = u32::try_from(tokens).unwrap_or(u32::MAX);
-    let context =
-        ContextOptions { ctx: Some(options.context.ctx.unwrap_or(0).max(needed)), ..options.context.clone() };
+    let context = ContextOptions {
+        ctx: Some(options.context.ctx.unwrap_or(0).max(needed)),
+        sequences: options.sequences,
+        ..options.context.clone()
+    };
     let mut kinds = vec![Kind::Baseline, Kind::Capped];
     kinds.extend(options.idle.then_some(Kind::Idle));
     kinds.extend(options.eval_callback.then_some(Kind::EvalCallback));
@@ -191,6 +210,7 @@ pub fn bench(
         }
         let mut capped = Context::new(model, &context)?;
         capped.session()?.set_engine(options.engine);
+        capped.session()?.set_statistics(options.statistics);
         capped.set_fused_norm(options.fused_norm)?;
         capped.set_caps(Some(caps))?;
         capped.set_enabled(kind == Kind::Capped)?;
@@ -222,7 +242,7 @@ pub fn bench(
             rounds.iter().map(|round: &Vec<Sample>| (times(&round[0]), times(&round[subject]))).collect()
         };
         Some(Comparison {
-            decode: Ratio::of(&pairs(|sample| &sample.decode), 1),
+            decode: Ratio::of(&pairs(|sample| &sample.decode), sequences),
             prefill: Ratio::of(&pairs(|sample| &sample.prefill), options.prompt_tokens),
         })
     };
@@ -230,7 +250,7 @@ pub fn bench(
         capped: compare(Kind::Capped).ok_or(Error::NotBound)?,
         idle: compare(Kind::Idle),
         eval_callback: compare(Kind::EvalCallback),
-        engagement: engaged as f64 / rows.max(1) as f64,
+        engagement: (rows > 0).then(|| engaged as f64 / rows as f64),
         engines,
         graphs,
         fused_norms,
@@ -249,26 +269,30 @@ fn round(
     options: &BenchOptions,
     turned: bool,
 ) -> Result<Vec<Sample>, Error> {
-    let prompt = options.prompt_tokens;
+    let (prompt, rest) = text.split_at(options.prompt_tokens);
     let mut samples = vec![Sample::default(); subjects.len()];
     let orders = [order(subjects.len(), false), order(subjects.len(), true)];
     // A new context's first decodes reserve its graphs and touch its memory for the first time.
     for &subject in &orders[usize::from(turned)] {
-        subjects[subject].prefill(&text[..prompt])?;
-        subjects[subject].step(text[0], prompt)?;
+        subjects[subject].prefill(prompt)?;
+        subjects[subject].spread(options.sequences);
+        subjects[subject].step(&rest[..options.sequences as usize], prompt.len())?;
     }
     for turn in 0..options.prompts {
         for &subject in &orders[(turn + usize::from(turned)) % 2] {
             subjects[subject].clear();
             let started = Instant::now();
-            subjects[subject].prefill(&text[..prompt])?;
+            subjects[subject].prefill(prompt)?;
             samples[subject].prefill.push(started.elapsed());
         }
     }
-    for (position, &token) in text.iter().enumerate().skip(prompt) {
+    for subject in &mut *subjects {
+        subject.spread(options.sequences);
+    }
+    for (tokens, position) in rest.chunks(options.sequences as usize).zip(prompt.len()..) {
         for &subject in &orders[(position + usize::from(turned)) % 2] {
             let started = Instant::now();
-            subjects[subject].step(token, position)?;
+            subjects[subject].step(tokens, position)?;
             samples[subject].decode.push(started.elapsed());
         }
     }

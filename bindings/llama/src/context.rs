@@ -390,6 +390,11 @@ impl<'m> Context<'m> {
         asked.then(|| self.llama.get_logits_ith(i32::try_from(row).unwrap_or(i32::MAX)))
     }
 
+    /// The logits of the last row of the last batch; none where none were asked for.
+    pub(crate) fn last_logits(&self) -> &[f32] {
+        self.outputs.len().checked_sub(1).and_then(|row| self.logits(row)).unwrap_or_default()
+    }
+
     /// Whether the last row of the last batch has logits to sample from.
     pub(crate) fn has_last_logits(&self) -> bool {
         self.outputs.last().copied().unwrap_or(false)

@@ -67,12 +67,14 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// How the next token is chosen.
     pub sampling: Sampling,
+    /// Whether to note by how much the likeliest token led, for each token ([`Generated::margins`]).
+    pub margins: bool,
 }
 
 impl Default for GenerateOptions {
-    /// 256 tokens, [`Sampling::default`].
+    /// 256 tokens, [`Sampling::default`], no margins.
     fn default() -> Self {
-        Self { max_tokens: 256, sampling: Sampling::default() }
+        Self { max_tokens: 256, sampling: Sampling::default(), margins: false }
     }
 }
 
@@ -96,6 +98,10 @@ pub struct Generated {
     pub text: String,
     /// Its tokens, without the one that ended it.
     pub tokens: Vec<Token>,
+    /// The largest logit less the second largest, where each token (and the one that ended the text) was chosen.
+    /// A small one says that greedy generation could as well have gone on otherwise. Empty unless
+    /// [`GenerateOptions::margins`].
+    pub margins: Vec<f32>,
     /// Why it ended.
     pub stop: Stop,
     /// How long it took.
@@ -160,7 +166,7 @@ pub fn generate(
             trained: context.model().trained_context(),
         });
     }
-    let result = run(context, prompt, options.max_tokens, &mut sampler, on_text);
+    let result = run(context, prompt, options, &mut sampler, on_text);
     if result.is_err() {
         context.clear();
     }
@@ -170,7 +176,7 @@ pub fn generate(
 fn run(
     context: &mut Context<'_>,
     prompt: &[Token],
-    max_tokens: usize,
+    &GenerateOptions { max_tokens, margins: with_margins, .. }: &GenerateOptions,
     sampler: &mut LlamaSampler,
     mut on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
@@ -184,7 +190,7 @@ fn run(
     timings.prefill_tokens = prompt.len() - timings.reused;
 
     let mut utf8 = Utf8::default();
-    let (mut text, mut tokens) = (String::new(), Vec::new());
+    let (mut text, mut tokens, mut margins) = (String::new(), Vec::new(), Vec::new());
     let started = Instant::now();
     let stop = loop {
         if tokens.len() == max_tokens {
@@ -192,6 +198,9 @@ fn run(
         }
         debug_assert!(context.has_last_logits(), "sampling without logits would abort in llama.cpp");
         let token = sampler.sample(context.llama(), -1);
+        if with_margins {
+            margins.push(margin(context.last_logits()));
+        }
         if model.ends_generation(token) {
             break Stop::End(token);
         }
@@ -221,7 +230,17 @@ fn run(
         // It has stopped already.
         let _ = on_text(&rest);
     }
-    Ok(Generated { text, tokens, stop, timings })
+    Ok(Generated { text, tokens, margins, stop, timings })
+}
+
+/// The largest value less the second largest.
+fn margin(logits: &[f32]) -> f32 {
+    let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+    for &logit in logits {
+        second = second.max(logit.min(first));
+        first = first.max(logit);
+    }
+    first - second
 }
 
 /// Rolls sequence 0 back to the longest beginning it shares with the prompt and returns its length. At least the
@@ -234,4 +253,13 @@ fn reuse(context: &mut Context<'_>, prompt: &[Token]) -> usize {
         return 0;
     }
     shared
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn margins_are_of_the_two_largest() {
+        assert_eq!(super::margin(&[-3.0, 2.0, 0.5, -7.0]), 1.5);
+        assert_eq!(super::margin(&[4.0, 1.0, 4.0]), 0.0);
+    }
 }

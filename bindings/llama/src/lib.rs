@@ -37,6 +37,8 @@ mod generate;
 mod log;
 mod memory;
 mod model;
+#[cfg(feature = "dynamic-backends")]
+mod modules;
 pub mod rollout;
 pub mod rollout_file;
 pub mod rollout_plan;
@@ -56,3 +58,5 @@ pub use crate::generate::{GenerateOptions, Generated, Sampling, Stop, Timings, g
 pub use crate::model::{Model, ModelOptions};
 pub use crate::threads::default_threads;
 pub use crate::trace::TraceRow;
+#[cfg(feature = "dynamic-backends")]
+pub use crate::{backend::modules, modules::Module};

@@ -32,6 +32,12 @@ pub(crate) fn capture<R>(work: impl FnOnce() -> R) -> (R, Complaints) {
 pub(crate) struct Complaints(Vec<String>);
 
 impl Complaints {
+    /// Whether there were any.
+    #[cfg(feature = "dynamic-backends")]
+    pub(crate) fn any(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// The complaints in one sentence: without function names, repetitions and lines that only say that the call
     /// failed.
     pub(crate) fn reason(&self) -> String {

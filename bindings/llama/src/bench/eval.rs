@@ -4,7 +4,7 @@
 //! second copy of the model.
 
 use std::ffi::CString;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 use axiscap::CapSet;
 use axiscap_ggml::{EvalCallback, ModelShape, Session};
@@ -12,7 +12,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::Subject;
 use crate::Token;
-use crate::context::{ContextOptions, KvType};
+use crate::context::{BatchRow, ContextOptions, KvType};
 use crate::error::Error;
 use crate::log;
 use crate::model::Model;
@@ -75,7 +75,7 @@ impl<'m> EvalContext<'m> {
             KvType::F16 => sys::GGML_TYPE_F16,
             KvType::F32 => sys::GGML_TYPE_F32,
         };
-        params.n_ctx = ctx;
+        (params.n_ctx, params.n_seq_max) = (ctx, options.sequences);
         params.n_batch = options.batch.max(options.ubatch);
         params.n_ubatch = options.ubatch;
         (params.n_threads, params.n_threads_batch) = (threads, threads);
@@ -98,25 +98,36 @@ impl<'m> EvalContext<'m> {
         Ok(Self { context, session, batch, _callback: callback, _model: model })
     }
 
-    /// Decodes tokens that follow what is in the cache, with logits for the last.
-    fn decode(&mut self, tokens: &[Token], position: usize) -> Result<(), Error> {
-        for (chunk, start) in tokens.chunks(self.batch).zip((position..).step_by(self.batch)) {
-            let mut ids: Vec<sys::llama_token> = chunk.iter().map(|token| token.0).collect();
-            let count = i32::try_from(ids.len()).unwrap_or(i32::MAX);
+    /// Decodes rows, in batches as long as allowed.
+    fn decode(&mut self, rows: &[BatchRow]) -> Result<(), Error> {
+        for rows in rows.chunks(self.batch) {
+            let mut tokens: Vec<_> = rows.iter().map(|row| row.token.0).collect();
+            let mut positions: Vec<_> = rows.iter().map(|row| row.position).collect();
+            let mut sequences: Vec<_> = rows.iter().map(|row| row.sequence).collect();
+            let mut counts = vec![1; rows.len()];
+            let mut lists: Vec<_> = sequences.iter_mut().map(ptr::from_mut).collect();
+            let mut logits: Vec<_> = rows.iter().map(|row| i8::from(row.logits)).collect();
+            let batch = sys::llama_batch {
+                n_tokens: i32::try_from(rows.len()).unwrap_or(i32::MAX),
+                token: tokens.as_mut_ptr(),
+                embd: ptr::null_mut(),
+                pos: positions.as_mut_ptr(),
+                n_seq_id: counts.as_mut_ptr(),
+                seq_id: lists.as_mut_ptr(),
+                logits: logits.as_mut_ptr(),
+            };
+            let outputs = rows.iter().filter(|row| row.logits).count();
             let (decoded, complaints) = log::capture(|| {
-                self.session.watch(chunk.len(), 1, || {
-                    // SAFETY: the batch borrows `ids`, which lives for both calls; the context is alive and ours.
-                    // Positions follow on from the cache by themselves, and the last token has logits.
-                    let status = unsafe {
-                        let batch = sys::llama_batch_get_one(ids.as_mut_ptr(), count);
-                        sys::llama_decode(self.context.as_ptr(), batch)
-                    };
+                self.session.watch(rows.len(), outputs, || {
+                    // SAFETY: the batch borrows the vectors above, one value per row each, which live for the
+                    // call; the context is alive and ours.
+                    let status = unsafe { sys::llama_decode(self.context.as_ptr(), batch) };
                     if status == 0 { Ok(()) } else { Err(status) }
                 })
             });
             decoded?.map_err(|_| Error::Decode {
-                rows: chunk.len(),
-                position: i32::try_from(start).unwrap_or(i32::MAX),
+                rows: rows.len(),
+                position: rows.first().map_or(0, |row| row.position),
                 reason: complaints.reason(),
             })?;
         }
@@ -133,11 +144,30 @@ impl Subject for EvalContext<'_> {
     }
 
     fn prefill(&mut self, tokens: &[Token]) -> Result<(), Error> {
-        self.decode(tokens, 0)
+        let last = tokens.len().saturating_sub(1);
+        let row = |(index, &token): (usize, &Token)| BatchRow {
+            token,
+            position: i32::try_from(index).unwrap_or(i32::MAX),
+            sequence: 0,
+            logits: index == last,
+        };
+        self.decode(&tokens.iter().enumerate().map(row).collect::<Vec<_>>())
     }
 
-    fn step(&mut self, token: Token, position: usize) -> Result<(), Error> {
-        self.decode(&[token], position)
+    fn spread(&mut self, count: u32) {
+        for sequence in 1..count.cast_signed() {
+            // SAFETY: the context is alive, and so is its memory; the sequences are below the `n_seq_max` it was made
+            // with, and negative positions mean all.
+            unsafe {
+                sys::llama_memory_seq_cp(sys::llama_get_memory(self.context.as_ptr()), 0, sequence, -1, -1);
+            }
+        }
+    }
+
+    fn step(&mut self, tokens: &[Token], position: usize) -> Result<(), Error> {
+        let position = i32::try_from(position).unwrap_or(i32::MAX);
+        let row = |(sequence, &token)| BatchRow { token, position, sequence, logits: true };
+        self.decode(&(0..).zip(tokens).map(row).collect::<Vec<_>>())
     }
 }
 

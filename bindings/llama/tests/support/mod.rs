@@ -20,7 +20,7 @@ pub(crate) fn options() -> ContextOptions {
 
 /// The likeliest tokens, so many of them.
 pub(crate) fn greedy(max_tokens: usize) -> GenerateOptions {
-    GenerateOptions { max_tokens, sampling: Sampling::GREEDY }
+    GenerateOptions { max_tokens, sampling: Sampling::GREEDY, margins: false }
 }
 
 /// A cap on each of these blocks, with axes of its own and one bound.

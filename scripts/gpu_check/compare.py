@@ -1,0 +1,93 @@
+"""Two runs of the same text on different hardware, compared. Nothing here runs anything.
+
+llama.cpp does not give the same logits on a GPU as on a CPU: it multiplies in another order and rounds activations
+elsewhere. So a GPU run is held to this:
+
+- **Rows**: what a cap says of a row follows from itself, exactly: `after` is the bound where `before` lies outside,
+  else `before`.
+- **Projections** at the first capped block, which no cap has touched yet, agree with the CPU's: deviations are taken
+  relative to the larger of the CPU's value and the median size of all of them; their median is at most MEDIAN and their
+  99th percentile at most TAIL. Two ways to compute attention on one CPU give medians of 0.006 (a real model, block 21)
+  and 0.024 (random weights, block 8, which amplify more); a wrong axis, row or block gives about 1.
+- **Tokens** are equal up to where two tokens were near tied: where the texts part, the lead of the winner over the
+  next token is, on at least one side, at most TIE logits or twice the largest difference of leads seen before that.
+"""
+
+import json
+import statistics
+
+MEDIAN, TAIL, TIE = 0.15, 0.75, 0.5
+
+
+def tokens(reference, other):
+    """Compares two results of `axiscap run --json --margins`."""
+    mine, theirs = reference["tokens"], other["tokens"]
+    # The token that ended a text is one more choice.
+    mine, theirs = ([*run["tokens"], *filter(lambda t: t is not None, [run["stop_token"]])] for run in (reference, other))
+    shared = min(len(mine), len(theirs))
+    first = next((i for i in range(shared) if mine[i] != theirs[i]), None)
+    equal = shared if first is None else first
+    noise = max((abs(a - b) for a, b in zip(reference["margins"][:equal], other["margins"][:equal])), default=0.0)
+    result = {"tokens": shared, "equal": equal, "largest_difference_of_leads": noise}
+    if first is None:
+        result["verdict"] = "equal" if len(mine) == len(theirs) else "different lengths"
+        return result
+    leads = [reference["margins"][first], other["margins"][first]]
+    allowed = max(TIE, 2 * noise)
+    result |= {"first_difference": first, "leads_there": leads, "lead_allowed": allowed}
+    result["verdict"] = "near tie" if min(leads) <= allowed else "different"
+    return result
+
+
+def read_trace(file):
+    """The lines of `axiscap run --trace`."""
+    with open(file) as lines:
+        return [json.loads(line) for line in lines]
+
+
+def self_consistent(trace, caps):
+    """Rows whose `after` does not follow from `before` and the bounds that the run's JSON names; and all rows."""
+    wrong = []
+    for row in trace:
+        cap = caps[row["cap"]]
+        low = float("-inf") if cap["floor"] is None else cap["floor"]
+        high = float("inf") if cap["ceiling"] is None else cap["ceiling"]
+        before = row["before"]
+        expected = low if before < low else high if before > high else before
+        if row["after"] != expected or row["engaged"] != (expected != before) or row.get("non_finite"):
+            wrong.append(row)
+    return {"rows": len(trace), "engaged": sum(row["engaged"] for row in trace), "wrong": len(wrong),
+            "first_wrong": wrong[:1]}
+
+
+def projections(reference, other, positions):
+    """How far `before` at the first capped block differs over the first `positions`, the part both runs share."""
+    block = min(row["block"] for row in reference)
+    values = [{row["position"]: row["before"] for row in trace if row["block"] == block and row["position"] < positions}
+              for trace in (reference, other)]
+    if values[0].keys() != values[1].keys() or not values[0]:
+        return {"block": block, "verdict": "not the same rows", "rows": [len(v) for v in values]}
+    scale = statistics.median(abs(value) for value in values[0].values()) or 1.0
+    apart = sorted(abs(values[1][at] - value) / max(abs(value), scale) for at, value in values[0].items())
+    median, tail = statistics.median(apart), apart[min(len(apart) - 1, int(0.99 * len(apart)))]
+    # Written so that a NaN does not pass.
+    close = median <= MEDIAN and tail <= TAIL
+    return {"block": block, "rows": len(apart), "median": median, "percentile_99": tail, "largest": apart[-1],
+            "identical_rows": sum(value == 0 for value in apart), "verdict": "close" if close else "too far"}
+
+
+def on_gpu(report, one_graph=False, fused=False):
+    """Why a report's caps did not run on a GPU in the way asked for, or None."""
+    engines = report["engines"]
+    if not engines:
+        return "nothing was capped"
+    for engine in engines:
+        if not engine["device"].startswith("CUDA"):
+            return f"blocks were computed on {engine['device']}, not on the GPU"
+        if "on the GPU" not in engine["how"]:
+            return f"caps of {engine['device']} did not run there: {engine['how']}"
+    if one_graph and not any("captured as one" in engine["how"] for engine in engines):
+        return "no graph was captured as one and replayed"
+    if fused and not report["fused_norm"]["fused"]:
+        return f"no norm was fused: {report['fused_norm']['refused'][:1]}"
+    return None

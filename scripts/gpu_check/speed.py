@@ -1,0 +1,105 @@
+"""What capping costs on the GPU: `axiscap bench` in every mode, the most telling first.
+
+Every figure is a ratio of speeds measured side by side in one process. Where caps and llama.cpp are captured as one
+graph, ggml's own graphs have to be off, for the baseline too; so there the capped speed is also given relative to the
+baseline of the run with ggml's graphs (`against_stock`), which was measured at another time.
+"""
+
+from . import compare
+from .generation import GRAPHS_OFF
+from .pieces import Missing
+
+VIEWS, GRAPH, FUSED, FUSED_GRAPH = "views", "graph", "fused-norm", "fused-norm-graph"
+MODES = {
+    VIEWS: (["--engine", "views"], {}),
+    GRAPH: (["--engine", "device-graph"], GRAPHS_OFF),
+    FUSED: (["--engine", "views", "--fused-norm"], {}),
+    FUSED_GRAPH: (["--engine", "device-graph", "--fused-norm"], GRAPHS_OFF),
+}
+PREFILL = {"--generate-tokens": "1", "--pairs": "30"}
+BATCH = {"--sequences": "16"}
+UNCOUNTED = {"--no-statistics": None}
+
+# In order of value: name, model, capped blocks, mode, options of `axiscap bench` (None: it takes no value).
+PLAN = [
+    ("8b-8-views", "8b", 8, VIEWS, {}),
+    ("8b-8-graph", "8b", 8, GRAPH, {}),
+    ("8b-all-graph", "8b", "all", GRAPH, {}),
+    ("8b-all-views", "8b", "all", VIEWS, {}),
+    ("1b-8-views", "1b", 8, VIEWS, {}),
+    ("1b-8-graph", "1b", 8, GRAPH, {}),
+    ("8b-8-fused-norm", "8b", 8, FUSED, {}),
+    ("8b-8-fused-norm-graph", "8b", 8, FUSED_GRAPH, {}),
+    ("8b-all-fused-norm-graph", "8b", "all", FUSED_GRAPH, {}),
+    ("8b-8-views-prefill", "8b", 8, VIEWS, PREFILL),
+    ("8b-8-views-batch16", "8b", 8, VIEWS, BATCH),
+    ("8b-8-graph-batch16", "8b", 8, GRAPH, BATCH),
+    ("8b-8-graph-no-statistics", "8b", 8, GRAPH, UNCOUNTED),
+    ("8b-8-views-no-statistics", "8b", 8, VIEWS, UNCOUNTED),
+    ("8b-8-cb-eval", "8b", 8, VIEWS, {"--compare": "idle,cb-eval", "--pairs": "8"}),
+    ("8b-all-cb-eval", "8b", "all", VIEWS, {"--compare": "cb-eval", "--pairs": "8"}),
+    ("8b-all-fused-norm", "8b", "all", FUSED, {}),
+    ("1b-all-views", "1b", "all", VIEWS, {}),
+    ("1b-all-graph", "1b", "all", GRAPH, {}),
+    ("8b-all-views-batch16", "8b", "all", VIEWS, BATCH),
+    ("real-8-views", "real", 8, VIEWS, {}),
+    ("real-8-graph", "real", 8, GRAPH, {}),
+]
+
+
+def blocks(capped, shape):
+    """The first and last block: all of them, or 8 from two thirds of the way on."""
+    if capped == "all":
+        return 0, shape["blocks"] - 1
+    count = min(capped, shape["blocks"])
+    first = min(shape["blocks"] * 5 // 8, shape["blocks"] - count)
+    return first, first + count - 1
+
+
+def arguments(rehearse, further):
+    """The options of `axiscap bench`, each once: the usual ones, those of the step, and in a rehearsal short ones."""
+    options = {"--pairs": "15", "--prompt-tokens": "512", "--generate-tokens": "64", **further}
+    if rehearse:
+        options |= {"--pairs": "2", "--prompt-tokens": "32", "--generate-tokens": "4"}
+    return [part for pair in options.items() for part in pair if part is not None]
+
+
+def bench(check, pieces, models, has_fused_norm):
+    """Runs the plan as far as there is time."""
+    for name, model, capped, mode, further in PLAN:
+        if not check.wanted(name):
+            continue
+        if mode in (FUSED, FUSED_GRAPH) and not has_fused_norm:
+            check.result["steps"][name] = {"status": "not run: this axiscap has no --fused-norm"}
+            continue
+        if check.left() < 15:
+            check.result["steps"][name] = {"status": "no time left"}
+            check.save()
+            continue
+        try:
+            file, shape = models[model]()
+            caps = pieces.bench_caps(shape["blocks"], shape["width"], *blocks(capped, shape))
+        except Missing as missing:
+            check.judge(name, False, str(missing))
+            continue
+        extra, environment = MODES[mode]
+        command = [pieces.axiscap, "bench", "--model", file, "--caps", caps, "--json", *extra,
+                   *arguments(check.options.rehearse, further)]
+        step, report = check.json(name, command, {**pieces.gpu, **environment}, most=90)
+        if report is None:
+            late = step["status"] in ("timeout", "no time left")
+            check.judge(name, late and check.left() < 15, f"axiscap bench: {step['status']}")
+            continue
+        step["report"] = report
+        if mode in (GRAPH, FUSED_GRAPH) and (stock := stock_speed(check, model, further)):
+            step["against_stock"] = report["decode"]["capped_tps"] / stock
+        elsewhere = compare.on_gpu(report, mode in (GRAPH, FUSED_GRAPH), mode in (FUSED, FUSED_GRAPH))
+        elsewhere = None if check.options.rehearse else elsewhere
+        check.judge(name, elsewhere is None, elsewhere)
+
+
+def stock_speed(check, model, further):
+    """Decode speed of the untouched context with ggml's own graphs, of the same model and batch; None where it was not
+    measured before."""
+    step = check.result["steps"].get(f"{model}-8-views{'-batch16' if further == BATCH else ''}", {})
+    return step.get("report", {}).get("decode", {}).get("uncapped_tps")

@@ -1,0 +1,122 @@
+"""What passes and what does not, on made-up runs."""
+
+import unittest
+
+from gpu_check import compare, speed, targets
+
+
+def run(tokens, margins, stop_token=None):
+    return {"tokens": tokens, "margins": margins, "stop_token": stop_token}
+
+
+def row(position, before, after, block=3, cap=0, engaged=None):
+    return {"position": position, "block": block, "cap": cap, "before": before, "after": after,
+            "engaged": before != after if engaged is None else engaged}
+
+
+CAPS = [{"floor": 1.0, "ceiling": None}, {"floor": None, "ceiling": 4.0}]
+
+
+class Tokens(unittest.TestCase):
+    def verdict(self, *runs):
+        return compare.tokens(*runs)["verdict"]
+
+    def test_equal(self):
+        self.assertEqual(self.verdict(run([1, 2], [1, 1]), run([1, 2], [1.2, 1])), "equal")
+
+    def test_a_small_lead_is_a_near_tie(self):
+        found = compare.tokens(run([1, 2, 3], [2, 2, 0.1]), run([1, 2, 4], [2, 2, 3.0]))
+        self.assertEqual((found["verdict"], found["first_difference"], found["equal"]), ("near tie", 2, 2))
+
+    def test_clear_winners_that_differ_are_different(self):
+        self.assertEqual(self.verdict(run([1, 2], [2, 1.0]), run([1, 3], [2, 0.9])), "different")
+
+    def test_what_leads_differ_by_before_widens_the_tie(self):
+        self.assertEqual(self.verdict(run([1, 2], [2, 1.0]), run([1, 3], [2.6, 1.1])), "near tie")
+
+    def test_the_first_token_has_the_fixed_tie(self):
+        self.assertEqual(self.verdict(run([1], [0.8]), run([2], [0.7])), "different")
+        self.assertEqual(self.verdict(run([1], [0.1]), run([2], [9])), "near tie")
+
+    def test_the_end_is_a_choice(self):
+        self.assertEqual(self.verdict(run([1], [1, 1], 9), run([1, 5], [1, 1])), "different")
+        self.assertEqual(self.verdict(run([1, 5], [1, 1]), run([1, 5], [1, 1, 1], 9)), "different lengths")
+
+
+class Rows(unittest.TestCase):
+    def test_after_follows_from_before(self):
+        right = [row(0, 0.5, 1.0), row(1, 2.0, 2.0), row(1, 5.0, 4.0, cap=1)]
+        self.assertEqual(compare.self_consistent(right, CAPS)["wrong"], 0)
+        for wrong in [row(0, 0.5, 0.5), row(0, 2.0, 1.0), row(0, 5.0, 5.0, cap=1), row(0, 0.5, 1.0, engaged=False)]:
+            self.assertEqual(compare.self_consistent([wrong], CAPS)["wrong"], 1)
+
+    def test_projections_of_the_first_block(self):
+        mine = [row(p, 10.0 + p, 0) for p in range(50)] + [row(p, 0, 0, block=5) for p in range(50)]
+        near = [row(p, (10.0 + p) * 1.01, 0) for p in range(50)] + [row(p, 99, 0, block=5) for p in range(50)]
+        self.assertEqual(compare.projections(mine, near, 50)["verdict"], "close")
+        other = [row(p, 10.0 + (p + 7) % 50, 0) for p in range(50)]
+        self.assertEqual(compare.projections(mine, other, 50)["verdict"], "too far")
+        self.assertEqual(compare.projections(mine, near[1:], 50)["verdict"], "not the same rows")
+        nothing = [row(p, float("nan"), 0) for p in range(50)]
+        self.assertEqual(compare.projections(mine, nothing, 50)["verdict"], "too far")
+        # What comes after the texts part is no longer comparable.
+        self.assertEqual(compare.projections(mine, near[:20] + other[20:], 20)["rows"], 20)
+
+
+class Gpu(unittest.TestCase):
+    def report(self, *engines):
+        return {"engines": [{"device": device, "how": how} for device, how in engines]}
+
+    def test_the_host_is_found_out(self):
+        on_gpu = ("CUDA0", "the graph is cut at capped blocks, caps run on the GPU in stream order")
+        host = ("CUDA0", "the graph is cut at capped blocks, caps run on the host")
+        graph = ("CUDA0", "the graph and its caps are captured as one and replayed on the GPU")
+        self.assertIsNone(compare.on_gpu(self.report(on_gpu)))
+        self.assertIsNone(compare.on_gpu(self.report(on_gpu, graph), one_graph=True))
+        for found in [self.report(host), self.report(on_gpu, host), self.report(("CPU", on_gpu[1])), self.report()]:
+            self.assertIsNotNone(compare.on_gpu(found))
+        self.assertIsNotNone(compare.on_gpu(self.report(on_gpu), one_graph=True))
+        for fused, passes in [([20], True), ([], False)]:
+            report = self.report(on_gpu) | {"fused_norm": {"fused": fused, "refused": []}}
+            self.assertEqual(compare.on_gpu(report, fused=True) is None, passes)
+
+
+class Plan(unittest.TestCase):
+    def test_every_target_has_its_step(self):
+        names = [name for name, *_ in speed.PLAN]
+        self.assertEqual(len(names), len(set(names)))
+        for _, name, _, _ in targets.AIMED:
+            self.assertIn(name, names)
+        for pair in targets.STATISTICS:
+            self.assertTrue(set(pair) <= set(names))
+
+    def test_options_are_given_once(self):
+        for _, _, _, _, further in speed.PLAN:
+            given = [part for part in speed.arguments(False, further) if part.startswith("--")]
+            self.assertEqual(len(given), len(set(given)))
+            self.assertTrue(set(further) <= set(given))
+            self.assertNotIn(None, speed.arguments(False, further))
+
+    def test_blocks_are_there(self):
+        self.assertEqual(speed.blocks(8, {"blocks": 32}), (20, 27))
+        self.assertEqual(speed.blocks(8, {"blocks": 4}), (0, 3))
+        self.assertEqual(speed.blocks(8, {"blocks": 16}), (8, 15))
+        self.assertEqual(speed.blocks("all", {"blocks": 30}), (0, 29))
+
+    def test_verdicts(self):
+        def step(median, low, **more):
+            ratio = {"ratio_median": median, "ratio_ci95": [low, 1.1]}
+            return {"report": {"decode": ratio, "prefill": ratio}, **more}
+
+        steps = {"8b-8-views": step(0.999, 0.997), "8b-all-views": step(0.991, 0.98), "1b-8-views": step(0.97, 0.9),
+                 "8b-8-graph": step(1.0, 0.999, against_stock=0.98), "8b-8-views-no-statistics": step(1.0, 0.999)}
+        rows = targets.compare(steps)
+        found = {row["step"]: row["verdict"] for row in rows if "step" in row}
+        self.assertEqual([found[n] for n in ("8b-8-views", "8b-all-views", "1b-8-views", "8b-8-graph", "1b-8-graph")],
+                         ["held", "median only", "missed", "missed against stock", "not measured"])
+        self.assertEqual([row["verdict"] for row in rows[-2:]], ["held", "not measured"])
+        self.assertEqual(len(targets.table(rows).splitlines()), len(rows) + 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
