@@ -101,6 +101,12 @@ AXISCAP_DEVICE void store_row(T* p, T value) {
     *p = value;
 }
 
+// Counters that any row may raise: updates that commute, whose result nobody here reads.
+AXISCAP_DEVICE void raise(u64* p, u64 value) {
+    asm volatile("red.global.max.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
+}
+AXISCAP_DEVICE void count(u64* p) { asm volatile("red.global.add.u64 [%0], 1;" ::"l"(p) : "memory"); }
+
 // Tables (axes, bounds, weights): constant while a kernel runs, and not written by the kernel before it, so they
 // may be read through the non-coherent path and before wait_for_previous_kernel.
 AXISCAP_DEVICE Quad load_table_quad(const void* p) {

@@ -223,7 +223,7 @@ class ResidentRows {
                 }
             }
         }
-        if (hw::thread() == 0) clear_stats(args_, row, run.count);
+        if (hw::thread() == 0) end_row(args_, row, run.count);
         if (KEEPS_AXIS && run.count > 0) held = run.first + run.count - 1;
         return acted;
     }

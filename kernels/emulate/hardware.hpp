@@ -108,6 +108,16 @@ inline void store_row(T* p, T value) {
     emulate::check_aligned(p, sizeof(T));
     std::memcpy(p, &value, sizeof(T));
 }
+inline void raise(u64* p, u64 value) {
+    emulate::check_waited();
+    emulate::check_aligned(p, sizeof(u64));
+    if (*p < value) *p = value;
+}
+inline void count(u64* p) {
+    emulate::check_waited();
+    emulate::check_aligned(p, sizeof(u64));
+    *p += 1;
+}
 inline Quad load_table_quad(const void* p) { return load<Quad>(p); }
 inline float load_table(const float* p) { return load<float>(p); }
 inline u32 load_table(const u32* p) { return load<u32>(p); }

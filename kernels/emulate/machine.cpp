@@ -62,7 +62,7 @@ void Machine::run_block(Schedule schedule) {
     ready_.assign(count, true);
     warps_.assign((count + 31) / 32, Meeting{});
     barriers_.clear();
-    exchanged_.assign(count, 0.0f);
+    for (auto& values : exchanged_) values.assign(count, 0.0f);
     fibers_.prepare(count, start_thread);
 
     done_ = 0;
@@ -120,12 +120,12 @@ void Machine::meet(Meeting& meeting, u32 expected) {
 float Machine::shuffle_xor(float value, int mask) {
     u32 me = current_;
     u32 partner = (me & ~31u) | ((me & 31) ^ static_cast<u32>(mask));
-    exchanged_[me] = value;
+    // Two places take turns: who writes one for shuffle i + 2 has met the others at i + 1, where each arrives only
+    // after it has read that place for shuffle i.
+    u32 turn = threads_[me].shuffles++ % 2;
+    exchanged_[turn][me] = value;
     meet(warps_[threads_[me].warp], 32);
-    float result = exchanged_[partner];
-    // Nobody may write the next value before everybody has read this one.
-    meet(warps_[threads_[me].warp], 32);
-    return result;
+    return exchanged_[turn][partner];
 }
 
 void Machine::barrier(u32 id, u32 threads) {

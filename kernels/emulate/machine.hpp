@@ -34,6 +34,7 @@ struct Fault {
 struct Thread {
     u32 x = 0, y = 0, warp = 0;
     bool waited = false;
+    u32 shuffles = 0;
 
     // Copies under way. They are made when awaited, no earlier: until then their target is NaN.
     struct Copy {
@@ -95,7 +96,7 @@ class Machine {
     u32 current_ = 0;
     std::vector<Meeting> warps_;
     std::map<u32, Meeting> barriers_;
-    std::vector<float> exchanged_;
+    std::vector<float> exchanged_[2];
     std::string fault_;
     void (*kernel_)(const CapArgs&) = nullptr;
     const CapArgs* args_ = nullptr;

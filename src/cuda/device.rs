@@ -169,7 +169,7 @@ impl Device {
         &self.loaded.context
     }
 
-    /// Copies a table to the GPU and waits for it.
+    /// Copies a table to the GPU, on a stream of its own, and waits for it.
     ///
     /// # Errors
     /// [`CudaError::Driver`].

@@ -205,6 +205,15 @@ pub(super) unsafe fn copy_to_device(to: u64, from: &[u8], stream: sys::CUstream)
     check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, source, from.len(), stream) })
 }
 
+/// Fills with zeros in stream order.
+///
+/// # Safety
+/// `at` is device memory for that many bytes in the current context.
+pub(super) unsafe fn zero(at: u64, bytes: usize, stream: sys::CUstream) -> Result<(), CudaError> {
+    // SAFETY: the caller's promise.
+    check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(at, 0, bytes, stream) })
+}
+
 /// Copies from the device in stream order and waits for it.
 ///
 /// # Safety

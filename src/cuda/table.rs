@@ -1,9 +1,11 @@
 //! A table of caps in device memory.
 
 use super::device::{Device, StreamRef};
-use super::driver::{Memory, copy_to_device};
+use super::driver::{Memory, copy_to_device, copy_to_host, zero};
 use super::error::CudaError;
+use super::faults::ProfileFaults;
 use super::pack::{PackedTable, TableView};
+use super::stream::Stream;
 use crate::table::{CapParams, CapTable};
 
 /// A [`CapTable`] on a GPU. Its addresses stay what they are while its values change, so that captured launches
@@ -20,19 +22,24 @@ impl DeviceTable {
     pub(super) fn new(device: &Device, table: &CapTable) -> Result<Self, CudaError> {
         let packed = PackedTable::new(table);
         let _current = device.enter()?;
-        // Axes first: they need the alignment that an allocation has.
+        // The order in which alignments fall: axes need what an allocation has, the record 8, the others 4.
         let axes = size_of_val(packed.axes());
         let params = size_of_val(packed.params());
-        let memory = Memory::new(axes + params + size_of_val(packed.ends()))?;
+        let memory = Memory::new(axes + ProfileFaults::BYTES + params + size_of_val(packed.ends()))?;
+        let faults = memory.address() + axes as u64;
         let view = TableView {
             axes: memory.address(),
-            params: memory.address() + axes as u64,
-            ends: memory.address() + (axes + params) as u64,
+            params: faults + ProfileFaults::BYTES as u64,
+            ends: faults + (ProfileFaults::BYTES + params) as u64,
+            faults,
             layout: packed.layout(),
         };
         let this = Self { device: device.clone(), memory, view, caps: table.caps() };
-        this.copy(&packed, StreamRef::DEFAULT)?;
-        device.synchronize(StreamRef::DEFAULT)?;
+        // Not the default stream: it would break a capture that somebody has under way on a stream that waits for it.
+        let stream = Stream::new(device)?;
+        this.copy(&packed, stream.as_ref())?;
+        this.clear_faults(stream.as_ref())?;
+        stream.synchronize()?;
         Ok(this)
     }
 
@@ -73,6 +80,35 @@ impl DeviceTable {
         let _current = self.device.enter()?;
         // SAFETY: the parameters of that many caps lie there, in the device's context.
         unsafe { copy_to_device(self.view.params, bytemuck::cast_slice(params), stream.0) }
+    }
+
+    /// Rows of launches that asked for a profile which this table does not have, and so went uncapped; `None` when
+    /// all was well. Looks behind everything that is on the stream now, and waits for it. Launches on other streams
+    /// count as far as they have come.
+    ///
+    /// Without waiting: copy [`ProfileFaults::BYTES`] from [`TableView::faults`] in stream order
+    /// ([`PinnedBuffer::copy_from`](super::PinnedBuffer::copy_from)) and read them when that is done
+    /// ([`ProfileFaults::from_bytes`]).
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], also for what went wrong in earlier work. Not inside a stream capture, which cannot be
+    /// waited for.
+    pub fn faults(&self, stream: StreamRef) -> Result<Option<ProfileFaults>, CudaError> {
+        let mut record = [0; ProfileFaults::BYTES];
+        let _current = self.device.enter()?;
+        // SAFETY: the record lies there, in the device's context.
+        unsafe { copy_to_host(&mut record, self.view.faults, stream.0) }?;
+        Ok(ProfileFaults::from_bytes(&record))
+    }
+
+    /// Forgets the rows of launches that are on the stream now. In stream order; can be captured.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn clear_faults(&self, stream: StreamRef) -> Result<(), CudaError> {
+        let _current = self.device.enter()?;
+        // SAFETY: the record lies there, in the device's context.
+        unsafe { zero(self.view.faults, ProfileFaults::BYTES, stream.0) }
     }
 
     /// Drops it without waiting for the GPU's other work. Waiting for a whole GPU is what a stream capture of

@@ -22,7 +22,8 @@ impl From<&CudaStream> for StreamRef {
 /// Per-row data of a launch. The default: profile 1 for every row, no statistics, no overlap.
 #[expect(missing_debug_implementations, reason = "holds trait objects of cudarc's")]
 pub struct SliceOptions<'a> {
-    /// One profile index per row.
+    /// One profile index per row. A row with an index beyond the table's profiles goes uncapped, and
+    /// [`DeviceTable::faults`] says so.
     pub profiles: Option<&'a dyn ReadSlice<u32>>,
     /// `rows * depth` entries, depth being the table's deepest profile.
     pub stats: Option<&'a mut dyn WriteSlice<RowStat>>,
@@ -153,7 +154,7 @@ fn launch(
     job.stats = stats.as_ref().filter(|_| table.view().layout.depth > 0).map(|(address, _)| *address);
     // SAFETY: the slices have the lengths that the job says and are on this GPU, cudarc orders their use across
     // streams by the guards, and freeing them waits for the stream. The table is borrowed now; freeing it waits for
-    // the GPU. Profile indices beyond the table cap nothing.
+    // the GPU. Profile indices beyond the table read nothing of it.
     unsafe { device.launch(&job, table, stream.into(), options.overlap) }
 }
 

@@ -20,9 +20,6 @@ pub(crate) struct Launch {
 type Emulate =
     unsafe extern "C" fn(*const c_char, *const CapArgs, *const Launch, c_uint, *mut c_char, usize) -> i32;
 
-/// Orders in which blocks and threads run.
-pub(crate) const SCHEDULES: u32 = 4;
-
 /// Runs a plan whose addresses are host addresses.
 ///
 /// # Safety
