@@ -45,6 +45,12 @@ AXISCAP_DEVICE u32 blocks() { return gridDim.x; }
 
 AXISCAP_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
+AXISCAP_DEVICE float shuffle(float value, u32 from) { return __shfl_sync(0xffffffffu, value, from); }
+// Which threads of the warp say yes, a bit each.
+AXISCAP_DEVICE u32 ballot(bool yes) { return __ballot_sync(0xffffffffu, yes); }
+// Its number; 32 where there is none.
+AXISCAP_DEVICE u32 lowest_bit(u32 bits) { return bits == 0 ? 32 : __ffs(bits) - 1; }
+
 // All `threads` threads of group `id` arrive; shared memory written before is visible after.
 AXISCAP_DEVICE void barrier(u32 id, u32 threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id + 1), "r"(threads) : "memory");

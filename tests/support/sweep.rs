@@ -22,7 +22,8 @@ const FACTORS: usize = 11;
 const PATHS: [Option<Path>; 4] = [None, Some(Path::Direct), Some(Path::Staged), Some(Path::General)];
 const GAPS: [usize; 3] = [0, 1, 16];
 const OFFSETS: [usize; 2] = [0, 1];
-const NUMBERS_OF_CAPS: [usize; 3] = [1, 2, 5];
+// 7 are more than the direct kernels hold in registers.
+const NUMBERS_OF_CAPS: [usize; 4] = [1, 2, 5, 7];
 const ALL_PROFILES: [Profiles; 3] = [Profiles::One, Profiles::Several, Profiles::SomeMissing];
 /// Orders in which blocks and threads run: `Schedule` in kernels/emulate/machine.hpp.
 const SCHEDULES: usize = 4;
