@@ -3,7 +3,8 @@
 //! would get.
 //!
 //!     cargo test --test emulator                      # a covering array: a minute or two
-//!     cargo test --test emulator -- --ignored         # every launch there is: the better part of an hour
+//!     cargo test --test emulator -- --ignored         # every launch there is: an hour
+//!     cargo test --test emulator -- --ignored few     # those of up to 19 rows: ten minutes
 #![cfg(feature = "cuda")]
 
 #[allow(dead_code, reason = "shared with tests/gpu, which needs the rest")]
@@ -82,14 +83,28 @@ fn rows_longer_than_registers() {
 macro_rules! every_launch {
     ($($operation:ident $dtype:ident $name:ident)+) => {
         mod every_launch {
-            use super::*;
-            $(#[test]
-            #[ignore = "takes minutes; the covering array stands for it"]
-            fn $name() {
-                check_all(&Space::ODD.all(Operation::$operation, Dtype::$dtype));
+            $(mod $name {
+                use axiscap::cuda::{Dtype, Operation};
+
+                #[test]
+                #[ignore = "takes minutes; the covering array stands for it"]
+                fn few_rows() {
+                    crate::check_product(Operation::$operation, Dtype::$dtype, |rows| rows < 129);
+                }
+
+                #[test]
+                #[ignore = "takes minutes; the covering array stands for it"]
+                fn many_rows() {
+                    crate::check_product(Operation::$operation, Dtype::$dtype, |rows| rows >= 129);
+                }
             })+
         }
     };
+}
+
+fn check_product(operation: Operation, dtype: Dtype, rows: fn(usize) -> bool) {
+    let cases = Space::ODD.all(operation, dtype);
+    check_all(cases.iter().filter(|case| rows(case.rows)));
 }
 
 every_launch! {

@@ -117,10 +117,13 @@ impl Space {
         all
     }
 
-    /// Every launch of one operation and type. The schedules alone take turns: no result depends on them.
+    /// Every launch of one operation and type, on each path by name. The schedules alone take turns: no result depends
+    /// on them.
     pub(crate) fn all(&self, operation: Operation, dtype: Dtype) -> Vec<Case> {
         let wanted = |levels: &Levels| {
-            Operation::ALL[levels[OPERATION]] == operation && Dtype::ALL[levels[DTYPE]] == dtype
+            Operation::ALL[levels[OPERATION]] == operation
+                && Dtype::ALL[levels[DTYPE]] == dtype
+                && PATHS[levels[PATH]].is_some()
         };
         let mut all = self.product(SCHEDULE, [0; FACTORS]);
         all.retain(|levels| wanted(levels) && self.exists(levels));
