@@ -19,9 +19,9 @@ mod sweep;
 mod twin;
 
 use axiscap::backend::{Backend, Call, Cpu};
-use axiscap::cpu::{Options, Rows, RowsMut};
+use axiscap::cpu::{self, Norm, Options, Rows, RowsMut};
 use axiscap::cuda::{CudaError, Device, Dtype, Limits, Operation, Overlap, probe};
-use axiscap::interop::cudarc::SliceOptions;
+use axiscap::interop::cudarc::{self as slices, ReadSlice, SliceNorm, SliceOptions};
 use axiscap::{Bound, RowStat};
 use case::{Case, Profiles, Setup};
 use cudarc::driver::sys;
@@ -183,6 +183,74 @@ fn backends_agree() {
     let gpu = run(&|call, options| device.run(call, options).expect("the GPU"));
     let cpu = run(&|call, options| Cpu.run(call, options).expect("the CPU"));
     assert!(gpu == cpu);
+}
+
+/// The safe functions on `CudaSlice`s, each form against the CPU; and a slice that is too short is refused.
+#[test]
+fn slices_in_every_form() {
+    let Some(device) = device() else { return };
+    let (rows, width) = (9, 1000);
+    let mut random = Random(3);
+    let table = case::table(&Case { width, ..case(Operation::Cap, rows, width, 0) }, &mut random);
+    let mut values = |count: usize| (0..count).map(|_| random.value()).collect::<Vec<f32>>();
+    let (x, r, weight) = (values(rows * width), values(rows * width), values(width));
+    let on_gpu = device.upload(&table).expect("a table");
+    let stream = device.context().new_stream().expect("a stream");
+    let up = |values: &[f32]| stream.clone_htod(values).expect("device memory");
+    let (gpu_x, gpu_r, gpu_weight) = (up(&x), up(&r), up(&weight));
+    let norm = SliceNorm { weight: &gpu_weight, eps: case::EPS };
+
+    let cpu_norm = Norm::new(&weight, case::EPS).expect("a norm");
+    let (mut capped, mut sum) = (x.clone(), vec![0.0; rows * width]);
+    let (mut of_capped, mut of_sum) = (sum.clone(), sum.clone());
+    let from = |values| Rows::from_slice(values, width).expect("rows");
+    let to = |values| RowsMut::from_slice(values, width).expect("rows");
+    cpu::cap_norm_rows(&table, to(&mut capped), cpu_norm, to(&mut of_capped), Options::new())
+        .expect("the CPU");
+    cpu::add_cap_norm_rows(
+        &table,
+        from(&x),
+        from(&r),
+        to(&mut sum),
+        cpu_norm,
+        to(&mut of_sum),
+        Options::new(),
+    )
+    .expect("the CPU");
+
+    let same = |what: &str, found: &cudarc::driver::CudaSlice<f32>, expected: &[f32]| {
+        let found = stream.clone_dtoh(found).expect("a copy back");
+        stream.synchronize().expect("a copy back");
+        assert!(found.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}");
+    };
+    let none = SliceOptions::default;
+    let empty = || up(&vec![0.0; rows * width]);
+    let mut h = up(&x);
+    slices::cap_slice(&stream, &on_gpu, &mut h, none()).expect("cap");
+    same("cap", &h, &capped);
+    let (mut h, mut out) = (up(&x), empty());
+    slices::cap_norm_slice(&stream, &on_gpu, &mut h, norm, &mut out, none()).expect("cap + norm");
+    same("cap + norm", &h, &capped);
+    same("cap + norm, normed", &out, &of_capped);
+    let mut h = up(&r);
+    slices::add_cap_slice(&stream, &on_gpu, &gpu_x, &mut h, none()).expect("add + cap");
+    same("add + cap", &h, &sum);
+    let mut h = empty();
+    slices::add_cap_slice_into(&stream, &on_gpu, [&gpu_x, &gpu_r], &mut h, none()).expect("add + cap");
+    same("add + cap into", &h, &sum);
+    let (mut h, mut out) = (up(&r), empty());
+    slices::add_cap_norm_slice(&stream, &on_gpu, &gpu_x, &mut h, norm, &mut out, none()).expect("all");
+    same("add + cap + norm", &h, &sum);
+    same("add + cap + norm, normed", &out, &of_sum);
+    let (mut h, mut out) = (empty(), empty());
+    let summands: [&dyn ReadSlice<f32>; 2] = [&gpu_x, &gpu_r];
+    slices::add_cap_norm_slice_into(&stream, &on_gpu, summands, &mut h, norm, &mut out, none()).expect("all");
+    same("add + cap + norm into", &h, &sum);
+    same("add + cap + norm into, normed", &out, &of_sum);
+
+    let mut short = up(&x[width..]);
+    let refused = slices::add_cap_slice(&stream, &on_gpu, &gpu_x, &mut short, none());
+    assert!(matches!(refused, Err(CudaError::Invalid(_))), "{refused:?}");
 }
 
 /// Whatever this machine has, asking never panics, and what is missing has a remedy.

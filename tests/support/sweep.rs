@@ -171,59 +171,62 @@ impl Space {
 
 /// Combinations of three factors' levels that have not occurred yet.
 struct Triples {
-    /// Per three factors: how far their combinations' indices are apart, and a launch for each open combination.
-    groups: Vec<([usize; 3], [usize; 3], Vec<Option<Levels>>)>,
+    groups: Vec<Group>,
     left: usize,
+}
+
+/// Those of three certain factors.
+struct Group {
+    factors: [usize; 3],
+    /// How far apart the indices of two levels are.
+    steps: [usize; 3],
+    /// Per combination that is still open, a launch that has it.
+    open: Vec<Option<Levels>>,
+}
+
+impl Group {
+    fn index(&self, levels: &Levels) -> usize {
+        (0..3).map(|i| levels[self.factors[i]] * self.steps[i]).sum()
+    }
 }
 
 impl Triples {
     /// All that some launch has.
     fn new(space: &Space, random: &mut Random) -> Self {
         let mut groups = Vec::new();
-        let mut left = 0;
         for a in 0..FACTORS {
             for b in a + 1..FACTORS {
                 for c in b + 1..FACTORS {
-                    let counts = [a, b, c].map(|factor| space.levels(factor));
-                    let examples: Vec<_> = (0..counts.iter().product())
-                        .map(|index: usize| {
-                            let at = [
-                                index / counts[2] / counts[1],
-                                index / counts[2] % counts[1],
-                                index % counts[2],
-                            ];
-                            example(space, [a, b, c], at, random)
+                    let factors = [a, b, c];
+                    let [of_a, of_b, of_c] = factors.map(|factor| space.levels(factor));
+                    let open = (0..of_a * of_b * of_c)
+                        .map(|index| {
+                            let at = [index / of_c / of_b, index / of_c % of_b, index % of_c];
+                            example(space, factors, at, random)
                         })
                         .collect();
-                    left += examples.iter().flatten().count();
-                    groups.push(([a, b, c], [counts[1] * counts[2], counts[2], 1], examples));
+                    groups.push(Group { factors, steps: [of_b * of_c, of_c, 1], open });
                 }
             }
         }
+        let left = groups.iter().map(|group| group.open.iter().flatten().count()).sum();
         Self { groups, left }
     }
 
-    fn index((factors, steps): ([usize; 3], [usize; 3]), levels: &Levels) -> usize {
-        (0..3).map(|i| levels[factors[i]] * steps[i]).sum()
-    }
-
     fn covered_by(&self, levels: &Levels) -> usize {
-        let is_open = |(factors, steps, open): &&([usize; 3], [usize; 3], Vec<Option<Levels>>)| {
-            open[Self::index((*factors, *steps), levels)].is_some()
-        };
-        self.groups.iter().filter(is_open).count()
+        self.groups.iter().filter(|group| group.open[group.index(levels)].is_some()).count()
     }
 
     fn close(&mut self, levels: &Levels) {
-        for (factors, steps, open) in &mut self.groups {
-            let was_open = open[Self::index((*factors, *steps), levels)].take();
-            self.left -= usize::from(was_open.is_some());
+        for group in &mut self.groups {
+            let index = group.index(levels);
+            self.left -= usize::from(group.open[index].take().is_some());
         }
     }
 
     /// A launch with a combination that is still open.
     fn any(&self) -> Option<Levels> {
-        self.groups.iter().flat_map(|(_, _, open)| open.iter().flatten()).next().copied()
+        self.groups.iter().flat_map(|group| group.open.iter().flatten()).next().copied()
     }
 }
 
