@@ -56,10 +56,10 @@ impl DeviceTable {
     }
 
     /// Replaces every value by those of a table of the same shape, in stream order: launches already on the stream
-    /// use the old values, later ones the new. Not inside a stream capture.
+    /// use the old values, later ones the new.
     ///
     /// # Errors
-    /// [`CudaError::TableShape`], [`CudaError::Driver`].
+    /// [`CudaError::TableShape`]; [`CudaError::Capturing`] inside a stream capture; [`CudaError::Driver`].
     pub fn update(&self, table: &CapTable, stream: StreamRef) -> Result<(), CudaError> {
         let packed = PackedTable::new(table);
         if packed.layout() != self.view.layout || table.caps() != self.caps {
@@ -72,7 +72,7 @@ impl DeviceTable {
     /// Replaces bounds and strengths only: 12 bytes per cap. Otherwise as [`DeviceTable::update`].
     ///
     /// # Errors
-    /// [`CudaError::TableShape`] for another number of caps; [`CudaError::Driver`].
+    /// [`CudaError::TableShape`] for another number of caps; [`CudaError::Capturing`]; [`CudaError::Driver`].
     pub fn update_params(&self, params: &[CapParams], stream: StreamRef) -> Result<(), CudaError> {
         if params.len() != self.caps {
             return Err(CudaError::TableShape { what: "its number of caps" });
@@ -91,8 +91,8 @@ impl DeviceTable {
     /// ([`ProfileFaults::from_bytes`]).
     ///
     /// # Errors
-    /// [`CudaError::Driver`], also for what went wrong in earlier work. Not inside a stream capture, which cannot be
-    /// waited for.
+    /// [`CudaError::Capturing`] inside a stream capture; [`CudaError::Driver`], also for what went wrong in earlier
+    /// work.
     pub fn faults(&self, stream: StreamRef) -> Result<Option<ProfileFaults>, CudaError> {
         let mut record = [0; ProfileFaults::BYTES];
         let _current = self.device.enter()?;

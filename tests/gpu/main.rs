@@ -119,6 +119,9 @@ fn a_captured_launch_sees_new_bounds() {
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     stream.begin_capture(mode).expect("a capture");
     device::cap_slice(&stream, &on_gpu, &mut rows, SliceOptions::default());
+    let inside = on_gpu.update_params(table.params(), (&*stream).into());
+    assert_eq!(inside, Err(CudaError::Capturing));
+    assert_eq!(on_gpu.faults((&*stream).into()), Err(CudaError::Capturing));
     let flags = sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags).expect("a graph").expect("a graph");
 
