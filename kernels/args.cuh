@@ -23,6 +23,14 @@ struct RowStat {
 
 constexpr u32 ENGAGED = 1;
 constexpr u32 NON_FINITE = 2;
+constexpr u32 BAD_PROFILE = 4;
+
+// Rows whose profile does not exist, of all launches since the host cleared it: src/cuda/faults.rs. Updates commute,
+// so that it is the same in whichever order rows come.
+struct Faults {
+    u64 first;  // largest ~(row << 32 | profile), which is of the first such row; 0 where there is none
+    u64 rows;   // how many
+};
 
 // Strides count elements from one row to the next. Pointers an operation does not use are null.
 struct CapArgs {
@@ -38,6 +46,7 @@ struct CapArgs {
     const u32* ends;          // [profiles]: profile p >= 1 is the caps ends[p - 1] .. ends[p]
     const u32* profile;       // [rows], or null: every row has the caps first .. first + count
     RowStat* stats;           // [rows][depth], or null
+    Faults* faults;           // of the table
     u32 axis_stride;          // a multiple of 512
     u32 profiles;             // number of profiles, the empty profile 0 included
     u32 first, count;
@@ -51,6 +60,7 @@ struct CapArgs {
 };
 
 static_assert(sizeof(CapParams) == 12 && sizeof(RowStat) == 12, "the layouts of table.rs and stats.rs");
-static_assert(sizeof(CapArgs) == 152, "the layout of src/cuda/args.rs");
+static_assert(sizeof(Faults) == 16, "the layout of src/cuda/faults.rs");
+static_assert(sizeof(CapArgs) == 160, "the layout of src/cuda/args.rs");
 
 }  // namespace axiscap

@@ -1,5 +1,5 @@
-// All kernels in one image. See the four operations for what each does, resident.cuh and general.cuh for how, and
-// ladder/ for the way there from the naive kernel.
+// All kernels in one image. See the four operations for what each does, direct.cuh, staged.cuh and general.cuh for
+// how, and ladder/ for the way there from the naive kernel.
 #include "add_cap.cu"
 #include "add_cap_norm.cu"
 #include "cap.cu"

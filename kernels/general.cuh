@@ -129,7 +129,7 @@ class GeneralRows {
             }
             if (hw::thread() == 0) write_stat(args_, row, k, {p, verdict.after, verdict.flags});
         }
-        if (hw::thread() == 0) clear_stats(args_, row, run.count);
+        if (hw::thread() == 0) end_row(args_, row, run.count);
     }
 
     AXISCAP_DEVICE void store_quad(void* base, i64 stride, u32 row, u32 e, const float* values) const {

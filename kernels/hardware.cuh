@@ -45,6 +45,12 @@ AXISCAP_DEVICE u32 blocks() { return gridDim.x; }
 
 AXISCAP_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
+AXISCAP_DEVICE float shuffle(float value, u32 from) { return __shfl_sync(0xffffffffu, value, from); }
+// Which threads of the warp say yes, a bit each.
+AXISCAP_DEVICE u32 ballot(bool yes) { return __ballot_sync(0xffffffffu, yes); }
+// Its number; 32 where there is none.
+AXISCAP_DEVICE u32 lowest_bit(u32 bits) { return bits == 0 ? 32 : __ffs(bits) - 1; }
+
 // All `threads` threads of group `id` arrive; shared memory written before is visible after.
 AXISCAP_DEVICE void barrier(u32 id, u32 threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id + 1), "r"(threads) : "memory");
@@ -100,6 +106,12 @@ template <class T>
 AXISCAP_DEVICE void store_row(T* p, T value) {
     *p = value;
 }
+
+// Counters that any row may raise: updates that commute, whose result nobody here reads.
+AXISCAP_DEVICE void raise(u64* p, u64 value) {
+    asm volatile("red.global.max.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
+}
+AXISCAP_DEVICE void count(u64* p) { asm volatile("red.global.add.u64 [%0], 1;" ::"l"(p) : "memory"); }
 
 // Tables (axes, bounds, weights): constant while a kernel runs, and not written by the kernel before it, so they
 // may be read through the non-coherent path and before wait_for_previous_kernel.

@@ -1,8 +1,9 @@
 // The kernels of one operation: three row types x three ways of going through the rows.
 #pragma once
 
+#include "direct.cuh"
 #include "general.cuh"
-#include "resident.cuh"
+#include "staged.cuh"
 
 // AXISCAP_OPERATION(name, add, norm) defines axiscap_<name>_<f32|f16|bf16>_<direct|staged|general>.
 #define AXISCAP_OPERATION(name, add, norm) \
@@ -12,10 +13,10 @@
 
 #define AXISCAP_OPERATION_ON(name, type, E, add, norm) \
     AXISCAP_KERNEL(axiscap_##name##_##type##_direct, 512) { \
-        axiscap::ResidentRows<axiscap::E, add, norm, false>(args).run(); \
+        axiscap::DirectRows<axiscap::E, add, norm>(args).run(); \
     } \
     AXISCAP_KERNEL(axiscap_##name##_##type##_staged, 1024) { \
-        axiscap::ResidentRows<axiscap::E, add, norm, true>(args).run(); \
+        axiscap::StagedRows<axiscap::E, add, norm>(args).run(); \
     } \
     AXISCAP_KERNEL(axiscap_##name##_##type##_general, 1024) { \
         axiscap::GeneralRows<axiscap::E, add, norm>(args).run(); \

@@ -33,7 +33,7 @@ AXISCAP_DEVICE float thread_dot(const float (&a)[VALUES], const float (&b)[VALUE
 
 // The same with b from a padded f32 vector, a quad at a time: where there are no registers for all of it.
 template <class E>
-AXISCAP_DEVICE float thread_dot(const float (&a)[VALUES], const float* b) {
+AXISCAP_DEVICE float streamed_dot(const float (&a)[VALUES], const float* b) {
     float lane[E::V];
 #pragma unroll
     for (int j = 0; j < E::V; j++) lane[j] = 0.0f;
@@ -54,9 +54,36 @@ AXISCAP_DEVICE float warp_sum(float x) {
     return x;
 }
 
+// One of three halvings of several values at once: at `distance`, a thread keeps N of its 2 N values, those that its
+// bit names, and gives its partner the others. Every addition is one of warp_sum's, made by only the threads that go on
+// with it, so that eight sums take nine shuffles, not forty.
+template <int N>
+AXISCAP_DEVICE void fold(float* x, int distance) {
+    const bool upper = (hw::thread() & distance) != 0;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        float keep = upper ? x[k + N] : x[k], give = upper ? x[k] : x[k + N];
+        x[k] = hw::add(keep, hw::shuffle_xor(give, distance));
+    }
+}
+
+// Values that one barrier sums.
+constexpr u32 MOST_TOGETHER = 8;
+
+// warp_sum of eight values: each thread t of a warp gets that of x[t / 4].
+AXISCAP_DEVICE float warp_sum_of_each(float (&x)[MOST_TOGETHER]) {
+    fold<4>(x, 16);
+    fold<2>(x, 8);
+    fold<1>(x, 4);
+    float sum = hw::add(x[0], hw::shuffle_xor(x[0], 2));
+    return hw::add(sum, hw::shuffle_xor(sum, 1));
+}
+
 constexpr u32 MOST_SLOTS = 32;
 // A launch's shared memory begins with the slots of its groups, two sets each.
 constexpr u32 SLOT_BYTES = 2 * MOST_SLOTS * sizeof(float);
+// In direct kernels two sets of MOST_TOGETHER per warp follow.
+constexpr u32 TOGETHER_BYTES = 2 * MOST_TOGETHER * sizeof(float);
 
 // Halves the N quads first, first + stride, ... of the slots. The last addition joins the even and the odd half, so
 // that the tree can be walked depth first: a few registers, not 4 N.
@@ -104,15 +131,6 @@ struct SlotsByShuffle {
     }
 };
 
-template <bool First, class A, class B>
-struct Select {
-    typedef A Type;
-};
-template <class A, class B>
-struct Select<false, A, B> {
-    typedef B Type;
-};
-
 // Sums over the warps of a group.
 //
 // Two sets of slots take turns: who writes a set for sum i + 2 has passed the barrier of sum i + 1, which every
@@ -132,12 +150,38 @@ class GroupSum {
     // The sum over the group's warps of `slot`, which is the same in all threads of a warp.
     AXISCAP_DEVICE float operator()(float slot) {
         if (warps() == 1) return slot;
-        float* set = slots() + turn_;
-        turn_ ^= MOST_SLOTS;
+        float* set = slots() + turn_ * MOST_SLOTS;
+        turn_ ^= 1;
         u32 t = hw::thread();
         if (t % WARP == 0) hw::store_shared(set + t / WARP, slot);
         hw::barrier(hw::group(), hw::threads());
         return Slots::sum(set, warps());
+    }
+
+    // The sums over all the group's threads of eight values, behind one barrier: thread 4 k of each warp gets that of
+    // x[k]. One group per block, of at most 16 warps.
+    AXISCAP_DEVICE float of_each(float (&x)[MOST_TOGETHER]) {
+        float sum = warp_sum_of_each(x);
+        if (warps() == 1) return sum;
+        // [warp][value]: neither the writes of a warp nor its reads meet in a bank.
+        float* set = slots() + 2 * MOST_SLOTS + turn_ * warps() * MOST_TOGETHER;
+        turn_ ^= 1;
+        u32 t = hw::thread() % WARP, warp = hw::thread() / WARP;
+        if (t % 4 == 0) hw::store_shared(set + warp * MOST_TOGETHER + t / 4, sum);
+        hw::barrier(hw::group(), hw::threads());
+        // Slots t % 4, t % 4 + 4, ... here, and what is left across the four threads.
+        auto slot = [&](u32 i) {
+            u32 s = t % 4 + 4 * i;
+            return s < warps() ? hw::load_shared(set + s * MOST_TOGETHER + t / 4) : 0.0f;
+        };
+        sum = slot(0);
+        if (warps() > 8) {
+            sum = hw::add(hw::add(sum, slot(2)), hw::add(slot(1), slot(3)));
+        } else if (warps() > 4) {
+            sum = hw::add(sum, slot(1));
+        }
+        if (warps() > 2) sum = hw::add(sum, hw::shuffle_xor(sum, 2));
+        return hw::add(sum, hw::shuffle_xor(sum, 1));
     }
 
   private:
@@ -147,7 +191,7 @@ class GroupSum {
         return reinterpret_cast<float*>(hw::shared_memory() + hw::group() * SLOT_BYTES);
     }
 
-    u32 turn_ = 0;  // offset of the set to write next
+    u32 turn_ = 0;  // the set to write next, of both kinds
 };
 
 }  // namespace axiscap

@@ -37,7 +37,7 @@ struct CapRun {
     u32 first, count;
 };
 
-// A profile that does not exist caps nothing (the host refuses it where it can see it).
+// A profile that does not exist caps nothing; end_row records it.
 AXISCAP_DEVICE CapRun caps_of_row(const CapArgs& args, u32 row) {
     if (args.profile == nullptr) return {args.first, args.count};
     u32 profile = hw::load_row(args.profile + row);
@@ -54,11 +54,20 @@ AXISCAP_DEVICE void write_stat(const CapArgs& args, u32 row, u32 k, const RowSta
     hw::store_row(to + 2, stat.flags);
 }
 
-// Rows with fewer caps than the table's deepest profile leave zeros behind, not old memory.
-AXISCAP_DEVICE void clear_stats(const CapArgs& args, u32 row, u32 from) {
-    if (args.stats == nullptr) return;
+// By one thread, behind a row's `caps` caps. Rows with fewer caps than the table's deepest profile leave zeros behind,
+// not old memory. A profile that the table does not have is recorded: only here, where a row has no caps anyway, so
+// that it costs the others nothing.
+AXISCAP_DEVICE void end_row(const CapArgs& args, u32 row, u32 caps) {
+    if (args.stats != nullptr) {
 #pragma unroll 1
-    for (u32 k = from; k < args.depth; k++) write_stat(args, row, k, {0.0f, 0.0f, 0});
+        for (u32 k = caps; k < args.depth; k++) write_stat(args, row, k, {0.0f, 0.0f, 0});
+    }
+    if (caps > 0 || args.profile == nullptr) return;
+    u32 profile = hw::load_row(args.profile + row);
+    if (profile < args.profiles) return;
+    write_stat(args, row, 0, {0.0f, 0.0f, BAD_PROFILE});
+    hw::raise(&args.faults->first, ~(static_cast<u64>(row) << 32 | profile));
+    hw::count(&args.faults->rows);
 }
 
 // 1 / sqrt(mean of squares + eps), in IEEE division and square root.

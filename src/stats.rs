@@ -10,7 +10,7 @@ pub struct RowStat {
     pub before: f32,
     /// Projection after it: the bound for an engaged cap of strength 1, `before` where nothing engaged.
     pub after: f32,
-    /// [`RowStat::ENGAGED`], [`RowStat::NON_FINITE`].
+    /// [`RowStat::ENGAGED`], [`RowStat::NON_FINITE`], [`RowStat::BAD_PROFILE`].
     pub flags: u32,
 }
 
@@ -19,6 +19,10 @@ impl RowStat {
     pub const ENGAGED: u32 = 1;
     /// The projection (or the step towards the bound) was NaN or infinite: nothing was written.
     pub const NON_FINITE: u32 = 2;
+
+    /// The row asked for a profile that the table does not have, and went uncapped. Only on a GPU, in a row's first
+    /// entry: on the CPU such a call is refused.
+    pub const BAD_PROFILE: u32 = 4;
 
     /// Whether the projection was outside the bounds.
     #[must_use]
@@ -30,6 +34,12 @@ impl RowStat {
     #[must_use]
     pub fn non_finite(&self) -> bool {
         self.flags & Self::NON_FINITE != 0
+    }
+
+    /// Whether the row went uncapped because its profile does not exist.
+    #[must_use]
+    pub fn bad_profile(&self) -> bool {
+        self.flags & Self::BAD_PROFILE != 0
     }
 }
 
@@ -64,8 +74,11 @@ impl Default for CapStats {
 }
 
 impl CapStats {
-    /// Counts one row.
+    /// Counts one row; one whose profile does not exist had no cap, and is not counted.
     pub fn add(&mut self, row: &RowStat) {
+        if row.bad_profile() {
+            return;
+        }
         self.rows += 1;
         if row.non_finite() {
             self.non_finite += 1;
@@ -102,6 +115,7 @@ mod tests {
         stats.add(&RowStat { before: 1.0, after: 2.0, flags: RowStat::ENGAGED });
         stats.add(&RowStat { before: f32::NAN, after: f32::NAN, flags: RowStat::NON_FINITE });
         stats.add(&RowStat { before: 3.0, after: 3.0, flags: 0 });
+        stats.add(&RowStat { flags: RowStat::BAD_PROFILE, ..RowStat::default() });
         assert_eq!((stats.rows, stats.engaged, stats.non_finite), (3, 1, 1));
         assert_eq!(stats.mean_before(), Some(2.0));
         assert_eq!((stats.min_after, stats.max_after), (2.0, 3.0));

@@ -58,6 +58,13 @@ inline u32 block() { return emulate::machine().block; }
 inline u32 blocks() { return emulate::machine().launch.blocks; }
 
 inline float shuffle_xor(float value, int mask) { return emulate::machine().shuffle_xor(value, mask); }
+inline float shuffle(float value, u32 from) { return emulate::machine().shuffle(value, from); }
+inline u32 ballot(bool yes) { return emulate::machine().ballot(yes); }
+inline u32 lowest_bit(u32 bits) {
+    u32 bit = 0;
+    while (bit < 32 && !(bits >> bit & 1)) bit++;
+    return bit;
+}
 inline void barrier(u32 id, u32 threads) { emulate::machine().barrier(id, threads); }
 
 inline unsigned char* shared_memory() { return emulate::machine().shared.data(); }
@@ -107,6 +114,16 @@ inline void store_row(T* p, T value) {
     emulate::check_waited();
     emulate::check_aligned(p, sizeof(T));
     std::memcpy(p, &value, sizeof(T));
+}
+inline void raise(u64* p, u64 value) {
+    emulate::check_waited();
+    emulate::check_aligned(p, sizeof(u64));
+    if (*p < value) *p = value;
+}
+inline void count(u64* p) {
+    emulate::check_waited();
+    emulate::check_aligned(p, sizeof(u64));
+    *p += 1;
 }
 inline Quad load_table_quad(const void* p) { return load<Quad>(p); }
 inline float load_table(const float* p) { return load<float>(p); }

@@ -62,7 +62,7 @@ void Machine::run_block(Schedule schedule) {
     ready_.assign(count, true);
     warps_.assign((count + 31) / 32, Meeting{});
     barriers_.clear();
-    exchanged_.assign(count, 0.0f);
+    for (auto& values : exchanged_) values.assign(count, 0.0f);
     fibers_.prepare(count, start_thread);
 
     done_ = 0;
@@ -117,15 +117,22 @@ void Machine::meet(Meeting& meeting, u32 expected) {
     }
 }
 
-float Machine::shuffle_xor(float value, int mask) {
+// What the 32 threads of the warp hand in, once they all have.
+const float* Machine::exchange(float value) {
     u32 me = current_;
-    u32 partner = (me & ~31u) | ((me & 31) ^ static_cast<u32>(mask));
-    exchanged_[me] = value;
+    // Two places take turns: who writes one for exchange i + 2 has met the others at i + 1, where each arrives only
+    // after it has read that place for exchange i.
+    std::vector<float>& place = exchanged_[threads_[me].exchanges++ % 2];
+    place[me] = value;
     meet(warps_[threads_[me].warp], 32);
-    float result = exchanged_[partner];
-    // Nobody may write the next value before everybody has read this one.
-    meet(warps_[threads_[me].warp], 32);
-    return result;
+    return &place[me & ~31u];
+}
+
+u32 Machine::ballot(bool yes) {
+    const float* votes = exchange(yes ? 1.0f : 0.0f);
+    u32 bits = 0;
+    for (u32 lane = 0; lane < 32; lane++) bits |= static_cast<u32>(votes[lane] != 0.0f) << lane;
+    return bits;
 }
 
 void Machine::barrier(u32 id, u32 threads) {

@@ -34,6 +34,7 @@ struct Fault {
 struct Thread {
     u32 x = 0, y = 0, warp = 0;
     bool waited = false;
+    u32 exchanges = 0;
 
     // Copies under way. They are made when awaited, no earlier: until then their target is NaN.
     struct Copy {
@@ -72,7 +73,9 @@ class Machine {
     // Runs the whole grid. Empty when all went well, else what went wrong.
     std::string run(void (*kernel)(const CapArgs&), const CapArgs& args, const Launch& launch, Schedule schedule);
 
-    float shuffle_xor(float value, int mask);
+    float shuffle_xor(float value, int mask) { return exchange(value)[(current_ & 31) ^ static_cast<u32>(mask)]; }
+    float shuffle(float value, u32 from) { return exchange(value)[from % 32]; }
+    u32 ballot(bool yes);
     void barrier(u32 id, u32 threads);
     void check_shared(const void* p, size_t bytes, size_t alignment) const;
     Thread& current() { return threads_[current_]; }
@@ -87,6 +90,7 @@ class Machine {
     void run_block(Schedule schedule);
     bool run_thread(u32 pick);
     void meet(Meeting& meeting, u32 expected);
+    const float* exchange(float value);
 
     std::vector<Thread> threads_;
     std::vector<bool> ready_;
@@ -95,7 +99,7 @@ class Machine {
     u32 current_ = 0;
     std::vector<Meeting> warps_;
     std::map<u32, Meeting> barriers_;
-    std::vector<float> exchanged_;
+    std::vector<float> exchanged_[2];
     std::string fault_;
     void (*kernel_)(const CapArgs&) = nullptr;
     const CapArgs* args_ = nullptr;

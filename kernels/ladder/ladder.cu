@@ -1,6 +1,6 @@
 // The way from the naive kernel to the production one, a step at a time: f32 rows, in place, the first cap only.
 //
-// Read from top to bottom, then ../resident.cuh. Every step computes the same operation and is run by
+// Read from top to bottom, then ../direct.cuh. Every step computes the same operation and is run by
 // tests/emulator/ladder.rs; only the last one adds in the definition's order, so that only it must agree with the
 // CPU to the bit. The figures are bytes and dependent steps, counted, not measured.
 #include "../reduce.cuh"
@@ -82,9 +82,9 @@ AXISCAP_KERNEL(axiscap_ladder_3_block_per_row, 1024) {
 // thread are on their way at once, the barrier is the only wait in between, and the lane map is now the
 // definition's. Block: 32 * ceil(width / 512) threads, one row; a width that is a multiple of 4.
 //
-// What is left for ../resident.cuh: several caps, the other row types, addition and norm in the same pass; for few
-// rows the next axis loaded while this one's sum is under way, slots added from broadcast reads, and a start before
-// the previous kernel has ended; for many rows the next ones copied to shared memory while one is worked on.
+// What is left for ../direct.cuh and ../staged.cuh: several caps, the other row types, addition and norm in the same
+// pass; for few rows the axes of several caps loaded before the previous kernel has ended, their sums behind one
+// barrier, and slots added from broadcast reads; for many rows the next ones copied to shared memory while one is worked on.
 AXISCAP_KERNEL(axiscap_ladder_4_row_in_registers, 1024) {
     using namespace axiscap;
     u32 start = hw::thread() / WARP * SEGMENT + hw::thread() % WARP * F32::V;

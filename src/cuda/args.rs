@@ -21,6 +21,7 @@ pub struct CapArgs {
     pub(crate) ends: u64,
     pub(crate) profile: u64,
     pub(crate) stats: u64,
+    pub(crate) faults: u64,
     pub(crate) axis_stride: u32,
     pub(crate) profiles: u32,
     pub(crate) first: u32,
@@ -34,4 +35,4 @@ pub struct CapArgs {
 }
 
 // kernels/args.cuh asserts the same size; `Pod` rules out padding.
-const _: () = assert!(size_of::<CapArgs>() == 152);
+const _: () = assert!(size_of::<CapArgs>() == 160);

@@ -48,7 +48,8 @@ pub enum Overlap {
     None,
     /// Programmatic dependent launch (compute capability 9.0 and later, ignored before): the kernel may start while
     /// the one before it ends, loads axes and weight, and then waits for it. The kernel before must not write the
-    /// table or the weight.
+    /// table or the weight; nor, where that one was itself launched so, the one before it, and so on back to the
+    /// last full wait on the stream: a whole chain may overlap. Capturing such a launch needs a driver for CUDA 12.3.
     Programmatic,
 }
 
@@ -169,7 +170,7 @@ impl Device {
         &self.loaded.context
     }
 
-    /// Copies a table to the GPU and waits for it.
+    /// Copies a table to the GPU, on a stream of its own, and waits for it.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -294,6 +295,12 @@ impl Loaded {
         check("cuModuleGetFunction", unsafe {
             sys::cuModuleGetFunction(&mut kernel, self.module, name.as_ptr())
         })?;
+        // With lazy loading (the default since CUDA 12.2) a function may be loaded as late as its first launch, which a
+        // capture does not survive: whoever asks about it has it loaded.
+        let mut registers = 0;
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS;
+        // SAFETY: a function of the current context, and a valid pointer.
+        check("cuFuncGetAttribute", unsafe { sys::cuFuncGetAttribute(&mut registers, attribute, kernel) })?;
         if path == Path::Staged {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let most = self.info.limits.shared_per_block as i32;

@@ -191,18 +191,40 @@ impl Memory {
     }
 }
 
+/// Refuses a stream that is being captured: a copy would be made at each replay, from or to memory that by then is
+/// another's.
+fn not_capturing(stream: sys::CUstream) -> Result<(), CudaError> {
+    let mut status = sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: the pointer is valid, the stream the caller's.
+    check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(stream, &mut status) })?;
+    match status {
+        sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
+        _ => Err(CudaError::Capturing),
+    }
+}
+
 /// Copies to the device in stream order. When it returns the source may change: it is pageable memory, which the
 /// driver has then copied on.
 ///
 /// # Safety
-/// `to` is device memory for that many bytes in the current context.
+/// `to` is device memory for that many bytes in the current context, and the stream one of it.
 pub(super) unsafe fn copy_to_device(to: u64, from: &[u8], stream: sys::CUstream) -> Result<(), CudaError> {
     if from.is_empty() {
         return Ok(());
     }
+    not_capturing(stream)?;
     let source: *const c_void = from.as_ptr().cast();
     // SAFETY: the source is a slice, the caller answers for the target.
     check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, source, from.len(), stream) })
+}
+
+/// Fills with zeros in stream order.
+///
+/// # Safety
+/// `at` is device memory for that many bytes in the current context.
+pub(super) unsafe fn zero(at: u64, bytes: usize, stream: sys::CUstream) -> Result<(), CudaError> {
+    // SAFETY: the caller's promise.
+    check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(at, 0, bytes, stream) })
 }
 
 /// Copies from the device in stream order and waits for it.
@@ -213,6 +235,7 @@ pub(super) unsafe fn copy_to_host(to: &mut [u8], from: u64, stream: sys::CUstrea
     if to.is_empty() {
         return Ok(());
     }
+    not_capturing(stream)?;
     let target: *mut c_void = to.as_mut_ptr().cast();
     // SAFETY: the target is a slice, the caller answers for the source.
     check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(target, from, to.len(), stream) })?;

@@ -91,6 +91,11 @@ pub enum CudaError {
         /// The slice's or stream's GPU.
         found: usize,
     },
+    /// A copy from or to the caller's memory on a stream that is being captured.
+    #[error(
+        "the stream is being captured into a graph, and a copy from or to memory that is gone at its replay cannot be part of it; update tables and read results before the capture begins or after it ends"
+    )]
+    Capturing,
     /// A table of another shape than the one it should replace.
     #[error(
         "the table has another shape than the one on the GPU ({what}); only values can be updated in place, upload a new table"

@@ -4,10 +4,11 @@ use std::any::TypeId;
 
 use half::f16;
 
-use super::device::{Device, Overlap, StreamRef};
+use super::device::{Device, Overlap};
 use super::driver::{Memory, copy_to_device, copy_to_host};
 use super::error::CudaError;
 use super::plan::{DeviceNorm, DeviceRows, Dtype, Job};
+use super::stream::Stream;
 use crate::backend::{Backend, BackendError, Call};
 use crate::cpu::rows::Layout;
 use crate::cpu::{Element, Options};
@@ -29,6 +30,8 @@ impl Dtype {
 /// Several pieces of device memory that go together.
 struct Arena<'a> {
     device: &'a Device,
+    /// Not the default stream, which would wait for everybody's.
+    stream: Stream,
     pieces: Vec<Memory>,
 }
 
@@ -46,7 +49,7 @@ impl Arena<'_> {
         let address = memory.address();
         self.pieces.push(memory);
         // SAFETY: just allocated, of that length, in the context that `run` entered.
-        unsafe { copy_to_device(address, bytes, StreamRef::DEFAULT.0) }?;
+        unsafe { copy_to_device(address, bytes, self.stream.as_ref().0) }?;
         Ok(address)
     }
 }
@@ -103,7 +106,7 @@ impl Device {
         }
         let table = self.upload(host.table)?;
         let _current = self.enter()?;
-        let mut arena = Arena { device: self, pieces: Vec::new() };
+        let mut arena = Arena { device: self, stream: Stream::new(self)?, pieces: Vec::new() };
         let mut rows = |layout: &Layout<E>| -> Result<DeviceRows, CudaError> {
             Ok(DeviceRows { address: arena.upload(&gather(layout))?, stride: layout.width })
         };
@@ -134,12 +137,13 @@ impl Device {
             _ => None,
         };
         let job = Job { add, norm, profiles, stats, ..Job::in_place(Dtype::of::<E>(), h, count) };
+        let stream = arena.stream.as_ref();
         // SAFETY: everything was just uploaded for this, is aligned, and lives until after the copies back.
-        unsafe { self.launch(&job, &table, StreamRef::DEFAULT, Overlap::None) }?;
+        unsafe { self.launch(&job, &table, stream, Overlap::None) }?;
         let back = |layout: &Layout<E>, from: DeviceRows| {
             let mut bytes = vec![0; count * layout.width * size_of::<E>()];
             // SAFETY: as many bytes were uploaded there.
-            unsafe { copy_to_host(&mut bytes, from.address, StreamRef::DEFAULT.0) }?;
+            unsafe { copy_to_host(&mut bytes, from.address, stream.0) }?;
             scatter(&bytes, layout);
             Ok::<(), CudaError>(())
         };
@@ -149,7 +153,7 @@ impl Device {
         }
         if let (Some(to), Some(from)) = (options.stats, stats) {
             // SAFETY: as many bytes were uploaded there.
-            unsafe { copy_to_host(bytemuck::cast_slice_mut(to), from, StreamRef::DEFAULT.0) }?;
+            unsafe { copy_to_host(bytemuck::cast_slice_mut(to), from, stream.0) }?;
         }
         Ok(())
     }

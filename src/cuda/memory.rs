@@ -176,7 +176,7 @@ impl Drop for PinnedBuffer {
 /// Copies from the GPU behind everything on the stream, and waits for it.
 ///
 /// # Errors
-/// [`CudaError::Driver`], also for what went wrong in earlier work.
+/// [`CudaError::Capturing`]; [`CudaError::Driver`], also for what went wrong in earlier work.
 ///
 /// # Safety
 /// `from` is memory of the stream's GPU for that many bytes.

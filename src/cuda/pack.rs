@@ -18,6 +18,9 @@ pub struct TableView {
     pub params: u64,
     /// Address of the profile boundaries, `[profiles]` u32.
     pub ends: u64,
+    /// Address of the record of rows at fault, [`ProfileFaults::BYTES`](super::ProfileFaults::BYTES); a multiple of 8.
+    /// Launches write it.
+    pub faults: u64,
     /// What the addresses hold.
     pub layout: TableLayout,
 }

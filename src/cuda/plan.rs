@@ -127,8 +127,8 @@ pub struct Job {
     pub add: Option<[DeviceRows; 2]>,
     /// The norm behind the caps.
     pub norm: Option<DeviceNorm>,
-    /// Address of one u32 per row: the row's profile. Without it every row has profile 1. An index beyond the
-    /// table's profiles caps nothing.
+    /// Address of one u32 per row: the row's profile. Without it every row has profile 1. A row whose index is beyond
+    /// the table's profiles goes uncapped and is recorded: see [`ProfileFaults`](super::ProfileFaults).
     pub profiles: Option<u64>,
     /// Address of `count * depth` [`RowStat`](crate::RowStat)s, written row by row; entries beyond a row's caps are
     /// zero.
@@ -219,6 +219,7 @@ impl Plan {
             ends: table.ends,
             profile: job.profiles.unwrap_or(0),
             stats: job.stats.unwrap_or(0),
+            faults: table.faults,
             axis_stride: layout.axis_stride as u32,
             profiles: layout.profiles as u32,
             first: layout.first as u32,

@@ -57,7 +57,7 @@ impl Limits {
     }
 }
 
-/// How a kernel goes through the rows: kernels/resident.cuh and kernels/general.cuh.
+/// How a kernel goes through the rows: kernels/direct.cuh, kernels/staged.cuh and kernels/general.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Path {
     /// Few rows of at most 8192 elements: straight into registers.
@@ -95,7 +95,7 @@ impl Path {
     #[must_use]
     pub fn registers(self) -> u32 {
         match self {
-            Self::Direct => 96,
+            Self::Direct => 128,
             Self::Staged | Self::General => 64,
         }
     }
@@ -118,8 +118,11 @@ pub struct Shape {
     pub stages: u32,
 }
 
-/// Shared memory of a group's slots: `SLOT_BYTES` in kernels/resident.cuh.
+/// Shared memory of a group's slots: `SLOT_BYTES` in kernels/reduce.cuh.
 const SLOT_BYTES: u32 = 2 * 32 * 4;
+
+/// The direct kernel's further slots, per warp: `TOGETHER_BYTES` in kernels/reduce.cuh.
+const TOGETHER_BYTES: u32 = 2 * 8 * 4;
 
 /// Shared memory of the steps in kernels/general.cuh: `MOST_STEPS` of 8 bytes.
 const STEP_BYTES: u32 = 8 * super::plan::MOST_STEPS as u32;
@@ -166,8 +169,10 @@ impl Shape {
         if !problem.aligned || problem.width > LONGEST_DIRECT {
             return None;
         }
-        let threads = 32 * segments(problem.width);
-        let blocks = limits.multiprocessors * limits.blocks(threads, Path::Direct.registers(), SLOT_BYTES);
+        let warps = segments(problem.width);
+        let threads = 32 * warps;
+        let shared_bytes = SLOT_BYTES + warps * TOGETHER_BYTES;
+        let blocks = limits.multiprocessors * limits.blocks(threads, Path::Direct.registers(), shared_bytes);
         if one_wave && problem.rows > blocks as usize {
             return None;
         }
@@ -176,7 +181,7 @@ impl Shape {
             blocks: at_most(blocks, problem.rows),
             threads,
             groups: 1,
-            shared_bytes: SLOT_BYTES,
+            shared_bytes,
             stages: 0,
         })
     }

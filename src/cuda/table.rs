@@ -1,9 +1,11 @@
 //! A table of caps in device memory.
 
 use super::device::{Device, StreamRef};
-use super::driver::{Memory, copy_to_device};
+use super::driver::{Memory, copy_to_device, copy_to_host, zero};
 use super::error::CudaError;
+use super::faults::ProfileFaults;
 use super::pack::{PackedTable, TableView};
+use super::stream::Stream;
 use crate::table::{CapParams, CapTable};
 
 /// A [`CapTable`] on a GPU. Its addresses stay what they are while its values change, so that captured launches
@@ -20,19 +22,24 @@ impl DeviceTable {
     pub(super) fn new(device: &Device, table: &CapTable) -> Result<Self, CudaError> {
         let packed = PackedTable::new(table);
         let _current = device.enter()?;
-        // Axes first: they need the alignment that an allocation has.
+        // The order in which alignments fall: axes need what an allocation has, the record 8, the others 4.
         let axes = size_of_val(packed.axes());
         let params = size_of_val(packed.params());
-        let memory = Memory::new(axes + params + size_of_val(packed.ends()))?;
+        let memory = Memory::new(axes + ProfileFaults::BYTES + params + size_of_val(packed.ends()))?;
+        let faults = memory.address() + axes as u64;
         let view = TableView {
             axes: memory.address(),
-            params: memory.address() + axes as u64,
-            ends: memory.address() + (axes + params) as u64,
+            params: faults + ProfileFaults::BYTES as u64,
+            ends: faults + (ProfileFaults::BYTES + params) as u64,
+            faults,
             layout: packed.layout(),
         };
         let this = Self { device: device.clone(), memory, view, caps: table.caps() };
-        this.copy(&packed, StreamRef::DEFAULT)?;
-        device.synchronize(StreamRef::DEFAULT)?;
+        // Not the default stream: it would break a capture that somebody has under way on a stream that waits for it.
+        let stream = Stream::new(device)?;
+        this.copy(&packed, stream.as_ref())?;
+        this.clear_faults(stream.as_ref())?;
+        stream.synchronize()?;
         Ok(this)
     }
 
@@ -49,10 +56,10 @@ impl DeviceTable {
     }
 
     /// Replaces every value by those of a table of the same shape, in stream order: launches already on the stream
-    /// use the old values, later ones the new. Not inside a stream capture.
+    /// use the old values, later ones the new.
     ///
     /// # Errors
-    /// [`CudaError::TableShape`], [`CudaError::Driver`].
+    /// [`CudaError::TableShape`]; [`CudaError::Capturing`] inside a stream capture; [`CudaError::Driver`].
     pub fn update(&self, table: &CapTable, stream: StreamRef) -> Result<(), CudaError> {
         let packed = PackedTable::new(table);
         if packed.layout() != self.view.layout || table.caps() != self.caps {
@@ -65,7 +72,7 @@ impl DeviceTable {
     /// Replaces bounds and strengths only: 12 bytes per cap. Otherwise as [`DeviceTable::update`].
     ///
     /// # Errors
-    /// [`CudaError::TableShape`] for another number of caps; [`CudaError::Driver`].
+    /// [`CudaError::TableShape`] for another number of caps; [`CudaError::Capturing`]; [`CudaError::Driver`].
     pub fn update_params(&self, params: &[CapParams], stream: StreamRef) -> Result<(), CudaError> {
         if params.len() != self.caps {
             return Err(CudaError::TableShape { what: "its number of caps" });
@@ -73,6 +80,35 @@ impl DeviceTable {
         let _current = self.device.enter()?;
         // SAFETY: the parameters of that many caps lie there, in the device's context.
         unsafe { copy_to_device(self.view.params, bytemuck::cast_slice(params), stream.0) }
+    }
+
+    /// Rows of launches that asked for a profile which this table does not have, and so went uncapped; `None` when
+    /// all was well. Looks behind everything that is on the stream now, and waits for it. Launches on other streams
+    /// count as far as they have come.
+    ///
+    /// Without waiting: copy [`ProfileFaults::BYTES`] from [`TableView::faults`] in stream order
+    /// ([`PinnedBuffer::copy_from`](super::PinnedBuffer::copy_from)) and read them when that is done
+    /// ([`ProfileFaults::from_bytes`]).
+    ///
+    /// # Errors
+    /// [`CudaError::Capturing`] inside a stream capture; [`CudaError::Driver`], also for what went wrong in earlier
+    /// work.
+    pub fn faults(&self, stream: StreamRef) -> Result<Option<ProfileFaults>, CudaError> {
+        let mut record = [0; ProfileFaults::BYTES];
+        let _current = self.device.enter()?;
+        // SAFETY: the record lies there, in the device's context.
+        unsafe { copy_to_host(&mut record, self.view.faults, stream.0) }?;
+        Ok(ProfileFaults::from_bytes(&record))
+    }
+
+    /// Forgets the rows of launches that are on the stream now. In stream order; can be captured.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn clear_faults(&self, stream: StreamRef) -> Result<(), CudaError> {
+        let _current = self.device.enter()?;
+        // SAFETY: the record lies there, in the device's context.
+        unsafe { zero(self.view.faults, ProfileFaults::BYTES, stream.0) }
     }
 
     /// Drops it without waiting for the GPU's other work. Waiting for a whole GPU is what a stream capture of

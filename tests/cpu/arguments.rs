@@ -3,7 +3,8 @@
 use axiscap::cpu::{self, Isa, Norm, Options, Rows, RowsMut};
 use axiscap::{CapTable, Error, RowStat, RowsError};
 
-use crate::support::{Random, cap};
+use crate::numbers::Random;
+use crate::support::cap;
 
 fn table(width: usize) -> CapTable {
     CapTable::new(&[cap(&mut Random(1), width), cap(&mut Random(2), width)]).unwrap()

@@ -5,7 +5,8 @@ use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut, share};
 use axiscap::{Cap, CapTable, RowStat};
 use bytemuck::Pod;
 
-use crate::support::{Random, assert_same_bytes, cap, cap_rows, row};
+use crate::numbers::Random;
+use crate::support::{assert_same_bytes, cap, cap_rows, row};
 
 const DEPTH: usize = 3;
 

@@ -4,7 +4,8 @@ use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut};
 use axiscap::{Bound, Cap, CapParams, CapTable, RowStat};
 
 use crate::literal;
-use crate::support::{Random, assert_same, bits, cap, row};
+use crate::numbers::Random;
+use crate::support::{assert_same, bits, cap, row};
 
 /// Widths around every edge of the lane map: registers, segments, threads, slots, and models' own.
 const WIDTHS: [usize; 24] = [

@@ -37,7 +37,11 @@ macro_rules! on_every_isa {
 mod arguments;
 mod batch;
 mod definition;
+#[path = "../support/literal.rs"]
 mod literal;
+#[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
+#[path = "../support/numbers.rs"]
+mod numbers;
 mod oracle;
 mod properties;
 mod random;

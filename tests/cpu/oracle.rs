@@ -3,7 +3,8 @@
 use axiscap::cpu::{Element, Isa, oracle};
 use axiscap::{Bound, CapTable};
 
-use crate::support::{Random, cap, cap_rows, row, wide};
+use crate::numbers::Random;
+use crate::support::{cap, cap_rows, row, wide};
 
 const WIDTHS: [usize; 14] = [1, 3, 16, 111, 511, 576, 1023, 3072, 4096, 8191, 8192, 16384, 16385, 20000];
 

@@ -4,8 +4,9 @@ use axiscap::cpu::{Element, Isa, oracle};
 use axiscap::{Bound, Cap, CapTable, RowStat};
 use bytemuck::Pod;
 
+use crate::numbers::Random;
 use crate::oracle::storage_bound;
-use crate::support::{Random, assert_same_bytes, axis, cap, cap_rows, row, wide};
+use crate::support::{assert_same_bytes, axis, cap, cap_rows, row, wide};
 
 const WIDTHS: [usize; 8] = [1, 17, 111, 512, 576, 1023, 4096, 8191];
 

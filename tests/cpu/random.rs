@@ -4,7 +4,8 @@ use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut};
 use axiscap::{Bound, Cap, CapTable, RowStat};
 use proptest::prelude::*;
 
-use crate::support::{Random, assert_same, axis, bits};
+use crate::numbers::Random;
+use crate::support::{assert_same, axis, bits};
 
 /// A batch, by its numbers.
 #[derive(Debug, Clone)]

@@ -3,37 +3,14 @@
 use axiscap::cpu::{self, Element, Isa, Options, RowsMut};
 use axiscap::{Axis, Bound, Cap, CapTable, RowStat};
 
+use crate::numbers::Random;
+
 /// Runs a test where the machine has the instructions, and says so where not.
 pub(crate) fn if_available(isa: Isa, test: fn(Isa)) {
     if isa.available() {
         test(isa);
     } else {
         eprintln!("not tested: this machine has no {isa}");
-    }
-}
-
-/// SplitMix64: numbers that are the same on every machine and run.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in [-1, 1).
-    pub(crate) fn signed(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    /// Roughly normal, times `scale`, with now and then a massive activation.
-    pub(crate) fn activation(&mut self, scale: f32) -> f32 {
-        let bell = self.signed() + self.signed() + self.signed();
-        let massive = if self.next().is_multiple_of(997) { 300.0 } else { 1.0 };
-        bell * massive * scale
     }
 }
 

@@ -1,7 +1,7 @@
 //! Cases in the emulator.
 
-use axiscap::cpu::Element;
-use axiscap::cuda::{PackedTable, Plan, TableView};
+use axiscap::cuda::{Dtype, PackedTable, Plan, ProfileFaults, TableView};
+use half::{bf16, f16};
 
 use crate::case::{Buffer, Case, Setup, Value};
 use crate::machine;
@@ -13,10 +13,12 @@ impl<E: Value> Setup<E> {
         // The axes as a buffer with guards, like everything else.
         let mut axes = Buffer::<f32>::new(1, packed.axes().len(), 0, 0);
         axes.row_mut(0).copy_from_slice(packed.axes());
+        let mut record = [0_u64; 2];
         let view = TableView {
             axes: axes.rows().address,
             params: packed.params().as_ptr() as u64,
             ends: packed.ends().as_ptr() as u64,
+            faults: record.as_mut_ptr() as u64,
             layout: packed.layout(),
         };
         let plan =
@@ -24,20 +26,37 @@ impl<E: Value> Setup<E> {
         let Some(plan) = plan else { return Ok(false) };
         // SAFETY: every buffer outlives the call and is ours alone.
         unsafe { machine::run(&plan, case.schedule) }?;
+        self.faults = ProfileFaults::from_bytes(&bytemuck::cast(record));
         Ok(true)
     }
 }
 
-/// Checks one case against the definition and the CPU twin; returns whether anything ran.
-pub(crate) fn check<E: Value + Element>(case: &Case) -> bool {
+/// What a case did.
+pub(crate) struct Outcome {
+    /// Whether there was anything to launch.
+    pub(crate) ran: bool,
+    /// How many times a cap acted.
+    pub(crate) acted: usize,
+}
+
+/// Checks one case against the definition and the CPU twin.
+pub(crate) fn check(case: &Case) -> Outcome {
+    match case.dtype {
+        Dtype::F32 => check_rows::<f32>(case),
+        Dtype::F16 => check_rows::<f16>(case),
+        Dtype::BF16 => check_rows::<bf16>(case),
+    }
+}
+
+fn check_rows<E: Value>(case: &Case) -> Outcome {
     let mut setup = Setup::<E>::new(case);
     let (mut expected, mut twin) = (setup.clone(), setup.clone());
-    expected.define(case);
+    let acted = expected.define(case);
     twin.on_twin(case);
-    twin.same(&expected).unwrap_or_else(|e| panic!("the twin, {case:?} {:?}: {e}", E::DTYPE));
-    let ran = setup.emulate(case).unwrap_or_else(|e| panic!("{case:?} {:?}: {e}", E::DTYPE));
+    twin.same(&expected).unwrap_or_else(|e| panic!("the twin, {case:?}: {e}"));
+    let ran = setup.emulate(case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
     if ran {
-        setup.same(&expected).unwrap_or_else(|e| panic!("{case:?} {:?}: {e}", E::DTYPE));
+        setup.same(&expected).unwrap_or_else(|e| panic!("{case:?}: {e}"));
     }
-    ran
+    Outcome { ran, acted }
 }

@@ -1,9 +1,9 @@
 //! The steps of kernels/ladder compute the operation too; the last one to the bit.
 
 use axiscap::cpu::oracle::UNIT_ROUNDOFF;
-use axiscap::cuda::{Limits, Operation, PackedTable, Path, Plan, TableView};
+use axiscap::cuda::{Dtype, Limits, Operation, PackedTable, Path, Plan, TableView};
 
-use crate::case::{Buffer, Case, Setup};
+use crate::case::{Buffer, Case, Profiles, Setup};
 use crate::machine;
 
 #[test]
@@ -12,12 +12,13 @@ fn every_step_of_the_ladder_computes_the_operation() {
     for (seed, width) in (5..).step_by(5).zip([4, 576, 1000, 4096, 8192]) {
         let case = Case {
             operation: Operation::Cap,
+            dtype: Dtype::F32,
             rows: 19,
             width,
             caps: 1,
             gap: 0,
             offset: 0,
-            profiles: false,
+            profiles: Profiles::One,
             aliased: false,
             path: Some(Path::General),
             limits: Limits::HOPPER,
@@ -38,10 +39,12 @@ fn every_step_of_the_ladder_computes_the_operation() {
             let packed = PackedTable::new(&setup.table);
             let mut axes = Buffer::<f32>::new(1, packed.axes().len(), 0, 0);
             axes.row_mut(0).copy_from_slice(packed.axes());
+            let mut record = [0_u64; 2];
             let view = TableView {
                 axes: axes.rows().address,
                 params: packed.params().as_ptr() as u64,
                 ends: packed.ends().as_ptr() as u64,
+                faults: record.as_mut_ptr() as u64,
                 layout: packed.layout(),
             };
             let plan = Plan::on_path(&setup.job(&case), &view, &case.limits, case.path)

@@ -20,9 +20,6 @@ pub(crate) struct Launch {
 type Emulate =
     unsafe extern "C" fn(*const c_char, *const CapArgs, *const Launch, c_uint, *mut c_char, usize) -> i32;
 
-/// Orders in which blocks and threads run.
-pub(crate) const SCHEDULES: u32 = 4;
-
 /// Runs a plan whose addresses are host addresses.
 ///
 /// # Safety
@@ -105,6 +102,8 @@ fn build() -> PathBuf {
         "-Wextra",
         "-Werror",
     ]);
+    // The machine is looked up at every step of every thread: by one instruction, not by a call.
+    command.args(["-ftls-model=initial-exec", "-fno-semantic-interposition"]);
     command.args(["-Wno-unknown-pragmas", "-fPIC", "-shared"]);
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("fma") {

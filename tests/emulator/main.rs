@@ -1,63 +1,56 @@
 //! The CUDA kernels without a GPU: their own source, compiled for the CPU by `kernels/emulate`, against the
-//! definition and against the CPU twin, bit for bit. Launch shapes and arguments are those a device would get.
+//! definition, the f64 oracle's bounds and the CPU twin, bit for bit. Launch shapes and arguments are those a device
+//! would get.
+//!
+//!     cargo test --test emulator                      # a covering array: a minute or two
+//!     cargo test --test emulator -- --ignored         # every launch there is: an hour
+//!     cargo test --test emulator -- --ignored few     # those of up to 19 rows: ten minutes
 #![cfg(feature = "cuda")]
 
 #[allow(dead_code, reason = "shared with tests/gpu, which needs the rest")]
+#[path = "../support/case.rs"]
 mod case;
 mod emulate;
 mod ladder;
+#[allow(dead_code, reason = "shared with tests/cpu, which needs the rest")]
+#[path = "../support/literal.rs"]
 mod literal;
 mod machine;
+#[allow(dead_code, reason = "shared with tests/cpu, which needs the rest")]
+#[path = "../support/numbers.rs"]
+mod numbers;
+#[allow(dead_code, reason = "shared with tests/gpu, which needs the rest")]
+#[path = "../support/sweep.rs"]
+mod sweep;
+#[path = "../support/twin.rs"]
 mod twin;
 
-use axiscap::cuda::{Limits, Operation, Path};
-use case::Case;
+use std::sync::OnceLock;
+
+use axiscap::cuda::{Dtype, Limits, Operation};
+use case::{Case, Profiles};
 use emulate::check;
 use half::{bf16, f16};
+use sweep::Space;
 
-const WIDTHS: [usize; 13] = [1, 3, 111, 576, 1000, 1023, 3072, 3584, 4096, 5120, 8191, 8192, 16384];
-
-/// Few multiprocessors, so that blocks have several rows each.
-const SMALL: Limits = Limits { multiprocessors: 2, ..Limits::HOPPER };
-
-fn check_all_types(case: &Case) -> usize {
-    [check::<f32>(case), check::<f16>(case), check::<bf16>(case)].into_iter().filter(|&ran| ran).count()
+/// Checks cases of which each is a launch.
+fn check_all<'a>(cases: impl IntoIterator<Item = &'a Case>) {
+    let (mut launches, mut acted) = (0, 0);
+    for case in cases {
+        let outcome = check(case);
+        assert!(outcome.ran, "no launch: {case:?}");
+        launches += 1;
+        acted += outcome.acted;
+    }
+    println!("{launches} launches gave the definition's bits; caps acted {acted} times");
+    assert!(launches > 0 && acted > launches, "{launches} launches, caps acted {acted} times");
 }
 
-/// One operation over all widths, numbers of rows and paths; caps, profiles, strides, alignment, aliasing and
-/// schedules take turns, so that each meets each width.
+/// Every kernel, width, number of rows and path, with any three of everything else: see [`Space::covering`].
 fn sweep(operation: Operation) {
-    let mut ran = 0;
-    let mut turn = operation as u64;
-    for width in WIDTHS {
-        for rows in [0, 1, 19, 129] {
-            for path in [None, Some(Path::Direct), Some(Path::Staged), Some(Path::General)] {
-                // The emulator switches fibers some 12 times per thread and sum: many long rows are dear, and
-                // go only the way that a device would take them.
-                let dear = width > 4096 || (width > 1024 && path == Some(Path::General));
-                if rows == 129 && dear && path.is_some() {
-                    continue;
-                }
-                turn += 1;
-                let case = Case {
-                    operation,
-                    rows,
-                    width,
-                    caps: [1, 2, 5][turn as usize % 3],
-                    gap: [0, 1, 16][turn as usize / 3 % 3],
-                    offset: usize::from(path.is_none() && turn % 4 == 1),
-                    profiles: turn % 5 < 2,
-                    aliased: turn % 7 < 3,
-                    path,
-                    limits: SMALL,
-                    schedule: turn as u32 % machine::SCHEDULES,
-                    seed: turn,
-                };
-                ran += check_all_types(&case);
-            }
-        }
-    }
-    assert!(ran > 200, "only {ran} launches ran");
+    static CASES: OnceLock<Vec<Case>> = OnceLock::new();
+    let cases = CASES.get_or_init(|| Space::ODD.covering());
+    check_all(cases.iter().filter(|case| case.operation == operation));
 }
 
 #[test]
@@ -80,87 +73,82 @@ fn add_cap_norm() {
     sweep(Operation::AddCapNorm);
 }
 
-/// The launch shapes of real devices, at full size.
-#[test]
-fn shapes_of_real_devices() {
-    for limits in [Limits::HOPPER, Limits::ADA] {
-        for (rows, width) in [(1, 4096), (7, 576), (300, 1000)] {
-            for operation in Operation::ALL {
-                let case = Case {
-                    operation,
-                    rows,
-                    width,
-                    caps: 2,
-                    gap: 0,
-                    offset: 0,
-                    profiles: false,
-                    aliased: false,
-                    path: None,
-                    limits,
-                    schedule: 2,
-                    seed: 11,
-                };
-                assert!(check_all_types(&case) == 3);
-            }
-        }
-    }
-}
-
 /// Rows longer than a block can hold, odd and even, aligned and not.
 #[test]
 fn rows_longer_than_registers() {
-    for (turn, width) in [16385, 16392, 40000].into_iter().enumerate() {
-        for offset in [0, 1] {
+    check_all(&Space::LONG.covering());
+}
+
+/// Every launch there is, operation by operation and type by type.
+macro_rules! every_launch {
+    ($($operation:ident $dtype:ident $name:ident)+) => {
+        mod every_launch {
+            $(mod $name {
+                use axiscap::cuda::{Dtype, Operation};
+
+                #[test]
+                #[ignore = "takes minutes; the covering array stands for it"]
+                fn few_rows() {
+                    crate::check_product(Operation::$operation, Dtype::$dtype, |rows| rows < 129);
+                }
+
+                #[test]
+                #[ignore = "takes minutes; the covering array stands for it"]
+                fn many_rows() {
+                    crate::check_product(Operation::$operation, Dtype::$dtype, |rows| rows >= 129);
+                }
+            })+
+        }
+    };
+}
+
+fn check_product(operation: Operation, dtype: Dtype, rows: fn(usize) -> bool) {
+    let cases = Space::ODD.all(operation, dtype);
+    check_all(cases.iter().filter(|case| rows(case.rows)));
+}
+
+every_launch! {
+    Cap F32 cap_f32
+    Cap F16 cap_f16
+    Cap BF16 cap_bf16
+    AddCap F32 add_cap_f32
+    AddCap F16 add_cap_f16
+    AddCap BF16 add_cap_bf16
+    CapNorm F32 cap_norm_f32
+    CapNorm F16 cap_norm_f16
+    CapNorm BF16 cap_norm_bf16
+    AddCapNorm F32 add_cap_norm_f32
+    AddCapNorm F16 add_cap_norm_f16
+    AddCapNorm BF16 add_cap_norm_bf16
+}
+
+/// The launch shapes of real devices, at full size; and no rows, which are no launch.
+#[test]
+fn shapes_of_real_devices() {
+    for limits in [Limits::HOPPER, Limits::ADA] {
+        for (rows, width) in [(0, 4096), (1, 4096), (7, 576), (300, 1000)] {
             for operation in Operation::ALL {
-                let case = Case {
-                    operation,
-                    rows: 2,
-                    width,
-                    caps: 3,
-                    gap: 0,
-                    offset,
-                    profiles: false,
-                    aliased: offset == 1,
-                    path: None,
-                    limits: SMALL,
-                    schedule: turn as u32,
-                    seed: 5 + turn as u64,
-                };
-                assert!(check_all_types(&case) == 3);
+                for dtype in Dtype::ALL {
+                    let case = Case {
+                        operation,
+                        dtype,
+                        rows,
+                        width,
+                        caps: 2,
+                        gap: 0,
+                        offset: 0,
+                        profiles: Profiles::One,
+                        aliased: false,
+                        path: None,
+                        limits,
+                        schedule: 2,
+                        seed: 11,
+                    };
+                    assert_eq!(check(&case).ran, rows > 0);
+                }
             }
         }
     }
-}
-
-/// The f64 oracle: every projection and every capped row within the bounds of docs/operation.md.
-#[test]
-fn within_the_stated_bounds_of_the_oracle() {
-    let mut acted = 0;
-    for (seed, width) in (5..).step_by(5).zip([1, 111, 1000, 4096, 8191, 16384]) {
-        let case = Case {
-            operation: Operation::Cap,
-            rows: 12,
-            width,
-            caps: 1,
-            gap: 0,
-            offset: 0,
-            profiles: false,
-            aliased: false,
-            path: None,
-            limits: SMALL,
-            schedule: 0,
-            seed,
-        };
-        acted += judge::<f32>(&case) + judge::<f16>(&case) + judge::<bf16>(&case);
-    }
-    assert!(acted > 10, "only {acted} rows were capped");
-}
-
-fn judge<E: case::Value + axiscap::cpu::Element>(case: &Case) -> usize {
-    let mut setup = case::Setup::<E>::new(case);
-    let before = setup.clone();
-    assert_eq!(setup.emulate(case), Ok(true));
-    setup.judge(&before, case)
 }
 
 /// The emulator's conversions are those of the `half` crate, which the CPU twin uses.
@@ -170,7 +158,7 @@ fn conversions() {
         let (mine, theirs) = (machine::widen_f16(bits), f16::from_bits(bits).to_f32());
         assert!(mine.to_bits() == theirs.to_bits() || (mine.is_nan() && theirs.is_nan()), "{bits:#06x}");
     }
-    let mut random = case::Random(1);
+    let mut random = numbers::Random(1);
     let halves = (0..=u16::MAX).flat_map(|bits| {
         // Every f16 and bf16, and what lies around it and around the ties between neighbours.
         let (f, b) = (f16::from_bits(bits).to_f32().to_bits(), u32::from(bits) << 16);

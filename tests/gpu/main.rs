@@ -3,78 +3,74 @@
 #![cfg(feature = "cuda")]
 
 #[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
-#[path = "../emulator/case.rs"]
+#[path = "../support/case.rs"]
 mod case;
 mod device;
 #[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
-#[path = "../emulator/literal.rs"]
+#[path = "../support/literal.rs"]
 mod literal;
+#[allow(dead_code, reason = "shared with tests/cpu, which needs the rest")]
+#[path = "../support/numbers.rs"]
+mod numbers;
 #[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
-#[path = "../emulator/twin.rs"]
+#[path = "../support/sweep.rs"]
+mod sweep;
+#[path = "../support/twin.rs"]
 mod twin;
 
 use axiscap::backend::{Backend, Call, Cpu};
-use axiscap::cpu::{Options, Rows, RowsMut};
-use axiscap::cuda::{CudaError, Device, Limits, Operation, Overlap, Path, probe};
-use axiscap::interop::cudarc::SliceOptions;
+use axiscap::cpu::{self, Norm, Options, Rows, RowsMut};
+use axiscap::cuda::{CudaError, Device, Dtype, Limits, Operation, Overlap, probe};
+use axiscap::interop::cudarc::{self as slices, ReadSlice, SliceNorm, SliceOptions};
 use axiscap::{Bound, RowStat};
-use case::{Case, Random, Setup};
+use case::{Case, Profiles, Setup};
 use cudarc::driver::sys;
 use device::{check, device};
-use half::{bf16, f16};
+use numbers::Random;
+use sweep::Space;
 
-const WIDTHS: [usize; 14] = [1, 3, 111, 576, 1000, 1023, 3072, 3584, 4096, 5120, 8191, 8192, 16384, 20000];
-
-fn case(operation: Operation, rows: usize, width: usize, turn: u64, path: Option<Path>) -> Case {
+/// Rows as they come, their other features by turns.
+fn case(operation: Operation, rows: usize, width: usize, turn: u64) -> Case {
     Case {
         operation,
+        dtype: Dtype::F32,
         rows,
         width,
         caps: [1, 2, 5][turn as usize % 3],
         gap: [0, 1, 16][turn as usize / 3 % 3],
-        offset: usize::from(path.is_none() && turn % 4 == 1),
-        profiles: turn % 5 < 2,
+        offset: usize::from(turn % 4 == 1),
+        profiles: if turn % 5 < 2 { Profiles::Several } else { Profiles::One },
         aliased: turn % 7 < 3,
-        path,
+        path: None,
         limits: Limits::HOPPER,
         schedule: 0,
         seed: turn,
     }
 }
 
-fn sweep(widths: &[usize], rows: &[usize]) {
+fn sweep(space: Space) {
     let Some(device) = device() else { return };
-    let mut ran = 0;
-    let mut turn = 0;
-    for &width in widths {
-        for &rows in rows {
-            for operation in Operation::ALL {
-                for path in [None, Some(Path::Direct), Some(Path::Staged), Some(Path::General)] {
-                    turn += 1;
-                    let case = case(operation, rows, width, turn, path);
-                    let all = [
-                        check::<f32>(device, &case),
-                        check::<f16>(device, &case),
-                        check::<bf16>(device, &case),
-                    ];
-                    ran += all.into_iter().filter(|&ran| ran).count();
-                }
-            }
-        }
+    let cases = space.covering();
+    for case in &cases {
+        assert!(check(device, case), "no launch: {case:?}");
     }
-    println!("{ran} launches gave the CPU twin's bits");
-    assert!(ran >= widths.len() * rows.len() * 12);
+    println!("{} launches gave the CPU twin's bits", cases.len());
 }
 
 /// A few shapes that reach every kernel: what the sanitizers run, which slow a kernel down a hundredfold.
 #[test]
 fn every_kernel_on_small_shapes() {
-    sweep(&[111, 576, 1024], &[1, 5]);
+    sweep(Space::SMALL);
 }
 
 #[test]
 fn every_kernel_on_every_shape() {
-    sweep(&WIDTHS, &[0, 1, 19, 129].map(|rows: usize| rows.max(1)));
+    sweep(Space::ODD);
+}
+
+#[test]
+fn rows_longer_than_registers() {
+    sweep(Space::LONG);
 }
 
 /// More rows than fit on the device at once: staged kernels go round their stages.
@@ -83,8 +79,8 @@ fn many_rows() {
     let Some(device) = device() else { return };
     for operation in Operation::ALL {
         for (rows, width) in [(3000, 4096), (9000, 576), (20000, 8)] {
-            assert!(check::<f32>(device, &case(operation, rows, width, 3, None)));
-            assert!(check::<f16>(device, &case(operation, rows, width, 6, None)));
+            assert!(check(device, &case(operation, rows, width, 3)));
+            assert!(check(device, &Case { dtype: Dtype::F16, ..case(operation, rows, width, 6) }));
         }
     }
 }
@@ -94,7 +90,7 @@ fn many_rows() {
 fn programmatic_dependent_launches_wait_for_each_other() {
     let Some(device) = device() else { return };
     for operation in [Operation::Cap, Operation::AddCap] {
-        let case = Case { aliased: true, ..case(operation, 7, 4096, 9, None) };
+        let case = Case { aliased: true, ..case(operation, 7, 4096, 9) };
         let mut setup = Setup::<f32>::new(&case);
         let mut expected = setup.clone();
         for _ in 0..50 {
@@ -109,9 +105,9 @@ fn programmatic_dependent_launches_wait_for_each_other() {
 #[test]
 fn a_captured_launch_sees_new_bounds() {
     let Some(device) = device() else { return };
-    let case = case(Operation::Cap, 5, 4096, 0, None);
+    let case = case(Operation::Cap, 5, 4096, 0);
     let mut random = Random(7);
-    let mut table = case::table(&Case { profiles: false, ..case }, &mut random);
+    let mut table = case::table(&Case { profiles: Profiles::One, ..case }, &mut random);
     let values: Vec<f32> = (0..5 * 4096).map(|_| random.value()).collect();
     // Events of cudarc's own would be recorded into the capture, and be of no use to anyone after it.
     // SAFETY: every test uses one stream for its slices, so that there is nothing to order.
@@ -123,6 +119,9 @@ fn a_captured_launch_sees_new_bounds() {
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     stream.begin_capture(mode).expect("a capture");
     device::cap_slice(&stream, &on_gpu, &mut rows, SliceOptions::default());
+    let inside = on_gpu.update_params(table.params(), (&*stream).into());
+    assert_eq!(inside, Err(CudaError::Capturing));
+    assert_eq!(on_gpu.faults((&*stream).into()), Err(CudaError::Capturing));
     let flags = sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags).expect("a graph").expect("a graph");
 
@@ -153,7 +152,7 @@ fn the_threads_context_is_put_back() {
         assert_eq!(unsafe { sys::cuCtxGetCurrent(&mut current) }, sys::CUresult::CUDA_SUCCESS);
         current
     };
-    let table = case::table(&case(Operation::Cap, 1, 64, 1, None), &mut Random(1));
+    let table = case::table(&case(Operation::Cap, 1, 64, 1), &mut Random(1));
     std::thread::spawn(move || {
         assert!(current().is_null());
         let _table = device.upload(&table).expect("a table");
@@ -168,7 +167,7 @@ fn the_threads_context_is_put_back() {
 #[test]
 fn backends_agree() {
     let Some(device) = device() else { return };
-    let case = Case { profiles: true, ..case(Operation::AddCap, 33, 1000, 5, None) };
+    let case = Case { profiles: Profiles::Several, ..case(Operation::AddCap, 33, 1000, 5) };
     let mut random = Random(3);
     let table = case::table(&case, &mut random);
     let mut values = || (0..33 * 1000).map(|_| random.value()).collect::<Vec<f32>>();
@@ -187,6 +186,74 @@ fn backends_agree() {
     let gpu = run(&|call, options| device.run(call, options).expect("the GPU"));
     let cpu = run(&|call, options| Cpu.run(call, options).expect("the CPU"));
     assert!(gpu == cpu);
+}
+
+/// The safe functions on `CudaSlice`s, each form against the CPU; and a slice that is too short is refused.
+#[test]
+fn slices_in_every_form() {
+    let Some(device) = device() else { return };
+    let (rows, width) = (9, 1000);
+    let mut random = Random(3);
+    let table = case::table(&Case { width, ..case(Operation::Cap, rows, width, 0) }, &mut random);
+    let mut values = |count: usize| (0..count).map(|_| random.value()).collect::<Vec<f32>>();
+    let (x, r, weight) = (values(rows * width), values(rows * width), values(width));
+    let on_gpu = device.upload(&table).expect("a table");
+    let stream = device.context().new_stream().expect("a stream");
+    let up = |values: &[f32]| stream.clone_htod(values).expect("device memory");
+    let (gpu_x, gpu_r, gpu_weight) = (up(&x), up(&r), up(&weight));
+    let norm = SliceNorm { weight: &gpu_weight, eps: case::EPS };
+
+    let cpu_norm = Norm::new(&weight, case::EPS).expect("a norm");
+    let (mut capped, mut sum) = (x.clone(), vec![0.0; rows * width]);
+    let (mut of_capped, mut of_sum) = (sum.clone(), sum.clone());
+    let from = |values| Rows::from_slice(values, width).expect("rows");
+    let to = |values| RowsMut::from_slice(values, width).expect("rows");
+    cpu::cap_norm_rows(&table, to(&mut capped), cpu_norm, to(&mut of_capped), Options::new())
+        .expect("the CPU");
+    cpu::add_cap_norm_rows(
+        &table,
+        from(&x),
+        from(&r),
+        to(&mut sum),
+        cpu_norm,
+        to(&mut of_sum),
+        Options::new(),
+    )
+    .expect("the CPU");
+
+    let same = |what: &str, found: &cudarc::driver::CudaSlice<f32>, expected: &[f32]| {
+        let found = stream.clone_dtoh(found).expect("a copy back");
+        stream.synchronize().expect("a copy back");
+        assert!(found.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}");
+    };
+    let none = SliceOptions::default;
+    let empty = || up(&vec![0.0; rows * width]);
+    let mut h = up(&x);
+    slices::cap_slice(&stream, &on_gpu, &mut h, none()).expect("cap");
+    same("cap", &h, &capped);
+    let (mut h, mut out) = (up(&x), empty());
+    slices::cap_norm_slice(&stream, &on_gpu, &mut h, norm, &mut out, none()).expect("cap + norm");
+    same("cap + norm", &h, &capped);
+    same("cap + norm, normed", &out, &of_capped);
+    let mut h = up(&r);
+    slices::add_cap_slice(&stream, &on_gpu, &gpu_x, &mut h, none()).expect("add + cap");
+    same("add + cap", &h, &sum);
+    let mut h = empty();
+    slices::add_cap_slice_into(&stream, &on_gpu, [&gpu_x, &gpu_r], &mut h, none()).expect("add + cap");
+    same("add + cap into", &h, &sum);
+    let (mut h, mut out) = (up(&r), empty());
+    slices::add_cap_norm_slice(&stream, &on_gpu, &gpu_x, &mut h, norm, &mut out, none()).expect("all");
+    same("add + cap + norm", &h, &sum);
+    same("add + cap + norm, normed", &out, &of_sum);
+    let (mut h, mut out) = (empty(), empty());
+    let summands: [&dyn ReadSlice<f32>; 2] = [&gpu_x, &gpu_r];
+    slices::add_cap_norm_slice_into(&stream, &on_gpu, summands, &mut h, norm, &mut out, none()).expect("all");
+    same("add + cap + norm into", &h, &sum);
+    same("add + cap + norm into, normed", &out, &of_sum);
+
+    let mut short = up(&x[width..]);
+    let refused = slices::add_cap_slice(&stream, &on_gpu, &gpu_x, &mut short, none());
+    assert!(matches!(refused, Err(CudaError::Invalid(_))), "{refused:?}");
 }
 
 /// Whatever this machine has, asking never panics, and what is missing has a remedy.

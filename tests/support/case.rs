@@ -1,53 +1,36 @@
 //! One launch and what it should do: every byte of every buffer, guard zones included. The emulator's tests and the
 //! GPU's share it.
 
-use axiscap::cuda::{DeviceNorm, DeviceRows, Dtype, Job, Limits, Operation, Path};
+use std::fmt::Debug;
+
+use axiscap::cpu::{Element, oracle};
+use axiscap::cuda::{DeviceNorm, DeviceRows, Dtype, Job, Limits, Operation, Path, ProfileFaults};
 use axiscap::{Axis, Bound, Cap, CapTable, RowStat};
-use half::{bf16, f16};
+use bytemuck::Pod;
 
 use crate::literal;
+use crate::numbers::Random;
 
 /// A row type, as the tests need it.
-pub(crate) trait Value: Copy + PartialEq + std::fmt::Debug + bytemuck::Pod {
-    const DTYPE: Dtype;
-    fn widen(self) -> f32;
-    fn narrow(value: f32) -> Self;
-}
+pub(crate) trait Value: Element + Pod + PartialEq + Debug {}
+impl<E: Element + Pod + PartialEq + Debug> Value for E {}
 
-impl Value for f32 {
-    const DTYPE: Dtype = Dtype::F32;
-    fn widen(self) -> f32 {
-        self
-    }
-    fn narrow(value: f32) -> Self {
-        value
-    }
-}
-
-impl Value for f16 {
-    const DTYPE: Dtype = Dtype::F16;
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-    fn narrow(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-}
-
-impl Value for bf16 {
-    const DTYPE: Dtype = Dtype::BF16;
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-    fn narrow(value: f32) -> Self {
-        Self::from_f32(value)
-    }
+/// What rows say about their profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profiles {
+    /// Nothing: all have profile 1.
+    One,
+    /// Each names one.
+    Several,
+    /// Each names one, and some one that does not exist.
+    SomeMissing,
 }
 
 /// A launch to check.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) operation: Operation,
+    pub(crate) dtype: Dtype,
     pub(crate) rows: usize,
     pub(crate) width: usize,
     pub(crate) caps: usize,
@@ -55,34 +38,13 @@ pub(crate) struct Case {
     pub(crate) gap: usize,
     /// Elements by which every pointer misses 16-byte alignment.
     pub(crate) offset: usize,
-    /// Rows choose among several profiles.
-    pub(crate) profiles: bool,
+    pub(crate) profiles: Profiles,
     /// `h` is the first summand.
     pub(crate) aliased: bool,
     pub(crate) path: Option<Path>,
     pub(crate) limits: Limits,
     pub(crate) schedule: u32,
     pub(crate) seed: u64,
-}
-
-/// splitmix64.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Roughly normal, now and then large: residual streams have outliers.
-    pub(crate) fn value(&mut self) -> f32 {
-        let sum: i64 = (0..4).map(|_| (self.next() & 0xffff) as i64 - 0x8000).sum();
-        let x = sum as f32 / 32768.0;
-        if self.next().is_multiple_of(61) { x * 40.0 } else { x }
-    }
 }
 
 /// Rows in a buffer of their own, with a guard zone on either side.
@@ -151,35 +113,35 @@ impl<E: Value> Buffer<E> {
             let kind = random.next() % 16;
             let at = random.next() as usize % self.width;
             for x in self.row_mut(row) {
-                *x = E::narrow(match kind {
+                *x = E::from_f32(match kind {
                     0 => random.value() * 1e-39,
                     1 => 0.0,
                     _ => random.value(),
                 });
             }
             match kind {
-                2 => self.row_mut(row)[at] = E::narrow(f32::NAN),
-                3 => self.row_mut(row)[at] = E::narrow(f32::INFINITY),
+                2 => self.row_mut(row)[at] = E::from_f32(f32::NAN),
+                3 => self.row_mut(row)[at] = E::from_f32(f32::INFINITY),
                 _ => {}
             }
         }
     }
 
     pub(crate) fn widened(&self, row: usize) -> Vec<f32> {
-        self.row(row).iter().map(|x| x.widen()).collect()
+        self.row(row).iter().map(|x| x.to_f32()).collect()
     }
 
     fn store(&mut self, row: usize, values: &[f32]) {
         for (to, &x) in self.row_mut(row).iter_mut().zip(values) {
-            *to = E::narrow(x);
+            *to = E::from_f32(x);
         }
     }
 
     /// The same bytes, where NaN is NaN: payloads are not part of the definition.
     fn same(&self, other: &Self) -> Result<(), String> {
         for (i, (a, b)) in self.memory.iter().zip(&other.memory).enumerate() {
-            let same =
-                bytemuck::bytes_of(a) == bytemuck::bytes_of(b) || (a.widen().is_nan() && b.widen().is_nan());
+            let same = bytemuck::bytes_of(a) == bytemuck::bytes_of(b)
+                || (a.to_f32().is_nan() && b.to_f32().is_nan());
             if !same {
                 let at = i as isize - self.start as isize;
                 let (row, column) =
@@ -207,7 +169,7 @@ pub(crate) fn table(case: &Case, random: &mut Random) -> CapTable {
     };
     let caps: Vec<Cap> = (0..case.caps.max(1)).map(&mut cap).collect();
     let all: Vec<&Cap> = caps.iter().collect();
-    if case.profiles {
+    if case.profiles != Profiles::One {
         // Profile 1: all. 2: none. 3: the last. 4: all, backwards.
         let reversed: Vec<&Cap> = all.iter().rev().copied().collect();
         CapTable::with_profiles(&[&all, &[], &all[all.len() - 1..], &reversed]).expect("a table")
@@ -227,6 +189,7 @@ pub(crate) struct Setup<E> {
     pub(crate) weight: Buffer<f32>,
     pub(crate) profiles: Vec<u32>,
     pub(crate) stats: Vec<RowStat>,
+    pub(crate) faults: Option<ProfileFaults>,
 }
 
 pub(crate) const EPS: f32 = 1e-5;
@@ -244,16 +207,47 @@ impl<E: Value> Setup<E> {
         for w in weight.row_mut(0) {
             *w = random.value() + 1.0;
         }
-        let profiles = (0..case.rows).map(|_| (random.next() % 5) as u32).collect();
+        let missing = [5, 6, 1 << 20, u32::MAX - 1, u32::MAX];
+        let profiles = (0..case.rows)
+            .map(|_| match random.below(if case.profiles == Profiles::SomeMissing { 7 } else { 5 }) {
+                there @ 0..5 => there as u32,
+                _ => missing[random.below(missing.len())],
+            })
+            .collect();
         let old = RowStat { before: f32::NAN, after: f32::NAN, flags: 77 };
         // One guard entry behind the last.
         let stats = vec![old; case.rows * table.deepest_profile() + 1];
-        Self { table, h, x, r, y, weight, profiles, stats }
+        Self { table, h, x, r, y, weight, profiles, stats, faults: None }
     }
 
-    /// What the definition makes of it.
-    pub(crate) fn define(&mut self, case: &Case) {
-        let vector = 16 / size_of::<E>();
+    /// The profile of a row, and none where there is no such profile.
+    fn profile(&self, case: &Case, row: usize) -> Option<u32> {
+        let profile = if case.profiles == Profiles::One { 1 } else { self.profiles[row] };
+        ((profile as usize) < self.table.profiles()).then_some(profile)
+    }
+
+    /// Every row's profile, where there is one, else the empty one: what the CPU takes.
+    pub(crate) fn profiles_that_exist(&self, case: &Case) -> Vec<u32> {
+        (0..case.rows).map(|row| self.profile(case, row).unwrap_or(0)).collect()
+    }
+
+    /// What is on record, and in the statistics, of rows whose profile does not exist.
+    pub(crate) fn record_faults(&mut self, case: &Case) {
+        let depth = self.table.deepest_profile();
+        for row in 0..case.rows {
+            if self.profile(case, row).is_none() {
+                self.stats[row * depth].flags = RowStat::BAD_PROFILE;
+                let first = ProfileFaults { rows: 0, row: row as u32, profile: self.profiles[row] };
+                self.faults.get_or_insert(first).rows += 1;
+            }
+        }
+    }
+
+    /// What the definition makes of it, each step within the bounds of the f64 oracle. Returns how many times a cap
+    /// acted.
+    pub(crate) fn define(&mut self, case: &Case) -> usize {
+        let vector = E::VECTOR;
+        let mut times = 0;
         let depth = self.table.deepest_profile();
         for row in 0..case.rows {
             let mut h = if case.operation.adds() {
@@ -262,24 +256,29 @@ impl<E: Value> Setup<E> {
             } else {
                 self.h.widened(row)
             };
-            let profile = if case.profiles { self.profiles[row] } else { 1 };
+            let profile = self.profile(case, row).unwrap_or(0);
             let mut acted = false;
             let stats = &mut self.stats[row * depth..][..depth];
             stats.fill(RowStat::default());
             for (k, cap) in self.table.profile(profile).expect("a profile").enumerate() {
-                let (stat, acts) =
-                    literal::cap(&mut h, self.table.axis(cap), self.table.params()[cap], vector);
+                let (axis, params) = (self.table.axis(cap), self.table.params()[cap]);
+                let before = h.clone();
+                let (stat, acts) = literal::cap(&mut h, axis, params, vector);
+                judge(&before, &h, axis, params.strength, stat, acts, vector);
                 stats[k] = stat;
                 acted |= acts;
+                times += usize::from(acts);
             }
             if case.operation.norms() {
-                let normed = literal::norm(&h, self.weight.row(0), EPS, vector);
-                self.y.store(row, &normed);
+                let normed = literal::rms_norm::<E>(&h, self.weight.row(0), EPS);
+                self.y.row_mut(row).copy_from_slice(&normed);
             }
             if acted || case.operation.adds() {
                 self.h.store(row, &h);
             }
         }
+        self.record_faults(case);
+        times
     }
 
     pub(crate) fn job(&mut self, case: &Case) -> Job {
@@ -291,9 +290,10 @@ impl<E: Value> Setup<E> {
                 eps: EPS,
                 out: self.y.rows(),
             }),
-            profiles: (case.profiles && case.rows > 0).then_some(self.profiles.as_ptr() as u64),
+            profiles: (case.profiles != Profiles::One && case.rows > 0)
+                .then_some(self.profiles.as_ptr() as u64),
             stats: (case.rows > 0).then_some(self.stats.as_mut_ptr() as u64),
-            ..Job::in_place(E::DTYPE, self.h.rows(), case.rows)
+            ..Job::in_place(Dtype::of::<E>(), self.h.rows(), case.rows)
         }
     }
 
@@ -308,6 +308,32 @@ impl<E: Value> Setup<E> {
                 return Err(format!("stats {i}: {a:?} instead of {b:?}"));
             }
         }
+        if self.faults != other.faults {
+            return Err(format!("faults: {:?} instead of {:?}", self.faults, other.faults));
+        }
         Ok(())
+    }
+}
+
+/// Holds what one cap did to an f32 row to the bounds of docs/operation.md.
+fn judge(
+    before: &[f32],
+    after: &[f32],
+    axis: &[f32],
+    strength: f32,
+    stat: RowStat,
+    acts: bool,
+    vector: usize,
+) {
+    if stat.non_finite() || before.iter().any(|x| !x.is_finite()) {
+        return;
+    }
+    let off = (f64::from(stat.before) - oracle::projection(before, axis)).abs();
+    let slack = oracle::projection_bound(before, axis, vector);
+    assert!(off <= slack, "width {}: {stat:?} is off by {off:e}, allowed {slack:e}", axis.len());
+    if acts && strength == 1.0 {
+        let missed = (f64::from(stat.after) - oracle::projection(after, axis)).abs();
+        let slack = oracle::capped_bound(axis.len(), vector, stat.after, oracle::norm(before));
+        assert!(missed <= slack, "width {}: {stat:?} missed by {missed:e}, allowed {slack:e}", axis.len());
     }
 }

@@ -61,7 +61,8 @@ pub(crate) fn cap(h: &mut [f32], v: &[f32], params: CapParams, vector: usize) ->
     if !p.is_finite() {
         return (RowStat { before: p, after: p, flags: RowStat::NON_FINITE }, false);
     }
-    let c = p.max(lo).min(hi);
+    let c = if p < lo { lo } else { p };
+    let c = if c > hi { hi } else { c };
     if c == p {
         return (RowStat { before: p, after: p, flags: 0 }, false);
     }
