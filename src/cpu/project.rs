@@ -42,12 +42,14 @@ impl<E: Element, T: Element> Work for ProjectRows<'_, E, T> {
                 let exist = SEGMENT.min(width - at);
                 for (k, slots) in slots[..count].iter_mut().enumerate() {
                     let v = Along(axes.add(k * width + at));
-                    // While one axis is at work, the next segment of one of the rows is fetched.
-                    let ahead = h[k % STREAMS].wrapping_add(SEGMENT);
-                    let sums = if exist == SEGMENT {
-                        four_segments::<S, E, T, _>(h, v, SEGMENT, ahead)
-                    } else {
-                        four_segments::<S, E, T, _>(h, v, exist, ahead)
+                    // The four rows' next segments are fetched meanwhile, shared out among the axes.
+                    let next = |r: usize| h[r % STREAMS].wrapping_add(SEGMENT);
+                    let ahead = [next(k * STREAMS / count), next(k * STREAMS / count + 1), next(2), next(3)];
+                    let sums = match (exist, count) {
+                        (SEGMENT, 1) => four_segments::<S, E, T, _>(h, v, SEGMENT, ahead, 4),
+                        (SEGMENT, 2) => four_segments::<S, E, T, _>(h, v, SEGMENT, ahead, 2),
+                        (SEGMENT, _) => four_segments::<S, E, T, _>(h, v, SEGMENT, [next(k); 4], 1),
+                        _ => four_segments::<S, E, T, _>(h, v, exist, h, 0),
                     };
                     slots.add(segment, sums);
                 }

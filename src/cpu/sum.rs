@@ -142,8 +142,8 @@ impl Factor for Along {
 }
 
 /// Sums of one segment of four rows of which only `count <= 512` elements exist; the others count as +0. `E` fixes the
-/// lane map, `T` is the type in memory. With a whole segment, the segment at `ahead` is asked for meanwhile; any
-/// pointer does.
+/// lane map, `T` is the type in memory. With a whole segment, the segments at `ahead` are asked for meanwhile, the first
+/// `fetched` of them; any pointers do.
 ///
 /// # Safety
 /// `count` values are readable behind each of `rows` and of the factor; the instructions of `S` are available.
@@ -152,15 +152,19 @@ pub(crate) unsafe fn four_segments<S: Simd, E: Element, T: Element, V: Factor>(
     rows: [*const T; STREAMS],
     factor: V,
     count: usize,
-    ahead: *const T,
+    ahead: [*const T; STREAMS],
+    fetched: usize,
 ) -> [f32; STREAMS] {
     // SAFETY: the caller's promise.
     unsafe {
         let x = if S::STREAMS == STREAMS {
-            fold_segments::<S, E, T, V, 4, true>(rows, factor, count, ahead)
+            fold_segments::<S, E, T, V, 4>(rows, factor, count, ahead, fetched)
         } else {
-            let low = fold_segments::<S, E, T, V, 2, true>([rows[0], rows[1]], factor, count, ahead);
-            let high = fold_segments::<S, E, T, V, 2, false>([rows[2], rows[3]], factor, count, ahead);
+            let (low, high) = ([rows[0], rows[1]], [rows[2], rows[3]]);
+            let (ahead_low, ahead_high) = ([ahead[0], ahead[1]], [ahead[2], ahead[3]]);
+            let low = fold_segments::<S, E, T, V, 2>(low, factor, count, ahead_low, fetched);
+            let more = fetched.saturating_sub(2);
+            let high = fold_segments::<S, E, T, V, 2>(high, factor, count, ahead_high, more);
             [low[0], low[1], high[0], high[1]]
         };
         S::fold_threads(S::fold_near(S::fold_far(x[0], x[1]), S::fold_far(x[2], x[3])))
@@ -182,7 +186,7 @@ pub(crate) unsafe fn successive_segments<S: Simd, E: Element, T: Element, V: Fac
         for (r, x) in x.iter_mut().enumerate() {
             let at = r * SEGMENT;
             // Asking for memory ahead made it slower from L1 and L2 and hardly faster from L3.
-            *x = fold_segments::<S, E, T, V, 1, false>([row.add(at)], factor.skip(at), SEGMENT, row)[0];
+            *x = fold_segments::<S, E, T, V, 1>([row.add(at)], factor.skip(at), SEGMENT, [row], 0)[0];
         }
         S::fold_threads(S::fold_near(S::fold_far(x[0], x[1]), S::fold_far(x[2], x[3])))
     }
@@ -200,7 +204,7 @@ pub(crate) unsafe fn one_segment<S: Simd, E: Element, T: Element, V: Factor>(
 ) -> f32 {
     // SAFETY: the caller's promise.
     unsafe {
-        let x = fold_segments::<S, E, T, V, 1, false>([row], factor, count, row)[0];
+        let x = fold_segments::<S, E, T, V, 1>([row], factor, count, [row], 0)[0];
         S::fold_threads(S::fold_near(S::fold_far(x, x), S::fold_far(x, x)))[0]
     }
 }
@@ -211,13 +215,14 @@ pub(crate) unsafe fn one_segment<S: Simd, E: Element, T: Element, V: Factor>(
 /// The 32 threads first fill `32 / LANES` registers. These are halved here, written out because a loop over an array
 /// of registers would send them through memory.
 #[inline(always)]
-unsafe fn fold_segments<S: Simd, E: Element, T: Element, V: Factor, const R: usize, const AHEAD: bool>(
+unsafe fn fold_segments<S: Simd, E: Element, T: Element, V: Factor, const R: usize>(
     rows: [*const T; R],
     factor: V,
     count: usize,
-    ahead: *const T,
+    ahead: [*const T; R],
+    fetched: usize,
 ) -> [S::F; R] {
-    let lanes = Lanes::<T, V, R, AHEAD> { rows, factor, count, ahead };
+    let lanes = Lanes::<T, V, R> { rows, factor, count, ahead, fetched };
     // SAFETY: the caller's promise.
     unsafe {
         match S::LANES {
@@ -256,16 +261,18 @@ unsafe fn fold8<S: Simd>(a: [S::F; 4]) -> S::F {
 
 /// `R` streams on their way through the lanes.
 #[derive(Clone, Copy)]
-struct Lanes<T, V, const R: usize, const AHEAD: bool> {
+struct Lanes<T, V, const R: usize> {
     rows: [*const T; R],
     factor: V,
     /// Elements that exist.
     count: usize,
-    /// The segment that will be read soon, to be fetched meanwhile.
-    ahead: *const T,
+    /// Segments that will be read soon, and how many of them to fetch meanwhile. The number is a literal wherever
+    /// this is called, so that nothing of it is left in the loops.
+    ahead: [*const T; R],
+    fetched: usize,
 }
 
-impl<T: Element, V: Factor, const R: usize, const AHEAD: bool> Lanes<T, V, R, AHEAD> {
+impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
     /// Registers `m`, `m + gap`, `m + 2 gap`, `m + 3 gap` of threads, halved to one.
     #[inline(always)]
     unsafe fn four<S: Simd, E: Element>(self, m: usize, gap: usize) -> [S::F; R] {
@@ -361,7 +368,7 @@ impl<T: Element, V: Factor, const R: usize, const AHEAD: bool> Lanes<T, V, R, AH
         for (r, sums) in sums.iter_mut().enumerate() {
             for (i, sum) in sums.iter_mut().enumerate() {
                 // Once per cache line.
-                let fetch = AHEAD && WHOLE && r == 0 && (i * S::LANES * size_of::<T>()).is_multiple_of(LINE);
+                let fetch = WHOLE && r < self.fetched && (i * S::LANES * size_of::<T>()).is_multiple_of(LINE);
                 let at = at + i * S::LANES;
                 // SAFETY: the caller's promise; of a segment that is not whole no element from `count` on is read.
                 unsafe {
@@ -376,7 +383,7 @@ impl<T: Element, V: Factor, const R: usize, const AHEAD: bool> Lanes<T, V, R, AH
                     };
                     *sum = S::fma(h, v, *sum);
                     if fetch {
-                        S::prefetch(self.ahead.wrapping_add(at).cast());
+                        S::prefetch(self.ahead[r].wrapping_add(at).cast());
                     }
                 }
             }
