@@ -91,6 +91,11 @@ pub enum HookError {
         /// The later node.
         node: String,
     },
+    /// Figures were asked for where nothing counts.
+    #[error(
+        "caps through ggml's stock operations count nothing and trace nothing; switch statistics and tracing off for Engine::StockChain, or choose another engine"
+    )]
+    StockChainFigures,
     /// Something that a GPU was asked to do for the caps failed.
     #[error("capping on {device} failed: {what}; the decode was failed rather than left uncapped")]
     Device {

@@ -31,6 +31,7 @@ mod graph;
 mod hook;
 mod layout;
 mod session;
+mod stock_chain;
 mod tap;
 mod uid;
 mod uses;

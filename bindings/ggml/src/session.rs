@@ -92,6 +92,10 @@ pub enum Engine {
     /// llama.cpp comes with the same graph; a few are kept at a time. Needs `GGML_CUDA_DISABLE_GRAPHS` in the environment from the start of the
     /// process; without it, and elsewhere, as [`Engine::Auto`]. Not yet run on a GPU.
     DeviceGraph,
+    /// The caps through ggml's own operations between views, on the backend that computes the block; exists to be
+    /// compared with. Its rows differ from those of the other engines in the last bits. It counts and traces nothing:
+    /// a decode fails with [`HookError::StockChainFigures`] unless statistics and tracing are off.
+    StockChain,
 }
 
 /// What the caps of one block did to the rows of one pass.
@@ -285,7 +289,7 @@ impl Session {
         })
     }
 
-    /// Chooses how caps get into a graph. The results are the same bits.
+    /// Chooses how caps get into a graph. The results are the same bits, apart from those of [`Engine::StockChain`].
     pub fn set_engine(&self, engine: Engine) {
         let changed = self.change(|config| {
             config.engine = engine;

@@ -25,7 +25,7 @@ use crate::{BlockTrace, Engine, Hook, HookError, ModelShape, Session};
 #[path = "../../tests/support/model.rs"]
 mod model;
 
-pub(super) static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
+pub(crate) static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
     let mut backend = LlamaBackend::init().expect("llama.cpp starts");
     backend.void_logs();
     let model = LlamaModel::load_from_file(
@@ -37,7 +37,7 @@ pub(super) static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|
     (backend, model)
 });
 
-pub(super) fn shape() -> ModelShape {
+pub(crate) fn shape() -> ModelShape {
     let model = &LOADED.1;
     ModelShape {
         architecture: model.meta_val_str("general.architecture").unwrap(),
@@ -46,7 +46,7 @@ pub(super) fn shape() -> ModelShape {
     }
 }
 
-pub(super) fn cap(block: usize, seed: usize, bound: Bound) -> BlockCap {
+pub(crate) fn cap(block: usize, seed: usize, bound: Bound) -> BlockCap {
     let values: Vec<f32> = (0..shape().width).map(|i| ((i * 31 + seed * 7919) as f32).sin()).collect();
     BlockCap { block, cap: Cap::new(Axis::from_direction(&values).unwrap(), bound) }
 }
@@ -63,7 +63,7 @@ pub(super) fn caps() -> CapSet {
     .unwrap()
 }
 
-pub(super) fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
+pub(crate) fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
     let params = LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(512))
         .with_n_batch(256)
@@ -89,7 +89,7 @@ pub(super) fn on_device(session: &Session, ubatch: u32) -> (LlamaContext<'static
     (context(session, ubatch), log)
 }
 
-pub(super) fn decode(
+pub(crate) fn decode(
     context: &mut LlamaContext<'_>,
     session: &Session,
     tokens: &[LlamaToken],
@@ -107,11 +107,11 @@ pub(super) fn decode(
     }))
 }
 
-pub(super) fn prompt() -> Vec<LlamaToken> {
+pub(crate) fn prompt() -> Vec<LlamaToken> {
     LOADED.1.vocab().tokenize(b"I feel so alone tonight. What are you, really?", false, true)
 }
 
-pub(super) fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> Vec<LlamaToken> {
+pub(crate) fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> Vec<LlamaToken> {
     let prompt = prompt();
     let mut tokens = vec![decode(context, session, &prompt, 0, true).unwrap().unwrap()];
     while tokens.len() < count {
