@@ -43,7 +43,8 @@ pub(crate) struct Args {
     /// Do not count what the caps do
     #[arg(long)]
     no_statistics: bool,
-    /// Also measure: the hook with its caps switched off; the same caps through llama.cpp's cb_eval
+    /// Also measure: the hook with its caps switched off; the same caps through llama.cpp's cb_eval, or through a chain
+    /// of ggml's own operations, which counts nothing
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
     compare: Vec<Compare>,
     /// How caps get into llama.cpp's graphs
@@ -61,6 +62,7 @@ pub(crate) struct Args {
 enum Compare {
     Idle,
     CbEval,
+    StockChain,
 }
 
 #[derive(Debug, Serialize)]
@@ -90,6 +92,8 @@ struct Report<'a> {
     idle: Option<ComparisonReport<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cb_eval: Option<ComparisonReport<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stock_chain: Option<ComparisonReport<'a>>,
     baseline: &'static str,
     backend: String,
     device: String,
@@ -145,6 +149,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         fused_norm: args.fused_norm,
         idle: args.compare.contains(&Compare::Idle),
         eval_callback: args.compare.contains(&Compare::CbEval),
+        stock_chain: args.compare.contains(&Compare::StockChain),
     };
     let bar = progress::bar("pairs", args.pairs);
     let measured = bench(&model, &caps, &options, |done, _| bar.set_position(done as u64));
@@ -161,6 +166,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         capped: comparison(&measured.capped),
         idle: measured.idle.as_ref().map(comparison),
         cb_eval: measured.eval_callback.as_ref().map(comparison),
+        stock_chain: measured.stock_chain.as_ref().map(comparison),
         baseline: "a context of the same llama.cpp that the hook never touched",
         backend: name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase(),
         device: device.map_or_else(|| name.to_owned(), |device| device.description.clone()),
@@ -208,6 +214,7 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
         ("capped", Some(&measured.capped)),
         ("hooked, caps off", measured.idle.as_ref()),
         ("capped through cb_eval", measured.eval_callback.as_ref()),
+        ("capped by ggml's own operations", measured.stock_chain.as_ref()),
     ];
     let mut text = format!(
         "{} on {} ({}), {} threads\n{} caps on {} of {} blocks{}; {} pairs, {} sequences\n\n",
@@ -228,13 +235,13 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
     if let Some(fused) = &report.fused_norm {
         let _ = writeln!(text, "fused norm: {fused}\n");
     }
-    text += &format!("{:<32}{:>11}{:>11}{:>9}   95 % interval\n", "", "uncapped", "this", "ratio");
+    text += &format!("{:<41}{:>11}{:>11}{:>9}   95 % interval\n", "", "uncapped", "this", "ratio");
     for (phase, part) in [("decode", decode as fn(&Comparison) -> &Ratio), ("prefill", prefill)] {
         for (name, comparison) in rows {
             let Some(ratio) = comparison.map(part) else { continue };
             let _ = writeln!(
                 text,
-                "{:<32}{:>9.1}/s{:>9.1}/s{:>9.4}   [{:.4}, {:.4}]",
+                "{:<41}{:>9.1}/s{:>9.1}/s{:>9.4}   [{:.4}, {:.4}]",
                 format!("{phase}, {name}"),
                 ratio.uncapped_tps,
                 ratio.capped_tps,

@@ -13,10 +13,10 @@ fn bench_measures_pairs_against_an_untouched_context() {
         (10..18).map(|block| (block, block as u64, Bound::band(-0.2, 0.2).unwrap(), 1.0)).collect();
     caps(&file, &entries);
     let args = ["--caps", arg(&file), "--pairs", "2", "--prompt-tokens", "16", "--generate-tokens", "4"];
-    let report = json(axiscap("bench", &[&args[..], &["--json", "--compare", "idle,cb-eval"]].concat()));
-    for phase in
-        [&report, &report["idle"], &report["cb_eval"]].into_iter().flat_map(|r| [&r["decode"], &r["prefill"]])
-    {
+    let report =
+        json(axiscap("bench", &[&args[..], &["--json", "--compare", "idle,cb-eval,stock-chain"]].concat()));
+    let compared = ["idle", "cb_eval", "stock_chain"].map(|name| &report[name]);
+    for phase in [&report].into_iter().chain(compared).flat_map(|r| [&r["decode"], &r["prefill"]]) {
         assert_eq!(phase["pairs"], 2);
         let median = phase["ratio_median"].as_f64().unwrap();
         let interval: Vec<f64> =

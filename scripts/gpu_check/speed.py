@@ -37,6 +37,7 @@ PLAN = [
     ("8b-8-graph-no-statistics", "8b", 8, GRAPH, UNCOUNTED),
     ("8b-8-views-no-statistics", "8b", 8, VIEWS, UNCOUNTED),
     ("8b-8-cb-eval", "8b", 8, VIEWS, {"--compare": "idle,cb-eval", "--pairs": "8"}),
+    ("8b-8-stock-chain", "8b", 8, VIEWS, {"--compare": "stock-chain", "--pairs": "8"}),
     ("8b-all-cb-eval", "8b", "all", VIEWS, {"--compare": "cb-eval", "--pairs": "8"}),
     ("8b-all-fused-norm", "8b", "all", FUSED, {}),
     ("1b-all-views", "1b", "all", VIEWS, {}),

@@ -393,14 +393,14 @@ impl Backend {
                 return sys::GGML_STATUS_FAILED;
             }
         };
-        let norms_stay = || {
+        let norms_stay = |why: NormObstacle| {
             let capped = outputs.iter().filter(|o| o.rows() > 0 && config.caps_of(o.block).is_some());
             for output in capped.filter(|_| config.fused_norm) {
-                self.session.norm_behind(&self.name, output.block, Some(NormObstacle::NoGpu));
+                self.session.norm_behind(&self.name, output.block, Some(why));
             }
         };
         if config.engine == Engine::StockChain {
-            norms_stay();
+            norms_stay(NormObstacle::StockOperations);
             self.session.used(&self.name, STOCK_CHAIN, None);
             let (outputs, config, session) = (&outputs[..], &config, &*self.session);
             let mut pass =
@@ -408,7 +408,7 @@ impl Backend {
             return chain.compute(&mut pass, &self.name);
         }
         if self.is_cpu && config.engine != Engine::Views {
-            norms_stay();
+            norms_stay(NormObstacle::NoGpu);
             self.session.used(&self.name, INSERTED, None);
             return run_inserted(graph, &outputs, arena, &config, &self.session, compute);
         }
@@ -429,7 +429,7 @@ impl Backend {
         }
         let slow = device.reason().or((!self.is_cpu).then_some("this backend has no kernels of axiscap's"));
         self.session.used(&self.name, VIEWS, slow);
-        norms_stay();
+        norms_stay(NormObstacle::NoGpu);
         run_views(graph, &outputs, backend, staging, &config, &self.session, compute)
     }
 }

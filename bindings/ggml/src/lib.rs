@@ -37,7 +37,7 @@ mod uid;
 mod uses;
 
 pub use architecture::ModelShape;
-pub use device::{FusedNorms, GraphCounts, NormObstacle};
+pub use device::{BlockTiming, FusedNorms, GraphCounts, GraphTimeline, NormObstacle};
 pub use error::{HookError, Seen};
 pub use eval_callback::EvalCallback;
 pub use hook::{DeviceReport, Hook, HookReport};

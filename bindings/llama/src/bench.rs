@@ -50,6 +50,8 @@ pub struct BenchOptions {
     pub idle: bool,
     /// Also measure the same caps through llama.cpp's `cb_eval`, with a host synchronisation per block.
     pub eval_callback: bool,
+    /// Also measure the same caps through ggml's own operations ([`Engine::StockChain`]), uncounted.
+    pub stock_chain: bool,
 }
 
 /// Capped against uncapped.
@@ -70,6 +72,8 @@ pub struct BenchReport {
     pub idle: Option<Comparison>,
     /// The `cb_eval` context against the baseline.
     pub eval_callback: Option<Comparison>,
+    /// The context that caps through ggml's own operations against the baseline.
+    pub stock_chain: Option<Comparison>,
     /// Share of rows (times caps) on which a cap engaged; `None` where nobody counted.
     pub engagement: Option<f64>,
     /// Where the capped context ran its caps, and how, in the hook's words.
@@ -87,6 +91,7 @@ enum Kind {
     Capped,
     Idle,
     EvalCallback,
+    StockChain,
 }
 
 /// Something that decodes.
@@ -200,6 +205,7 @@ pub fn bench(
     let mut kinds = vec![Kind::Baseline, Kind::Capped];
     kinds.extend(options.idle.then_some(Kind::Idle));
     kinds.extend(options.eval_callback.then_some(Kind::EvalCallback));
+    kinds.extend(options.stock_chain.then_some(Kind::StockChain));
     let eval_model = if options.eval_callback { Some(EvalModel::load(model)?) } else { None };
     let make = |kind: Kind| -> Result<Box<dyn Subject + '_>, Error> {
         if let (Kind::EvalCallback, Some(model)) = (kind, &eval_model) {
@@ -209,11 +215,13 @@ pub fn bench(
             return Ok(Box::new(Context::uncapped(model, &context)?));
         }
         let mut capped = Context::new(model, &context)?;
-        capped.session()?.set_engine(options.engine);
-        capped.session()?.set_statistics(options.statistics);
-        capped.set_fused_norm(options.fused_norm)?;
+        // The chain has neither figures nor a norm.
+        let stock = kind == Kind::StockChain;
+        capped.session()?.set_engine(if stock { Engine::StockChain } else { options.engine });
+        capped.session()?.set_statistics(options.statistics && !stock);
+        capped.set_fused_norm(options.fused_norm && !stock)?;
         capped.set_caps(Some(caps))?;
-        capped.set_enabled(kind == Kind::Capped)?;
+        capped.set_enabled(kind != Kind::Idle)?;
         Ok(Box::new(capped))
     };
 
@@ -250,6 +258,7 @@ pub fn bench(
         capped: compare(Kind::Capped).ok_or(Error::NotBound)?,
         idle: compare(Kind::Idle),
         eval_callback: compare(Kind::EvalCallback),
+        stock_chain: compare(Kind::StockChain),
         engagement: (rows > 0).then(|| engaged as f64 / rows as f64),
         engines,
         graphs,
