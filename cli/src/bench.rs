@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::model::{CapsArgs, EngineArg, ModelArgs};
 use crate::report::{self, EngineReport, FusedNormReport};
+use crate::timeline::TimelineReport;
 use crate::{output, progress};
 
 /// Measure what capping costs: the same tokens, capped and uncapped, in lock-step in one process. The baseline is
@@ -53,6 +54,9 @@ pub(crate) struct Args {
     /// Caps on a GPU do the norm behind their block too, where the graph allows it
     #[arg(long)]
     fused_norm: bool,
+    /// Also time where a few further decodes spend their time on the GPU, block by block; says so where no GPU caps
+    #[arg(long)]
+    timeline: bool,
     /// Print one JSON object in place of the table
     #[arg(long)]
     json: bool,
@@ -105,6 +109,9 @@ struct Report<'a> {
     /// Behind which capped blocks the norm ran with the caps; with --fused-norm.
     #[serde(skip_serializing_if = "Option::is_none")]
     fused_norm: Option<FusedNormReport>,
+    /// With --timeline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeline: Option<TimelineReport>,
     /// `null` with --no-statistics.
     engagement: Option<f64>,
     caps: usize,
@@ -150,6 +157,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         idle: args.compare.contains(&Compare::Idle),
         eval_callback: args.compare.contains(&Compare::CbEval),
         stock_chain: args.compare.contains(&Compare::StockChain),
+        timeline: args.timeline,
     };
     let bar = progress::bar("pairs", args.pairs);
     let measured = bench(&model, &caps, &options, |done, _| bar.set_position(done as u64));
@@ -177,6 +185,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             GraphReport { captures, updates, replays, eager, resets }
         }),
         fused_norm: args.fused_norm.then(|| FusedNormReport::from(&measured.fused_norms)),
+        timeline: measured.timeline.as_ref().map(TimelineReport::from),
         engagement: measured.engagement,
         caps: caps.caps().len(),
         blocks_capped: caps.blocks().len(),
@@ -250,6 +259,9 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
                 ratio.ci95.1
             );
         }
+    }
+    if let Some(timeline) = &report.timeline {
+        let _ = write!(text, "\n{timeline}");
     }
     text
 }

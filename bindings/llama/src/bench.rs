@@ -10,11 +10,12 @@
 
 mod eval;
 mod ratio;
+mod timeline;
 
 use std::time::{Duration, Instant};
 
 use axiscap::CapSet;
-use axiscap_ggml::{Engine, FusedNorms, GraphCounts};
+use axiscap_ggml::{Engine, FusedNorms, GraphCounts, Session};
 
 use crate::Token;
 use crate::context::{BatchRow, Context, ContextOptions};
@@ -23,6 +24,7 @@ use crate::model::Model;
 
 use eval::{EvalContext, EvalModel};
 pub use ratio::Ratio;
+pub use timeline::{BlockTimes, GraphTimes, Timeline};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -52,6 +54,8 @@ pub struct BenchOptions {
     pub eval_callback: bool,
     /// Also measure the same caps through ggml's own operations ([`Engine::StockChain`]), uncounted.
     pub stock_chain: bool,
+    /// Also time a few further decodes of the capped context on its GPU, after everything else.
+    pub timeline: bool,
 }
 
 /// Capped against uncapped.
@@ -82,6 +86,8 @@ pub struct BenchReport {
     pub graphs: GraphCounts,
     /// What became of the norms behind its capped blocks.
     pub fused_norms: FusedNorms,
+    /// Where the time goes on the GPU, if asked for; or why that is not known, e.g. because nothing ran on a GPU.
+    pub timeline: Option<Result<Timeline, String>>,
 }
 
 /// What is measured.
@@ -115,6 +121,9 @@ trait Subject {
     }
     fn fused_norms(&self) -> FusedNorms {
         FusedNorms::default()
+    }
+    fn session(&self) -> Option<&Session> {
+        None
     }
 }
 
@@ -151,11 +160,15 @@ impl Subject for Context<'_> {
     }
 
     fn graphs(&self) -> GraphCounts {
-        self.session().map(axiscap_ggml::Session::graph_counts).unwrap_or_default()
+        Context::session(self).map(Session::graph_counts).unwrap_or_default()
     }
 
     fn fused_norms(&self) -> FusedNorms {
         Context::fused_norms(self).unwrap_or_default()
+    }
+
+    fn session(&self) -> Option<&Session> {
+        Context::session(self).ok()
     }
 }
 
@@ -179,7 +192,9 @@ pub fn bench(
 ) -> Result<BenchReport, Error> {
     let sequences = options.sequences as usize;
     let generated = options.generate_tokens.saturating_mul(sequences);
-    let tokens = options.prompt_tokens.saturating_add(generated);
+    let measured = options.prompt_tokens.saturating_add(generated);
+    let timed = if options.timeline { timeline::DECODES.saturating_mul(sequences) } else { 0 };
+    let tokens = measured.saturating_add(timed);
     for (option, value) in [
         ("pairs (--pairs)", options.pairs),
         ("prompt_tokens (--prompt-tokens)", options.prompt_tokens),
@@ -196,6 +211,7 @@ pub fn bench(
         }
     }
     let text = sample_tokens(model, tokens)?;
+    let (text, further) = text.split_at(measured);
     let needed = u32::try_from(tokens).unwrap_or(u32::MAX);
     let context = ContextOptions {
         ctx: Some(options.context.ctx.unwrap_or(0).max(needed)),
@@ -228,6 +244,7 @@ pub fn bench(
     let mut rounds = Vec::with_capacity(options.pairs);
     let (mut rows, mut engaged, mut engines, mut graphs) = (0, 0, Vec::new(), GraphCounts::default());
     let mut fused_norms = FusedNorms::default();
+    let mut timed = None;
     for number in 0..options.pairs {
         let turned = number % 2 == 1;
         let mut subjects: Vec<Option<Box<dyn Subject + '_>>> = kinds.iter().map(|_| None).collect();
@@ -235,12 +252,16 @@ pub fn bench(
             subjects[index] = Some(make(kinds[index])?);
         }
         let mut subjects: Vec<_> = subjects.into_iter().flatten().collect();
-        rounds.push(round(&mut subjects, &text, options, turned)?);
+        rounds.push(round(&mut subjects, text, options, turned)?);
         let of_round = subjects[1].engaged();
         (rows, engaged) = (rows + of_round.0, engaged + of_round.1);
         engines = subjects[1].engines();
         graphs += subjects[1].graphs();
         fused_norms = subjects[1].fused_norms();
+        if options.timeline && number + 1 == options.pairs {
+            let position = options.prompt_tokens + options.generate_tokens;
+            timed = Some(timeline::take(subjects[1].as_mut(), further, sequences, position)?);
+        }
         progress(number + 1, options.pairs);
     }
 
@@ -263,6 +284,7 @@ pub fn bench(
         engines,
         graphs,
         fused_norms,
+        timeline: timed,
     })
 }
 
