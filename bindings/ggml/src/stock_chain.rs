@@ -9,8 +9,8 @@
 //! u = REPEAT(v), of one row v itself   u = MUL(u, d)   H = ADD(H, u), in place
 //! ```
 //!
-//! It says what capping costs without kernels of one's own: five launches per cap and row that is decoded, and
-//! between two views no fusion. It gives neither axiscap's bits, because ggml adds up in another order, nor figures.
+//! It says what capping costs without kernels of one's own: five launches per cap where one row is decoded, six where
+//! there are several. It gives neither axiscap's bits, because ggml adds up in another order, nor figures.
 //! With an odd width or rows that are not aligned to 8 bytes, ggml's CUDA backend leaves the product to cuBLAS, which
 //! may round its factors to TF32.
 
