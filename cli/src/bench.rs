@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::model::{CapsArgs, EngineArg, ModelArgs};
 use crate::report::{self, EngineReport, FusedNormReport};
+use crate::timeline::TimelineReport;
 use crate::{output, progress};
 
 /// Measure what capping costs: the same tokens, capped and uncapped, in lock-step in one process. The baseline is
@@ -43,7 +44,8 @@ pub(crate) struct Args {
     /// Do not count what the caps do
     #[arg(long)]
     no_statistics: bool,
-    /// Also measure: the hook with its caps switched off; the same caps through llama.cpp's cb_eval
+    /// Also measure: the hook with its caps switched off; the same caps through llama.cpp's cb_eval, or through a chain
+    /// of ggml's own operations, which counts nothing
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
     compare: Vec<Compare>,
     /// How caps get into llama.cpp's graphs
@@ -52,6 +54,9 @@ pub(crate) struct Args {
     /// Caps on a GPU do the norm behind their block too, where the graph allows it
     #[arg(long)]
     fused_norm: bool,
+    /// Also time where a few further decodes spend their time on the GPU, block by block; says so where no GPU caps
+    #[arg(long)]
+    timeline: bool,
     /// Print one JSON object in place of the table
     #[arg(long)]
     json: bool,
@@ -61,6 +66,7 @@ pub(crate) struct Args {
 enum Compare {
     Idle,
     CbEval,
+    StockChain,
 }
 
 #[derive(Debug, Serialize)]
@@ -90,6 +96,8 @@ struct Report<'a> {
     idle: Option<ComparisonReport<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cb_eval: Option<ComparisonReport<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stock_chain: Option<ComparisonReport<'a>>,
     baseline: &'static str,
     backend: String,
     device: String,
@@ -101,6 +109,9 @@ struct Report<'a> {
     /// Behind which capped blocks the norm ran with the caps; with --fused-norm.
     #[serde(skip_serializing_if = "Option::is_none")]
     fused_norm: Option<FusedNormReport>,
+    /// With --timeline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeline: Option<TimelineReport>,
     /// `null` with --no-statistics.
     engagement: Option<f64>,
     caps: usize,
@@ -145,6 +156,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         fused_norm: args.fused_norm,
         idle: args.compare.contains(&Compare::Idle),
         eval_callback: args.compare.contains(&Compare::CbEval),
+        stock_chain: args.compare.contains(&Compare::StockChain),
+        timeline: args.timeline,
     };
     let bar = progress::bar("pairs", args.pairs);
     let measured = bench(&model, &caps, &options, |done, _| bar.set_position(done as u64));
@@ -161,6 +174,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         capped: comparison(&measured.capped),
         idle: measured.idle.as_ref().map(comparison),
         cb_eval: measured.eval_callback.as_ref().map(comparison),
+        stock_chain: measured.stock_chain.as_ref().map(comparison),
         baseline: "a context of the same llama.cpp that the hook never touched",
         backend: name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase(),
         device: device.map_or_else(|| name.to_owned(), |device| device.description.clone()),
@@ -171,6 +185,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             GraphReport { captures, updates, replays, eager, resets }
         }),
         fused_norm: args.fused_norm.then(|| FusedNormReport::from(&measured.fused_norms)),
+        timeline: measured.timeline.as_ref().map(TimelineReport::from),
         engagement: measured.engagement,
         caps: caps.caps().len(),
         blocks_capped: caps.blocks().len(),
@@ -208,6 +223,7 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
         ("capped", Some(&measured.capped)),
         ("hooked, caps off", measured.idle.as_ref()),
         ("capped through cb_eval", measured.eval_callback.as_ref()),
+        ("capped by ggml's own operations", measured.stock_chain.as_ref()),
     ];
     let mut text = format!(
         "{} on {} ({}), {} threads\n{} caps on {} of {} blocks{}; {} pairs, {} sequences\n\n",
@@ -228,13 +244,13 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
     if let Some(fused) = &report.fused_norm {
         let _ = writeln!(text, "fused norm: {fused}\n");
     }
-    text += &format!("{:<32}{:>11}{:>11}{:>9}   95 % interval\n", "", "uncapped", "this", "ratio");
+    text += &format!("{:<41}{:>11}{:>11}{:>9}   95 % interval\n", "", "uncapped", "this", "ratio");
     for (phase, part) in [("decode", decode as fn(&Comparison) -> &Ratio), ("prefill", prefill)] {
         for (name, comparison) in rows {
             let Some(ratio) = comparison.map(part) else { continue };
             let _ = writeln!(
                 text,
-                "{:<32}{:>9.1}/s{:>9.1}/s{:>9.4}   [{:.4}, {:.4}]",
+                "{:<41}{:>9.1}/s{:>9.1}/s{:>9.4}   [{:.4}, {:.4}]",
                 format!("{phase}, {name}"),
                 ratio.uncapped_tps,
                 ratio.capped_tps,
@@ -243,6 +259,9 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
                 ratio.ci95.1
             );
         }
+    }
+    if let Some(timeline) = &report.timeline {
+        let _ = write!(text, "\n{timeline}");
     }
     text
 }

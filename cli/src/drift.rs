@@ -124,6 +124,8 @@ fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
         fused_norm: false,
         idle: false,
         eval_callback: false,
+        stock_chain: false,
+        timeline: false,
     };
     let bar = progress::bar("speed", args.speed_pairs);
     let report = bench(model, caps, &options, |done, _| bar.set_position(done as u64))?;

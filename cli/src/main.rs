@@ -14,6 +14,7 @@ mod prompt;
 mod report;
 mod run;
 mod sampling;
+mod timeline;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -13,10 +13,10 @@ fn bench_measures_pairs_against_an_untouched_context() {
         (10..18).map(|block| (block, block as u64, Bound::band(-0.2, 0.2).unwrap(), 1.0)).collect();
     caps(&file, &entries);
     let args = ["--caps", arg(&file), "--pairs", "2", "--prompt-tokens", "16", "--generate-tokens", "4"];
-    let report = json(axiscap("bench", &[&args[..], &["--json", "--compare", "idle,cb-eval"]].concat()));
-    for phase in
-        [&report, &report["idle"], &report["cb_eval"]].into_iter().flat_map(|r| [&r["decode"], &r["prefill"]])
-    {
+    let report =
+        json(axiscap("bench", &[&args[..], &["--json", "--compare", "idle,cb-eval,stock-chain"]].concat()));
+    let compared = ["idle", "cb_eval", "stock_chain"].map(|name| &report[name]);
+    for phase in [&report].into_iter().chain(compared).flat_map(|r| [&r["decode"], &r["prefill"]]) {
         assert_eq!(phase["pairs"], 2);
         let median = phase["ratio_median"].as_f64().unwrap();
         let interval: Vec<f64> =
@@ -36,15 +36,18 @@ fn bench_measures_pairs_against_an_untouched_context() {
     let on_cpu = |engine: &serde_json::Value| engine["device"] == "CPU" && engine["how"].is_string();
     assert!(report["engines"].as_array().unwrap().iter().all(on_cpu), "{report}");
 
-    let several = ["--sequences", "3", "--no-statistics", "--compare", "cb-eval", "--json"];
+    let several = ["--sequences", "3", "--no-statistics", "--compare", "cb-eval", "--timeline", "--json"];
     let report = json(axiscap("bench", &[&args[..], &several].concat()));
     assert_eq!((&report["sequences"], &report["statistics"]), (&3.into(), &false.into()));
     assert!(report["engagement"].is_null());
     assert_eq!(report["cb_eval"]["decode"]["pairs"], 2);
+    let note = report["timeline"]["note"].as_str().expect("a CPU has no timeline, and bench says so");
+    assert!(note.contains("no GPU timeline"), "{note}");
     fail(axiscap("bench", &[&args[..], &["--sequences", "0"]].concat()), &["--sequences"]);
 
-    let table = succeed(axiscap("bench", &[&args[..], &["--engine", "views"]].concat()));
+    let table = succeed(axiscap("bench", &[&args[..], &["--engine", "views", "--timeline"]].concat()));
     assert!(table.contains("decode, capped") && table.contains("prefill, capped"), "{table}");
+    assert!(table.contains("timeline: there is no GPU timeline"), "{table}");
 }
 
 #[test]

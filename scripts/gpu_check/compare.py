@@ -91,3 +91,18 @@ def on_gpu(report, one_graph=False, fused=False):
     if fused and not report["fused_norm"]["fused"]:
         return f"no norm was fused: {report['fused_norm']['refused'][:1]}"
     return None
+
+
+def timed(report, one_graph=False):
+    """Why a report has no timeline of a GPU, or None: of whole graphs, and in views of every capped block."""
+    timeline = report["timeline"]
+    if "note" in timeline:
+        return timeline["note"]
+    times = [graph["us"] for graph in timeline["graphs"] if graph["replayed"] == one_graph]
+    if not times:
+        return f"no graph was timed as it was asked for: {timeline['graphs']}"
+    if not one_graph:
+        if len(timeline["blocks"]) != report["blocks_capped"]:
+            return f"{len(timeline['blocks'])} of {report['blocks_capped']} capped blocks were timed"
+        times += [block["launch_us"] for block in timeline["blocks"]]
+    return None if all(time > 0 for time in times) else "some times are not positive"

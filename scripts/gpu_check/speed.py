@@ -19,6 +19,8 @@ MODES = {
 PREFILL = {"--generate-tokens": "1", "--pairs": "30"}
 BATCH = {"--sequences": "16"}
 UNCOUNTED = {"--no-statistics": None}
+# Timed after a short measurement that nobody reads.
+TIMELINE = {"--timeline": None, "--pairs": "1", "--prompts": "1", "--generate-tokens": "8"}
 
 # In order of value: name, model, capped blocks, mode, options of `axiscap bench` (None: it takes no value).
 PLAN = [
@@ -37,6 +39,9 @@ PLAN = [
     ("8b-8-graph-no-statistics", "8b", 8, GRAPH, UNCOUNTED),
     ("8b-8-views-no-statistics", "8b", 8, VIEWS, UNCOUNTED),
     ("8b-8-cb-eval", "8b", 8, VIEWS, {"--compare": "idle,cb-eval", "--pairs": "8"}),
+    ("8b-8-stock-chain", "8b", 8, VIEWS, {"--compare": "stock-chain", "--pairs": "8"}),
+    ("8b-8-views-timeline", "8b", 8, VIEWS, TIMELINE),
+    ("8b-8-graph-timeline", "8b", 8, GRAPH, TIMELINE),
     ("8b-all-cb-eval", "8b", "all", VIEWS, {"--compare": "cb-eval", "--pairs": "8"}),
     ("8b-all-fused-norm", "8b", "all", FUSED, {}),
     ("1b-all-views", "1b", "all", VIEWS, {}),
@@ -94,6 +99,8 @@ def bench(check, pieces, models, has_fused_norm):
         if mode in (GRAPH, FUSED_GRAPH) and (stock := stock_speed(check, model, further)):
             step["against_stock"] = report["decode"]["capped_tps"] / stock
         elsewhere = compare.on_gpu(report, mode in (GRAPH, FUSED_GRAPH), mode in (FUSED, FUSED_GRAPH))
+        if further is TIMELINE:
+            elsewhere = elsewhere or compare.timed(report, mode == GRAPH)
         elsewhere = None if check.options.rehearse else elsewhere
         check.judge(name, elsewhere is None, elsewhere)
 

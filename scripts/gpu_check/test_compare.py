@@ -80,6 +80,19 @@ class Gpu(unittest.TestCase):
             report = self.report(on_gpu) | {"fused_norm": {"fused": fused, "refused": []}}
             self.assertEqual(compare.on_gpu(report, fused=True) is None, passes)
 
+    def test_a_timeline_has_every_block_or_whole_graphs(self):
+        def report(replayed, launches, us=6000.0):
+            blocks = [{"block": 20 + i, "handover_us": 2.0, "launch_us": launch, "handback_us": 0.0} for i, launch in enumerate(launches)]
+            graph = {"device": "CUDA0", "replayed": replayed, "capped_blocks": len(blocks), "graphs": 16, "us": us}
+            return {"blocks_capped": 2, "timeline": {"decodes": 16, "graphs": [graph], "blocks": blocks}}
+
+        self.assertIsNone(compare.timed(report(False, [4.0, 5.0])))
+        self.assertIsNone(compare.timed(report(True, []), one_graph=True))
+        for found, one_graph in [(report(False, [4.0]), False), (report(False, [4.0, 0.0]), False), (report(True, []), False),
+                                 (report(False, [4.0, 5.0]), True), (report(True, [], 0.0), True),
+                                 ({"blocks_capped": 2, "timeline": {"note": "there is no GPU timeline"}}, False)]:
+            self.assertIsNotNone(compare.timed(found, one_graph))
+
 
 class Plan(unittest.TestCase):
     def test_every_target_has_its_step(self):

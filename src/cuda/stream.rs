@@ -127,11 +127,22 @@ impl Event {
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn new(device: &Device) -> Result<Self, CudaError> {
+        Self::with_flags(device, sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// Makes an event that takes the time when it is reached, for [`Event::micros_since`].
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn with_time(device: &Device) -> Result<Self, CudaError> {
+        Self::with_flags(device, sys::CUevent_flags_enum::CU_EVENT_DEFAULT)
+    }
+
+    fn with_flags(device: &Device, flags: sys::CUevent_flags) -> Result<Self, CudaError> {
         let _current = device.enter()?;
         let mut raw = ptr::null_mut();
-        let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
         // SAFETY: the pointer is valid and the context current.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, flags) })?;
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, flags as u32) })?;
         Ok(Self { device: device.clone(), raw })
     }
 
@@ -157,6 +168,21 @@ impl Event {
         let _current = self.device.enter()?;
         // SAFETY: our event.
         check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.raw) })
+    }
+
+    /// Microseconds from an earlier event to this one, to about half a microsecond. Waits for both. Both must take the
+    /// time and have been recorded.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn micros_since(&self, earlier: &Self) -> Result<f64, CudaError> {
+        earlier.synchronize()?;
+        self.synchronize()?;
+        let _current = self.device.enter()?;
+        let mut millis = 0.0_f32;
+        // SAFETY: the pointer is valid, both events are ours; on events that take no time the driver says so.
+        check("cuEventElapsedTime", unsafe { sys::cuEventElapsedTime(&mut millis, earlier.raw, self.raw) })?;
+        Ok(f64::from(millis) * 1e3)
     }
 }
 

@@ -91,6 +91,16 @@ pub enum HookError {
         /// The later node.
         node: String,
     },
+    /// Figures were asked for where nothing counts.
+    #[error(
+        "caps through ggml's stock operations count nothing and trace nothing; switch statistics and tracing off for Engine::StockChain, or choose another engine"
+    )]
+    StockChainFigures,
+    /// There are no times of graphs on a GPU.
+    #[error(
+        "there is no GPU timeline: since it was asked for, no graph ran whose blocks were capped on a GPU without the host waiting; the caps of a CPU, and those that the host makes for a GPU, are not timed"
+    )]
+    NoTimeline,
     /// Something that a GPU was asked to do for the caps failed.
     #[error("capping on {device} failed: {what}; the decode was failed rather than left uncapped")]
     Device {

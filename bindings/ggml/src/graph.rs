@@ -6,7 +6,7 @@ use std::ops::Range;
 use llama_cpp_sys_2 as sys;
 
 use crate::layout::Layout;
-use crate::uid::view_uid;
+use crate::uid::{own_uid, view_uid};
 
 /// A `ggml_cgraph` that a backend was asked to compute.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +48,17 @@ impl Graph {
     pub(crate) fn uses_of(&self, tensor: *const sys::ggml_tensor) -> Option<i32> {
         // SAFETY: by the contract of `new` this is a valid graph of the ggml whose layout was measured.
         unsafe { self.layout.graph_uses?.of(self.raw, tensor.cast()) }
+    }
+
+    /// Another graph of the same ggml, with a new uid.
+    ///
+    /// # Safety
+    /// As for [`Graph::new`].
+    pub(crate) unsafe fn sibling(&self, raw: *mut sys::ggml_cgraph) -> Self {
+        let graph = Self { raw, ..*self };
+        // SAFETY: the caller's promise: the field is there, and the graph ours alone.
+        unsafe { graph.uid_field().write(own_uid()) };
+        graph
     }
 
     fn uid_field(&self) -> *mut u64 {

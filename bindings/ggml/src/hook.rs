@@ -15,6 +15,7 @@ use crate::find::Finder;
 use crate::graph::Graph;
 use crate::layout::{Arena, Layout, ggml_version};
 use crate::session::{Engine, Inner, Session};
+use crate::stock_chain::{STOCK_CHAIN, StockChain};
 
 type InitBackend = unsafe extern "C" fn(sys::ggml_backend_dev_t, *const c_char) -> sys::ggml_backend_t;
 type FreeBackend = unsafe extern "C" fn(sys::ggml_backend_t);
@@ -81,6 +82,7 @@ struct Scratch {
     arena: Arena,
     staging: Vec<f32>,
     device: Slot,
+    chain: StockChain,
 }
 
 /// The hook of this process, if one is installed.
@@ -316,6 +318,7 @@ unsafe fn hook_backend(
             arena: Arena::new(64)?,
             staging: Vec::new(),
             device: Slot::new(device, &session.0),
+            chain: StockChain::default(),
         }),
     };
     BACKENDS.write().unwrap_or_else(PoisonError::into_inner).insert(backend as usize, Arc::new(entry));
@@ -337,6 +340,7 @@ unsafe extern "C" fn hooked_free(backend: sys::ggml_backend_t) {
         let closed = catch_unwind(AssertUnwindSafe(|| {
             let mut scratch = entry.scratch.lock().unwrap_or_else(PoisonError::into_inner);
             scratch.device.close(&entry.session);
+            scratch.chain.close(backend);
         }));
         if let Err(panic) = closed {
             entry.session.fail(panicked(panic.as_ref()));
@@ -380,7 +384,7 @@ impl Backend {
         let config = self.session.config();
         let Some(wanted) = config.wanted(self.session.model.width) else { return compute(graph) };
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { finder, arena, staging, device } = &mut *scratch;
+        let Scratch { finder, arena, staging, device, chain } = &mut *scratch;
         let outputs = match finder.find(graph, wanted) {
             Ok(outputs) if outputs.is_empty() => return compute(graph),
             Ok(outputs) => outputs,
@@ -389,14 +393,22 @@ impl Backend {
                 return sys::GGML_STATUS_FAILED;
             }
         };
-        let norms_stay = || {
+        let norms_stay = |why: NormObstacle| {
             let capped = outputs.iter().filter(|o| o.rows() > 0 && config.caps_of(o.block).is_some());
             for output in capped.filter(|_| config.fused_norm) {
-                self.session.norm_behind(&self.name, output.block, Some(NormObstacle::NoGpu));
+                self.session.norm_behind(&self.name, output.block, Some(why));
             }
         };
+        if config.engine == Engine::StockChain {
+            norms_stay(NormObstacle::StockOperations);
+            self.session.used(&self.name, STOCK_CHAIN, None);
+            let (outputs, config, session) = (&outputs[..], &config, &*self.session);
+            let mut pass =
+                Pass { graph, outputs, backend, staging, config, session, compute, one_graph: false };
+            return chain.compute(&mut pass, &self.name);
+        }
         if self.is_cpu && config.engine != Engine::Views {
-            norms_stay();
+            norms_stay(NormObstacle::NoGpu);
             self.session.used(&self.name, INSERTED, None);
             return run_inserted(graph, &outputs, arena, &config, &self.session, compute);
         }
@@ -417,7 +429,7 @@ impl Backend {
         }
         let slow = device.reason().or((!self.is_cpu).then_some("this backend has no kernels of axiscap's"));
         self.session.used(&self.name, VIEWS, slow);
-        norms_stay();
+        norms_stay(NormObstacle::NoGpu);
         run_views(graph, &outputs, backend, staging, &config, &self.session, compute)
     }
 }

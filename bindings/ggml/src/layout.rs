@@ -254,6 +254,15 @@ impl Arena {
         unsafe { Self::init(null_mut(), tensors * tensor + 2 * graph + 1024, tensors) }
     }
 
+    /// Room for this many tensors and a graph of this size.
+    pub(crate) fn with_graph(tensors: usize, size: usize) -> Result<Self, HookError> {
+        // SAFETY: the two functions only compute sizes.
+        let (tensor, graph) =
+            unsafe { (sys::ggml_tensor_overhead(), sys::ggml_graph_overhead_custom(size, false)) };
+        // SAFETY: as in `new`.
+        unsafe { Self::init(null_mut(), tensors * tensor + graph + 1024, tensors) }
+    }
+
     /// An arena in memory of the caller's, which has to outlive it.
     ///
     /// # Safety

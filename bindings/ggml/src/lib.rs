@@ -31,12 +31,13 @@ mod graph;
 mod hook;
 mod layout;
 mod session;
+mod stock_chain;
 mod tap;
 mod uid;
 mod uses;
 
 pub use architecture::ModelShape;
-pub use device::{FusedNorms, GraphCounts, NormObstacle};
+pub use device::{BlockTiming, FusedNorms, GraphCounts, GraphTimeline, NormObstacle};
 pub use error::{HookError, Seen};
 pub use eval_callback::EvalCallback;
 pub use hook::{DeviceReport, Hook, HookReport};

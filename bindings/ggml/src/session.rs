@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use axiscap::{Bound, CapSet, CapStats, CapTable, RowStat};
 
 use crate::architecture::{ModelShape, block_output};
-use crate::device::{Collect, DevicePath, FusedNorms, GraphCounts, NormObstacle};
+use crate::device::{Collect, DevicePath, FusedNorms, GraphCounts, GraphTimeline, NormObstacle};
 use crate::error::{HookError, Seen};
 use crate::find::Wanted;
 use crate::tap::Tap;
@@ -38,6 +38,8 @@ pub(crate) struct Config {
     /// Whether caps on a GPU are to do the norm behind their block too.
     pub(crate) fused_norm: bool,
     pub(crate) engine: Engine,
+    /// Whether graphs on GPUs are timed.
+    pub(crate) timeline: bool,
     /// By block. Empty where the architecture has no block outputs.
     pub(crate) wanted: Vec<bool>,
     pub(crate) prefix: &'static str,
@@ -92,6 +94,10 @@ pub enum Engine {
     /// llama.cpp comes with the same graph; a few are kept at a time. Needs `GGML_CUDA_DISABLE_GRAPHS` in the environment from the start of the
     /// process; without it, and elsewhere, as [`Engine::Auto`]. Not yet run on a GPU.
     DeviceGraph,
+    /// The caps through ggml's own operations between views, on the backend that computes the block; exists to be
+    /// compared with. Its rows differ from those of the other engines in the last bits. It counts and traces nothing:
+    /// a decode fails with [`HookError::StockChainFigures`] unless statistics and tracing are off.
+    StockChain,
 }
 
 /// What the caps of one block did to the rows of one pass.
@@ -136,6 +142,7 @@ impl Session {
             statistics: true,
             fused_norm: false,
             engine: Engine::Auto,
+            timeline: false,
             wanted: vec![false; model.blocks],
             prefix: "",
             blocks: Vec::new(),
@@ -285,7 +292,7 @@ impl Session {
         })
     }
 
-    /// Chooses how caps get into a graph. The results are the same bits.
+    /// Chooses how caps get into a graph. The results are the same bits, apart from those of [`Engine::StockChain`].
     pub fn set_engine(&self, engine: Engine) {
         let changed = self.change(|config| {
             config.engine = engine;
@@ -317,6 +324,36 @@ impl Session {
         FusedNorms {
             fused: record.fused.iter().copied().collect(),
             refused: record.unfused.iter().copied().collect(),
+        }
+    }
+
+    /// Takes the times, from the next decode on, of graphs with blocks that are capped on a GPU, for
+    /// [`Session::take_timeline`]; off at first. Events that take the time lengthen what they measure a little. Graphs
+    /// are left out in which a tap or the comparison on first use has the host wait. Not yet run on a GPU.
+    pub fn set_timeline(&self, on: bool) {
+        let changed = self.change(|config| {
+            config.timeline = on;
+            Ok(())
+        });
+        debug_assert!(changed.is_ok());
+    }
+
+    /// The graphs that were timed since the last call, in order per GPU. Waits for them. To be called while the
+    /// context lives.
+    ///
+    /// # Errors
+    /// [`HookError::NoTimeline`] when there are none, [`HookError::Device`].
+    pub fn take_timeline(&self) -> Result<Vec<GraphTimeline>, HookError> {
+        let mut graphs = Vec::new();
+        let mut error = None;
+        self.0.each_device(|path| match path.take_times() {
+            Ok(times) => graphs.extend(times),
+            Err(failed) => error = Some(failed),
+        });
+        match error {
+            Some(error) => Err(error),
+            None if graphs.is_empty() => Err(HookError::NoTimeline),
+            None => Ok(graphs),
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
@@ -99,6 +100,12 @@ pub(crate) fn view_uid(graph: u64, nodes: &Range<usize>) -> u64 {
     mix(mix(graph) ^ segment) | 1 << 63
 }
 
+/// A uid for a graph of our own, never given out before. Graphs without a segment have no views to be mistaken for.
+pub(crate) fn own_uid() -> u64 {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    view_uid(u64::MAX - MADE.fetch_add(1, Ordering::Relaxed), &(0..0))
+}
+
 /// The finaliser of splitmix64, a bijection.
 pub(crate) fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -127,5 +134,6 @@ mod tests {
             }
         }
         assert_eq!(view_uid(0, &(0..5)), 0);
+        assert!((0..2000).all(|_| seen.insert(own_uid())));
     }
 }

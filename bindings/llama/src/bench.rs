@@ -10,11 +10,12 @@
 
 mod eval;
 mod ratio;
+mod timeline;
 
 use std::time::{Duration, Instant};
 
 use axiscap::CapSet;
-use axiscap_ggml::{Engine, FusedNorms, GraphCounts};
+use axiscap_ggml::{Engine, FusedNorms, GraphCounts, Session};
 
 use crate::Token;
 use crate::context::{BatchRow, Context, ContextOptions};
@@ -23,6 +24,7 @@ use crate::model::Model;
 
 use eval::{EvalContext, EvalModel};
 pub use ratio::Ratio;
+pub use timeline::{BlockTimes, GraphTimes, Timeline};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -50,6 +52,10 @@ pub struct BenchOptions {
     pub idle: bool,
     /// Also measure the same caps through llama.cpp's `cb_eval`, with a host synchronisation per block.
     pub eval_callback: bool,
+    /// Also measure the same caps through ggml's own operations ([`Engine::StockChain`]), uncounted.
+    pub stock_chain: bool,
+    /// Also time a few further decodes of the capped context on its GPU, after everything else.
+    pub timeline: bool,
 }
 
 /// Capped against uncapped.
@@ -70,6 +76,8 @@ pub struct BenchReport {
     pub idle: Option<Comparison>,
     /// The `cb_eval` context against the baseline.
     pub eval_callback: Option<Comparison>,
+    /// The context that caps through ggml's own operations against the baseline.
+    pub stock_chain: Option<Comparison>,
     /// Share of rows (times caps) on which a cap engaged; `None` where nobody counted.
     pub engagement: Option<f64>,
     /// Where the capped context ran its caps, and how, in the hook's words.
@@ -78,6 +86,8 @@ pub struct BenchReport {
     pub graphs: GraphCounts,
     /// What became of the norms behind its capped blocks.
     pub fused_norms: FusedNorms,
+    /// Where the time goes on the GPU, if asked for; or why that is not known, e.g. because nothing ran on a GPU.
+    pub timeline: Option<Result<Timeline, String>>,
 }
 
 /// What is measured.
@@ -87,6 +97,7 @@ enum Kind {
     Capped,
     Idle,
     EvalCallback,
+    StockChain,
 }
 
 /// Something that decodes.
@@ -110,6 +121,9 @@ trait Subject {
     }
     fn fused_norms(&self) -> FusedNorms {
         FusedNorms::default()
+    }
+    fn session(&self) -> Option<&Session> {
+        None
     }
 }
 
@@ -146,11 +160,15 @@ impl Subject for Context<'_> {
     }
 
     fn graphs(&self) -> GraphCounts {
-        self.session().map(axiscap_ggml::Session::graph_counts).unwrap_or_default()
+        Context::session(self).map(Session::graph_counts).unwrap_or_default()
     }
 
     fn fused_norms(&self) -> FusedNorms {
         Context::fused_norms(self).unwrap_or_default()
+    }
+
+    fn session(&self) -> Option<&Session> {
+        Context::session(self).ok()
     }
 }
 
@@ -174,7 +192,9 @@ pub fn bench(
 ) -> Result<BenchReport, Error> {
     let sequences = options.sequences as usize;
     let generated = options.generate_tokens.saturating_mul(sequences);
-    let tokens = options.prompt_tokens.saturating_add(generated);
+    let measured = options.prompt_tokens.saturating_add(generated);
+    let timed = if options.timeline { timeline::DECODES.saturating_mul(sequences) } else { 0 };
+    let tokens = measured.saturating_add(timed);
     for (option, value) in [
         ("pairs (--pairs)", options.pairs),
         ("prompt_tokens (--prompt-tokens)", options.prompt_tokens),
@@ -191,6 +211,7 @@ pub fn bench(
         }
     }
     let text = sample_tokens(model, tokens)?;
+    let (text, further) = text.split_at(measured);
     let needed = u32::try_from(tokens).unwrap_or(u32::MAX);
     let context = ContextOptions {
         ctx: Some(options.context.ctx.unwrap_or(0).max(needed)),
@@ -200,6 +221,7 @@ pub fn bench(
     let mut kinds = vec![Kind::Baseline, Kind::Capped];
     kinds.extend(options.idle.then_some(Kind::Idle));
     kinds.extend(options.eval_callback.then_some(Kind::EvalCallback));
+    kinds.extend(options.stock_chain.then_some(Kind::StockChain));
     let eval_model = if options.eval_callback { Some(EvalModel::load(model)?) } else { None };
     let make = |kind: Kind| -> Result<Box<dyn Subject + '_>, Error> {
         if let (Kind::EvalCallback, Some(model)) = (kind, &eval_model) {
@@ -209,17 +231,20 @@ pub fn bench(
             return Ok(Box::new(Context::uncapped(model, &context)?));
         }
         let mut capped = Context::new(model, &context)?;
-        capped.session()?.set_engine(options.engine);
-        capped.session()?.set_statistics(options.statistics);
-        capped.set_fused_norm(options.fused_norm)?;
+        // The chain has neither figures nor a norm.
+        let stock = kind == Kind::StockChain;
+        capped.session()?.set_engine(if stock { Engine::StockChain } else { options.engine });
+        capped.session()?.set_statistics(options.statistics && !stock);
+        capped.set_fused_norm(options.fused_norm && !stock)?;
         capped.set_caps(Some(caps))?;
-        capped.set_enabled(kind == Kind::Capped)?;
+        capped.set_enabled(kind != Kind::Idle)?;
         Ok(Box::new(capped))
     };
 
     let mut rounds = Vec::with_capacity(options.pairs);
     let (mut rows, mut engaged, mut engines, mut graphs) = (0, 0, Vec::new(), GraphCounts::default());
     let mut fused_norms = FusedNorms::default();
+    let mut timed = None;
     for number in 0..options.pairs {
         let turned = number % 2 == 1;
         let mut subjects: Vec<Option<Box<dyn Subject + '_>>> = kinds.iter().map(|_| None).collect();
@@ -227,12 +252,16 @@ pub fn bench(
             subjects[index] = Some(make(kinds[index])?);
         }
         let mut subjects: Vec<_> = subjects.into_iter().flatten().collect();
-        rounds.push(round(&mut subjects, &text, options, turned)?);
+        rounds.push(round(&mut subjects, text, options, turned)?);
         let of_round = subjects[1].engaged();
         (rows, engaged) = (rows + of_round.0, engaged + of_round.1);
         engines = subjects[1].engines();
         graphs += subjects[1].graphs();
         fused_norms = subjects[1].fused_norms();
+        if options.timeline && number + 1 == options.pairs {
+            let position = options.prompt_tokens + options.generate_tokens;
+            timed = Some(timeline::take(subjects[1].as_mut(), further, sequences, position)?);
+        }
         progress(number + 1, options.pairs);
     }
 
@@ -250,10 +279,12 @@ pub fn bench(
         capped: compare(Kind::Capped).ok_or(Error::NotBound)?,
         idle: compare(Kind::Idle),
         eval_callback: compare(Kind::EvalCallback),
+        stock_chain: compare(Kind::StockChain),
         engagement: (rows > 0).then(|| engaged as f64 / rows as f64),
         engines,
         graphs,
         fused_norms,
+        timeline: timed,
     })
 }
 

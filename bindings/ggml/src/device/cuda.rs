@@ -74,6 +74,30 @@ impl Drop for GgmlEvent {
     }
 }
 
+/// An event of ours that takes the time, on our stream or on ggml's.
+#[derive(Debug)]
+struct Stamp {
+    event: Event,
+    /// The event as ggml knows events, so that its backend records it on its stream: the device and the context that
+    /// [`GgmlEvent::new`] has found in ggml's own. Nothing but `ggml_backend_event_record` is given it.
+    for_ggml: Box<[*mut c_void; 2]>,
+}
+
+// SAFETY: handles without ties to a thread.
+unsafe impl Send for Stamp {}
+
+impl Stamp {
+    /// # Safety
+    /// `backend` must be a live backend of ggml's CUDA on `device`, and outlive the value.
+    unsafe fn new(backend: sys::ggml_backend_t, device: &Device) -> std::result::Result<Self, CudaError> {
+        let event = Event::with_time(device)?;
+        // SAFETY: a live backend has a device.
+        let owner = unsafe { sys::ggml_backend_get_device(backend) };
+        let for_ggml = Box::new([owner.cast(), event.as_ref().as_raw()]);
+        Ok(Self { event, for_ggml })
+    }
+}
+
 /// Page-locked memory and the event behind the copy into it.
 #[derive(Debug)]
 struct Landing {
@@ -98,6 +122,7 @@ pub(super) struct Cuda {
     captured: Option<CapturedGraph>,
     /// By number.
     executables: Vec<Option<GraphExec>>,
+    stamps: Vec<Stamp>,
     stream: Stream,
 }
 
@@ -146,6 +171,7 @@ impl Cuda {
             tickets: 0,
             captured: None,
             executables: Vec::new(),
+            stamps: Vec::new(),
             stream,
         })
     }
@@ -366,6 +392,32 @@ impl Driver for Cuda {
         };
         // SAFETY: the caller's promise.
         unsafe { self.stream.launch_graph(executable) }.map_err(|error| self.failed(error))
+    }
+
+    fn reserve_stamps(&mut self, count: usize) -> Result<()> {
+        while self.stamps.len() < count {
+            // SAFETY: `open`'s caller promised that the backend outlives this value.
+            let stamp = unsafe { Stamp::new(self.backend, &self.device) };
+            self.stamps.push(stamp.map_err(|error| self.failed(error))?);
+        }
+        Ok(())
+    }
+
+    fn stamp_on_backend(&mut self, stamp: usize) -> Result<()> {
+        let for_ggml = std::ptr::from_ref(&*self.stamps[stamp].for_ggml).cast_mut();
+        // SAFETY: a live backend, and what recording reads of an event of its device; `open` has seen that ggml's own
+        // events begin with the same two words. ggml keeps no pointer to it.
+        unsafe { sys::ggml_backend_event_record(for_ggml.cast(), self.backend) };
+        Ok(())
+    }
+
+    fn stamp_on_ours(&mut self, stamp: usize) -> Result<()> {
+        self.stream.record(self.stamps[stamp].event.as_ref()).map_err(|error| self.failed(error))
+    }
+
+    fn micros_between(&mut self, from: usize, to: usize) -> Result<f64> {
+        let [from, to] = [from, to].map(|stamp| &self.stamps[stamp].event);
+        to.micros_since(from).map_err(|error| self.failed(error))
     }
 
     fn discard_graphs(&mut self) {

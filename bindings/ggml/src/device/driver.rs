@@ -52,8 +52,8 @@ pub(crate) struct Ticket(pub(crate) u64);
 /// A stream of ours on the GPU of one ggml backend, next to the backend's own.
 ///
 /// A *hop* is a pair of events: one that the backend records and our stream waits for, one the other way round.
-/// Nothing here waits on the host, apart from `read_rows`, `read_stats`, `synchronize`, and `upload` for its own
-/// copy.
+/// Nothing here waits on the host, apart from `read_rows`, `read_stats`, `micros_between`, and `upload` for its
+/// own copy.
 pub(crate) trait Driver: Debug + Send {
     /// Whether the rows at this address are in memory of our GPU.
     fn holds(&mut self, address: u64) -> Result<bool>;
@@ -122,6 +122,18 @@ pub(crate) trait Driver: Debug + Send {
     /// # Safety
     /// Everything that was captured uses memory that is still there.
     unsafe fn replay(&mut self, slot: usize) -> Result<()>;
+
+    /// Makes sure that there are this many stamps: events that take the time.
+    fn reserve_stamps(&mut self, count: usize) -> Result<()>;
+
+    /// The backend takes the time behind all its work.
+    fn stamp_on_backend(&mut self, stamp: usize) -> Result<()>;
+
+    /// Our stream takes the time behind everything on it.
+    fn stamp_on_ours(&mut self, stamp: usize) -> Result<()>;
+
+    /// Microseconds from one stamp to another. Waits for both.
+    fn micros_between(&mut self, from: usize, to: usize) -> Result<f64>;
 
     /// Throws all executable graphs away.
     fn discard_graphs(&mut self);

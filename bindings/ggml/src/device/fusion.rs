@@ -9,6 +9,8 @@ use std::fmt;
 pub enum NormObstacle {
     /// The block is capped on the host.
     NoGpu,
+    /// The block is capped by ggml's own operations, to be compared with.
+    StockOperations,
     /// The backend's graph ends before it: another device computes the next block.
     GraphEnds,
     /// The node behind the block output is not its RMS_NORM.
@@ -42,6 +44,7 @@ impl fmt::Display for NormObstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoGpu => "the block is not capped on a GPU",
+            Self::StockOperations => "the block is capped by ggml's own operations",
             Self::GraphEnds => "the next block is computed elsewhere",
             Self::NoNorm => "the next node is not an RMS_NORM of the block output",
             Self::NoWeight => "the RMS_NORM is not multiplied by a weight next",

@@ -37,7 +37,10 @@ mod plan;
 mod recording;
 mod slot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod timeline;
+#[cfg(test)]
+mod timeline_tests;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -48,6 +51,7 @@ use llama_cpp_sys_2 as sys;
 pub use counts::GraphCounts;
 pub use fusion::{FusedNorms, NormObstacle};
 pub(crate) use slot::{Slot, capping};
+pub use timeline::{BlockTiming, GraphTimeline};
 
 use crate::engine::{Compute, cap_computed, show_computed};
 use crate::error::HookError;
@@ -59,6 +63,7 @@ use driver::{Attempt, Driver, Launch, Result, Ticket};
 use obstacle::Obstacles;
 use outer::{Action, Outer};
 use plan::{Cut, Places, Plan, Work};
+use timeline::{Clock, Side};
 
 /// How blocks are capped here, as reports say it.
 pub(crate) const ON_DEVICE: &str = "the graph is cut at capped blocks, caps run on the GPU in stream order";
@@ -94,6 +99,7 @@ pub(crate) struct DevicePath {
     outer: Outer,
     obstacles: Obstacles,
     contents: Contents,
+    clock: Clock,
     /// The most figures of a graph so far: their buffer moves when it grows.
     room: usize,
 }
@@ -158,6 +164,7 @@ impl DevicePath {
             outer: Outer::new(),
             obstacles: Obstacles::default(),
             contents: Contents::default(),
+            clock: Clock::default(),
             room: 0,
         }
     }
@@ -167,6 +174,7 @@ impl DevicePath {
         let session = pass.session;
         self.collect(session, Collect::Arrived);
         self.run(pass).unwrap_or_else(|error| {
+            self.clock.abandon();
             session.fail(error);
             sys::GGML_STATUS_FAILED
         })
@@ -186,7 +194,10 @@ impl DevicePath {
         };
         let ran = loop {
             action = match action {
-                Action::Eager => break self.run_views(&mut pass, &plan, true)?,
+                Action::Eager => {
+                    self.begin_times(&pass, &plan, false)?;
+                    break self.run_views(&mut pass, &plan, true)?;
+                }
                 Action::BeginCapture => {
                     let captured = self.capture(&mut pass, &plan);
                     self.outer.ended(captured)
@@ -200,6 +211,7 @@ impl DevicePath {
                     self.outer.made(made)
                 }
                 Action::Replay(slot) => {
+                    self.begin_times(&pass, &plan, true)?;
                     self.replay(slot, plan.hops + 1)?;
                     pass.session.used(&self.name, ONE_GRAPH, None);
                     let notes = plan.cuts.iter().filter(|cut| cut.cuts());
@@ -209,8 +221,12 @@ impl DevicePath {
         };
         let entries = match ran {
             Ran::Fine(entries) => entries,
-            Ran::Failed(status) => return Ok(status),
+            Ran::Failed(status) => {
+                self.clock.abandon();
+                return Ok(status);
+            }
         };
+        self.end_times()?;
         for cut in plan.cuts.iter().filter(|cut| !cut.cuts()) {
             note(cut, &pass);
         }
@@ -229,6 +245,28 @@ impl DevicePath {
             if self.norms.insert(cut.output.block, obstacle) != Some(obstacle) {
                 session.norm_behind(&self.name, cut.output.block, obstacle);
             }
+        }
+    }
+
+    /// Begins to take the times of a graph, where they are asked for and no host waits within it.
+    fn begin_times(&mut self, pass: &Pass<'_>, plan: &Plan, replayed: bool) -> Result<()> {
+        if !pass.config.timeline || !plan.runs_by_itself() {
+            return Ok(());
+        }
+        let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
+        self.clock.begin(driver, &self.name, if replayed { 0 } else { plan.hops }, replayed)
+    }
+
+    fn end_times(&mut self) -> Result<()> {
+        let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
+        self.clock.end(driver)
+    }
+
+    /// The graphs that were timed since the last call.
+    pub(crate) fn take_times(&mut self) -> Result<Vec<GraphTimeline>> {
+        match self.driver.as_deref_mut() {
+            Some(driver) => self.clock.take(driver, &self.name),
+            None => Ok(Vec::new()),
         }
     }
 
@@ -289,8 +327,11 @@ impl DevicePath {
     /// Caps rows between two views; with a table, comparing the result with the CPU's.
     fn cap(&mut self, hop: usize, launch: &Launch, check: Option<&CapTable>) -> Result<()> {
         let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
+        let clock = &mut self.clock;
+        clock.stamp(driver, Side::Backend)?;
         driver.record_on_backend(hop)?;
         driver.wait_on_ours(hop)?;
+        clock.stamp(driver, Side::Ours)?;
         match check {
             // SAFETY: the rows are the block output's, in memory of the GPU; the backend has computed them when our
             // stream gets there, and waits for our stream before it goes on. Weight and rows of a norm were looked
@@ -302,8 +343,12 @@ impl DevicePath {
             // SAFETY: as above.
             None => unsafe { driver.launch(launch)? },
         }
+        clock.stamp(driver, Side::Ours)?;
         driver.record_on_ours(hop)?;
-        driver.wait_on_backend(hop)
+        driver.wait_on_backend(hop)?;
+        clock.stamp(driver, Side::Backend)?;
+        clock.launched(launch.block, launch.rows);
+        Ok(())
     }
 
     /// Captures what `run_views` gives the GPU. Nothing of it runs; an error is the reason why it cannot be

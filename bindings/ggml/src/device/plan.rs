@@ -51,6 +51,18 @@ pub(super) enum Work {
     },
 }
 
+impl Plan {
+    /// Whether there are launches, and nothing for which the host waits.
+    pub(super) fn runs_by_itself(&self) -> bool {
+        let by_itself = |cut: &Cut| match cut.work {
+            Work::Nothing => true,
+            Work::Host => false,
+            Work::Launch { check, .. } => !check,
+        };
+        self.hops > 0 && self.cuts.iter().all(|cut| !cut.shown && by_itself(cut))
+    }
+}
+
 impl Cut {
     /// Whether the graph has to be cut here.
     pub(super) fn cuts(&self) -> bool {

@@ -38,6 +38,8 @@ pub(super) enum Op {
     Refit(usize),
     Replay(usize),
     Discard,
+    StampOnBackend(usize),
+    StampOnOurs(usize),
     /// Not the driver's: tests note here which nodes ggml was given, under which uid.
     View {
         nodes: usize,
@@ -55,6 +57,7 @@ enum Queued {
     Update(usize, Vec<CapParams>),
     Fetch(Ticket, usize),
     Record(usize),
+    Stamp(usize),
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +79,10 @@ pub(super) struct Recording {
     /// Claims not to hold the address of this number, in the order in which it is asked for addresses.
     pub(super) not_held: Option<usize>,
     asked: usize,
+    /// Microseconds so far: a launch takes ten, a stamp one.
+    now: f64,
+    /// When each stamp was reached last.
+    stamps: Vec<f64>,
     /// The norms that it was asked for.
     pub(super) norms: Arc<Mutex<Vec<(usize, LaunchNorm)>>>,
 }
@@ -139,12 +146,19 @@ impl Recording {
                 }
                 Queued::Record(hop) if Some(hop) == until => return,
                 Queued::Record(_) => {}
+                Queued::Stamp(stamp) => self.reach(stamp),
             }
         }
         assert!(until.is_none(), "the backend waits for an event that was never recorded");
     }
 
+    fn reach(&mut self, stamp: usize) {
+        self.now += 1.0;
+        self.stamps[stamp] = self.now;
+    }
+
     fn cap(&mut self, launch: &Launch) {
+        self.now += 10.0;
         let table = &self.tables[&launch.block];
         let depth = table.caps();
         // SAFETY: the planner's launches name rows of tensors in host memory that the test keeps alive.
@@ -307,6 +321,28 @@ impl Driver for Recording {
     unsafe fn replay(&mut self, slot: usize) -> Result<()> {
         self.note(Op::Replay(slot));
         Ok(())
+    }
+
+    fn reserve_stamps(&mut self, count: usize) -> Result<()> {
+        self.stamps.resize(self.stamps.len().max(count), f64::NAN);
+        Ok(())
+    }
+
+    fn stamp_on_backend(&mut self, stamp: usize) -> Result<()> {
+        self.note(Op::StampOnBackend(stamp));
+        self.reach(stamp);
+        Ok(())
+    }
+
+    fn stamp_on_ours(&mut self, stamp: usize) -> Result<()> {
+        self.note(Op::StampOnOurs(stamp));
+        self.queue.push_back(Queued::Stamp(stamp));
+        Ok(())
+    }
+
+    fn micros_between(&mut self, from: usize, to: usize) -> Result<f64> {
+        self.run(None);
+        Ok(self.stamps[to] - self.stamps[from])
     }
 
     fn discard_graphs(&mut self) {

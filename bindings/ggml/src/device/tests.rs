@@ -20,12 +20,12 @@ use super::{DevicePath, GraphCounts, Pass};
 use crate::find::Output;
 use crate::graph::Graph;
 use crate::layout::{Arena, Layout};
-use crate::{BlockTrace, Engine, Hook, HookError, ModelShape, Session};
+use crate::{BlockTrace, Engine, GraphTimeline, Hook, HookError, ModelShape, Session};
 
 #[path = "../../tests/support/model.rs"]
 mod model;
 
-pub(super) static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
+pub(crate) static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
     let mut backend = LlamaBackend::init().expect("llama.cpp starts");
     backend.void_logs();
     let model = LlamaModel::load_from_file(
@@ -37,7 +37,7 @@ pub(super) static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|
     (backend, model)
 });
 
-pub(super) fn shape() -> ModelShape {
+pub(crate) fn shape() -> ModelShape {
     let model = &LOADED.1;
     ModelShape {
         architecture: model.meta_val_str("general.architecture").unwrap(),
@@ -46,7 +46,7 @@ pub(super) fn shape() -> ModelShape {
     }
 }
 
-pub(super) fn cap(block: usize, seed: usize, bound: Bound) -> BlockCap {
+pub(crate) fn cap(block: usize, seed: usize, bound: Bound) -> BlockCap {
     let values: Vec<f32> = (0..shape().width).map(|i| ((i * 31 + seed * 7919) as f32).sin()).collect();
     BlockCap { block, cap: Cap::new(Axis::from_direction(&values).unwrap(), bound) }
 }
@@ -63,7 +63,7 @@ pub(super) fn caps() -> CapSet {
     .unwrap()
 }
 
-pub(super) fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
+pub(crate) fn context(session: &Session, ubatch: u32) -> LlamaContext<'static> {
     let params = LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(512))
         .with_n_batch(256)
@@ -89,7 +89,7 @@ pub(super) fn on_device(session: &Session, ubatch: u32) -> (LlamaContext<'static
     (context(session, ubatch), log)
 }
 
-pub(super) fn decode(
+pub(crate) fn decode(
     context: &mut LlamaContext<'_>,
     session: &Session,
     tokens: &[LlamaToken],
@@ -107,11 +107,11 @@ pub(super) fn decode(
     }))
 }
 
-pub(super) fn prompt() -> Vec<LlamaToken> {
+pub(crate) fn prompt() -> Vec<LlamaToken> {
     LOADED.1.vocab().tokenize(b"I feel so alone tonight. What are you, really?", false, true)
 }
 
-pub(super) fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> Vec<LlamaToken> {
+pub(crate) fn generate(context: &mut LlamaContext<'_>, session: &Session, count: usize) -> Vec<LlamaToken> {
     let prompt = prompt();
     let mut tokens = vec![decode(context, session, &prompt, 0, true).unwrap().unwrap()];
     while tokens.len() < count {
@@ -322,7 +322,6 @@ fn passes(outputs_last: bool, one_graph: bool, fails: Option<Op>, uids: &[u64]) 
     passes_of(1, outputs_last, one_graph, fails, uids)
 }
 
-/// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
 fn passes_of(
     rows: usize,
     outputs_last: bool,
@@ -330,10 +329,33 @@ fn passes_of(
     fails: Option<Op>,
     uids: &[u64],
 ) -> Vec<Vec<Op>> {
+    passes_on(&two_blocks(), rows, outputs_last, one_graph, fails, uids).0
+}
+
+/// The same of one row with the graphs' times.
+pub(super) fn passes_timed(one_graph: bool, uids: &[u64]) -> (Vec<Vec<Op>>, Vec<GraphTimeline>) {
+    let session = two_blocks();
+    session.set_timeline(true);
+    passes_on(&session, 1, false, one_graph, None, uids)
+}
+
+fn two_blocks() -> Session {
     let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 2, width: 4 });
     let axis = Axis::from_direction(&[1.0, 2.0, 3.0, 4.0]).unwrap();
     let at = |block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::floor(1.0).unwrap()) };
     session.set_caps(Some(&CapSet::new([at(0), at(1)]).unwrap())).unwrap();
+    session
+}
+
+/// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
+fn passes_on(
+    session: &Session,
+    rows: usize,
+    outputs_last: bool,
+    one_graph: bool,
+    fails: Option<Op>,
+    uids: &[u64],
+) -> (Vec<Vec<Op>>, Vec<GraphTimeline>) {
     let arena = Arena::new(16).unwrap();
     let mut data = [0, 1].map(|_| vec![0.5_f32; 4 * rows]);
     // SAFETY: tensors and graph live in the arena; only the block outputs get data, which outlives the pass.
@@ -384,10 +406,11 @@ fn passes_of(
     let GraphCounts { replays, eager, .. } = path.counts();
     let runs = if one_graph { uids.len() as u64 } else { 0 };
     assert_eq!(replays + eager, runs);
+    let times = path.take_times().unwrap();
     path.close(&session.0);
     let capped = (rows * uids.len()) as u64;
     assert!(session.stats().iter().all(|stats| stats.rows == capped), "{:?}", session.stats());
-    ops
+    (ops, times)
 }
 
 pub(super) fn views(ops: &[Op]) -> Vec<(usize, u64)> {
