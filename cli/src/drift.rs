@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// What the user says (JSON) [default: a built-in emotional conversation of 8 turns]
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
+    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
+    #[arg(long, value_name = "NAME")]
+    chat_template: Option<String>,
     /// Block to look at [default: the last capped one]
     #[arg(long, value_name = "BLOCK")]
     block: Option<usize>,
@@ -96,11 +99,11 @@ fn both(
     options: &GenerateOptions,
 ) -> Result<(Vec<DriftTurn>, Vec<DriftTurn>)> {
     let mut context = Context::new(model, &args.model.context())?;
-    let turns = script.turns.len();
+    let (turns, template) = (script.turns.len(), args.chat_template.as_deref());
     let bar = progress::bar("turns", 2 * turns);
     let uncapped =
-        converse(&mut context, script, caps, false, options, |done| bar.set_position(done as u64))?;
-    let capped = converse(&mut context, script, caps, true, options, |done| {
+        converse(&mut context, script, template, caps, false, options, |done| bar.set_position(done as u64))?;
+    let capped = converse(&mut context, script, template, caps, true, options, |done| {
         bar.set_position((turns + done) as u64);
     })?;
     bar.finish_and_clear();

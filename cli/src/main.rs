@@ -7,6 +7,7 @@ mod doctor;
 mod drift;
 mod extract;
 mod inspect;
+mod interrupt;
 mod model;
 mod output;
 mod progress;
