@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use axiscap::CapSet;
 use axiscap::file::write_atomically;
 use axiscap_llama::bench::{BenchOptions, Ratio, bench};
@@ -72,13 +72,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         None => Script::emotional(),
     };
+    let options = args.sampling.options();
+    ensure!(
+        options.max_tokens >= 2,
+        "--max-tokens is {}; give 2 or more: the last token of an answer that is cut off has no projection",
+        options.max_tokens
+    );
     check_output(&args.plot)?;
     let model = args.model.load()?;
     let Some(caps) = args.caps.load(&model)? else {
         bail!("there are no caps to compare with; name a cap file with --caps");
     };
     let cap = chosen_cap(&caps, args.block)?;
-    let options = args.sampling.options();
     let (uncapped, capped) = both(&args, &model, &script, &caps, &options)?;
     let speed = speed(&args, &model, &caps)?;
     let report = Report { script: &script, caps: &caps, cap, uncapped, capped, speed };

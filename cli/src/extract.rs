@@ -12,7 +12,7 @@ use axiscap_llama::extract::{BlockAxis, extract};
 use axiscap_llama::rollout::{RolloutOptions, generate_rollouts};
 use axiscap_llama::rollout_file::{RolloutHeader, Rollouts};
 use axiscap_llama::rollout_plan::Plan;
-use axiscap_llama::{Model, ModelOptions, activations};
+use axiscap_llama::{Model, activations};
 use clap::builder::RangedU64ValueParser;
 use serde_json::json;
 
@@ -105,7 +105,7 @@ pub(crate) struct AnswersArgs {
 
 impl AnswersArgs {
     pub(crate) fn load_model(&self) -> Result<Model> {
-        Ok(Model::load(&self.model, &ModelOptions { gpu_layers: self.gpu_layers })?)
+        crate::model::load(&self.model, self.gpu_layers)
     }
 
     /// Reads the answers, or generates and keeps them.

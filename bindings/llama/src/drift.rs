@@ -17,10 +17,17 @@ pub enum ScriptError {
     #[error(
         "the script is not as expected: {0}; a script is JSON: {{\"name\": \"...\", \"system\": null, \"turns\": [\"first message\", ...]}}"
     )]
-    Json(#[from] serde_json::Error),
+    Json(serde_json::Error),
     /// No turns, or an empty one.
     #[error("{0} is empty; a script needs at least one turn, and every turn a text")]
     Empty(String),
+}
+
+// The message holds the cause; as a source it would be told twice.
+impl From<serde_json::Error> for ScriptError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(error)
+    }
 }
 
 /// What the user says, turn by turn.
