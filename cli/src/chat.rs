@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context as _, Result, anyhow};
 use axiscap::CapSet;
-use axiscap_llama::{Chat, Context, GenerateOptions, Stop, TraceRow, Turn};
+use axiscap_llama::{Chat, Context, Error, GenerateOptions, Role, Stop, TraceRow, Turn};
 use serde::Serialize;
 
+use crate::interrupt::Interrupt;
 use crate::model::{CapsArgs, ModelArgs};
 use crate::output;
 use crate::sampling::SamplingArgs;
@@ -25,7 +26,10 @@ Commands within a conversation:
   /strength S     how strongly caps hold, from 0 to 1
   /undo           take back the last turn
   /reset          start anew
+  /help           show these
   /quit           leave (or end of file)
+At a terminal, Ctrl-C stops the answer being written and keeps what there is of it; while nothing is being \
+written it leaves the program.
 After a change of the caps the whole conversation is read anew under them.")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -52,6 +56,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut context = Context::new(&model, &args.model.context())?;
     context.set_caps(caps.as_ref())?;
     context.set_tracing(caps.is_some())?;
+    let interactive = io::stdin().is_terminal() && !args.json;
     let mut repl = Repl {
         chat: Chat::new(args.system.as_deref(), args.chat_template.as_deref()),
         context,
@@ -59,10 +64,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         options: args.sampling.options(),
         json: args.json,
         turn: 0,
+        interrupt: interactive.then(Interrupt::new).transpose()?,
     };
-    let interactive = io::stdin().is_terminal() && !args.json;
     if interactive {
-        output::note("One line is one turn. /caps on|off, /strength S, /undo, /reset, /quit");
+        output::note(&format!("One line is one turn; Ctrl-C stops an answer. {COMMANDS}"));
     }
     let mut lines = io::stdin().lock();
     loop {
@@ -72,7 +77,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let mut line = String::new();
         let read = lines.read_line(&mut line).context("cannot read the conversation from stdin")?;
         if read == 0 {
-            return Ok(());
+            // What comes next at the terminal begins a line of its own.
+            return if interactive { output::text("\n") } else { Ok(()) };
         }
         let line = line.trim();
         if line.is_empty() {
@@ -88,6 +94,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
 }
 
+const COMMANDS: &str = "/caps on|off, /strength S, /undo, /reset, /help, /quit";
+
 struct Repl<'m> {
     chat: Chat,
     context: Context<'m>,
@@ -95,6 +103,8 @@ struct Repl<'m> {
     options: GenerateOptions,
     json: bool,
     turn: usize,
+    /// Ctrl-C, at a terminal.
+    interrupt: Option<Interrupt>,
 }
 
 /// One turn as JSON.
@@ -132,6 +142,7 @@ impl Repl<'_> {
         let mut words = command.split_whitespace();
         match (words.next(), words.next(), words.next()) {
             (Some("quit" | "exit"), None, _) => return Ok(ControlFlow::Break(())),
+            (Some("help"), None, _) => output::note(COMMANDS),
             (Some("reset"), None, _) => {
                 self.chat.reset();
                 self.turn = 0;
@@ -162,9 +173,7 @@ impl Repl<'_> {
                 output::note(&format!("[strength {strength}]"));
             }
             _ => {
-                return Err(anyhow!(
-                    "unknown command /{command}; there are /caps on|off, /strength S, /undo, /reset, /quit"
-                ));
+                return Err(anyhow!("unknown command /{command}; there are {COMMANDS}"));
             }
         }
         Ok(ControlFlow::Continue(()))
@@ -186,11 +195,20 @@ impl Repl<'_> {
         drop(self.context.take_trace());
         let json = self.json;
         let mut written = Ok(());
-        let turn = self.chat.say(&mut self.context, text, &self.options, |piece| {
+        let answering = self.interrupt.as_ref().map(Interrupt::catch);
+        let stopped = || answering.as_ref().is_some_and(|answering| answering.stopped());
+        let said = self.chat.say(&mut self.context, text, &self.options, |piece| {
             if !json {
                 written = output::text(piece);
             }
-            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if written.is_ok() && !stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        drop(answering);
+        let turn = said.map_err(|error| match error {
+            Error::PromptTooLong { .. } if self.chat.messages().iter().any(|m| m.role == Role::Assistant) => {
+                anyhow!("{error}; /undo takes back the last turn, /reset starts anew")
+            }
+            error => error.into(),
         })?;
         written?;
         self.turn += 1;
@@ -216,9 +234,12 @@ impl Repl<'_> {
         }
         output::note(&(line + "]"));
         match turn.generated.stop {
-            Stop::ContextFull => output::warning("the context is full; /reset, or start with a larger --ctx"),
+            Stop::ContextFull => output::warning(
+                "the context is full; /undo takes back the last turn, /reset starts anew, --ctx makes room for more",
+            ),
             Stop::MaxTokens => output::note("[cut off by --max-tokens]"),
-            Stop::End(_) | Stop::Caller => {}
+            Stop::Caller => output::note("[stopped]"),
+            Stop::End(_) => {}
         }
         Ok(())
     }

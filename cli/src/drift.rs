@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use axiscap::CapSet;
 use axiscap::file::write_atomically;
 use axiscap_llama::bench::{BenchOptions, Ratio, bench};
@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// What the user says (JSON) [default: a built-in emotional conversation of 8 turns]
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
+    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
+    #[arg(long, value_name = "NAME")]
+    chat_template: Option<String>,
     /// Block to look at [default: the last capped one]
     #[arg(long, value_name = "BLOCK")]
     block: Option<usize>,
@@ -69,13 +72,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         None => Script::emotional(),
     };
+    let options = args.sampling.options();
+    ensure!(
+        options.max_tokens >= 2,
+        "--max-tokens is {}; give 2 or more: the last token of an answer that is cut off has no projection",
+        options.max_tokens
+    );
     check_output(&args.plot)?;
     let model = args.model.load()?;
     let Some(caps) = args.caps.load(&model)? else {
         bail!("there are no caps to compare with; name a cap file with --caps");
     };
     let cap = chosen_cap(&caps, args.block)?;
-    let options = args.sampling.options();
     let (uncapped, capped) = both(&args, &model, &script, &caps, &options)?;
     let speed = speed(&args, &model, &caps)?;
     let report = Report { script: &script, caps: &caps, cap, uncapped, capped, speed };
@@ -96,11 +104,11 @@ fn both(
     options: &GenerateOptions,
 ) -> Result<(Vec<DriftTurn>, Vec<DriftTurn>)> {
     let mut context = Context::new(model, &args.model.context())?;
-    let turns = script.turns.len();
+    let (turns, template) = (script.turns.len(), args.chat_template.as_deref());
     let bar = progress::bar("turns", 2 * turns);
     let uncapped =
-        converse(&mut context, script, caps, false, options, |done| bar.set_position(done as u64))?;
-    let capped = converse(&mut context, script, caps, true, options, |done| {
+        converse(&mut context, script, template, caps, false, options, |done| bar.set_position(done as u64))?;
+    let capped = converse(&mut context, script, template, caps, true, options, |done| {
         bar.set_position((turns + done) as u64);
     })?;
     bar.finish_and_clear();

@@ -12,7 +12,7 @@ use axiscap_llama::extract::{BlockAxis, extract};
 use axiscap_llama::rollout::{RolloutOptions, generate_rollouts};
 use axiscap_llama::rollout_file::{RolloutHeader, Rollouts};
 use axiscap_llama::rollout_plan::Plan;
-use axiscap_llama::{Model, ModelOptions, activations};
+use axiscap_llama::{Model, activations};
 use clap::builder::RangedU64ValueParser;
 use serde_json::json;
 
@@ -74,6 +74,10 @@ pub(crate) struct AnswersArgs {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
     limit_questions: Option<usize>,
 
+    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
+    #[arg(long, value_name = "NAME")]
+    chat_template: Option<String>,
+
     /// Most tokens of an answer
     #[arg(long, default_value_t = 48, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: usize,
@@ -101,7 +105,7 @@ pub(crate) struct AnswersArgs {
 
 impl AnswersArgs {
     pub(crate) fn load_model(&self) -> Result<Model> {
-        Ok(Model::load(&self.model, &ModelOptions { gpu_layers: self.gpu_layers })?)
+        crate::model::load(&self.model, self.gpu_layers)
     }
 
     /// Reads the answers, or generates and keeps them.
@@ -121,6 +125,7 @@ impl AnswersArgs {
         let mut options =
             RolloutOptions { max_tokens: self.max_tokens, slots: self.slots, ..RolloutOptions::default() };
         options.threads = self.threads;
+        options.chat_template.clone_from(&self.chat_template);
         options.sampling.temperature = self.temp;
         let bar = progress::bar("answers generated", requests.len());
         let rollouts = generate_rollouts(model, &requests, &options, |done| bar.set_position(done as u64))?;
@@ -139,6 +144,7 @@ impl AnswersArgs {
             seed: self.seed,
             temperature: self.temp,
             max_tokens: self.max_tokens,
+            chat_template: self.chat_template.clone(),
         };
         let rollouts = Rollouts { header, rollouts };
         if let Some(path) = &self.rollouts {
@@ -163,6 +169,9 @@ impl AnswersArgs {
             if let Some(limit) = limit {
                 words += &format!(" {flag} {limit}");
             }
+        }
+        if let Some(name) = &self.chat_template {
+            words += &format!(" --chat-template {name}");
         }
         let Self { max_tokens, temp, seed, slots, .. } = self;
         words + &format!(" --max-tokens {max_tokens} --temp {temp} --seed {seed} --slots {slots}")

@@ -7,6 +7,7 @@ mod doctor;
 mod drift;
 mod extract;
 mod inspect;
+mod interrupt;
 mod model;
 mod output;
 mod progress;
@@ -19,7 +20,7 @@ mod timeline;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -63,7 +64,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     show_log(cli.verbose);
     // A panic is a bug of ours; it is reported like any other failure, without a backtrace.
     std::panic::set_hook(Box::new(|_| {}));
@@ -92,6 +93,17 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// The command line. A negative number is a value, so that it is refused as one out of range and not as an unknown
+/// option.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| {
+            let takes_values = arg.get_action().takes_values();
+            if takes_values { arg.allow_negative_numbers(true) } else { arg }
+        })
+    })
+}
+
 /// Warnings of ours go to stderr. llama.cpp's log does so only when asked for: what matters of it is in our errors.
 fn show_log(verbose: bool) {
     let ours = if verbose { LevelFilter::DEBUG } else { LevelFilter::WARN };
@@ -108,11 +120,9 @@ fn show_log(verbose: bool) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_command_line_is_consistent_and_every_command_has_an_example() {
-        let cli = super::Cli::command();
+        let cli = super::command();
         cli.clone().debug_assert();
         for command in cli.get_subcommands() {
             let help = command.clone().render_long_help().to_string();

@@ -1,11 +1,11 @@
 //! Options about the model, its context and its caps, shared by the commands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use axiscap::CapSet;
 use axiscap::file::CapFile;
-use axiscap_llama::{ContextOptions, Engine, KvType, Model, ModelOptions};
+use axiscap_llama::{ContextOptions, Engine, KvType, Model, ModelOptions, devices};
 use clap::{Args, ValueEnum};
 
 use crate::output;
@@ -51,7 +51,14 @@ enum OnOff {
 impl ModelArgs {
     /// Loads the model.
     pub(crate) fn load(&self) -> Result<Model> {
-        Ok(Model::load(&self.model, &ModelOptions { gpu_layers: self.gpu_layers })?)
+        let model = load(&self.model, self.gpu_layers)?;
+        let trained = model.trained_context();
+        if let Some(ctx) = self.ctx.filter(|&ctx| trained > 0 && ctx > trained) {
+            output::warning(&format!(
+                "--ctx {ctx}: the model was trained on {trained} tokens; what it writes beyond them may make no sense"
+            ));
+        }
+        Ok(model)
     }
 
     /// How to make contexts.
@@ -70,13 +77,29 @@ impl ModelArgs {
     }
 }
 
+/// Loads a model; says so when layers were to be put on a GPU that is not there.
+pub(crate) fn load(path: &Path, gpu_layers: Option<u32>) -> Result<Model> {
+    let model = Model::load(path, &ModelOptions { gpu_layers })?;
+    if let Some(layers @ 1..) = gpu_layers
+        && !devices().iter().any(|device| device.kind.ends_with("gpu"))
+    {
+        output::warning(&format!(
+            "--gpu-layers {layers}: llama.cpp sees no GPU, so all layers are on the CPU; `axiscap doctor` says what is missing"
+        ));
+    }
+    Ok(model)
+}
+
 /// How caps get into llama.cpp's graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineArg {
+    /// What suits the backend: inserted on the CPU, views elsewhere
     Auto,
+    /// As nodes of ggml's own graph; on the CPU only, elsewhere as views
     Inserted,
+    /// Between pieces of the graph
     Views,
-    /// Needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment
+    /// Graph and caps as one CUDA graph; needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment, without it and elsewhere as auto
     DeviceGraph,
 }
 

@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
     #[arg(long, value_name = "NAME", conflicts_with = "raw")]
     chat_template: Option<String>,
-    /// How caps get into llama.cpp's graphs
+    /// How caps get into llama.cpp's graphs; no effect without caps
     #[arg(long, value_name = "HOW", value_enum, default_value_t = EngineArg::Auto)]
     engine: EngineArg,
     /// Write what every cap did to every row to this file, as JSON lines
@@ -147,6 +147,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         output::text("\n")?;
     }
     summarise(&generated, prompt.len(), report::engagement(&stats), stats.len());
+    if args.engine != EngineArg::Auto {
+        for (device, how) in context.engines_used()? {
+            output::note(&format!("[engine on {device}: {how}]"));
+        }
+    }
     if let Some(fused) = fused_norm {
         output::note(&format!("[fused norm: {fused}]"));
     }

@@ -109,12 +109,46 @@ fn options_out_of_range() {
         fail(axiscap("run", &["--prompt", "Hello", &pair]), &[option, "must be"]);
     }
     fail(axiscap("bench", &["--pairs", "0"]), &["--caps"]);
+    let output = axiscap("run", &["--prompt", "Hello", "--max-tokens", "-1"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("invalid value '-1' for '--max-tokens"));
     // 690 GiB of KV cache; the system would kill the process rather than refuse.
     #[cfg(target_os = "linux")]
     fail(
         axiscap("run", &["--prompt", "Hello", "--ctx", "16000000", "--kv-type", "f32"]),
         &["16000000", "GiB", "--ctx"],
     );
+}
+
+#[test]
+fn drift_needs_answers_and_a_script_that_is_one() {
+    let folder = folder();
+    let (file, script) = (folder.path().join("c.gguf"), folder.path().join("script.json"));
+    caps(&file, &[(3, 1, Bound::NONE, 1.0)]);
+    let drift = |args: &[&str]| axiscap("drift", &[&["--caps", arg(&file)], args].concat());
+    for tokens in ["0", "1"] {
+        fail(drift(&["--max-tokens", tokens]), &["--max-tokens", tokens, "2 or more"]);
+    }
+    fs::write(&script, "").unwrap();
+    let output = drift(&["--script", arg(&script)]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(errors.matches("EOF while parsing").count(), 1, "{errors}");
+    fail(output, &["script.json", "\"turns\""]);
+}
+
+#[test]
+fn options_without_their_effect_are_told() {
+    let told = |args: &[&str], parts: &[&str]| {
+        let output = axiscap("run", &[&["--prompt", "Hello", "--max-tokens", "1"], args].concat());
+        let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{notes}");
+        for part in parts {
+            assert!(notes.contains(part), "no {part:?} in: {notes}");
+        }
+    };
+    told(&["--ctx", "8193"], &["warning: --ctx 8193", "8192"]);
+    #[cfg(not(feature = "cuda"))]
+    told(&["--gpu-layers", "99", "--ctx", "64"], &["warning: --gpu-layers 99", "axiscap doctor"]);
 }
 
 #[test]

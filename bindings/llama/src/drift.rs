@@ -17,10 +17,17 @@ pub enum ScriptError {
     #[error(
         "the script is not as expected: {0}; a script is JSON: {{\"name\": \"...\", \"system\": null, \"turns\": [\"first message\", ...]}}"
     )]
-    Json(#[from] serde_json::Error),
+    Json(serde_json::Error),
     /// No turns, or an empty one.
     #[error("{0} is empty; a script needs at least one turn, and every turn a text")]
     Empty(String),
+}
+
+// The message holds the cause; as a source it would be told twice.
+impl From<serde_json::Error> for ScriptError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(error)
+    }
 }
 
 /// What the user says, turn by turn.
@@ -94,13 +101,15 @@ pub struct DriftTurn {
 /// Lets the model answer every turn of the script under `caps`; with `capped` false the caps only observe.
 ///
 /// The mean of a turn is over the response tokens that were decoded: all of them, but for the last one of an answer
-/// that was cut at `max_tokens`. `on_turn` is told how many turns are done.
+/// that was cut at `max_tokens`. `template` names a chat template in place of the model's own. `on_turn` is told how
+/// many turns are done.
 ///
 /// # Errors
 /// Those of [`Chat::say`] and [`Context::set_caps`].
 pub fn converse(
     context: &mut Context<'_>,
     script: &Script,
+    template: Option<&str>,
     caps: &CapSet,
     capped: bool,
     options: &GenerateOptions,
@@ -109,7 +118,7 @@ pub fn converse(
     let observing = caps.map(|cap| cap.clone().with_bound(Bound::NONE));
     context.set_caps(Some(if capped { caps } else { &observing }))?;
     context.set_tracing(true)?;
-    let mut chat = Chat::new(script.system.as_deref(), None);
+    let mut chat = Chat::new(script.system.as_deref(), template);
     let mut turns = Vec::new();
     for user in &script.turns {
         context.take_trace();

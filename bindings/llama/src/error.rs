@@ -154,14 +154,14 @@ pub enum Error {
         position: i32,
     },
     /// A model file without a chat template.
-    #[error("the model {} has no chat template; use --raw and write the prompt's markup yourself, or name a template with --chat-template", .path.display())]
+    #[error("the model {} has no chat template; name one that llama.cpp knows with --chat-template (chatml is the most common), or write the prompt's markup yourself with run --raw", .path.display())]
     NoChatTemplate {
         /// The path as given.
         path: PathBuf,
     },
     /// A chat template that llama.cpp does not know.
     #[error(
-        "llama.cpp cannot apply the chat template {template:?}; name one it knows with --chat-template (e.g. chatml, llama3, gemma), or use --raw"
+        "llama.cpp cannot apply the chat template {template:?}; name one it knows with --chat-template (e.g. chatml, llama3, gemma), or write the prompt's markup yourself with run --raw"
     )]
     ChatTemplate {
         /// Its name, or its beginning.

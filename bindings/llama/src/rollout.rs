@@ -25,13 +25,15 @@ pub struct RolloutOptions {
     pub slots: usize,
     /// Threads for the CPU; `None`: [`default_threads`](crate::default_threads).
     pub threads: Option<usize>,
+    /// A chat template that llama.cpp knows, e.g. `chatml`; `None`: the model's own.
+    pub chat_template: Option<String>,
 }
 
 impl Default for RolloutOptions {
     /// 48 tokens at temperature 0.7, 16 answers side by side.
     fn default() -> Self {
         let sampling = Sampling { temperature: 0.7, ..Sampling::default() };
-        Self { max_tokens: 48, sampling, slots: 16, threads: None }
+        Self { max_tokens: 48, sampling, slots: 16, threads: None, chat_template: None }
     }
 }
 
@@ -56,7 +58,7 @@ pub fn generate_rollouts(
 ) -> Result<Vec<Rollout>, Error> {
     let mut queue = VecDeque::new();
     for (index, request) in requests.iter().enumerate() {
-        let prompt = prompt(model, request)?;
+        let prompt = prompt(model, request, options.chat_template.as_deref())?;
         queue.push_back((index, prompt));
     }
     let longest = queue.iter().map(|(_, prompt)| prompt.len()).max().unwrap_or(0) + options.max_tokens;
@@ -116,13 +118,13 @@ pub(crate) fn slots(model: &Model, wanted: usize) -> usize {
 }
 
 /// The tokens of the templated prompt of a request.
-fn prompt(model: &Model, request: &Request) -> Result<Vec<Token>, Error> {
+fn prompt(model: &Model, request: &Request, template: Option<&str>) -> Result<Vec<Token>, Error> {
     let mut messages = Vec::new();
     if let Some(system) = &request.system {
         messages.push(Message::new(Role::System, system));
     }
     messages.push(Message::new(Role::User, &request.text));
-    model.tokenize(&model.render(&messages, None, true)?, true)
+    model.tokenize(&model.render(&messages, template, true)?, true)
 }
 
 /// One answer being generated.

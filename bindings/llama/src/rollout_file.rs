@@ -59,6 +59,9 @@ pub struct RolloutHeader {
     pub temperature: f32,
     /// Most tokens of an answer.
     pub max_tokens: usize,
+    /// The chat template named in place of the model's own, if one was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
 }
 
 impl RolloutHeader {
@@ -165,6 +168,7 @@ mod tests {
             seed: 1,
             temperature: 0.7,
             max_tokens: 3,
+            chat_template: None,
         };
         let rollout = |role: Option<&str>, response: &[i32]| Rollout {
             role: role.map(Into::into),

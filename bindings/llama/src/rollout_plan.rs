@@ -16,7 +16,7 @@ pub enum PlanError {
     #[error(
         "the roles are not as expected: {0}; a roles file is JSON: {{\"default\": [null, \"system prompt\"], \"roles\": [{{\"name\": \"pirate\", \"prompts\": [\"You are a pirate ...\"]}}]}}"
     )]
-    Roles(#[from] serde_json::Error),
+    Roles(serde_json::Error),
     /// A list that must hold something is empty, or a text in it is.
     #[error("{place} is empty; {remedy}")]
     Empty {
@@ -35,12 +35,19 @@ pub enum PlanError {
     },
     /// Held-out scores need two halves of the questions.
     #[error(
-        "{found} question is too few; give at least 2, so that the axis can be tested on questions it was not made from"
+        "there are too few questions ({found}); give at least 2, so that the axis can be tested on questions it was not made from"
     )]
     FewQuestions {
         /// How many there are.
         found: usize,
     },
+}
+
+// The message holds the cause; as a source it would be told twice.
+impl From<serde_json::Error> for PlanError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Roles(error)
+    }
 }
 
 /// One role and the system prompts that put the model in it.

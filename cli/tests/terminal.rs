@@ -1,0 +1,53 @@
+//! `axiscap chat` at a terminal.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::process::Command;
+
+use support::{arg, model};
+
+/// Converses at a terminal; see `support/terminal.py`. What was on the screen, and the exit status.
+fn converse(steps: &[(&str, &str)], args: &[&str]) -> (String, i32) {
+    let output = Command::new("python3")
+        .arg("-B")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/terminal.py"))
+        .arg(serde_json::to_string(steps).unwrap())
+        .arg(env!("CARGO_BIN_EXE_axiscap"))
+        .args(["chat", "--model", arg(&model()), "--temp", "0"])
+        .args(args)
+        .env("OMP_WAIT_POLICY", "passive")
+        .output()
+        .expect("python3 runs");
+    let text = String::from_utf8_lossy(&output.stdout).replace("\r\n", "\n");
+    let (screen, status) = text.trim_end().rsplit_once('\n').expect("a screen and a status");
+    (screen.to_owned(), status.parse().unwrap_or_else(|_| panic!("no status: {text}")))
+}
+
+#[test]
+fn prompts_commands_and_end_of_file() {
+    let steps = [("> ", "Grüße!\n"), ("[turn 1", ""), ("> ", "\n"), ("> ", "/help\n"), ("> ", "\u{4}")];
+    let (screen, status) = converse(&steps, &["--max-tokens", "4", "--ctx", "256"]);
+    assert_eq!(status, 0, "{screen}");
+    assert!(screen.contains("Ctrl-C") && screen.contains("[cut off by --max-tokens]"), "{screen}");
+    assert!(screen.contains("/help\n/caps on|off, /strength S"), "{screen}");
+    assert!(screen.ends_with("> \n"), "the shell's prompt begins a line of its own: {screen:?}");
+}
+
+#[test]
+fn ctrl_c_stops_the_answer_and_at_the_prompt_the_program() {
+    let question = "Count from one to one thousand.\n";
+    let steps = [("> ", question), (question.trim(), ""), (" ", "\u{3}"), ("[turn 1", ""), ("> ", "\u{3}")];
+    let (screen, status) = converse(&steps, &["--max-tokens", "4000", "--ctx", "4096"]);
+    assert!(screen.contains("[stopped]"), "{screen}");
+    assert_eq!(status, -2, "ended by SIGINT: {screen}");
+}
+
+#[test]
+fn a_full_context_names_the_ways_out() {
+    let long = "A few words to fill the context with. ".repeat(6) + "\n";
+    let steps = [("> ", &*long), ("[turn 1", ""), ("> ", &*long), ("error:", ""), ("> ", "/quit\n")];
+    let (screen, status) = converse(&steps, &["--max-tokens", "8", "--ctx", "128"]);
+    assert!(screen.contains("--ctx") && screen.contains("/undo"), "{screen}");
+    assert_eq!(status, 0, "{screen}");
+}
