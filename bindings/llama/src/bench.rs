@@ -206,7 +206,7 @@ pub fn bench(
             return Err(Error::Option {
                 option,
                 value: value.to_string(),
-                expected: "1 or more, in reason".into(),
+                expected: "1 or more".into(),
             });
         }
     }
