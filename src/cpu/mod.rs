@@ -39,6 +39,7 @@ mod element;
 mod elementwise;
 mod isa;
 mod norm;
+mod one_cap;
 mod options;
 pub mod oracle;
 mod project;

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use crate::cpu::element::Element;
 use crate::cpu::elementwise::{Add, Round, Scale, Step};
+use crate::cpu::one_cap::CapRows;
 use crate::cpu::project::{MOST_AT_ONCE, ProjectRows, SumRow};
 use crate::cpu::simd::Simd;
 use crate::cpu::sum::{Along, Factor, Itself, SEGMENT, STREAMS, Slots};
@@ -22,7 +23,7 @@ impl<T> Strided<T> {
     /// # Safety
     /// There is such a row.
     #[inline(always)]
-    unsafe fn row(self, row: usize) -> *mut T {
+    pub(crate) unsafe fn row(self, row: usize) -> *mut T {
         // SAFETY: the caller's promise; the product was checked not to overflow.
         unsafe { self.ptr.add(row * self.stride) }
     }
@@ -31,7 +32,7 @@ impl<T> Strided<T> {
 impl<T> Strided<T> {
     /// Where the row after `row` is, if there is one: for hints only.
     #[inline(always)]
-    fn after(self, row: usize) -> *mut T {
+    pub(crate) fn after(self, row: usize) -> *mut T {
         self.ptr.wrapping_add((row + 1).wrapping_mul(self.stride))
     }
 }
@@ -77,6 +78,10 @@ pub(crate) unsafe fn run<S: Simd, E: Element>(pass: &mut Pass<'_, E>) {
     let mut row = 0;
     // SAFETY: the caller's promise; the rows exist.
     unsafe {
+        if let Some(rows) = pass.one_cap() {
+            S::outlined(rows);
+            return;
+        }
         if pass.count >= STREAMS {
             row = by_fours::<S, E>(pass);
         }
@@ -178,6 +183,24 @@ impl<E: Element> Pass<'_, E> {
     fn caps(&self, row: usize) -> std::ops::Range<usize> {
         let profile = self.profiles.map_or(1, |profiles| profiles[row]);
         self.table.profile(profile).unwrap_or(0..0)
+    }
+
+    /// The whole pass, where it is one cap on long rows of f32 in place.
+    fn one_cap(&mut self) -> Option<CapRows<'_>> {
+        let plain = E::IS_F32 && self.add.is_none() && self.norm.is_none() && self.profiles.is_none();
+        let figures = self.stats.is_none() || self.table.deepest_profile() == 1;
+        if !plain || !figures {
+            return None;
+        }
+        let caps = self.caps(0);
+        (caps.len() == 1 && self.alone(0)).then(|| CapRows {
+            rows: Strided { ptr: self.rows.ptr.cast(), stride: self.rows.stride },
+            count: self.count,
+            width: self.table.width(),
+            axis: self.table.axis(caps.start).as_ptr(),
+            params: self.table.params()[caps.start],
+            stats: self.stats.as_deref_mut(),
+        })
     }
 
     /// Whether rows go one by one even where caps do not act: a long row with one cap gains nothing from its

@@ -203,11 +203,7 @@ pub fn bench(
         ("sequences (--sequences)", sequences),
     ] {
         if value == 0 || tokens > i32::MAX as usize {
-            return Err(Error::Option {
-                option,
-                value: value.to_string(),
-                expected: "1 or more".into(),
-            });
+            return Err(Error::Option { option, value: value.to_string(), expected: "1 or more".into() });
         }
     }
     let text = sample_tokens(model, tokens)?;
