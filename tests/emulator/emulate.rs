@@ -1,32 +1,52 @@
 //! Cases in the emulator.
 
+use axiscap::CapTable;
 use axiscap::cuda::{Dtype, PackedTable, Plan, ProfileFaults, TableView};
 use half::{bf16, f16};
 
 use crate::case::{Buffer, Case, Setup, Value};
 use crate::machine;
 
+/// A table as it lies in memory of the emulator.
+pub(crate) struct TableImage {
+    packed: PackedTable,
+    /// The axes as a buffer with guards, like everything else.
+    axes: Buffer<f32>,
+    /// Where profiles that do not exist are recorded.
+    record: [u64; 2],
+}
+
+impl TableImage {
+    pub(crate) fn new(table: &CapTable) -> Self {
+        let packed = PackedTable::new(table);
+        let mut axes = Buffer::<f32>::new(1, packed.axes().len(), 0, 0);
+        axes.row_mut(0).copy_from_slice(packed.axes());
+        Self { packed, axes, record: [0; 2] }
+    }
+
+    /// Its addresses, good for as long as the image stays where it is.
+    pub(crate) fn view(&mut self) -> TableView {
+        TableView {
+            axes: self.axes.rows().address,
+            params: self.packed.params().as_ptr() as u64,
+            ends: self.packed.ends().as_ptr() as u64,
+            faults: self.record.as_mut_ptr() as u64,
+            layout: self.packed.layout(),
+        }
+    }
+}
+
 impl<E: Value> Setup<E> {
     /// Runs it in the emulator; false where the path cannot take it or there is nothing to do.
     pub(crate) fn emulate(&mut self, case: &Case) -> Result<bool, String> {
-        let packed = PackedTable::new(&self.table);
-        // The axes as a buffer with guards, like everything else.
-        let mut axes = Buffer::<f32>::new(1, packed.axes().len(), 0, 0);
-        axes.row_mut(0).copy_from_slice(packed.axes());
-        let mut record = [0_u64; 2];
-        let view = TableView {
-            axes: axes.rows().address,
-            params: packed.params().as_ptr() as u64,
-            ends: packed.ends().as_ptr() as u64,
-            faults: record.as_mut_ptr() as u64,
-            layout: packed.layout(),
-        };
+        let mut image = TableImage::new(&self.table);
+        let view = image.view();
         let plan =
             Plan::on_path(&self.job(case), &view, &case.limits, case.path).map_err(|e| e.to_string())?;
         let Some(plan) = plan else { return Ok(false) };
         // SAFETY: every buffer outlives the call and is ours alone.
         unsafe { machine::run(&plan, case.schedule) }?;
-        self.faults = ProfileFaults::from_bytes(&bytemuck::cast(record));
+        self.faults = ProfileFaults::from_bytes(&bytemuck::cast(image.record));
         Ok(true)
     }
 }

@@ -1,9 +1,10 @@
 //! The steps of kernels/ladder compute the operation too; the last one to the bit.
 
 use axiscap::cpu::oracle::UNIT_ROUNDOFF;
-use axiscap::cuda::{Dtype, Limits, Operation, PackedTable, Path, Plan, TableView};
+use axiscap::cuda::{Dtype, Limits, Operation, Path, Plan};
 
-use crate::case::{Buffer, Case, Profiles, Setup};
+use crate::case::{Case, Profiles, Setup};
+use crate::emulate::TableImage;
 use crate::machine;
 
 #[test]
@@ -36,17 +37,8 @@ fn every_step_of_the_ladder_computes_the_operation() {
             let mut setup = Setup::<f32>::new(&case);
             let mut expected = setup.clone();
             expected.define(&case);
-            let packed = PackedTable::new(&setup.table);
-            let mut axes = Buffer::<f32>::new(1, packed.axes().len(), 0, 0);
-            axes.row_mut(0).copy_from_slice(packed.axes());
-            let mut record = [0_u64; 2];
-            let view = TableView {
-                axes: axes.rows().address,
-                params: packed.params().as_ptr() as u64,
-                ends: packed.ends().as_ptr() as u64,
-                faults: record.as_mut_ptr() as u64,
-                layout: packed.layout(),
-            };
+            let mut image = TableImage::new(&setup.table);
+            let view = image.view();
             let plan = Plan::on_path(&setup.job(&case), &view, &case.limits, case.path)
                 .expect("a plan")
                 .expect("rows");
