@@ -249,7 +249,7 @@ fn containers_that_are_none() {
     let header = |at: usize, new: &[u8]| [&good[..at], new, &good[at + new.len()..]].concat();
     let repair = "make it again";
     check(&refused(b""), "magic", &["4 bytes", "0 bytes left", repair]);
-    check(&refused(b"PK\x03\x04"), "magic", &["GGUF", "PK", "axiscap convert"]);
+    check(&refused(b"PK\x03\x04"), "magic", &["GGUF", "PK", "axiscap calibrate"]);
     check(&refused(&header(4, &1u32.to_le_bytes())), "version", &["expected 3", "found 1", "rewrite"]);
     check(&refused(&header(4, &2u32.to_le_bytes())), "version", &["expected 3", "found 2", "rewrite"]);
     check(&refused(&header(4, &4u32.to_le_bytes())), "version", &["found 4", "newer axiscap"]);

@@ -136,7 +136,7 @@ fn header(cursor: &mut Cursor<'_>) -> Result<()> {
     let magic = cursor.take(4, "magic")?;
     if magic != MAGIC {
         let found = format!("\"{}\"", magic.escape_ascii());
-        let remedy = "this is no GGUF file; name a cap file, or convert this one with `axiscap convert`";
+        let remedy = "this is no GGUF file; name a cap file (`axiscap calibrate` makes one)";
         return Err(malformed("magic", "\"GGUF\"", found, remedy));
     }
     let version: u32 = cursor.number("version")?;
