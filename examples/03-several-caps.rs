@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let backend = Best::find();
     println!("on the {}", backend.describe());
-    if let Best::Cpu { reason } = &backend {
+    if let Some(reason) = backend.why_no_gpu() {
         println!("because: {reason}");
     }
     let mut h = [0.5f32, 7.0, 3.0, 7.0];

@@ -128,6 +128,16 @@ impl Best {
         #[cfg(not(feature = "cuda"))]
         Self::Cpu { reason: "axiscap was built without the feature cuda".into() }
     }
+
+    /// Why no GPU is used, with the remedy; `None` where one is.
+    #[must_use]
+    pub fn why_no_gpu(&self) -> Option<&str> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => None,
+            Self::Cpu { reason } => Some(reason),
+        }
+    }
 }
 
 impl Backend for Best {
