@@ -66,6 +66,7 @@ class DirectRows : ResidentRows<E> {
                 Base::store_normed(row, h, axes[0], factor);
             }
             if (Add || acted) Base::store(args_.h, args_.h_stride, row, h);
+            if (hw::thread() == 0) end_row(args_, row, run.count);
         }
     }
 
@@ -127,7 +128,6 @@ class DirectRows : ResidentRows<E> {
                 for (int i = 0; i < VALUES; i++) axes[0][i] = axes[1][i];
             }
         }
-        if (hw::thread() == 0) end_row(args_, row, run.count);
         return acted;
     }
 
@@ -170,7 +170,7 @@ class DirectRows : ResidentRows<E> {
         return verdict.acts;
     }
 
-    GroupSum<SlotsInRegisters> sum_;
+    GroupSum<SlotsInRegisters, 1> sum_;
 };
 
 }  // namespace axiscap

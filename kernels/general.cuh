@@ -35,7 +35,7 @@ class GeneralRows {
             finish(row);
             // The next row writes the list of steps that others may still be reading; with one warp its sum has no
             // barrier of its own.
-            hw::barrier(hw::group(), hw::threads());
+            hw::barrier<1>();
         }
     }
 
@@ -125,7 +125,7 @@ class GeneralRows {
                     hw::store_shared(steps_ + 2 * acted_ + 1, hw::from_bits(cap));
                 }
                 acted_++;
-                hw::barrier(hw::group(), hw::threads());
+                hw::barrier<1>();
             }
             if (hw::thread() == 0) write_stat(args_, row, k, {p, verdict.after, verdict.flags});
         }
@@ -176,7 +176,7 @@ class GeneralRows {
     const u32 first_segment_;
     float* const steps_;  // in shared memory: the caps that acted on this row, in order
     u32 acted_ = 0;
-    GroupSum<SlotsByShuffle> sum_;
+    GroupSum<SlotsByShuffle, 1> sum_;
 };
 
 }  // namespace axiscap

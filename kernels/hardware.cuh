@@ -51,9 +51,22 @@ AXISCAP_DEVICE u32 ballot(bool yes) { return __ballot_sync(0xffffffffu, yes); }
 // Its number; 32 where there is none.
 AXISCAP_DEVICE u32 lowest_bit(u32 bits) { return bits == 0 ? 32 : __ffs(bits) - 1; }
 
-// All `threads` threads of group `id` arrive; shared memory written before is visible after.
-AXISCAP_DEVICE void barrier(u32 id, u32 threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(id + 1), "r"(threads) : "memory");
+// All threads of this thread's group arrive; shared memory written before is visible after. `Groups`: the most groups
+// that meet in a block of this kernel, 1 where a block is one group. The hardware's barriers are numbered by immediates:
+// a number in a register reserves all sixteen for each block, and they would be what limits how many blocks are resident.
+template <u32 Groups>
+AXISCAP_DEVICE void barrier() {
+    static_assert(Groups == 1 || Groups == 4, "the cases below");
+    if constexpr (Groups == 1) {
+        __syncthreads();
+    } else {
+        switch (group()) {
+            case 0: asm volatile("bar.sync 0, %0;" ::"r"(threads()) : "memory"); break;
+            case 1: asm volatile("bar.sync 1, %0;" ::"r"(threads()) : "memory"); break;
+            case 2: asm volatile("bar.sync 2, %0;" ::"r"(threads()) : "memory"); break;
+            default: asm volatile("bar.sync 3, %0;" ::"r"(threads()) : "memory"); break;
+        }
+    }
 }
 
 // The launch's dynamic shared memory. Nothing is ever shared in any other way.

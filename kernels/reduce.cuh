@@ -135,7 +135,7 @@ struct SlotsByShuffle {
 //
 // Two sets of slots take turns: who writes a set for sum i + 2 has passed the barrier of sum i + 1, which every
 // thread reaches only after it has read that set for sum i. So one barrier per sum is enough.
-template <class Slots>
+template <class Slots, u32 Groups>
 class GroupSum {
   public:
     AXISCAP_DEVICE GroupSum() {
@@ -154,7 +154,7 @@ class GroupSum {
         turn_ ^= 1;
         u32 t = hw::thread();
         if (t % WARP == 0) hw::store_shared(set + t / WARP, slot);
-        hw::barrier(hw::group(), hw::threads());
+        hw::barrier<Groups>();
         return Slots::sum(set, warps());
     }
 
@@ -168,7 +168,7 @@ class GroupSum {
         turn_ ^= 1;
         u32 t = hw::thread() % WARP, warp = hw::thread() / WARP;
         if (t % 4 == 0) hw::store_shared(set + warp * MOST_TOGETHER + t / 4, sum);
-        hw::barrier(hw::group(), hw::threads());
+        hw::barrier<Groups>();
         // Slots t % 4, t % 4 + 4, ... here, and what is left across the four threads.
         auto slot = [&](u32 i) {
             u32 s = t % 4 + 4 * i;

@@ -142,7 +142,10 @@ class StagedRows : ResidentRows<E> {
         return acted;
     }
 
-    GroupSum<SlotsByShuffle> sum_;
+    // Groups of a block that have more than one warp, and so meet: src/cuda/shape.rs.
+    static constexpr u32 MOST_MEETING = 4;
+
+    GroupSum<SlotsByShuffle, MOST_MEETING> sum_;
 };
 
 }  // namespace axiscap

@@ -65,7 +65,10 @@ inline u32 lowest_bit(u32 bits) {
     while (bit < 32 && !(bits >> bit & 1)) bit++;
     return bit;
 }
-inline void barrier(u32 id, u32 threads) { emulate::machine().barrier(id, threads); }
+template <u32 Groups>
+inline void barrier() {
+    emulate::machine().barrier(group(), Groups, threads());
+}
 
 inline unsigned char* shared_memory() { return emulate::machine().shared.data(); }
 inline float load_shared(const float* p) {

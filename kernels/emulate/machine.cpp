@@ -135,8 +135,9 @@ u32 Machine::ballot(bool yes) {
     return bits;
 }
 
-void Machine::barrier(u32 id, u32 threads) {
-    if (id + 1 >= 16) fault("barrier " + std::to_string(id + 1) + " of 16");
+// On a GPU a group without a barrier of its own would meet another's threads.
+void Machine::barrier(u32 id, u32 ids, u32 threads) {
+    if (id >= ids) fault("barrier " + std::to_string(id) + " of " + std::to_string(ids));
     if (threads % 32 != 0 || threads > launch.threads * launch.groups) fault("a barrier of " + std::to_string(threads));
     meet(barriers_[id], threads);
 }

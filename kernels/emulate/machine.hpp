@@ -76,7 +76,7 @@ class Machine {
     float shuffle_xor(float value, int mask) { return exchange(value)[(current_ & 31) ^ static_cast<u32>(mask)]; }
     float shuffle(float value, u32 from) { return exchange(value)[from % 32]; }
     u32 ballot(bool yes);
-    void barrier(u32 id, u32 threads);
+    void barrier(u32 id, u32 ids, u32 threads);
     void check_shared(const void* p, size_t bytes, size_t alignment) const;
     Thread& current() { return threads_[current_]; }
 

@@ -65,7 +65,7 @@ AXISCAP_KERNEL(axiscap_ladder_3_block_per_row, 1024) {
     hw::wait_for_previous_kernel();
     u32 row = hw::block();
     if (row >= args.rows) return;
-    GroupSum<SlotsByShuffle> sum;
+    GroupSum<SlotsByShuffle, 1> sum;
     float* h = ladder::row_of(args, row);
     float p = 0.0f;
     for (u32 i = hw::thread(); i < args.width; i += hw::threads()) {
@@ -93,7 +93,7 @@ AXISCAP_KERNEL(axiscap_ladder_4_row_in_registers, 1024) {
     hw::wait_for_previous_kernel();
     u32 row = hw::block();
     if (row >= args.rows) return;
-    GroupSum<SlotsByShuffle> sum;
+    GroupSum<SlotsByShuffle, 1> sum;
     float* from = ladder::row_of(args, row) + start;
     float h[VALUES];
 #pragma unroll

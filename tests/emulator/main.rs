@@ -27,9 +27,9 @@ mod twin;
 
 use std::sync::OnceLock;
 
-use axiscap::cuda::{Dtype, Limits, Operation};
-use case::{Case, Profiles};
-use emulate::check;
+use axiscap::cuda::{Dtype, Limits, Operation, Path, Plan};
+use case::{Case, Profiles, Setup};
+use emulate::{TableImage, check};
 use half::{bf16, f16};
 use sweep::Space;
 
@@ -148,6 +148,42 @@ fn shapes_of_real_devices() {
                 }
             }
         }
+    }
+}
+
+/// A group for which a kernel has no barrier would meet another's threads on a GPU: the emulator says so.
+#[test]
+fn groups_without_a_barrier_are_found() {
+    let case = Case {
+        operation: Operation::Cap,
+        dtype: Dtype::F32,
+        rows: 19,
+        width: 576,
+        caps: 1,
+        gap: 0,
+        offset: 0,
+        profiles: Profiles::One,
+        aliased: false,
+        path: Some(Path::Staged),
+        limits: Limits::HOPPER,
+        schedule: 0,
+        seed: 3,
+    };
+    let mut setup = Setup::<f32>::new(&case);
+    let mut image = TableImage::new(&setup.table);
+    let view = image.view();
+    let plan =
+        Plan::on_path(&setup.job(&case), &view, &case.limits, case.path).expect("a plan").expect("rows");
+    let run = |kernel: &str, groups: u32| {
+        let launch = machine::Launch { blocks: 1, threads: 64, groups, shared_bytes: 64 << 10 };
+        // SAFETY: every buffer outlives the call and is ours alone.
+        unsafe { machine::run_named(kernel, plan.args(), &launch, case.schedule) }
+    };
+    for path in Path::ALL {
+        let (kernel, most) = (format!("axiscap_cap_f32_{}", path.name()), path.barriers());
+        assert_eq!(run(&kernel, most), Ok(()));
+        let wrong = run(&kernel, most + 1).expect_err("a group without a barrier");
+        assert!(wrong.contains(&format!("barrier {most} of {most}")), "{wrong}");
     }
 }
 
