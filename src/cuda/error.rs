@@ -47,7 +47,7 @@ pub enum CudaError {
         built: Vec<u32>,
     },
     /// A call of the driver failed.
-    #[error("{call} failed: {name} ({code}): {meaning}")]
+    #[error("{call} failed: {name} ({code}): {meaning}{}", remedy(*.code))]
     Driver {
         /// The call.
         call: &'static str,
@@ -118,9 +118,76 @@ fn explain(built: &[u32], arch: u32) -> String {
     )
 }
 
+/// What to do about the driver's errors that are the machine's rather than the program's; empty for the others.
+fn remedy(code: u32) -> &'static str {
+    match code {
+        2 => {
+            "; free memory of the GPU (nvidia-smi says who holds it), or take a smaller batch, context or model"
+        }
+        34 => {
+            "; the libcuda.so.1 that was found is the toolkit's stub: take its folder (lib64/stubs) out of LD_LIBRARY_PATH"
+        }
+        46 => {
+            "; another process has the GPU to itself, or nobody may use it: see nvidia-smi -q -d COMPUTE, and set the mode by nvidia-smi -c DEFAULT"
+        }
+        222 => {
+            "; the driver is older than the nvcc that compiled the kernels: update it, or build again with AXISCAP_CUDA_ARCHS set to this GPU's compute capability"
+        }
+        304 => {
+            "; the driver could not open its devices: check that this user may read and write /dev/nvidia*, and that a container was started with GPU access"
+        }
+        700 | 719 => {
+            "; a kernel failed, perhaps an earlier one, and its context is lost: restart the process, under compute-sanitizer to find the kernel"
+        }
+        802 => {
+            "; on machines with NVSwitch the fabric manager has to run, in the driver's version: systemctl status nvidia-fabricmanager"
+        }
+        803 => {
+            "; libcuda.so.1 and the kernel's module are of different drivers: reboot after an update, and in a container use the host's library"
+        }
+        804 => {
+            "; a forward-compatibility libcuda.so.1 (cuda-compat) was found, which this GPU does not take: take its folder out of LD_LIBRARY_PATH, or update the driver"
+        }
+        999 => "; often the driver after a suspend or an update: reload its modules (nvidia_uvm), or reboot",
+        _ => "",
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use cudarc::driver::sys::CUresult;
+
     use super::*;
+
+    #[test]
+    fn errors_of_the_machine_have_a_remedy() {
+        for (result, remedy) in [
+            (CUresult::CUDA_ERROR_OUT_OF_MEMORY, "nvidia-smi"),
+            (CUresult::CUDA_ERROR_STUB_LIBRARY, "lib64/stubs"),
+            (CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE, "nvidia-smi -c DEFAULT"),
+            (CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, "AXISCAP_CUDA_ARCHS"),
+            (CUresult::CUDA_ERROR_OPERATING_SYSTEM, "/dev/nvidia"),
+            (CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, "compute-sanitizer"),
+            (CUresult::CUDA_ERROR_LAUNCH_FAILED, "compute-sanitizer"),
+            (CUresult::CUDA_ERROR_SYSTEM_NOT_READY, "nvidia-fabricmanager"),
+            (CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "reboot"),
+            (CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE, "cuda-compat"),
+            (CUresult::CUDA_ERROR_UNKNOWN, "nvidia_uvm"),
+        ] {
+            let error = |code| CudaError::Driver {
+                call: "cuInit",
+                code,
+                name: "CUDA_ERROR".into(),
+                meaning: "what the driver says".into(),
+            };
+            let text = error(result as u32).to_string();
+            assert!(text.starts_with("cuInit failed: CUDA_ERROR (") && text.contains(remedy), "{text}");
+            assert!(error(1).to_string().ends_with("what the driver says"));
+        }
+        // This one has an error of its own.
+        let text = crate::cuda::driver::failure("cuInit", CUresult::CUDA_ERROR_NO_DEVICE).to_string();
+        assert!(text.contains("CUDA_VISIBLE_DEVICES"), "{text}");
+    }
 
     #[test]
     fn messages_name_the_remedy() {
