@@ -25,6 +25,9 @@ const ARCHS: &str = "80,86,89,90,100,120";
 const REMEDY: &str = "run scripts/setup-nvcc (a pinned nvcc, no CUDA installation needed), install the CUDA \
                       toolkit, or set NVCC; then build again";
 
+/// Where a CUDA toolkit without variables of its own is looked for.
+const INSTALLED: &str = "/usr/local/cuda";
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     // Not the whole folder: what the emulator and the ladder consist of is no part of the image.
@@ -57,6 +60,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let Some(nvcc) = nvcc else {
         if env::var_os("DOCS_RS").is_none() {
             println!("cargo::warning=axiscap is built without device code: no nvcc was found; {REMEDY}");
+            watch_for_nvcc();
         }
         fs::write(out.join("axiscap.fatbin"), b"")?;
         fs::write(out.join("baselines.fatbin"), b"")?;
@@ -89,27 +93,55 @@ fn find_nvcc() -> Result<Option<PathBuf>, Box<dyn Error>> {
     let installed =
         ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(|root| Path::new(&root).join("bin"));
     let nvcc = installed
-        .map(|bin| bin.join("nvcc"))
+        .map(|bin| bin.join(program("nvcc")))
         .find(|nvcc| nvcc.is_file())
         .or_else(|| on_path(Path::new("nvcc")))
-        .or_else(|| Some(PathBuf::from("/usr/local/cuda/bin/nvcc")).filter(|nvcc| nvcc.is_file()))
+        .or_else(|| Some(Path::new(INSTALLED).join("bin/nvcc")).filter(|nvcc| nvcc.is_file()))
         .or_else(|| env::var_os("VIRTUAL_ENV").and_then(|venv| in_site_packages(Path::new(&venv))))
         .or_else(by_setup_nvcc);
     Ok(nvcc)
 }
 
-/// A program by path, or by name on `PATH`.
-fn on_path(program: &Path) -> Option<PathBuf> {
-    if program.components().count() > 1 {
-        return program.is_file().then(|| program.to_owned());
+/// Has Cargo look for nvcc again once there could be one, after a build without.
+///
+/// Cargo takes a path that does not exist for changed at every build, and looks through a whole folder. So what is
+/// watched is the part of each place that exists, and of the folders on `PATH` only the one that packages install into:
+/// others may be huge, or another machine's.
+fn watch_for_nvcc() {
+    println!("cargo::rerun-if-env-changed=PATH");
+    let roots = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).filter(|root| !root.is_empty());
+    let toolkits = roots.map(|root| vec![Path::new(&root).join("bin"), root.into()]);
+    let installed = Path::new(INSTALLED);
+    let fixed = [vec![installed.join("bin"), installed.into(), "/usr/local".into()], vec!["/usr/bin".into()]];
+    for place in toolkits.chain(fixed) {
+        if let Some(there) = place.iter().find(|part| part.is_dir()) {
+            println!("cargo::rerun-if-changed={}", there.display());
+        }
     }
-    env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+/// A program's file name here.
+fn program(name: &str) -> String {
+    format!("{name}{}", env::consts::EXE_SUFFIX)
+}
+
+/// A program by path, or by name on `PATH`.
+fn on_path(name: &Path) -> Option<PathBuf> {
+    // `nvcc` on Windows is `nvcc.exe`, as its shells have it.
+    let named = [name.to_owned(), PathBuf::from(program(&name.to_string_lossy()))];
+    if name.components().count() > 1 {
+        return named.into_iter().find(|path| path.is_file());
+    }
+    env::split_paths(&env::var_os("PATH")?)
+        .flat_map(|dir| named.each_ref().map(|name| dir.join(name)))
+        .find(|path| path.is_file())
 }
 
 /// `pip install nvidia-cuda-nvcc` puts nvcc into `nvidia/cu13/bin`.
 fn in_site_packages(venv: &Path) -> Option<PathBuf> {
     let pythons = fs::read_dir(venv.join("lib")).ok()?.filter_map(Result::ok);
-    pythons.map(|python| python.path().join("site-packages/nvidia/cu13/bin/nvcc")).find(|nvcc| nvcc.is_file())
+    let bin = |python: fs::DirEntry| python.path().join("site-packages/nvidia/cu13/bin");
+    pythons.map(|python| bin(python).join(program("nvcc"))).find(|nvcc| nvcc.is_file())
 }
 
 /// The newest of the toolkits that `scripts/setup-nvcc` installed.
