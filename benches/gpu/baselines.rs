@@ -5,7 +5,11 @@ use std::ptr;
 
 use cudarc::driver::{CudaStream, sys};
 
-static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/baselines.fatbin"));
+/// The driver reads a fatbin's header as a struct of 8-byte words; `include_bytes` promises no alignment.
+#[repr(C, align(16))]
+struct Aligned<T: ?Sized>(T);
+
+static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/baselines.fatbin")));
 
 pub(crate) struct Baselines {
     module: sys::CUmodule,
@@ -18,10 +22,10 @@ fn check(result: sys::CUresult) {
 impl Baselines {
     /// Loads them into the current context.
     pub(crate) fn load() -> Self {
-        assert!(!IMAGE.is_empty(), "built without nvcc: run scripts/setup-nvcc and build again");
+        assert!(!IMAGE.0.is_empty(), "built without nvcc: run scripts/setup-nvcc and build again");
         let mut module = ptr::null_mut();
         // SAFETY: a complete fatbin.
-        check(unsafe { sys::cuModuleLoadData(&mut module, IMAGE.as_ptr().cast()) });
+        check(unsafe { sys::cuModuleLoadData(&mut module, IMAGE.0.as_ptr().cast()) });
         Self { module }
     }
 

@@ -4,8 +4,14 @@ use super::error::CudaError;
 
 include!(concat!(env!("OUT_DIR"), "/image.rs"));
 
+/// The driver reads a fatbin's header as a struct of 8-byte words; `include_bytes` promises no alignment.
+#[repr(C, align(16))]
+struct Aligned<T: ?Sized>(T);
+
+static FATBIN: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/axiscap.fatbin")));
+
 /// The fatbin; empty without nvcc.
-pub(super) static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/axiscap.fatbin"));
+pub(super) static IMAGE: &[u8] = &FATBIN.0;
 
 /// What this build holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +47,11 @@ pub(super) fn check_driver(nvcc: &str, found: i32) -> Result<(), CudaError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_image_is_aligned_as_the_driver_reads_it() {
+        assert!(IMAGE.as_ptr().addr().is_multiple_of(16));
+    }
 
     #[test]
     fn which_gpus_an_image_runs_on() {
