@@ -3,10 +3,10 @@
 use std::ffi::c_void;
 use std::ptr;
 
-use cudarc::driver::sys;
+use cudarc::driver::{result, sys};
 
 use super::device::{Device, StreamRef};
-use super::driver::check;
+use super::driver::{self, check};
 use super::error::CudaError;
 
 /// An event of someone else's: ggml's or a framework's.
@@ -179,10 +179,12 @@ impl Event {
         earlier.synchronize()?;
         self.synchronize()?;
         let _current = self.device.enter()?;
-        let mut millis = 0.0_f32;
-        // SAFETY: the pointer is valid, both events are ours; on events that take no time the driver says so.
-        check("cuEventElapsedTime", unsafe { sys::cuEventElapsedTime(&mut millis, earlier.raw, self.raw) })?;
-        Ok(f64::from(millis) * 1e3)
+        // Through cudarc's wrapper: which of two versions of this call there is depends on the interface chosen.
+        // SAFETY: both events are ours and live; on events that take no time the driver says so.
+        let millis = unsafe { result::event::elapsed(earlier.raw, self.raw) };
+        millis
+            .map(|millis| f64::from(millis) * 1e3)
+            .map_err(|error| driver::failure("cuEventElapsedTime", error.0))
     }
 }
 
