@@ -56,16 +56,19 @@ AXISCAP_DEVICE u32 lowest_bit(u32 bits) { return bits == 0 ? 32 : __ffs(bits) - 
 // a number in a register reserves all sixteen for each block, and they would be what limits how many blocks are resident.
 template <u32 Groups>
 AXISCAP_DEVICE void barrier() {
-    static_assert(Groups == 1 || Groups == 4, "the cases below");
+    static_assert(Groups == 1 || Groups == 4, "those below");
     if constexpr (Groups == 1) {
         __syncthreads();
     } else {
-        switch (group()) {
-            case 0: asm volatile("bar.sync 0, %0;" ::"r"(threads()) : "memory"); break;
-            case 1: asm volatile("bar.sync 1, %0;" ::"r"(threads()) : "memory"); break;
-            case 2: asm volatile("bar.sync 2, %0;" ::"r"(threads()) : "memory"); break;
-            default: asm volatile("bar.sync 3, %0;" ::"r"(threads()) : "memory"); break;
-        }
+        // By predicates: as a switch it becomes an indirect branch, in every row.
+        asm volatile(
+            "{ .reg .pred mine;\n"
+            "setp.eq.u32 mine, %0, 0; @mine bar.sync 0, %1;\n"
+            "setp.eq.u32 mine, %0, 1; @mine bar.sync 1, %1;\n"
+            "setp.eq.u32 mine, %0, 2; @mine bar.sync 2, %1;\n"
+            "setp.eq.u32 mine, %0, 3; @mine bar.sync 3, %1; }" ::"r"(group()),
+            "r"(threads())
+            : "memory");
     }
 }
 
