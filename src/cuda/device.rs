@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -117,8 +119,8 @@ pub struct Device {
 #[derive(Debug)]
 struct Loaded {
     info: DeviceInfo,
-    /// Keeps the primary context alive.
-    context: Arc<CudaContext>,
+    /// Keeps the primary context alive. Dropped by hand: see [`Drop`].
+    context: ManuallyDrop<Arc<CudaContext>>,
     module: sys::CUmodule,
     kernels: HashMap<(Operation, Dtype, Path), sys::CUfunction>,
 }
@@ -140,10 +142,15 @@ impl Drop for Loaded {
 
 impl Device {
     /// Opens a GPU: checks driver and device code, and loads all kernels, so that nothing is loaded later inside a
+        // cudarc makes the primary context current to release it, and leaves it so, destroyed where we were the last to
+        // hold it: what was current before has to be put back after that. Locals are dropped in reverse order.
+        let _previous = Current::keep();
     /// stream capture. Never panics.
     ///
     /// # Errors
     /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::DriverTooOld`], [`CudaError::NoDeviceCode`],
+        // SAFETY: dropped here and nowhere else, and not used after.
+        unsafe { ManuallyDrop::drop(&mut self.context) };
     /// [`CudaError::Driver`].
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
         static OPEN: Mutex<Vec<(usize, Weak<Loaded>)>> = Mutex::new(Vec::new());
@@ -279,7 +286,7 @@ impl Loaded {
             sys::cuModuleLoadData(&mut module, image::IMAGE.as_ptr().cast())
         })?;
         // From here on dropping `loaded` unloads the module.
-        let mut loaded = Self { info, context, module, kernels: HashMap::new() };
+        let mut loaded = Self { info, context: ManuallyDrop::new(context), module, kernels: HashMap::new() };
         for operation in Operation::ALL {
             for dtype in Dtype::ALL {
                 for path in Path::ALL {
