@@ -17,22 +17,31 @@ use super::shape::{Limits, Path};
 use super::table::DeviceTable;
 use crate::table::CapTable;
 
-/// A stream of someone else's: ggml's, a framework's, or one of cudarc's.
+/// A stream of someone else's: ggml's, a framework's, or one of cudarc's. It is there for as long as `'a`, so that safe
+/// code cannot put work on a stream that is gone:
+///
+/// ```compile_fail,E0515
+/// use axiscap::cuda::{CudaError, Device, Stream, StreamRef};
+/// fn dangling(device: &Device) -> Result<StreamRef<'_>, CudaError> {
+///     let stream = Stream::new(device)?;
+///     Ok(stream.as_ref())
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StreamRef(pub(super) sys::CUstream);
+pub struct StreamRef<'a>(pub(super) sys::CUstream, PhantomData<&'a ()>);
 
-impl StreamRef {
+impl StreamRef<'_> {
     /// The legacy default stream.
-    pub const DEFAULT: Self = Self(ptr::null_mut());
+    pub const DEFAULT: Self = Self(ptr::null_mut(), PhantomData);
 
     /// A stream by its handle (`CUstream`, which is also `cudaStream_t`).
     ///
     /// # Safety
-    /// The handle is null or a live stream of the context the device it is used with belongs to, and stays one for
-    /// as long as work is put on it.
+    /// The handle is null or a live stream of the primary context of the device it is used with, and stays one for as
+    /// long as the value or a copy of it is used, which may be for all of the lifetime that the caller chooses.
     #[must_use]
     pub unsafe fn from_raw(stream: *mut c_void) -> Self {
-        Self(stream.cast())
+        Self(stream.cast(), PhantomData)
     }
 
     /// The handle.
@@ -133,24 +142,24 @@ unsafe impl Sync for Loaded {}
 
 impl Drop for Loaded {
     fn drop(&mut self) {
+        // cudarc makes the primary context current to release it, and leaves it so, destroyed where we were the last to
+        // hold it: what was current before has to be put back after that. Locals are dropped in reverse order.
+        let _previous = Current::keep();
         if let Ok(_current) = Current::enter(self.context.cu_ctx()) {
             // SAFETY: our module, unloaded once; nobody holds its functions any more.
             let _ = unsafe { sys::cuModuleUnload(self.module) };
         }
+        // SAFETY: dropped here and nowhere else, and not used after.
+        unsafe { ManuallyDrop::drop(&mut self.context) };
     }
 }
 
 impl Device {
     /// Opens a GPU: checks driver and device code, and loads all kernels, so that nothing is loaded later inside a
-        // cudarc makes the primary context current to release it, and leaves it so, destroyed where we were the last to
-        // hold it: what was current before has to be put back after that. Locals are dropped in reverse order.
-        let _previous = Current::keep();
     /// stream capture. Never panics.
     ///
     /// # Errors
     /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::DriverTooOld`], [`CudaError::NoDeviceCode`],
-        // SAFETY: dropped here and nowhere else, and not used after.
-        unsafe { ManuallyDrop::drop(&mut self.context) };
     /// [`CudaError::Driver`].
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
         static OPEN: Mutex<Vec<(usize, Weak<Loaded>)>> = Mutex::new(Vec::new());
@@ -206,7 +215,7 @@ impl Device {
         &self,
         job: &Job,
         table: &DeviceTable,
-        stream: StreamRef,
+        stream: StreamRef<'_>,
         overlap: Overlap,
     ) -> Result<(), CudaError> {
         match Plan::new(job, &table.view(), &self.loaded.info.limits)? {
@@ -226,7 +235,7 @@ impl Device {
     pub unsafe fn launch_plan(
         &self,
         plan: &Plan,
-        stream: StreamRef,
+        stream: StreamRef<'_>,
         overlap: Overlap,
     ) -> Result<(), CudaError> {
         let shape = plan.shape();
@@ -262,9 +271,9 @@ impl Device {
     ///
     /// # Errors
     /// [`CudaError::Driver`], also for what went wrong in earlier launches.
-    pub fn synchronize(&self, stream: StreamRef) -> Result<(), CudaError> {
+    pub fn synchronize(&self, stream: StreamRef<'_>) -> Result<(), CudaError> {
         let _current = self.enter()?;
-        // SAFETY: a live stream, by StreamRef's contract.
+        // SAFETY: a live stream for as long as its lifetime.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.0) })
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! use axiscap::cuda::{Device, DeviceRows, Dtype, Job, Overlap, StreamRef};
-//! # fn demo(table: &axiscap::CapTable, address: u64, stream: StreamRef) -> Result<(), axiscap::cuda::CudaError> {
+//! # fn demo(table: &axiscap::CapTable, address: u64, stream: StreamRef<'_>) -> Result<(), axiscap::cuda::CudaError> {
 //! let device = Device::open(0)?;
 //! let table = device.upload(table)?;
 //! let job = Job::in_place(Dtype::F32, DeviceRows { address, stride: 4096 }, 512);

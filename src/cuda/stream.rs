@@ -1,6 +1,7 @@
 //! A stream of our own, and events by which it and others' streams wait for each other.
 
 use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::ptr;
 
 use cudarc::driver::{result, sys};
@@ -9,22 +10,22 @@ use super::device::{Device, StreamRef};
 use super::driver::{self, check};
 use super::error::CudaError;
 
-/// An event of someone else's: ggml's or a framework's.
+/// An event of someone else's: ggml's or a framework's. It is there for as long as `'a`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EventRef(pub(super) sys::CUevent);
+pub struct EventRef<'a>(pub(super) sys::CUevent, PhantomData<&'a ()>);
 
 // SAFETY: a handle, without ties to a thread; the driver's functions on it may be called from any.
-unsafe impl Send for EventRef {}
+unsafe impl Send for EventRef<'_> {}
 
-impl EventRef {
+impl EventRef<'_> {
     /// An event by its handle (`CUevent`, which is also `cudaEvent_t`).
     ///
     /// # Safety
-    /// The handle is a live event of the primary context of the device it is used with, and stays one for as long
-    /// as it is used.
+    /// The handle is a live event of the primary context of the device it is used with, and stays one for as long as
+    /// the value or a copy of it is used, which may be for all of the lifetime that the caller chooses.
     #[must_use]
     pub unsafe fn from_raw(event: *mut c_void) -> Self {
-        Self(event.cast())
+        Self(event.cast(), PhantomData)
     }
 
     /// The handle.
@@ -64,17 +65,18 @@ impl Stream {
         &self.device
     }
 
-    /// For launches, which must not outlive it.
+    /// For launches.
     #[must_use]
-    pub fn as_ref(&self) -> StreamRef {
-        StreamRef(self.raw)
+    pub fn as_ref(&self) -> StreamRef<'_> {
+        // SAFETY: a stream of the primary context, destroyed when `self` is dropped, which outlives the borrow.
+        unsafe { StreamRef::from_raw(self.raw.cast()) }
     }
 
     /// Records an event behind everything that is on the stream now.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
-    pub fn record(&self, event: EventRef) -> Result<(), CudaError> {
+    pub fn record(&self, event: EventRef<'_>) -> Result<(), CudaError> {
         let _current = self.device.enter()?;
         // SAFETY: both are live, the event by EventRef's contract.
         check("cuEventRecord", unsafe { sys::cuEventRecord(event.0, self.raw) })
@@ -84,9 +86,9 @@ impl Stream {
     ///
     /// # Errors
     /// [`CudaError::Driver`].
-    pub fn wait(&self, event: EventRef) -> Result<(), CudaError> {
+    pub fn wait(&self, event: EventRef<'_>) -> Result<(), CudaError> {
         let _current = self.device.enter()?;
-        // SAFETY: as above.
+        // SAFETY: both are live, the event for as long as its lifetime.
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.raw, event.0, 0) })
     }
 
@@ -148,8 +150,9 @@ impl Event {
 
     /// For streams to record and to wait for.
     #[must_use]
-    pub fn as_ref(&self) -> EventRef {
-        EventRef(self.raw)
+    pub fn as_ref(&self) -> EventRef<'_> {
+        // SAFETY: an event of the primary context, destroyed when `self` is dropped, which outlives the borrow.
+        unsafe { EventRef::from_raw(self.raw.cast()) }
     }
 
     /// Whether what it was recorded behind is done. Does not wait; an event that was never recorded is done.
@@ -192,9 +195,9 @@ impl Event {
 ///
 /// # Errors
 /// [`CudaError::Driver`].
-pub fn is_done(device: &Device, event: EventRef) -> Result<bool, CudaError> {
+pub fn is_done(device: &Device, event: EventRef<'_>) -> Result<bool, CudaError> {
     let _current = device.enter()?;
-    // SAFETY: a live event, by EventRef's contract.
+    // SAFETY: a live event for as long as its lifetime.
     match unsafe { sys::cuEventQuery(event.0) } {
         sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
         result => check("cuEventQuery", result).map(|()| true),

@@ -93,7 +93,7 @@ impl DeviceTable {
     /// # Errors
     /// [`CudaError::Capturing`] inside a stream capture; [`CudaError::Driver`], also for what went wrong in earlier
     /// work.
-    pub fn faults(&self, stream: StreamRef) -> Result<Option<ProfileFaults>, CudaError> {
+    pub fn faults(&self, stream: StreamRef<'_>) -> Result<Option<ProfileFaults>, CudaError> {
         let mut record = [0; ProfileFaults::BYTES];
         let _current = self.device.enter()?;
         // SAFETY: the record lies there, in the device's context.
@@ -105,7 +105,7 @@ impl DeviceTable {
     ///
     /// # Errors
     /// [`CudaError::Driver`].
-    pub fn clear_faults(&self, stream: StreamRef) -> Result<(), CudaError> {
+    pub fn clear_faults(&self, stream: StreamRef<'_>) -> Result<(), CudaError> {
         let _current = self.device.enter()?;
         // SAFETY: the record lies there, in the device's context.
         unsafe { zero(self.view.faults, ProfileFaults::BYTES, stream.0) }

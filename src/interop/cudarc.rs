@@ -39,9 +39,9 @@ unsafe impl DeviceRepr for RowStat {}
 // SAFETY: two floats and an integer.
 unsafe impl ValidAsZeroBits for RowStat {}
 
-impl From<&CudaStream> for StreamRef {
-    fn from(stream: &CudaStream) -> Self {
-        // SAFETY: cudarc's stream is live; work is put on it while it is borrowed, and dropping it waits for that.
+impl<'a> From<&'a CudaStream> for StreamRef<'a> {
+    fn from(stream: &'a CudaStream) -> Self {
+        // SAFETY: cudarc's stream is live for as long as it is borrowed.
         unsafe { Self::from_raw(stream.cu_stream().cast()) }
     }
 }

@@ -11,10 +11,10 @@ use crate::cuda::{DeviceRows, StreamRef};
 /// The stream, for [`Device::launch`](crate::cuda::Device::launch).
 ///
 /// # Safety
-/// As for [`StreamRef::from_raw`]: the stream outlives the work put on it.
+/// The stream is one of the primary context: `cust` does not say which context a stream is of.
 #[must_use]
-pub unsafe fn stream(stream: &Stream) -> StreamRef {
-    // SAFETY: the caller's promise.
+pub unsafe fn stream(stream: &Stream) -> StreamRef<'_> {
+    // SAFETY: live for as long as it is borrowed; its context is the caller's promise.
     unsafe { StreamRef::from_raw(stream.as_inner().cast()) }
 }
 
