@@ -153,6 +153,30 @@ impl Drop for Current {
     }
 }
 
+/// Lets this thread make calls, until dropped, that a stream capture in the global mode forbids to every thread: those
+/// that do not touch what is captured are harmless.
+pub(super) struct RelaxedCapture {
+    previous: sys::CUstreamCaptureMode,
+}
+
+impl RelaxedCapture {
+    pub(super) fn enter() -> Result<Self, CudaError> {
+        let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the pointer is valid; the driver leaves the mode there that was before.
+        check("cuThreadExchangeStreamCaptureMode", unsafe {
+            sys::cuThreadExchangeStreamCaptureMode(&mut mode)
+        })?;
+        Ok(Self { previous: mode })
+    }
+}
+
+impl Drop for RelaxedCapture {
+    fn drop(&mut self) {
+        // SAFETY: as above, with a mode that the driver gave us.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut self.previous) };
+    }
+}
+
 /// Device memory of one context. Freed with the context entered.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -193,7 +217,7 @@ impl Memory {
 
 /// Refuses a stream that is being captured: a copy would be made at each replay, from or to memory that by then is
 /// another's.
-fn not_capturing(stream: sys::CUstream) -> Result<(), CudaError> {
+pub(super) fn not_capturing(stream: sys::CUstream) -> Result<(), CudaError> {
     let mut status = sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE;
     // SAFETY: the pointer is valid, the stream the caller's.
     check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(stream, &mut status) })?;
@@ -203,8 +227,25 @@ fn not_capturing(stream: sys::CUstream) -> Result<(), CudaError> {
     }
 }
 
-/// Copies to the device in stream order. When it returns the source may change: it is pageable memory, which the
-/// driver has then copied on.
+/// Copies to the device in stream order, and does not wait.
+///
+/// # Safety
+/// `to` is device memory for that many bytes in the current context, and the stream one of it that is not being
+/// captured. The source is neither changed nor freed before the stream has passed the copy.
+pub(super) unsafe fn copy_to_device_async(
+    to: u64,
+    from: &[u8],
+    stream: sys::CUstream,
+) -> Result<(), CudaError> {
+    if from.is_empty() {
+        return Ok(());
+    }
+    let source: *const c_void = from.as_ptr().cast();
+    // SAFETY: the source is a slice; the caller answers for how long it is one, and for the target.
+    check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, source, from.len(), stream) })
+}
+
+/// Copies to the device in stream order and waits for it.
 ///
 /// # Safety
 /// `to` is device memory for that many bytes in the current context, and the stream one of it.
@@ -213,9 +254,11 @@ pub(super) unsafe fn copy_to_device(to: u64, from: &[u8], stream: sys::CUstream)
         return Ok(());
     }
     not_capturing(stream)?;
-    let source: *const c_void = from.as_ptr().cast();
-    // SAFETY: the source is a slice, the caller answers for the target.
-    check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, source, from.len(), stream) })
+    // SAFETY: the caller's promise; the source is borrowed until the stream has passed the copy. Where waiting fails,
+    // the context is lost, and its copies with it.
+    unsafe { copy_to_device_async(to, from, stream) }?;
+    // SAFETY: the stream is the caller's.
+    check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })
 }
 
 /// Fills with zeros in stream order.

@@ -48,7 +48,7 @@ impl Arena<'_> {
         let memory = Memory::new(bytes.len())?;
         let address = memory.address();
         self.pieces.push(memory);
-        // SAFETY: just allocated, of that length, in the context that `run` entered.
+        // SAFETY: just allocated, of that length, in the context that `there_and_back` entered.
         unsafe { copy_to_device(address, bytes, self.stream.as_ref().0) }?;
         Ok(address)
     }

@@ -32,6 +32,7 @@ mod memory;
 mod pack;
 mod plan;
 mod shape;
+mod staging;
 mod stream;
 mod table;
 

@@ -78,8 +78,8 @@ impl Stream {
     /// [`CudaError::Driver`].
     pub fn record(&self, event: EventRef<'_>) -> Result<(), CudaError> {
         let _current = self.device.enter()?;
-        // SAFETY: both are live, the event by EventRef's contract.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(event.0, self.raw) })
+        // SAFETY: our stream, and its context is current.
+        unsafe { record(event, self.raw) }
     }
 
     /// Makes everything put on the stream later wait for the event as it was recorded last.
@@ -189,6 +189,15 @@ impl Event {
             .map(|millis| f64::from(millis) * 1e3)
             .map_err(|error| driver::failure("cuEventElapsedTime", error.0))
     }
+}
+
+/// Records an event behind everything that is on a stream now.
+///
+/// # Safety
+/// The stream is a live one of the current context.
+pub(super) unsafe fn record(event: EventRef<'_>, stream: sys::CUstream) -> Result<(), CudaError> {
+    // SAFETY: a live event for as long as its lifetime; the caller answers for the stream.
+    check("cuEventRecord", unsafe { sys::cuEventRecord(event.0, stream) })
 }
 
 /// Whether what an event of someone else's was recorded behind is done; an error also where the handle is none.

@@ -5,6 +5,7 @@ use super::driver::{Memory, copy_to_device, copy_to_host, zero};
 use super::error::CudaError;
 use super::faults::ProfileFaults;
 use super::pack::{PackedTable, TableView};
+use super::staging::Staging;
 use super::stream::Stream;
 use crate::table::{CapParams, CapTable};
 
@@ -14,6 +15,7 @@ use crate::table::{CapParams, CapTable};
 pub struct DeviceTable {
     device: Device,
     memory: Memory,
+    staging: Staging,
     view: TableView,
     caps: usize,
 }
@@ -34,10 +36,14 @@ impl DeviceTable {
             faults,
             layout: packed.layout(),
         };
-        let this = Self { device: device.clone(), memory, view, caps: table.caps() };
+        let caps = table.caps();
+        let this = Self { device: device.clone(), memory, staging: Staging::default(), view, caps };
         // Not the default stream: it would break a capture that somebody has under way on a stream that waits for it.
         let stream = Stream::new(device)?;
-        this.copy(&packed, stream.as_ref())?;
+        for (to, part) in this.parts(&packed) {
+            // SAFETY: the allocation was made for parts of these sizes, in the context entered above.
+            unsafe { copy_to_device(to, part, stream.as_ref().0) }?;
+        }
         this.clear_faults(stream.as_ref())?;
         stream.synchronize()?;
         Ok(this)
@@ -56,30 +62,27 @@ impl DeviceTable {
     }
 
     /// Replaces every value by those of a table of the same shape, in stream order: launches already on the stream
-    /// use the old values, later ones the new.
+    /// use the old values, later ones the new. Returns at once, unless eight updates are still under way.
     ///
     /// # Errors
     /// [`CudaError::TableShape`]; [`CudaError::Capturing`] inside a stream capture; [`CudaError::Driver`].
-    pub fn update(&self, table: &CapTable, stream: StreamRef) -> Result<(), CudaError> {
+    pub fn update(&self, table: &CapTable, stream: StreamRef<'_>) -> Result<(), CudaError> {
         let packed = PackedTable::new(table);
         if packed.layout() != self.view.layout || table.caps() != self.caps {
             return Err(CudaError::TableShape { what: "its width, number of caps or profiles" });
         }
-        let _current = self.device.enter()?;
-        self.copy(&packed, stream)
+        self.copy(&self.parts(&packed), stream)
     }
 
     /// Replaces bounds and strengths only: 12 bytes per cap. Otherwise as [`DeviceTable::update`].
     ///
     /// # Errors
     /// [`CudaError::TableShape`] for another number of caps; [`CudaError::Capturing`]; [`CudaError::Driver`].
-    pub fn update_params(&self, params: &[CapParams], stream: StreamRef) -> Result<(), CudaError> {
+    pub fn update_params(&self, params: &[CapParams], stream: StreamRef<'_>) -> Result<(), CudaError> {
         if params.len() != self.caps {
             return Err(CudaError::TableShape { what: "its number of caps" });
         }
-        let _current = self.device.enter()?;
-        // SAFETY: the parameters of that many caps lie there, in the device's context.
-        unsafe { copy_to_device(self.view.params, bytemuck::cast_slice(params), stream.0) }
+        self.copy(&[(self.view.params, bytemuck::cast_slice(params))], stream)
     }
 
     /// Rows of launches that asked for a profile which this table does not have, and so went uncapped; `None` when
@@ -122,17 +125,21 @@ impl DeviceTable {
         }
     }
 
-    fn copy(&self, packed: &PackedTable, stream: StreamRef) -> Result<(), CudaError> {
-        let parts: [(u64, &[u8]); 3] = [
+    /// Where each part of the values goes.
+    fn parts<'a>(&self, packed: &'a PackedTable) -> [(u64, &'a [u8]); 3] {
+        [
             (self.view.axes, bytemuck::cast_slice(packed.axes())),
             (self.view.params, bytemuck::cast_slice(packed.params())),
             (self.view.ends, bytemuck::cast_slice(packed.ends())),
-        ];
-        for (to, from) in parts {
-            // SAFETY: the allocation was made for parts of these sizes, and the caller entered the context.
-            unsafe { copy_to_device(to, from, stream.0) }?;
-        }
-        Ok(())
+        ]
+    }
+
+    /// Each part has the size of what the allocation was made for at its address.
+    fn copy(&self, parts: &[(u64, &[u8])], stream: StreamRef<'_>) -> Result<(), CudaError> {
+        let _current = self.device.enter()?;
+        // SAFETY: the context was just entered, and `parts` fit. The table's memory is freed when the GPU is done with
+        // it, which `free_idle` leaves to its caller.
+        unsafe { self.staging.copy(&self.device, parts, stream) }
     }
 }
 
