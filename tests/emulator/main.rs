@@ -27,7 +27,9 @@ mod twin;
 
 use std::sync::OnceLock;
 
-use axiscap::cuda::{Dtype, Limits, Operation, Path, Plan};
+use axiscap::cuda::{
+    DeviceNorm, DeviceRows, Dtype, Job, Limits, Operation, Path, Plan, TableLayout, TableView,
+};
 use case::{Case, Profiles, Setup};
 use emulate::{TableImage, check};
 use half::{bf16, f16};
@@ -148,6 +150,41 @@ fn shapes_of_real_devices() {
                 }
             }
         }
+    }
+}
+
+/// The plan of a case, without memory for its rows: addresses and strides are as the case would have them.
+fn plan_of(case: &Case) -> Option<Plan> {
+    const SOMEWHERE: u64 = 1 << 20;
+    let (width, size) = (case.width, case.dtype.size());
+    let stride = width + case.gap;
+    let stride = if case.offset == 0 { stride.next_multiple_of(16 / size) } else { stride };
+    let rows = DeviceRows { address: SOMEWHERE + (case.offset * size) as u64, stride };
+    let add = case.operation.adds().then_some([rows; 2]);
+    let weight = SOMEWHERE + case.offset as u64 * 4;
+    let norm = case.operation.norms().then_some(DeviceNorm { weight, eps: case::EPS, out: rows });
+    let job = Job { add, norm, ..Job::in_place(case.dtype, rows, case.rows) };
+    let axis_stride = width.next_multiple_of(512);
+    let layout =
+        TableLayout { width, axis_stride, profiles: 2, first: 0, count: case.caps, depth: case.caps };
+    let view = TableView { axes: SOMEWHERE, params: SOMEWHERE, ends: SOMEWHERE, faults: SOMEWHERE, layout };
+    Plan::on_path(&job, &view, &case.limits, case.path).expect("a plan")
+}
+
+/// The sweeps have launches of every kernel in which each block, or each group of a block, goes through several rows.
+#[test]
+fn blocks_have_several_rows() {
+    for (space, least) in [(Space::ODD, 4), (Space::SMALL, 2)] {
+        let mut most = std::collections::BTreeMap::new();
+        for case in space.covering() {
+            let Some(plan) = plan_of(&case) else { continue };
+            let shape = plan.shape();
+            let rows = case.rows as u32 / (shape.blocks * shape.groups);
+            let longest = most.entry(plan.kernel()).or_insert(0);
+            *longest = rows.max(*longest);
+        }
+        assert_eq!(most.len(), 36, "{most:?}");
+        assert!(most.values().all(|&rows| rows >= least), "{most:?}");
     }
 }
 

@@ -1,16 +1,51 @@
 //! Cases on a real GPU: the emulator's, through the real driver.
 
-use std::sync::OnceLock;
+use std::ops::Deref;
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use axiscap::cuda::{CudaError, Device, DeviceRows, Dtype, Job, Overlap, Plan};
+use axiscap::cuda::{CudaError, Device, DeviceRows, Dtype, Job, Limits, Overlap, Path, Plan};
 use axiscap::interop::cudarc as slices;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 
 use crate::case::{Buffer, Case, Setup, Value};
 
+/// The GPU, for as long as a test runs: shared with the tests beside it, or alone.
+pub(crate) struct Gpu {
+    device: &'static Device,
+    _turn: Turn,
+}
+
+#[expect(dead_code, reason = "held, not read")]
+enum Turn {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+static TURNS: RwLock<()> = RwLock::new(());
+
+impl Deref for Gpu {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        self.device
+    }
+}
+
 /// The GPU, or why there is none. `AXISCAP_REQUIRE_GPU` turns a skipped test into a failed one.
-pub(crate) fn device() -> Option<&'static Device> {
+pub(crate) fn device() -> Option<Gpu> {
+    // Another test's panic says nothing about this one.
+    let turn = Turn::Shared(TURNS.read().unwrap_or_else(PoisonError::into_inner));
+    Some(Gpu { device: open()?, _turn: turn })
+}
+
+/// The GPU without any other test on it: one that frees memory waits for all streams, which a capture does not survive.
+pub(crate) fn device_alone() -> Option<Gpu> {
+    let turn = Turn::Alone(TURNS.write().unwrap_or_else(PoisonError::into_inner));
+    Some(Gpu { device: open()?, _turn: turn })
+}
+
+fn open() -> Option<&'static Device> {
     static DEVICE: OnceLock<Result<Device, CudaError>> = OnceLock::new();
     match DEVICE.get_or_init(|| Device::open(0)) {
         Ok(device) => Some(device),
@@ -20,6 +55,25 @@ pub(crate) fn device() -> Option<&'static Device> {
             None
         }
     }
+}
+
+/// The device's limits, with no more blocks than the case has: a whole GPU would give every row of a test a block of its
+/// own, and no block or group would ever go on to a second one.
+fn limits(device: &Device, case: &Case) -> Limits {
+    let own = device.info().limits;
+    Limits {
+        multiprocessors: own.multiprocessors.min(case.limits.multiprocessors),
+        blocks_per_multiprocessor: own.blocks_per_multiprocessor.min(case.limits.blocks_per_multiprocessor),
+        ..own
+    }
+}
+
+/// Whether the device can launch a case at all: the staged kernels need shared memory for at least one row.
+pub(crate) fn can_launch(device: &Device, case: &Case) -> bool {
+    let inputs = if case.operation.adds() { 2 } else { 1 };
+    let row = inputs * case.width.next_multiple_of(512) * case.dtype.size();
+    // And the slots of its one group.
+    case.path != Some(Path::Staged) || row + 256 <= device.info().limits.shared_per_block as usize
 }
 
 /// Device memory that holds a buffer at the same distance from 16-byte alignment.
@@ -78,7 +132,7 @@ impl<E: Value> Setup<E> {
             stats: host.stats.map(|_| stats.device_ptr_mut(&stream).0),
             ..host
         };
-        let plan = Plan::on_path(&job, &table.view(), &device.info().limits, case.path).expect("a plan");
+        let plan = Plan::on_path(&job, &table.view(), &limits(device, case), case.path).expect("a plan");
         let Some(plan) = plan else { return false };
         for _ in 0..times {
             // SAFETY: the job's memory lives until after the synchronisation below, on this stream alone.

@@ -20,12 +20,12 @@ mod twin;
 
 use axiscap::backend::{Backend, Call, Cpu};
 use axiscap::cpu::{self, Norm, Options, Rows, RowsMut};
-use axiscap::cuda::{CudaError, Device, Dtype, Limits, Operation, Overlap, probe};
+use axiscap::cuda::{CudaError, Device, Dtype, Limits, Operation, Overlap, Path, probe};
 use axiscap::interop::cudarc::{self as slices, ReadSlice, SliceNorm, SliceOptions};
-use axiscap::{Bound, RowStat};
+use axiscap::{Bound, CapTable, RowStat};
 use case::{Case, Profiles, Setup};
 use cudarc::driver::sys;
-use device::{check, device};
+use device::{can_launch, check, device, device_alone};
 use numbers::Random;
 use sweep::Space;
 
@@ -51,10 +51,13 @@ fn case(operation: Operation, rows: usize, width: usize, turn: u64) -> Case {
 fn sweep(space: Space) {
     let Some(device) = device() else { return };
     let cases = space.covering();
+    let mut launches = 0;
     for case in &cases {
-        assert!(check(device, case), "no launch: {case:?}");
+        let launched = check(&device, case);
+        assert_eq!(launched, can_launch(&device, case), "{case:?}");
+        launches += usize::from(launched);
     }
-    println!("{} launches gave the CPU twin's bits", cases.len());
+    println!("{launches} launches of {} cases gave the CPU twin's bits", cases.len());
 }
 
 /// A few shapes that reach every kernel: what the sanitizers run, which slow a kernel down a hundredfold.
@@ -79,39 +82,113 @@ fn many_rows() {
     let Some(device) = device() else { return };
     for operation in Operation::ALL {
         for (rows, width) in [(3000, 4096), (9000, 576), (20000, 8)] {
-            assert!(check(device, &case(operation, rows, width, 3)));
-            assert!(check(device, &Case { dtype: Dtype::F16, ..case(operation, rows, width, 6) }));
+            assert!(check(&device, &case(operation, rows, width, 3)));
+            assert!(check(&device, &Case { dtype: Dtype::F16, ..case(operation, rows, width, 6) }));
         }
     }
 }
 
-/// Launches that may overlap, one on the other's rows, many times in a row.
+/// Launches that may overlap, one on the other's rows, many times in a row: every operation on every path, with one cap
+/// and with several.
 #[test]
 fn programmatic_dependent_launches_wait_for_each_other() {
     let Some(device) = device() else { return };
-    for operation in [Operation::Cap, Operation::AddCap] {
-        let case = Case { aliased: true, ..case(operation, 7, 4096, 9) };
-        let mut setup = Setup::<f32>::new(&case);
-        let mut expected = setup.clone();
-        for _ in 0..50 {
-            expected.on_twin(&case);
+    for operation in Operation::ALL {
+        for path in Path::ALL {
+            for caps in [1, 5] {
+                // Aligned, so that each path takes it; the first cap goes half the way, so that it acts again and again.
+                let case = Case {
+                    caps,
+                    gap: 0,
+                    offset: 0,
+                    profiles: Profiles::One,
+                    aliased: operation.adds(),
+                    path: Some(path),
+                    ..case(operation, 7, 4096, 1)
+                };
+                let mut setup = Setup::<f32>::new(&case);
+                let mut expected = setup.clone();
+                for _ in 0..50 {
+                    expected.on_twin(&case);
+                }
+                assert!(setup.on_gpu(&device, &case, Overlap::Programmatic, 50), "{case:?}");
+                setup.same(&expected).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+            }
         }
-        assert!(setup.on_gpu(device, &case, Overlap::Programmatic, 50));
-        setup.same(&expected).unwrap_or_else(|e| panic!("{operation:?}: {e}"));
+    }
+}
+
+/// New bounds come from the caller's slice as it was at the call, also where the GPU could read it later: page-locked
+/// memory, which the next turn changes while the GPU is still busy with the ones before.
+#[test]
+fn updates_do_not_look_at_the_callers_memory_later() {
+    let Some(device) = device() else { return };
+    let case = Case { profiles: Profiles::One, ..case(Operation::Cap, 4096, 4096, 0) };
+    let (rows, width) = (case.rows, case.width);
+    let mut random = Random(11);
+    let mut table = case::table(&case, &mut random);
+    let values: Vec<f32> = (0..rows * width).map(|_| random.value()).collect();
+    let stream = device.context().new_stream().expect("a stream");
+    let on_gpu = device.upload(&table).expect("a table");
+    let mut on_device = stream.clone_htod(&values).expect("device memory");
+    let mut params = table.params().to_vec();
+    let bytes = size_of_val(&params[..]);
+    // SAFETY: the slice's own memory, registered until below and not moved meanwhile.
+    let register = unsafe { sys::cuMemHostRegister_v2(params.as_mut_ptr().cast(), bytes, 0) };
+    assert_eq!(register, sys::CUresult::CUDA_SUCCESS);
+    let set = |table: &mut CapTable, turn: usize| {
+        table.set_bound(0, Bound::floor(0.25 * turn as f32).expect("a bound")).expect("a cap");
+    };
+    // More turns than there can be updates under way.
+    let turns = 0..20;
+    for turn in turns.clone() {
+        set(&mut table, turn);
+        params.copy_from_slice(table.params());
+        on_gpu.update_params(&params, (&*stream).into()).expect("an update");
+        slices::cap_slice(&stream, &on_gpu, &mut on_device, SliceOptions::default()).expect("a launch");
+    }
+    let found = stream.clone_dtoh(&on_device).expect("a copy back");
+    stream.synchronize().expect("a copy back");
+    // SAFETY: registered above.
+    let unregister = unsafe { sys::cuMemHostUnregister(params.as_mut_ptr().cast()) };
+    assert_eq!(unregister, sys::CUresult::CUDA_SUCCESS);
+    let mut expected = values;
+    for turn in turns {
+        set(&mut table, turn);
+        let rows = RowsMut::from_slice(&mut expected, width).expect("rows");
+        cpu::cap_rows(&table, rows, Options::new()).expect("the twin");
+    }
+    assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
+}
+
+/// Keeps cudarc from recording events of its own, until dropped.
+struct Untracked<'a>(&'a Device);
+
+impl<'a> Untracked<'a> {
+    fn new(device: &'a Device) -> Self {
+        // SAFETY: the test that does this is alone on the device and uses one stream, so that there is nothing to order.
+        unsafe { device.context().disable_event_tracking() };
+        Self(device)
+    }
+}
+
+impl Drop for Untracked<'_> {
+    fn drop(&mut self) {
+        // SAFETY: slices made meanwhile are used on the one stream only.
+        unsafe { self.0.context().enable_event_tracking() };
     }
 }
 
 /// A captured launch, replayed while the table's values change: no new launch, no new graph.
 #[test]
 fn a_captured_launch_sees_new_bounds() {
-    let Some(device) = device() else { return };
+    let Some(device) = device_alone() else { return };
     let case = case(Operation::Cap, 5, 4096, 0);
     let mut random = Random(7);
     let mut table = case::table(&Case { profiles: Profiles::One, ..case }, &mut random);
     let values: Vec<f32> = (0..5 * 4096).map(|_| random.value()).collect();
     // Events of cudarc's own would be recorded into the capture, and be of no use to anyone after it.
-    // SAFETY: every test uses one stream for its slices, so that there is nothing to order.
-    unsafe { device.context().disable_event_tracking() };
+    let _untracked = Untracked::new(&device);
     let stream = device.context().new_stream().expect("a stream");
     let on_gpu = device.upload(&table).expect("a table");
     let mut rows = stream.clone_htod(&values).expect("device memory");
@@ -142,25 +219,69 @@ fn a_captured_launch_sees_new_bounds() {
     assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
 }
 
+fn current() -> sys::CUcontext {
+    let mut current = std::ptr::null_mut();
+    // SAFETY: the pointer is valid and the driver is loaded.
+    assert_eq!(unsafe { sys::cuCtxGetCurrent(&mut current) }, sys::CUresult::CUDA_SUCCESS);
+    current
+}
+
 /// What was current on the thread before is current after, a foreign context or none.
 #[test]
 fn the_threads_context_is_put_back() {
     let Some(device) = device() else { return };
-    let current = || {
-        let mut current = std::ptr::null_mut();
-        // SAFETY: the pointer is valid and the driver is loaded.
-        assert_eq!(unsafe { sys::cuCtxGetCurrent(&mut current) }, sys::CUresult::CUDA_SUCCESS);
-        current
-    };
+    let device: &Device = &device;
     let table = case::table(&case(Operation::Cap, 1, 64, 1), &mut Random(1));
-    std::thread::spawn(move || {
-        assert!(current().is_null());
-        let _table = device.upload(&table).expect("a table");
-        let _again = Device::open(0).expect("a device");
-        assert!(current().is_null());
-    })
-    .join()
-    .expect("no panic");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            assert!(current().is_null());
+            let _table = device.upload(&table).expect("a table");
+            let _again = Device::open(0).expect("a device");
+            assert!(current().is_null());
+        });
+    });
+}
+
+/// Also when the last device goes, and with it the primary context. The tests share a device that stays, so that this
+/// one runs itself again, alone in a process.
+#[test]
+fn the_threads_context_is_put_back_when_the_last_device_goes() {
+    const ALONE: &str = "AXISCAP_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return the_last_device_goes();
+    }
+    let Some(_device) = device_alone() else { return };
+    let this = std::env::current_exe().expect("this program");
+    let name = "the_threads_context_is_put_back_when_the_last_device_goes";
+    let mut command = std::process::Command::new(this);
+    let child = command.args([name, "--exact", "--nocapture"]).env(ALONE, "1").output().expect("a process");
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(
+        child.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&child.stderr)
+    );
+}
+
+fn the_last_device_goes() {
+    let device = match Device::open(0) {
+        Ok(device) => device,
+        // The process that started this one has the GPU to itself.
+        Err(CudaError::Driver { code: 46, .. }) => return println!("SKIPPED: the GPU is in exclusive mode"),
+        Err(error) => panic!("{error}"),
+    };
+    assert!(current().is_null());
+    drop(device);
+    assert!(current().is_null());
+    let device = Device::open(0).expect("a device");
+    let mut foreign = std::ptr::null_mut();
+    // SAFETY: the pointer is valid, and there is a GPU 0. It becomes current.
+    let created = unsafe { sys::cuCtxCreate_v2(&mut foreign, 0, 0) };
+    assert_eq!(created, sys::CUresult::CUDA_SUCCESS);
+    drop(device);
+    assert_eq!(current(), foreign);
+    // SAFETY: created above, destroyed once.
+    assert_eq!(unsafe { sys::cuCtxDestroy_v2(foreign) }, sys::CUresult::CUDA_SUCCESS);
 }
 
 /// The same call through the trait, on the GPU and on the CPU.

@@ -46,8 +46,13 @@ impl Space {
         rows: &[1, 19, 129],
         limits: Limits { multiprocessors: 2, ..Limits::HOPPER },
     };
-    /// A few small shapes that reach every kernel, for tools that make a launch a hundred times slower.
-    pub(crate) const SMALL: Self = Self { widths: &[111, 576, 1024], rows: &[1, 5], ..Self::ODD };
+    /// A few small shapes that reach every kernel, for tools that make a launch a hundred times slower. Two blocks have
+    /// all the rows, so that each goes on from row to row here too.
+    pub(crate) const SMALL: Self = Self {
+        widths: &[111, 576, 1024],
+        rows: &[1, 19],
+        limits: Limits { multiprocessors: 1, blocks_per_multiprocessor: 2, ..Limits::HOPPER },
+    };
     /// Rows longer than a block can hold.
     pub(crate) const LONG: Self = Self { widths: &[16385, 16392, 40000], rows: &[2], ..Self::ODD };
 
