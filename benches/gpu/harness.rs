@@ -1,7 +1,10 @@
 //! Timing on a stream by events, and results as a table and as JSON.
 
 use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaStream, sys};
 
@@ -45,6 +48,15 @@ pub(crate) fn time(stream: &Arc<CudaStream>, runs: usize, mut work: impl FnMut(u
     [times[runs / 4], times[runs / 2], times[runs * 3 / 4]]
 }
 
+/// Keeps the GPU busy until its clocks have had time to rise.
+pub(crate) fn warm_up(stream: &Arc<CudaStream>, mut work: impl FnMut()) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(300) {
+        work();
+        stream.synchronize().expect("the work ran");
+    }
+}
+
 /// A graph of `nodes` equal nodes, and the time of one of them.
 pub(crate) fn time_node(
     stream: &Arc<CudaStream>,
@@ -52,6 +64,8 @@ pub(crate) fn time_node(
     runs: usize,
     mut node: impl FnMut(),
 ) -> [f64; 3] {
+    // A kernel may be loaded as late as its first launch, which a capture does not survive.
+    node();
     stream.synchronize().expect("an idle stream");
     stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).expect("a capture");
     (0..nodes).for_each(|_| node());
@@ -61,39 +75,83 @@ pub(crate) fn time_node(
     time(stream, runs, |_| graph.launch().expect("a replay")).map(|t| t / nodes as f64)
 }
 
-/// Prints a table, and the share of the copy's bandwidth where bytes count.
-pub(crate) fn print(samples: &[Sample], copy: f64) {
-    println!("{:<34} {:>16} {:>10} {:>19} {:>8} {:>7}", "what", "shape", "us", "quartiles", "GB/s", "copy");
-    for s in samples {
-        let [low, median, high] = s.microseconds;
-        let rate = s.gigabytes_per_second();
-        let (rate, share) = if s.bytes > 0 {
-            (format!("{rate:.0}"), format!("{:.1}%", 100.0 * rate / copy))
-        } else {
-            Default::default()
-        };
-        let quartiles = format!("{low:.2} .. {high:.2}");
-        println!("{:<34} {:>16} {median:>10.2} {quartiles:>19} {rate:>8} {share:>7}", s.name, s.shape);
-    }
+/// What is reported, as far as the measurements have come.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) device: String,
+    pub(crate) driver: i32,
+    pub(crate) l2_bytes: u64,
+    /// The copy's GB/s, at the beginning and at the end. Shares are of the larger.
+    pub(crate) copies: Vec<f64>,
+    pub(crate) samples: Vec<Sample>,
+    /// Whether every phase is in.
+    pub(crate) complete: bool,
 }
 
-/// The samples as JSON, `{"device": ..., "copy_gb_per_s": ..., "samples": [...]}`.
-pub(crate) fn json(device: &str, driver: i32, samples: &[Sample], copy: f64) -> String {
-    let mut text = format!(
-        "{{\n  \"device\": {device:?},\n  \"driver\": {driver},\n  \"copy_gb_per_s\": {copy:.1},\n  \"samples\": ["
-    );
-    for (i, s) in samples.iter().enumerate() {
-        let [low, median, high] = s.microseconds;
-        let _ = write!(
-            text,
-            "{}\n    {{\"name\": {:?}, \"shape\": {:?}, \"us_q1\": {low:.4}, \"us_median\": {median:.4}, \"us_q3\": {high:.4}, \"bytes\": {}, \"runs\": {}}}",
-            if i > 0 { "," } else { "" },
-            s.name,
-            s.shape,
-            s.bytes,
-            s.runs
-        );
+/// What the figures are of, for whoever reads them later.
+const NOTES: [&str; 3] = [
+    "bytes: sets of buffers take turns, so that at least four times the L2 cache passes between two uses of one",
+    "node: every node of the graph works on the same row, axes and weight, and finds them in cache",
+    "cold: the same behind a memset of twice the L2 cache in the same graph, whose time by itself is subtracted; what it left dirty is still to be written back",
+];
+
+impl Report {
+    fn copy(&self) -> f64 {
+        self.copies.iter().copied().fold(0.0, f64::max)
     }
-    text.push_str("\n  ]\n}\n");
-    text
+
+    /// Prints a table, and the share of the copy's bandwidth where bytes count.
+    pub(crate) fn print(&self) {
+        println!("{}, driver for CUDA {}", self.device, self.driver);
+        println!(
+            "{:<34} {:>16} {:>10} {:>19} {:>8} {:>7}",
+            "what", "shape", "us", "quartiles", "GB/s", "copy"
+        );
+        for s in &self.samples {
+            let [low, median, high] = s.microseconds;
+            let rate = s.gigabytes_per_second();
+            let (rate, share) = if s.bytes > 0 {
+                (format!("{rate:.0}"), format!("{:.1}%", 100.0 * rate / self.copy()))
+            } else {
+                Default::default()
+            };
+            let quartiles = format!("{low:.2} .. {high:.2}");
+            println!("{:<34} {:>16} {median:>10.2} {quartiles:>19} {rate:>8} {share:>7}", s.name, s.shape);
+        }
+        NOTES.iter().for_each(|note| println!("{note}"));
+    }
+
+    /// Writes it as JSON: whole, or not at all.
+    pub(crate) fn write(&self, file: &Path) -> io::Result<()> {
+        let mut beside = file.as_os_str().to_owned();
+        beside.push(".part");
+        std::fs::write(&beside, self.json())?;
+        std::fs::rename(&beside, file)
+    }
+
+    fn json(&self) -> String {
+        let mut text = format!(
+            "{{\n  \"device\": {:?},\n  \"driver\": {},\n  \"l2_bytes\": {},\n  \"complete\": {},\n  \"copy_gb_per_s\": {:.1},\n  \"copies_gb_per_s\": {:.1?},\n  \"notes\": {NOTES:?},\n  \"samples\": [",
+            self.device,
+            self.driver,
+            self.l2_bytes,
+            self.complete,
+            self.copy(),
+            self.copies,
+        );
+        for (i, s) in self.samples.iter().enumerate() {
+            let [low, median, high] = s.microseconds;
+            let _ = write!(
+                text,
+                "{}\n    {{\"name\": {:?}, \"shape\": {:?}, \"us_q1\": {low:.4}, \"us_median\": {median:.4}, \"us_q3\": {high:.4}, \"bytes\": {}, \"runs\": {}}}",
+                if i > 0 { "," } else { "" },
+                s.name,
+                s.shape,
+                s.bytes,
+                s.runs
+            );
+        }
+        text.push_str("\n  ]\n}\n");
+        text
+    }
 }

@@ -2,36 +2,53 @@
 //!
 //!     cargo bench --bench gpu --features gpu-bench [-- --json FILE]
 //!
-//! Device memory is flushed through by size: every buffer set is larger than any L2, or sets take turns. Without a
-//! GPU it says so and exits with 3.
+//! Where bytes count, sets of buffers take turns, so that nothing of what a run touches is left in L2 from the one
+//! before. The file is written after each phase: what was measured stays, whatever happens then. Without a GPU it says
+//! so and exits with 3.
 
 mod baselines;
 mod harness;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use axiscap::cuda::{Device, DeviceNorm, DeviceRows, DeviceTable, Dtype, Job, Overlap};
 use axiscap::{Axis, Bound, Cap, CapTable};
 use baselines::Baselines;
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
-use harness::{Sample, time, time_node};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
+use harness::{Report, Sample, time, time_node, warm_up};
 
 const RUNS: usize = 60;
 const NODES: usize = 200;
+/// Nodes behind a memset each.
+const COLD_NODES: usize = 20;
 
 struct Bench {
     device: Device,
     stream: Arc<CudaStream>,
     baselines: Baselines,
-    samples: Vec<Sample>,
+    report: Report,
+    json: Option<PathBuf>,
+}
+
+/// Addresses of buffers that take turns: `h`, `x` and `y` of each set.
+struct Sets {
+    _memory: Vec<[CudaSlice<f32>; 3]>,
+    addresses: Vec<[u64; 3]>,
+}
+
+impl Sets {
+    fn at(&self, turn: usize) -> [u64; 3] {
+        self.addresses[turn % self.addresses.len()]
+    }
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let json = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => None,
-        ["--json", file] => Some(file),
+        ["--json", file] => Some(PathBuf::from(file)),
         _ => {
             eprintln!("usage: gpu [--json FILE]");
             return ExitCode::from(2);
@@ -50,24 +67,38 @@ fn main() -> ExitCode {
     // SAFETY: everything below runs on one stream and is synchronised before anything is freed.
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream().expect("a stream");
-    let mut bench = Bench { device, stream, baselines: Baselines::load(), samples: Vec::new() };
+    let l2 =
+        context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).expect("an attribute");
+    let info = device.info();
+    let report = Report {
+        device: info.name.clone(),
+        driver: info.driver,
+        l2_bytes: u64::try_from(l2).unwrap_or(0),
+        ..Report::default()
+    };
+    let mut bench = Bench { device, stream, baselines: Baselines::load(), report, json };
 
-    let copy = bench.bytes_bound(8192, 8192);
-    bench.bytes_bound(8192, 4096);
-    bench.halves(8192, 8192);
-    for width in [4096, 5120, 8192] {
-        bench.latency(width);
-    }
-    let info = bench.device.info();
-    println!("{}, driver for CUDA {}", info.name, info.driver);
-    harness::print(&bench.samples, copy);
-    if let Some(file) = json {
-        let text = harness::json(&info.name, info.driver, &bench.samples, copy);
-        if let Err(error) = std::fs::write(file, text) {
-            eprintln!("cannot write {file}: {error}");
+    type Phase = (&'static str, fn(&mut Bench));
+    let phases: [Phase; 6] = [
+        ("the copy", |bench| bench.copy("copy", true)),
+        ("8192 x 8192", |bench| bench.bytes_bound(8192, 8192)),
+        ("8192 x 4096", |bench| bench.bytes_bound(8192, 4096)),
+        ("half precision", |bench| bench.halves(8192, 8192)),
+        ("nodes", |bench| [4096, 5120, 8192].into_iter().for_each(|width| bench.latency(width))),
+        ("the copy again", |bench| bench.copy("copy, at the end", false)),
+    ];
+    let last = phases.len() - 1;
+    for (index, (what, phase)) in phases.into_iter().enumerate() {
+        phase(&mut bench);
+        bench.report.complete = index == last;
+        if let Some(file) = &bench.json
+            && let Err(error) = bench.report.write(file)
+        {
+            eprintln!("after {what}: cannot write {}: {error}", file.display());
             return ExitCode::FAILURE;
         }
     }
+    bench.report.print();
     ExitCode::SUCCESS
 }
 
@@ -101,7 +132,7 @@ impl Bench {
         let shape = format!("{} x {}", shape[0], shape[1]);
         let (name, bytes) = (name.to_owned(), bytes as u64);
         eprintln!("{name} {shape}: {:.2} us", microseconds[1]);
-        self.samples.push(Sample { name, shape, microseconds, bytes, runs: RUNS });
+        self.report.samples.push(Sample { name, shape, microseconds, bytes, runs: RUNS });
     }
 
     fn buffer(&self, elements: usize, seed: u32) -> CudaSlice<f32> {
@@ -121,36 +152,71 @@ impl Bench {
         unsafe { self.device.launch(job, table, (&*self.stream).into(), overlap) }.expect("a launch");
     }
 
-    /// Many rows: bytes over time. Returns the copy's GB/s.
-    fn bytes_bound(&mut self, rows: usize, width: usize) -> f64 {
+    /// How many buffers of `bytes` take turns, so that at least four times the L2 cache passes between two uses of one.
+    fn turns(&self, bytes: usize) -> usize {
+        1 + (4 * self.report.l2_bytes as usize).div_ceil(bytes).max(1)
+    }
+
+    fn sets(&self, elements: usize) -> Sets {
+        let first = [1, 2, 3].map(|seed| self.buffer(elements, seed));
+        let copy = |slice| self.stream.clone_dtod(slice).expect("device memory");
+        let mut memory: Vec<_> = (1..self.turns(elements * 4)).map(|_| first.each_ref().map(copy)).collect();
+        memory.push(first);
+        let addresses = memory.iter().map(|set| set.each_ref().map(|slice| self.address(slice))).collect();
+        Sets { _memory: memory, addresses }
+    }
+
+    /// The reference: what everything that counts bytes is a share of.
+    fn copy(&mut self, name: &str, first: bool) {
+        let shape = [8192, 8192];
+        let elements = shape[0] * shape[1];
+        let sets = self.sets(elements);
+        let stream = self.stream.clone();
+        let copy = |turn| {
+            let [_, from, to] = sets.at(turn);
+            // SAFETY: both buffers hold that many bytes.
+            let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, elements * 4, stream.cu_stream()) };
+            assert_eq!(result, sys::CUresult::CUDA_SUCCESS);
+        };
+        if first {
+            // A copy measured while the clocks still rise would flatter everything after it.
+            let mut turn = 0..;
+            warm_up(&stream, || turn.next().into_iter().for_each(copy));
+        }
+        let t = time(&stream, RUNS, copy);
+        self.add(name, shape, t, 2 * elements * 4);
+        let copies = self.report.samples.last().map(Sample::gigabytes_per_second);
+        self.report.copies.extend(copies);
+    }
+
+    /// Many rows: bytes over time.
+    fn bytes_bound(&mut self, rows: usize, width: usize) {
         let shape = [rows, width];
         let n = rows * width;
-        let (h, x, y) = (self.buffer(n, 1), self.buffer(n, 2), self.buffer(n, 3));
-        let weight = self.buffer(width, 4);
-        let small = self.buffer(rows, 5);
-        let axis = self.buffer(width, 6);
-        let [h, x, y, weight, small, axis] = [&h, &x, &y, &weight, &small, &axis].map(|s| self.address(s));
+        let sets = self.sets(n);
+        let (weight, small, axis) = (self.buffer(width, 4), self.buffer(rows, 5), self.buffer(width, 6));
+        let [weight, small, axis] = [&weight, &small, &axis].map(|s| self.address(s));
         let stream = self.stream.clone();
         let bytes = n * 4;
 
-        let t = time(&stream, RUNS, |_| {
-            // SAFETY: both buffers hold that many bytes.
-            let result =
-                unsafe { cudarc::driver::sys::cuMemcpyDtoDAsync_v2(y, x, bytes, stream.cu_stream()) };
-            assert_eq!(result, cudarc::driver::sys::CUresult::CUDA_SUCCESS);
+        let t = time(&stream, RUNS, |turn| {
+            let [h, x, _] = sets.at(turn);
+            self.baselines.add(&stream, h, h, x, n);
         });
-        self.add("copy", shape, t, 2 * bytes);
-        let copy = self.samples[self.samples.len() - 1].gigabytes_per_second();
-        let t = time(&stream, RUNS, |_| self.baselines.add(&stream, h, h, x, n));
         self.add("add alone", shape, t, 3 * bytes);
-        let t = time(&stream, RUNS, |_| self.baselines.rms_norm(&stream, y, h, weight, shape));
+        let t = time(&stream, RUNS, |turn| {
+            let [h, _, y] = sets.at(turn);
+            self.baselines.rms_norm(&stream, y, h, weight, shape);
+        });
         self.add("RMSNorm alone", shape, t, 2 * bytes);
-        let t = time(&stream, RUNS, |_| {
+        let t = time(&stream, RUNS, |turn| {
+            let [h, x, y] = sets.at(turn);
             self.baselines.add(&stream, h, h, x, n);
             self.baselines.rms_norm(&stream, y, h, weight, shape);
         });
         self.add("add, then RMSNorm", shape, t, 5 * bytes);
-        let t = time(&stream, RUNS, |_| {
+        let t = time(&stream, RUNS, |turn| {
+            let [h, x, y] = sets.at(turn);
             self.baselines.add(&stream, h, h, x, n);
             self.baselines.project(&stream, small, h, axis, shape);
             self.baselines.clamp(&stream, small, small, -1.0, 1.0, rows);
@@ -160,25 +226,30 @@ impl Bench {
         self.add("unfused chain of five", shape, t, 8 * bytes);
 
         let rows_at = |address| DeviceRows { address, stride: width };
-        let in_place = Job::in_place(Dtype::F32, rows_at(h), rows);
-        let add = Job { add: Some([rows_at(h), rows_at(x)]), ..in_place };
-        let norm = Some(DeviceNorm { weight, eps: 1e-5, out: rows_at(y) });
+        // name, adds, norms, caps, whether they act, passes over the rows
         let jobs = [
-            ("cap, none acts", in_place, 1, false, 1),
-            ("cap, all act", in_place, 1, true, 2),
-            ("5 caps, none acts", in_place, 5, false, 1),
-            ("5 caps, all act", in_place, 5, true, 2),
-            ("add + cap", add, 1, true, 3),
-            ("cap + RMSNorm, none acts", Job { norm, ..in_place }, 1, false, 2),
-            ("cap + RMSNorm, all act", Job { norm, ..in_place }, 1, true, 3),
-            ("add + cap + RMSNorm", Job { norm, ..add }, 1, true, 4),
+            ("cap, none acts", false, false, 1, false, 1),
+            ("cap, all act", false, false, 1, true, 2),
+            ("5 caps, none acts", false, false, 5, false, 1),
+            ("5 caps, all act", false, false, 5, true, 2),
+            ("add + cap", true, false, 1, true, 3),
+            ("cap + RMSNorm, none acts", false, true, 1, false, 2),
+            ("cap + RMSNorm, all act", false, true, 1, true, 3),
+            ("add + cap + RMSNorm", true, true, 1, true, 4),
         ];
-        for (name, job, caps, acts, passes) in jobs {
+        for (name, adds, norms, caps, acts, passes) in jobs {
             let table = self.upload(width, caps, acts);
-            let t = time(&stream, RUNS, |_| self.launch(&job, &table, Overlap::None));
+            let t = time(&stream, RUNS, |turn| {
+                let [h, x, y] = sets.at(turn);
+                let job = Job {
+                    add: adds.then(|| [rows_at(h), rows_at(x)]),
+                    norm: norms.then(|| DeviceNorm { weight, eps: 1e-5, out: rows_at(y) }),
+                    ..Job::in_place(Dtype::F32, rows_at(h), rows)
+                };
+                self.launch(&job, &table, Overlap::None);
+            });
             self.add(name, shape, t, passes * bytes);
         }
-        copy
     }
 
     /// The same in half precision, in place.
@@ -186,13 +257,18 @@ impl Bench {
         // Half as many f32 are as many bytes; which bits they are does not matter for the time, as long as they are
         // finite: the pattern 0x3c00 is 1 in f16 and a small number in bf16.
         let pattern = vec![0x3c00u16; rows * width];
-        let memory = self.stream.clone_htod(&pattern).expect("device memory");
-        let address = memory.device_ptr(&self.stream).0;
         let stream = self.stream.clone();
+        let memory: Vec<_> = (0..self.turns(pattern.len() * 2))
+            .map(|_| stream.clone_htod(&pattern).expect("device memory"))
+            .collect();
+        let addresses: Vec<_> = memory.iter().map(|slice| slice.device_ptr(&stream).0).collect();
         for (name, dtype) in [("cap f16, none acts", Dtype::F16), ("cap bf16, none acts", Dtype::BF16)] {
             let table = self.upload(width, 1, false);
-            let job = Job::in_place(dtype, DeviceRows { address, stride: width }, rows);
-            let t = time(&stream, RUNS, |_| self.launch(&job, &table, Overlap::None));
+            let t = time(&stream, RUNS, |turn| {
+                let address = addresses[turn % addresses.len()];
+                let job = Job::in_place(dtype, DeviceRows { address, stride: width }, rows);
+                self.launch(&job, &table, Overlap::None);
+            });
             self.add(name, [rows, width], t, rows * width * 2);
         }
     }
@@ -222,6 +298,29 @@ impl Bench {
                 let t = time_node(&stream, NODES, RUNS, || self.launch(&job, &table, overlap));
                 self.add(&format!("{name}{suffix}"), shape, t, 0);
             }
+        }
+
+        // The same with nothing in cache, as a model's other kernels leave it.
+        let flush = self.stream.alloc_zeros::<u8>(2 * self.report.l2_bytes as usize).expect("device memory");
+        let (flushed, bytes) = (flush.device_ptr(&stream).0, flush.len());
+        let flush = || {
+            // SAFETY: the buffer has that many bytes.
+            let result = unsafe { sys::cuMemsetD8Async(flushed, 0, bytes, stream.cu_stream()) };
+            assert_eq!(result, sys::CUresult::CUDA_SUCCESS);
+        };
+        let [_, alone, _] = time_node(&stream, COLD_NODES, RUNS, flush);
+        let t = time_node(&stream, COLD_NODES, RUNS, || {
+            flush();
+            self.baselines.rms_norm(&stream, y, h, weight, shape);
+        });
+        self.add("cold: RMSNorm", shape, t.map(|t| t - alone), 0);
+        for (name, job, caps, acts) in jobs {
+            let table = self.upload(width, caps, acts);
+            let t = time_node(&stream, COLD_NODES, RUNS, || {
+                flush();
+                self.launch(&job, &table, Overlap::None);
+            });
+            self.add(&name.replace("node:", "cold:"), shape, t.map(|t| t - alone), 0);
         }
     }
 }
