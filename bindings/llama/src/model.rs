@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use axiscap_ggml::ModelShape;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::vocab::VocabType;
 use llama_cpp_sys_2 as sys;
 
 use crate::Token;
@@ -172,7 +173,8 @@ impl Model {
     }
 
     /// The tokens of a text. Special tokens written in it (`<|im_start|>`) are parsed as such; `whole` says that
-    /// the text is a prompt from its beginning, so that BOS (and EOS) are added as the model asks.
+    /// the text is a prompt from its beginning, so that BOS is added as the model asks. What some models ask for at
+    /// the end (EOS, a separator) is not: the prompt is to be gone on from.
     ///
     /// # Errors
     /// [`Error::TextTooLong`].
@@ -181,7 +183,18 @@ impl Model {
         if text.len() > (i32::MAX / 2) as usize {
             return Err(Error::TextTooLong { bytes: text.len() });
         }
-        Ok(self.llama.vocab().tokenize(text.as_bytes(), whole, true))
+        let vocab = self.llama.vocab();
+        let mut tokens = vocab.tokenize(text.as_bytes(), whole, true);
+        // llama.cpp adds these with BOS or not at all. Only what it added is taken away: an EOS that the text itself
+        // ends with stays.
+        let added = match vocab.vocab_type() {
+            VocabType::WPM => Some(vocab.sep()),
+            _ => vocab.should_add_eos().then(|| vocab.eos()),
+        };
+        if whole && added.is_some() && tokens.last().copied() == added {
+            tokens.pop();
+        }
+        Ok(tokens)
     }
 
     /// The bytes a token stands for; none for control tokens. A character may be spread over several tokens.
