@@ -81,11 +81,13 @@ pub enum Error {
         /// Offset in bytes.
         offset: usize,
     },
-    /// A text too long to be tokenized at all.
-    #[error("the text is {bytes} bytes long; llama.cpp's tokenizer takes at most {} bytes", i32::MAX / 2)]
+    /// A text too long to be tokenized, or to be put into a chat template, at all.
+    #[error("the text is {bytes} bytes long; llama.cpp takes at most {most}: shorten it")]
     TextTooLong {
         /// Length in bytes.
         bytes: usize,
+        /// Most bytes.
+        most: usize,
     },
     /// More tokens than the context holds.
     #[error(

@@ -180,8 +180,9 @@ impl Model {
     /// [`Error::TextTooLong`].
     pub fn tokenize(&self, text: &str, whole: bool) -> Result<Vec<Token>, Error> {
         // llama.cpp counts bytes and tokens in an i32, and may add a few of its own.
-        if text.len() > (i32::MAX / 2) as usize {
-            return Err(Error::TextTooLong { bytes: text.len() });
+        const MOST: usize = (i32::MAX / 2) as usize;
+        if text.len() > MOST {
+            return Err(Error::TextTooLong { bytes: text.len(), most: MOST });
         }
         let vocab = self.llama.vocab();
         let mut tokens = vocab.tokenize(text.as_bytes(), whole, true);
