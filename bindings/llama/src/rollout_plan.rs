@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::generate::Sampling;
+
 /// The roles file compiled in: `assets/roles.json`.
 const BUILTIN_ROLES: &str = include_str!("../../../assets/roles.json");
 /// The questions file compiled in: `assets/questions.txt`.
@@ -162,7 +164,7 @@ fn mixed(seed: u32, index: usize) -> u32 {
     let mut z = (u64::from(seed) << 32 | index as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)) as u32
+    ((z ^ (z >> 31)) as u32).min(Sampling::MOST_SEED)
 }
 
 fn check_default(default: &[Option<String>]) -> Result<(), PlanError> {
