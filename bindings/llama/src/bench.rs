@@ -106,7 +106,7 @@ trait Subject {
     /// Decodes tokens from an empty cache, with logits for the last.
     fn prefill(&mut self, tokens: &[Token]) -> Result<(), Error>;
     /// Makes the sequences below `count` copies of sequence 0.
-    fn spread(&mut self, count: u32);
+    fn spread(&mut self, count: u32) -> Result<(), Error>;
     /// Decodes one more token of each sequence, with logits.
     fn step(&mut self, tokens: &[Token], position: usize) -> Result<(), Error>;
     /// (rows times caps, those engaged)
@@ -138,8 +138,8 @@ impl Subject for Context<'_> {
         Ok(())
     }
 
-    fn spread(&mut self, count: u32) {
-        (1..count.cast_signed()).for_each(|sequence| self.copy_sequence(0, sequence));
+    fn spread(&mut self, count: u32) -> Result<(), Error> {
+        (1..count.cast_signed()).try_for_each(|sequence| self.copy_sequence(0, sequence))
     }
 
     fn step(&mut self, tokens: &[Token], position: usize) -> Result<(), Error> {
@@ -302,7 +302,7 @@ fn round(
     // A new context's first decodes reserve its graphs and touch its memory for the first time.
     for &subject in &orders[usize::from(turned)] {
         subjects[subject].prefill(prompt)?;
-        subjects[subject].spread(options.sequences);
+        subjects[subject].spread(options.sequences)?;
         subjects[subject].step(&rest[..options.sequences as usize], prompt.len())?;
     }
     for turn in 0..options.prompts {
@@ -314,7 +314,7 @@ fn round(
         }
     }
     for subject in &mut *subjects {
-        subject.spread(options.sequences);
+        subject.spread(options.sequences)?;
     }
     for (tokens, position) in rest.chunks(options.sequences as usize).zip(prompt.len()..) {
         for &subject in &orders[(position + usize::from(turned)) % 2] {

@@ -351,7 +351,7 @@ impl<'m> Context<'m> {
             if !usize::try_from(row.position).is_ok_and(|position| position < self.ctx) {
                 return wrong(index, "position", row.position, format!("0 to {} (--ctx)", self.ctx - 1));
             }
-            if !u32::try_from(row.sequence).is_ok_and(|sequence| sequence < self.options.sequences) {
+            if self.check_sequence(row.sequence).is_err() {
                 return wrong(
                     index,
                     "sequence",
@@ -400,10 +400,21 @@ impl<'m> Context<'m> {
         self.outputs.last().copied().unwrap_or(false)
     }
 
-    /// Number of positions of a sequence that are in the KV cache.
+    /// Number of positions of a sequence that are in the KV cache; none of a sequence that the context does not have.
     #[must_use]
     pub fn position(&self, sequence: i32) -> usize {
+        if self.check_sequence(sequence).is_err() {
+            return 0;
+        }
         usize::try_from(self.llama.kv_cache_seq_pos_max(sequence) + 1).unwrap_or(0)
+    }
+
+    /// llama.cpp aborts the process on sequences that it does not have.
+    fn check_sequence(&self, sequence: i32) -> Result<u32, Error> {
+        u32::try_from(sequence)
+            .ok()
+            .filter(|&sequence| sequence < self.options.sequences)
+            .ok_or(Error::Sequence { sequence, last: self.options.sequences - 1 })
     }
 
     /// Forgets all sequences.
@@ -415,11 +426,13 @@ impl<'m> Context<'m> {
     /// Forgets a sequence from a position on.
     ///
     /// # Errors
-    /// [`Error::CannotTruncate`] where the model's memory has no such rows to take away (recurrent models).
+    /// [`Error::Sequence`], and [`Error::CannotTruncate`] where the model's memory has no such rows to take away
+    /// (recurrent models).
     pub fn truncate(&mut self, sequence: i32, position: usize) -> Result<(), Error> {
-        let from = u32::try_from(position).unwrap_or(u32::MAX);
-        let removed = u32::try_from(sequence)
-            .is_ok_and(|seq| self.llama.clear_kv_cache_seq(Some(seq), Some(from), None).unwrap_or(false));
+        let known = self.check_sequence(sequence)?;
+        // llama.cpp counts positions in an i32; beyond them there is nothing to forget.
+        let from = u32::try_from(position).unwrap_or(u32::MAX).min(i32::MAX.cast_unsigned());
+        let removed = self.llama.clear_kv_cache_seq(Some(known), Some(from), None).unwrap_or(false);
         if !removed {
             return Err(Error::CannotTruncate {
                 architecture: self.model.shape().architecture.clone(),
@@ -433,9 +446,20 @@ impl<'m> Context<'m> {
         Ok(())
     }
 
-    /// Makes sequence `to` a copy of sequence `from`, e.g. to go on from a common prompt. The cells are shared.
-    pub fn copy_sequence(&mut self, from: i32, to: i32) {
-        self.llama.copy_cache(from, to, -1);
+    /// Makes sequence `to` a copy of sequence `from`, e.g. to go on from a common prompt; what was in it is forgotten.
+    /// The cells are shared.
+    ///
+    /// # Errors
+    /// [`Error::Sequence`], and those of [`Context::truncate`].
+    pub fn copy_sequence(&mut self, from: i32, to: i32) -> Result<(), Error> {
+        self.check_sequence(from)?;
+        self.check_sequence(to)?;
+        if from != to {
+            // llama.cpp would add the copy to what is there. This also has generate() decode its prompt anew.
+            self.truncate(to, 0)?;
+            self.llama.copy_cache(from, to, -1);
+        }
+        Ok(())
     }
 
     /// The context of `llama-cpp-2`, for what this crate does not cover. A decode through it is not watched.

@@ -145,6 +145,16 @@ pub enum Error {
     },
     /// The memory of this model cannot be rolled back to a position.
     #[error(
+    /// A sequence that the context does not have.
+    #[error(
+        "there is no sequence {sequence}: the context has 0 to {last}; make it with more sequences, or name one of these"
+    )]
+    Sequence {
+        /// The sequence.
+        sequence: i32,
+        /// The last one there is.
+        last: u32,
+    },
         "the memory of this model ({architecture}) cannot be rolled back to position {position} of sequence {sequence}; clear it and decode again from the start"
     )]
     CannotTruncate {

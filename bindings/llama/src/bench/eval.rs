@@ -154,12 +154,13 @@ impl Subject for EvalContext<'_> {
         self.decode(&tokens.iter().enumerate().map(row).collect::<Vec<_>>())
     }
 
-    fn spread(&mut self, count: u32) {
+    fn spread(&mut self, count: u32) -> Result<(), Error> {
         for sequence in 1..count.cast_signed() {
             // SAFETY: the context is alive, and so is its memory; the sequences are below the `n_seq_max` it was made
             // with, and negative positions mean all.
             unsafe {
                 sys::llama_memory_seq_cp(sys::llama_get_memory(self.context.as_ptr()), 0, sequence, -1, -1);
+        Ok(())
             }
         }
     }
