@@ -55,7 +55,7 @@ impl From<serde_json::Error> for PlanError {
 /// One role and the system prompts that put the model in it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Role {
+pub struct RolePlay {
     /// Short name, for reports.
     pub name: String,
     /// System prompts, at least one.
@@ -66,7 +66,7 @@ pub struct Role {
 #[serde(deny_unknown_fields)]
 struct RolesFile {
     default: Vec<Option<String>>,
-    roles: Vec<Role>,
+    roles: Vec<RolePlay>,
 }
 
 /// Roles, neutral system prompts and questions: the whole experiment but for seed and length.
@@ -75,7 +75,7 @@ pub struct Plan {
     /// System prompts under which the model is its default self; `None` = no system message at all.
     pub default: Vec<Option<String>>,
     /// Roles to play.
-    pub roles: Vec<Role>,
+    pub roles: Vec<RolePlay>,
     /// Questions, asked under every system prompt.
     pub questions: Vec<String>,
     /// SHA-256 of the roles file, in hexadecimal.
@@ -178,7 +178,7 @@ fn check_default(default: &[Option<String>]) -> Result<(), PlanError> {
     }
 }
 
-fn check_roles(roles: &[Role]) -> Result<(), PlanError> {
+fn check_roles(roles: &[RolePlay]) -> Result<(), PlanError> {
     if roles.is_empty() {
         return Err(PlanError::Empty {
             place: "the list \"roles\"".into(),
