@@ -67,7 +67,7 @@ const DEFAULT_CTX: u32 = 4096;
 const MOST_SEQUENCES: u32 = 256;
 /// Largest context asked of llama.cpp: far beyond any model, and small enough that what it needs besides the KV
 /// cache does not end in the system killing the process.
-const MOST_CTX: u32 = 1 << 24;
+pub const MOST_CTX: u32 = 1 << 24;
 
 /// One row of a batch: a token at a position of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

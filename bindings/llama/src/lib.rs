@@ -29,11 +29,11 @@ pub mod calibrate;
 mod chat;
 mod context;
 pub mod drift;
-pub mod drift_plot;
 mod error;
 pub mod extract;
 mod extract_separation;
 mod generate;
+pub mod line_chart;
 mod log;
 mod memory;
 mod model;
@@ -51,12 +51,12 @@ pub use llama_cpp_2::token::LlamaToken as Token;
 
 pub use crate::backend::{Build, Device, build, devices};
 pub use crate::chat::{Chat, Message, Role, Turn};
-pub use crate::context::{BatchRow, Context, ContextOptions, KvType};
+pub use crate::context::{BatchRow, Context, ContextOptions, KvType, MOST_CTX};
 pub use crate::error::Error;
 pub use crate::extract_separation::Separation;
 pub use crate::generate::{GenerateOptions, Generated, Sampling, Stop, Timings, generate};
 pub use crate::model::{Model, ModelOptions};
-pub use crate::threads::default_threads;
-pub use crate::trace::TraceRow;
+pub use crate::threads::{MOST as MOST_THREADS, default_threads};
+pub use crate::trace::{AnswerMeans, TraceRow, answer_means};
 #[cfg(feature = "dynamic-backends")]
 pub use crate::{backend::modules, modules::Module};
