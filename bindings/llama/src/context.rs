@@ -475,7 +475,8 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
     /// llama.cpp writes to the shared model while it makes a context (`n_ctx_train`, for scaled rope).
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-    let (ctx, params) = context_params(model, options)?;
+    let settings = Settings::new(model, options)?;
+    let (ctx, params) = (settings.ctx, settings.params());
     memory::check(model, ctx, options.kv_type)?;
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (made, complaints) = log::capture(|| model.llama().new_context(backend::llama(), params));
@@ -483,37 +484,58 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
     Ok((ctx.min(llama.n_ctx()), llama))
 }
 
-/// llama.cpp's parameters for these options, checked: llama.cpp aborts the process on some of what is refused here.
-fn context_params(model: &Model, options: &ContextOptions) -> Result<(u32, LlamaContextParams), Error> {
-    let default = DEFAULT_CTX.min(model.trained_context().max(1));
-    let ctx = in_range("ctx (--ctx)", options.ctx.unwrap_or(default), 1, MOST_CTX)?;
-    let batch = in_range("batch", options.batch, 1, i32::MAX as u32)?;
-    let ubatch = in_range("ubatch (--ubatch)", options.ubatch, 1, i32::MAX as u32)?;
-    let sequences = in_range("sequences", options.sequences, 1, MOST_SEQUENCES)?;
-    let threads = u32::try_from(options.threads.unwrap_or_else(default_threads)).unwrap_or(u32::MAX);
-    let threads = in_range("threads (--threads)", threads, 1, threads::MOST as u32)? as i32;
-    let kv = match options.kv_type {
-        KvType::F16 => KvCacheType::F16,
-        KvType::F32 => KvCacheType::F32,
-    };
-    let flash = match options.flash_attention {
-        None => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-        Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-    };
-    let params = LlamaContextParams::default()
-        .with_n_ctx(NonZeroU32::new(ctx))
-        .with_n_batch(batch.max(ubatch))
-        .with_n_ubatch(ubatch)
-        .with_n_seq_max(sequences)
-        .with_n_threads(threads)
-        .with_n_threads_batch(threads)
-        .with_type_k(kv)
-        .with_type_v(kv)
-        .with_flash_attention_policy(flash)
-        .with_kv_unified(true)
-        .with_no_perf(true);
-    Ok((ctx, params))
+/// The numbers that llama.cpp is given for [`ContextOptions`], checked: it aborts the process on some of what is
+/// refused here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) ctx: u32,
+    pub(crate) batch: u32,
+    pub(crate) ubatch: u32,
+    pub(crate) sequences: u32,
+    pub(crate) threads: i32,
+    pub(crate) kv: sys::ggml_type,
+    pub(crate) flash_attention: sys::llama_flash_attn_type,
+}
+
+impl Settings {
+    pub(crate) fn new(model: &Model, options: &ContextOptions) -> Result<Self, Error> {
+        let default = DEFAULT_CTX.min(model.trained_context().max(1));
+        let threads = u32::try_from(options.threads.unwrap_or_else(default_threads)).unwrap_or(u32::MAX);
+        let batch = in_range("batch", options.batch, 1, i32::MAX as u32)?;
+        let ubatch = in_range("ubatch (--ubatch)", options.ubatch, 1, i32::MAX as u32)?;
+        Ok(Self {
+            ctx: in_range("ctx (--ctx)", options.ctx.unwrap_or(default), 1, MOST_CTX)?,
+            batch: batch.max(ubatch),
+            ubatch,
+            sequences: in_range("sequences", options.sequences, 1, MOST_SEQUENCES)?,
+            threads: in_range("threads (--threads)", threads, 1, threads::MOST as u32)?.cast_signed(),
+            kv: match options.kv_type {
+                KvType::F16 => sys::GGML_TYPE_F16,
+                KvType::F32 => sys::GGML_TYPE_F32,
+            },
+            flash_attention: match options.flash_attention {
+                None => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+                Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+                Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            },
+        })
+    }
+
+    fn params(&self) -> LlamaContextParams {
+        let kv = KvCacheType::from(self.kv);
+        LlamaContextParams::default()
+            .with_n_ctx(NonZeroU32::new(self.ctx))
+            .with_n_batch(self.batch)
+            .with_n_ubatch(self.ubatch)
+            .with_n_seq_max(self.sequences)
+            .with_n_threads(self.threads)
+            .with_n_threads_batch(self.threads)
+            .with_type_k(kv)
+            .with_type_v(kv)
+            .with_flash_attention_policy(self.flash_attention)
+            .with_kv_unified(true)
+            .with_no_perf(true)
+    }
 }
 
 fn in_range(option: &'static str, value: u32, least: u32, most: u32) -> Result<u32, Error> {
