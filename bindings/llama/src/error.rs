@@ -101,6 +101,18 @@ pub enum Error {
         /// Tokens of context the model was trained on.
         trained: u32,
     },
+    /// Prompts and answers that do not fit what the model was trained on, where the context is made as needed.
+    #[error(
+        "a prompt of {prompt} tokens and an answer of up to {answer} do not fit into the {trained} tokens that the model was trained on; lower --max-tokens or shorten the prompts"
+    )]
+    AnswerTooLong {
+        /// Tokens of the longest prompt.
+        prompt: usize,
+        /// Most tokens of an answer.
+        answer: usize,
+        /// Tokens of context the model was trained on.
+        trained: u32,
+    },
     /// The KV cache has no room for the rows of a batch.
     #[error(
         "the context is full: no room for {rows} more rows among its {context} tokens; raise --ctx or start anew"
@@ -133,6 +145,16 @@ pub enum Error {
         /// What is accepted.
         expected: String,
     },
+    /// A sequence that the context does not have.
+    #[error(
+        "there is no sequence {sequence}: the context has 0 to {last}; make it with more sequences, or name one of these"
+    )]
+    Sequence {
+        /// The sequence.
+        sequence: i32,
+        /// The last one there is.
+        last: u32,
+    },
     /// llama.cpp failed to decode a batch.
     #[error("llama.cpp failed to decode {rows} rows from position {position}: {reason}")]
     Decode {
@@ -145,16 +167,6 @@ pub enum Error {
     },
     /// The memory of this model cannot be rolled back to a position.
     #[error(
-    /// A sequence that the context does not have.
-    #[error(
-        "there is no sequence {sequence}: the context has 0 to {last}; make it with more sequences, or name one of these"
-    )]
-    Sequence {
-        /// The sequence.
-        sequence: i32,
-        /// The last one there is.
-        last: u32,
-    },
         "the memory of this model ({architecture}) cannot be rolled back to position {position} of sequence {sequence}; clear it and decode again from the start"
     )]
     CannotTruncate {

@@ -41,6 +41,7 @@ mod model;
 mod modules;
 pub mod rollout;
 pub mod rollout_file;
+pub mod rollout_part;
 pub mod rollout_plan;
 mod threads;
 mod trace;

@@ -154,6 +154,14 @@ impl Model {
         self.trained_context
     }
 
+    /// Some models (longrope) rotate positions otherwise in contexts above a certain size, whatever the length of the
+    /// text in it. That size, where there is one and a text of `longest` tokens fits below it: contexts up to it
+    /// compute alike.
+    pub(crate) fn rope_limit(&self, longest: usize) -> Option<usize> {
+        let key = format!("{}.rope.scaling.original_context_length", self.shape.architecture);
+        rope_limit(self.llama.meta_val_str(&key).ok()?.parse().ok()?, longest)
+    }
+
     /// Number of tokens of the vocabulary: the length of a row of logits.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
@@ -255,6 +263,13 @@ fn remedy(reason: &str) -> &'static str {
     }
 }
 
+/// The largest context that llama.cpp does not round up to more than `original` tokens, if `longest` fit into it.
+fn rope_limit(original: usize, longest: usize) -> Option<usize> {
+    /// llama.cpp rounds context sizes up to a multiple of this.
+    const STEP: usize = 256;
+    Some(original / STEP * STEP).filter(|&limit| longest <= limit)
+}
+
 fn file_type_name(number: sys::llama_ftype) -> String {
     // SAFETY: takes any number and returns a static string ("unknown" for what it does not know).
     let name = unsafe { sys::llama_ftype_name(number) };
@@ -263,4 +278,16 @@ fn file_type_name(number: sys::llama_ftype) -> String {
     }
     // SAFETY: as above, not null.
     unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rope_limit;
+
+    #[test]
+    fn contexts_stay_below_the_size_that_changes_the_rope() {
+        assert_eq!(rope_limit(4096, 300), Some(4096));
+        assert_eq!(rope_limit(4000, 3840), Some(3840));
+        assert_eq!(rope_limit(4000, 3841), None, "such a text is rotated the other way in any context");
+    }
 }
