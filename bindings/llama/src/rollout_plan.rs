@@ -52,7 +52,7 @@ impl From<serde_json::Error> for PlanError {
     }
 }
 
-/// One role and the system prompts that put the model in it.
+/// One role to play and the system prompts that put the model in it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RolePlay {
