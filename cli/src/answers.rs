@@ -241,7 +241,10 @@ impl AnswersArgs {
             ("roles", &header.roles_sha256, &plan.roles_sha256),
             ("questions", &header.questions_sha256, &plan.questions_sha256),
         ] {
-            ensure!(found == expected, "{place}: these answers were made from other {what}; {again}");
+            ensure!(
+                found == expected,
+                "{place}: these answers were made from other {what}; give the file with theirs with --{what}, {again}"
+            );
         }
         self.check_options(path, &header)?;
         if let Some(name) = model.name()
