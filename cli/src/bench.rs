@@ -2,14 +2,14 @@
 
 use std::fmt::Write;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::Result;
 use axiscap_llama::bench::{BenchOptions, BenchReport, Comparison, Ratio, bench};
-use axiscap_llama::{Engine, GraphCounts};
-use axiscap_llama::{default_threads, devices};
-use clap::ValueEnum;
+use axiscap_llama::{Engine, GraphCounts, MOST_CTX, default_threads, devices};
+use clap::builder::RangedU64ValueParser;
+use clap::{ValueEnum, value_parser};
 use serde::Serialize;
 
-use crate::model::{CapsArgs, EngineArg, ModelArgs};
+use crate::model::{EngineArg, ModelArgs, NeededCapsArgs};
 use crate::report::{self, EngineReport, FusedNormReport};
 use crate::timeline::TimelineReport;
 use crate::{output, progress};
@@ -25,21 +25,21 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    caps: CapsArgs,
-    /// Pairs of measurements; more of them narrow the interval
-    #[arg(long, value_name = "N", default_value_t = 15)]
+    caps: NeededCapsArgs,
+    /// Pairs of measurements; more of them narrow the interval, and fewer than 6 have none
+    #[arg(long, value_name = "N", default_value_t = 15, value_parser = at_least_one())]
     pairs: usize,
     /// Tokens of the prompt
-    #[arg(long, value_name = "P", default_value_t = 512)]
+    #[arg(long, value_name = "P", default_value_t = 512, value_parser = tokens())]
     prompt_tokens: usize,
     /// How often each pair decodes the prompt
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one())]
     prompts: usize,
     /// Tokens decoded one by one
-    #[arg(long, value_name = "G", default_value_t = 64)]
+    #[arg(long, value_name = "G", default_value_t = 64, value_parser = tokens())]
     generate_tokens: usize,
     /// Sequences decoded at once; tokens per second are of all of them together
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=256))]
     sequences: u32,
     /// Do not count what the caps do
     #[arg(long)]
@@ -62,6 +62,15 @@ pub(crate) struct Args {
     json: bool,
 }
 
+fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// Numbers of tokens that a context can hold.
+fn tokens() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=u64::from(MOST_CTX))
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Compare {
     Idle,
@@ -70,16 +79,21 @@ enum Compare {
 }
 
 #[derive(Debug, Serialize)]
-struct RatioReport<'a> {
+pub(crate) struct RatioReport<'a> {
     ratio_median: f64,
-    ratio_ci95: [f64; 2],
+    /// `null` where there are too few pairs for one.
+    ratio_ci95: Option<[f64; 2]>,
+    /// Why there is no interval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio_ci95_note: Option<String>,
+    ratio_range: [f64; 2],
     uncapped_tps: f64,
     capped_tps: f64,
     pairs: usize,
     ratios: &'a [f64],
     /// By total time: every interruption counts.
     total_ratio_median: f64,
-    total_ratio_ci95: [f64; 2],
+    total_ratio_ci95: Option<[f64; 2]>,
 }
 
 #[derive(Debug, Serialize)]
@@ -137,13 +151,9 @@ struct GraphReport {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    if args.caps.caps.is_none() {
-        return Err(anyhow!(
-            "there are no caps to measure; give a cap file with --caps (axiscap calibrate makes one)"
-        ));
-    }
+    let caps = args.caps.read()?;
     let model = args.model.load()?;
-    let caps = args.caps.load(&model)?.context("there are no caps to measure")?;
+    let caps = caps.fit(&model)?.acting()?;
     let options = BenchOptions {
         pairs: args.pairs,
         prompt_tokens: args.prompt_tokens,
@@ -159,6 +169,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         stock_chain: args.compare.contains(&Compare::StockChain),
         timeline: args.timeline,
     };
+    let needed = options.needed_context();
+    if let Some(ctx) = options.context.ctx.filter(|&ctx| (ctx as usize) < needed) {
+        output::warning(&format!("--ctx {ctx}: raised to {needed}, the tokens that are decoded"));
+    }
     let bar = progress::bar("pairs", args.pairs);
     let measured = bench(&model, &caps, &options, |done, _| bar.set_position(done as u64));
     bar.finish_and_clear();
@@ -205,17 +219,23 @@ fn comparison(measured: &Comparison) -> ComparisonReport<'_> {
     ComparisonReport { decode: ratio(&measured.decode), prefill: ratio(&measured.prefill) }
 }
 
-fn ratio(measured: &Ratio) -> RatioReport<'_> {
+pub(crate) fn ratio(measured: &Ratio) -> RatioReport<'_> {
     RatioReport {
         ratio_median: measured.median,
-        ratio_ci95: measured.ci95.into(),
+        ratio_ci95: measured.ci95.map(Into::into),
+        ratio_ci95_note: measured.ci95.is_none().then(too_few),
+        ratio_range: measured.range.into(),
         uncapped_tps: measured.uncapped_tps,
         capped_tps: measured.capped_tps,
         pairs: measured.pairs.len(),
         ratios: &measured.pairs,
         total_ratio_median: measured.total_median,
-        total_ratio_ci95: measured.total_ci95.into(),
+        total_ratio_ci95: measured.total_ci95.map(Into::into),
     }
+}
+
+fn too_few() -> String {
+    format!("fewer than {} pairs have no 95 % interval", Ratio::FEWEST_PAIRS)
 }
 
 fn table(measured: &BenchReport, report: &Report<'_>) -> String {
@@ -244,19 +264,22 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
     if let Some(fused) = &report.fused_norm {
         let _ = writeln!(text, "fused norm: {fused}\n");
     }
-    text += &format!("{:<41}{:>11}{:>11}{:>9}   95 % interval\n", "", "uncapped", "this", "ratio");
+    let interval = match measured.capped.decode.ci95 {
+        Some(_) => "95 % interval".into(),
+        None => format!("range ({})", too_few()),
+    };
+    text += &format!("{:<41}{:>11}{:>11}{:>9}   {interval}\n", "", "uncapped", "this", "ratio");
     for (phase, part) in [("decode", decode as fn(&Comparison) -> &Ratio), ("prefill", prefill)] {
         for (name, comparison) in rows {
             let Some(ratio) = comparison.map(part) else { continue };
+            let (least, most) = ratio.ci95.unwrap_or(ratio.range);
             let _ = writeln!(
                 text,
-                "{:<41}{:>9.1}/s{:>9.1}/s{:>9.4}   [{:.4}, {:.4}]",
+                "{:<41}{:>9.1}/s{:>9.1}/s{:>9.4}   [{least:.4}, {most:.4}]",
                 format!("{phase}, {name}"),
                 ratio.uncapped_tps,
                 ratio.capped_tps,
                 ratio.median,
-                ratio.ci95.0,
-                ratio.ci95.1
             );
         }
     }

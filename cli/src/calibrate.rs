@@ -13,8 +13,10 @@ use axiscap_llama::activations;
 use axiscap_llama::calibrate::{BlockFloor, DEFAULT_PERCENTILE, TABLE, caps, default_blocks, floor_of};
 use serde_json::json;
 
-use crate::extract::{AnswersArgs, check_output, file_name, model_info, seconds, tool};
-use crate::{output, progress};
+use crate::answers::{Answers, AnswersArgs};
+use crate::model::{self, model_info};
+use crate::output::{self, file_name, seconds, tool};
+use crate::progress;
 
 /// Give axes their floors, on the very model file that will be served.
 ///
@@ -41,7 +43,7 @@ pub(crate) struct Args {
 
     /// Floor at this percentile of the answers' mean projections, counted from the role end: P % of the answers lie
     /// below the floor
-    #[arg(long, default_value_t = DEFAULT_PERCENTILE, value_name = "P")]
+    #[arg(long, default_value_t = DEFAULT_PERCENTILE, value_name = "P", value_parser = parse_percentile)]
     percentile: f64,
 
     /// Blocks to cap, 0-based and inclusive, e.g. 21-26 or 9,21-26. Default: 70 % to 90 % of the depth
@@ -82,6 +84,11 @@ fn parse_blocks(text: &str) -> Result<Blocks, String> {
     Ok(Blocks(blocks.into_iter().collect()))
 }
 
+fn parse_percentile(text: &str) -> Result<f64, String> {
+    let percentile = text.parse().ok().filter(|percentile| (0.0..=100.0).contains(percentile));
+    percentile.ok_or_else(|| "it must be 0 to 100, counted from the role end".into())
+}
+
 fn parse_floor(text: &str) -> Result<(usize, f32), String> {
     let wrong = || format!("{text:?} is not BLOCK=VALUE, e.g. 24=1.5");
     let (block, value) = text.split_once('=').ok_or_else(wrong)?;
@@ -97,24 +104,14 @@ fn parse_floor(text: &str) -> Result<(usize, f32), String> {
 /// # Errors
 /// What went wrong and what to do: unreadable files, axes of another model, blocks without an axis.
 pub(crate) fn run(args: Args) -> Result<()> {
-    ensure!(
-        (0.0..=100.0).contains(&args.percentile),
-        "--percentile is {}; give 0 to 100, counted from the role end",
-        args.percentile
-    );
     let started = Instant::now();
-    for path in [Some(&args.out), args.answers.rollouts.as_ref()].into_iter().flatten() {
-        check_output(path)?;
-    }
-    let model = args.answers.load_model()?;
-    let shape = model.shape();
+    // --axes is no input to protect: a file may get its bounds in place.
+    let model = args.answers.load_model(&[], &[("--out", &args.out)])?;
     let mut file = CapFile::read_axes(&args.axes, &model_info(&model))?;
-    for warning in file.check_model(&shape.architecture, shape.width, shape.blocks)? {
-        output::warning(&warning.to_string());
-    }
+    model::check_file(&file, &args.axes, &model)?;
     let floors: BTreeMap<usize, f32> = args.floors.iter().copied().collect();
     let axes = chosen_axes(&args, &file, &floors)?;
-    let answers = args.answers.answers(&model)?;
+    let answers = args.answers.answers(&model, &args.out)?;
     let bar = progress::bar("answers measured", answers.rollouts.len());
     let projections = activations::project(&model, &answers.rollouts, &axes, args.answers.threads, |done| {
         bar.set_position(done as u64);
@@ -126,8 +123,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     file.caps = caps(results.iter().zip(axes.iter().map(|(_, axis)| axis)))?;
     file.model = model_info(&model);
-    record(&args, &mut file, &results, answers.rollouts.len());
+    record(&args, &mut file, &results, &answers);
     file.write(&args.out)?;
+    let count = answers.rollouts.len();
+    answers.done();
     let warnings: Vec<String> = results.iter().filter_map(BlockFloor::warning).collect();
     for warning in &warnings {
         output::warning(warning);
@@ -135,9 +134,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.json {
         let blocks: Vec<_> = results.iter().map(block_json).collect();
         let report = json!({
-            "out": args.out,
+            "out": args.out.display().to_string(),
             "percentile_from_role_end": args.percentile,
-            "answers": answers.rollouts.len(),
+            "answers": count,
             "seconds": started.elapsed().as_secs_f64(),
             "blocks": blocks,
             "warnings": warnings,
@@ -198,14 +197,14 @@ fn chosen_axes(args: &Args, file: &CapFile, floors: &BTreeMap<usize, f32>) -> Re
 }
 
 /// Says in the file how its bounds were made. Tables are `[caps][percentiles]`.
-fn record(args: &Args, file: &mut CapFile, results: &[BlockFloor], answers: usize) {
+fn record(args: &Args, file: &mut CapFile, results: &[BlockFloor], answers: &Answers) {
     let each = |value: &dyn Fn(&BlockFloor) -> f64| -> Vec<f32> {
         results.iter().map(|result| value(result) as f32).collect()
     };
     let blocks = results.iter().map(|r| r.block.to_string()).collect::<Vec<_>>().join(",");
     let mut command = format!(
         "axiscap calibrate {} --axes {} --out {} --percentile {} --blocks {blocks}",
-        args.answers.command(),
+        args.answers.command(&answers.header),
         file_name(&args.axes),
         file_name(&args.out),
         args.percentile,
@@ -217,7 +216,7 @@ fn record(args: &Args, file: &mut CapFile, results: &[BlockFloor], answers: usiz
         .set("tool", tool())
         .set("calibrate.command", command)
         .set("calibrate.percentile_from_role_end", args.percentile as f32)
-        .set("calibrate.answers", answers as u32)
+        .set("calibrate.answers", answers.rollouts.len() as u32)
         .set("calibrate.default_mean", each(&|r| r.default_mean.unwrap_or(f64::NAN)))
         .set("calibrate.role_mean", each(&|r| r.role_mean.unwrap_or(f64::NAN)))
         .set("calibrate.answers_below_floor", each(&|r| r.answers_below))

@@ -5,13 +5,13 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context as _, Result, anyhow};
 use axiscap::CapSet;
-use axiscap_llama::{Chat, Context, Error, GenerateOptions, Role, Stop, TraceRow, Turn};
+use axiscap_llama::{Chat, Context, Error, GenerateOptions, Role, Stop, TraceRow, Turn, answer_means};
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
 use crate::model::{CapsArgs, ModelArgs};
-use crate::output;
 use crate::sampling::SamplingArgs;
+use crate::{output, report};
 
 /// Converse with the model. One line is one turn; after every answer stderr says where its projections were and
 /// how often the caps engaged. Where stdin is no terminal its lines are the turns, without prompts.
@@ -22,7 +22,7 @@ Examples:
   axiscap chat --model M.gguf --caps C.gguf --temp 0 --json < turns.txt
 
 Commands within a conversation:
-  /caps on|off    hold the projections, or only observe them
+  /caps on|off    hold the projections, or only observe them (off at first with --observe)
   /strength S     how strongly caps hold, from 0 to 1
   /undo           take back the last turn
   /reset          start anew
@@ -51,8 +51,11 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
+    let caps = args.caps.read()?;
     let model = args.model.load()?;
-    let caps = args.caps.load(&model)?;
+    let caps = caps.map(|caps| caps.fit(&model)).transpose()?;
+    let observe = caps.as_ref().is_some_and(|caps| caps.observe);
+    let caps = caps.map(|caps| caps.caps);
     let mut context = Context::new(&model, &args.model.context())?;
     context.set_caps(caps.as_ref())?;
     context.set_tracing(caps.is_some())?;
@@ -66,25 +69,33 @@ pub(crate) fn run(args: Args) -> Result<()> {
         turn: 0,
         interrupt: interactive.then(Interrupt::new).transpose()?,
     };
+    if observe {
+        repl.set_strength(Some(0.0))?;
+    }
     if interactive {
         output::note(&format!("One line is one turn; Ctrl-C stops an answer. {COMMANDS}"));
     }
-    let mut lines = io::stdin().lock();
+    let (mut lines, mut number) = (io::stdin().lock(), 0);
     loop {
         if interactive {
             output::text("> ")?;
         }
-        let mut line = String::new();
-        let read = lines.read_line(&mut line).context("cannot read the conversation from stdin")?;
+        let mut line = Vec::new();
+        let read = lines.read_until(b'\n', &mut line).context("cannot read the conversation from stdin")?;
+        number += 1;
         if read == 0 {
             // What comes next at the terminal begins a line of its own.
             return if interactive { output::text("\n") } else { Ok(()) };
         }
-        let line = line.trim();
-        if line.is_empty() {
-            continue;
-        }
-        match repl.take(line) {
+        let taken = match String::from_utf8(line) {
+            Ok(line) if line.trim().is_empty() => continue,
+            Ok(line) => repl.take(line.trim()),
+            Err(error) => Err(anyhow!(
+                "line {number} is not UTF-8: its byte {} begins no character; write it again in UTF-8",
+                error.utf8_error().valid_up_to() + 1
+            )),
+        };
+        match taken {
             Ok(ControlFlow::Continue(())) => {}
             Ok(ControlFlow::Break(())) => return Ok(()),
             // A person can go on after most errors; a script cannot know what to make of the rest.
@@ -158,8 +169,12 @@ impl Repl<'_> {
                 });
             }
             (Some("caps"), Some("on"), None) => {
-                self.set_strength(None)?;
-                output::note("[caps hold]");
+                let most = self.set_strength(None)?;
+                output::note(if most > 0.0 {
+                    "[caps hold]"
+                } else {
+                    "[caps only observe: their strength is 0; /strength 1 has them hold]"
+                });
             }
             (Some("caps"), Some("off"), None) => {
                 self.set_strength(Some(0.0))?;
@@ -179,15 +194,18 @@ impl Repl<'_> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Sets the strength of every cap; `None` restores what the conversation began with.
-    fn set_strength(&mut self, strength: Option<f32>) -> Result<()> {
+    /// Sets the strength of every cap; `None` restores their own, or what --strength gave them. Returns the largest.
+    fn set_strength(&mut self, strength: Option<f32>) -> Result<f32> {
         let Some(caps) = &self.caps else {
             return Err(anyhow!("there are no caps in this conversation; start it with --caps FILE"));
         };
+        let mut most = 0f32;
         for (index, entry) in caps.caps().iter().enumerate() {
-            self.context.set_strength(index, strength.unwrap_or(entry.cap.strength()))?;
+            let strength = strength.unwrap_or(entry.cap.strength());
+            self.context.set_strength(index, strength)?;
+            most = most.max(strength);
         }
-        Ok(())
+        Ok(most)
     }
 
     fn say(&mut self, text: &str) -> Result<()> {
@@ -224,9 +242,9 @@ impl Repl<'_> {
         if let Some(caps) = caps {
             let rows: usize = caps.iter().map(|cap| cap.rows).sum();
             let engaged: usize = caps.iter().map(|cap| cap.engaged).sum();
-            // The middle capped block stands for all: it is where drift is read.
+            let shown = self.caps.as_ref().map(|set| report::shown_cap(set, None)).transpose()?;
             if let Some(CapTurn { block, mean_before: Some(before), mean_after: Some(after), .. }) =
-                caps.get(caps.len() / 2)
+                shown.and_then(|cap| caps.get(cap))
             {
                 line += &format!("; projection at block {block}: {before:.3}, capped {after:.3}");
             }
@@ -262,27 +280,16 @@ impl Repl<'_> {
 
 /// What every cap saw in the rows from position `prompt` on: the generated tokens that were fed back.
 fn answer_figures(caps: &CapSet, trace: &[TraceRow], prompt: usize) -> Vec<CapTurn> {
-    let mut sums = vec![(0.0, 0.0, 0, 0); caps.caps().len()];
-    let answer = trace.iter().filter(|row| usize::try_from(row.position).is_ok_and(|at| at >= prompt));
-    for row in answer.filter(|row| !row.non_finite) {
-        let (before, after, rows, engaged) = &mut sums[row.cap];
-        *before += f64::from(row.before);
-        *after += f64::from(row.after);
-        *rows += 1;
-        *engaged += usize::from(row.engaged);
-    }
-    let figures = caps.caps().iter().zip(sums).enumerate();
+    let seen = answer_means(trace, prompt, caps.caps().len());
+    let figures = caps.caps().iter().zip(seen).enumerate();
     figures
-        .map(|(cap, (entry, (before, after, rows, engaged)))| {
-            let mean = |sum: f64| (rows > 0).then(|| sum / rows as f64);
-            CapTurn {
-                cap,
-                block: entry.block,
-                mean_before: mean(before),
-                mean_after: mean(after),
-                rows,
-                engaged,
-            }
+        .map(|(cap, (entry, seen))| CapTurn {
+            cap,
+            block: entry.block,
+            mean_before: seen.means.map(|means| means.0),
+            mean_after: seen.means.map(|means| means.1),
+            rows: seen.rows,
+            engaged: seen.engaged,
         })
         .collect()
 }

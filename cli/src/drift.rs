@@ -3,19 +3,18 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail};
 use axiscap::CapSet;
 use axiscap::file::write_atomically;
 use axiscap_llama::bench::{BenchOptions, Ratio, bench};
-use axiscap_llama::drift::{DriftTurn, Script, TurnProjection, converse};
-use axiscap_llama::drift_plot::{LineChart, Series};
-use axiscap_llama::{Context, Engine, GenerateOptions, Model};
+use axiscap_llama::drift::{DriftTurn, Script, TurnProjection, Unfinished, converse};
+use axiscap_llama::line_chart::{LineChart, Series};
+use axiscap_llama::{Context, GenerateOptions, Model, Stop};
 use serde_json::json;
 
-use crate::extract::check_output;
-use crate::model::{CapsArgs, ModelArgs};
+use crate::model::{ModelArgs, NeededCapsArgs};
 use crate::sampling::SamplingArgs;
-use crate::{output, progress};
+use crate::{output, progress, report};
 
 /// Have a scripted conversation twice, uncapped and capped, and follow the projection of the answers
 ///
@@ -33,7 +32,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    caps: CapsArgs,
+    caps: NeededCapsArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// What the user says (JSON) [default: a built-in emotional conversation of 8 turns]
@@ -64,6 +63,16 @@ pub(crate) struct Args {
 /// # Errors
 /// What went wrong and what to do: unreadable files, caps of another model, a conversation longer than the context.
 pub(crate) fn run(args: Args) -> Result<()> {
+    let options = args.sampling.options();
+    if options.max_tokens < 2 {
+        return Err(output::wrong_usage(format!(
+            "--max-tokens is {}; give 2 or more: the last token of an answer that is cut off has no projection",
+            options.max_tokens
+        )));
+    }
+    let mut inputs = vec![("--model", args.model.model.as_path()), ("--caps", &args.caps.caps)];
+    inputs.extend(args.script.as_deref().map(|path| ("--script", path)));
+    output::check_files(&inputs, &[("--plot", &args.plot)])?;
     let script = match &args.script {
         Some(path) => {
             let text =
@@ -72,47 +81,62 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         None => Script::emotional(),
     };
-    let options = args.sampling.options();
-    ensure!(
-        options.max_tokens >= 2,
-        "--max-tokens is {}; give 2 or more: the last token of an answer that is cut off has no projection",
-        options.max_tokens
-    );
-    check_output(&args.plot)?;
+    let caps = args.caps.read()?;
     let model = args.model.load()?;
-    let Some(caps) = args.caps.load(&model)? else {
-        bail!("there are no caps to compare with; name a cap file with --caps");
-    };
-    let cap = chosen_cap(&caps, args.block)?;
-    let (uncapped, capped) = both(&args, &model, &script, &caps, &options)?;
+    let caps = caps.fit(&model)?.acting()?;
+    let cap = report::shown_cap(&caps, args.block)?;
+    let (uncapped, capped, unfinished) = both(&args, &model, &script, &caps, &options)?;
     let speed = speed(&args, &model, &caps)?;
-    let report = Report { script: &script, caps: &caps, cap, uncapped, capped, speed };
+    let report = Report { script: &script, caps: &caps, cap, uncapped, capped, speed, unfinished };
+    for cut in report.cut_short() {
+        output::warning(&cut);
+    }
+    // What was measured is told before anything else can go wrong, and the plot is drawn even if nobody reads it.
+    let told = if args.json { output::json(&report.json(&args)) } else { output::text(&report.text(&args)?) };
     let svg = report.chart().to_svg()?;
     write_atomically(&args.plot, |out| out.write_all(svg.as_bytes()))?;
-    if args.json {
-        return output::json(&report.json(&args));
+    told?;
+    if !args.json {
+        output::text(&format!("plot: {}\n", args.plot.display()))?;
     }
-    output::text(&report.text(&args)?)
+    match report.unfinished {
+        Some(what) => Err(anyhow!("the conversation ended early: {what}")),
+        None => Ok(()),
+    }
 }
 
-/// The two conversations, one after the other in one context.
+/// The two conversations, one after the other in one context; and where and why they ended early, if they did. The
+/// capped one is no longer than the other: there would be nothing to compare it with.
 fn both(
     args: &Args,
     model: &Model,
     script: &Script,
     caps: &CapSet,
     options: &GenerateOptions,
-) -> Result<(Vec<DriftTurn>, Vec<DriftTurn>)> {
+) -> Result<(Vec<DriftTurn>, Vec<DriftTurn>, Option<String>)> {
     let mut context = Context::new(model, &args.model.context())?;
     let (turns, template) = (script.turns.len(), args.chat_template.as_deref());
     let bar = progress::bar("turns", 2 * turns);
-    let uncapped =
+    let (mut uncapped, first) =
         converse(&mut context, script, template, caps, false, options, |done| bar.set_position(done as u64))?;
-    let capped = converse(&mut context, script, template, caps, true, options, |done| {
+    let mut script = script.clone();
+    script.turns.truncate(uncapped.len());
+    let (capped, second) = converse(&mut context, &script, template, caps, true, options, |done| {
         bar.set_position((turns + done) as u64);
     })?;
     bar.finish_and_clear();
-    Ok((uncapped, capped))
+    uncapped.truncate(capped.len());
+    let early =
+        |which: &str, end: &Unfinished| format!("{which}, turn {} of {turns}: {}", end.turn, end.error);
+    let unfinished = match (&first, &second) {
+        (_, Some(end)) => Some(early("capped", end)),
+        (Some(end), None) => Some(early("uncapped", end)),
+        (None, None) => None,
+    };
+    match unfinished {
+        Some(what) if capped.is_empty() => bail!(what),
+        unfinished => Ok((uncapped, capped, unfinished)),
+    }
 }
 
 /// A short comparison of decode speed; `axiscap bench` measures it properly.
@@ -125,34 +149,13 @@ fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
         prompt_tokens: 32,
         prompts: 1,
         generate_tokens: 24,
-        sequences: 1,
         context: args.model.context(),
-        engine: Engine::Auto,
-        statistics: true,
-        fused_norm: false,
-        idle: false,
-        eval_callback: false,
-        stock_chain: false,
-        timeline: false,
+        ..BenchOptions::default()
     };
     let bar = progress::bar("speed", args.speed_pairs);
     let report = bench(model, caps, &options, |done, _| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     Ok(Some(report.capped.decode))
-}
-
-/// Index of the cap whose projections are shown.
-fn chosen_cap(caps: &CapSet, block: Option<usize>) -> Result<usize> {
-    let blocks = caps.blocks();
-    let found = match block {
-        Some(block) => blocks.get(&block),
-        None => blocks.values().next_back(),
-    };
-    let known = || blocks.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    // The last cap of a block is what the rest of the model sees.
-    found.and_then(|indices| indices.last().copied()).with_context(|| {
-        format!("block {} is not capped; look at one of {}", block.unwrap_or_default(), known())
-    })
 }
 
 struct Report<'a> {
@@ -163,6 +166,8 @@ struct Report<'a> {
     uncapped: Vec<DriftTurn>,
     capped: Vec<DriftTurn>,
     speed: Option<Ratio>,
+    /// Where and why the conversation ended before the script did.
+    unfinished: Option<String>,
 }
 
 impl Report<'_> {
@@ -177,6 +182,20 @@ impl Report<'_> {
         turn.projections.iter().rfind(|projection| projection.block == block).copied()
     }
 
+    /// The answers that ended because the context was full.
+    fn cut_short(&self) -> Vec<String> {
+        let which = [("uncapped", &self.uncapped), ("capped", &self.capped)];
+        let cut = which.into_iter().flat_map(|(name, turns)| {
+            let full = turns.iter().zip(1..).filter(|(turn, _)| turn.stop == Stop::ContextFull);
+            full.map(move |(_, number)| {
+                format!(
+                    "{name}, turn {number}: the answer was cut off because the context is full; raise --ctx"
+                )
+            })
+        });
+        cut.collect()
+    }
+
     /// Share of response tokens, over all turns and caps, that were outside the bounds.
     fn engagement(&self) -> f64 {
         let all =
@@ -188,7 +207,7 @@ impl Report<'_> {
     fn text(&self, args: &Args) -> Result<String> {
         let mut text = String::new();
         let pairs = self.script.turns.iter().zip(self.uncapped.iter().zip(&self.capped)).enumerate();
-        let last = self.script.turns.len() - 1;
+        let last = self.capped.len() - 1;
         for (index, (user, (uncapped, capped))) in
             pairs.filter(|(index, _)| args.all_answers || *index == last)
         {
@@ -232,7 +251,6 @@ impl Report<'_> {
                 speed.pairs.len()
             )?;
         }
-        writeln!(text, "plot: {}", args.plot.display())?;
         Ok(text)
     }
 
@@ -243,29 +261,22 @@ impl Report<'_> {
                     "user": turn.user,
                     "answer": turn.answer,
                     "tokens": turn.tokens,
+                    "stop": crate::run::stop_name(turn.stop),
                     "projections": turn.projections,
                     "decode_tokens_per_second": turn.timings.decode_tokens_per_second(),
                 })
             };
             turns.iter().map(turn).collect()
         };
-        let speed = self.speed.as_ref().map(|speed| {
-            json!({
-                "ratio_median": speed.median,
-                "ratio_ci95": [speed.ci95.0, speed.ci95.1],
-                "uncapped_tps": speed.uncapped_tps,
-                "capped_tps": speed.capped_tps,
-                "pairs": speed.pairs.len(),
-            })
-        });
         json!({
             "script": self.script.name,
             "block": self.block(),
             "uncapped": turns(&self.uncapped),
             "capped": turns(&self.capped),
             "engagement": self.engagement(),
-            "decode": speed,
-            "plot": args.plot,
+            "decode": self.speed.as_ref().map(crate::bench::ratio),
+            "plot": args.plot.display().to_string(),
+            "unfinished": self.unfinished,
         })
     }
 

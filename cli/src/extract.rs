@@ -1,22 +1,21 @@
 //! `axiscap extract`: the Assistant axis of a model, from its own answers.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use axiscap::file::{CapFile, ModelInfo, write_atomically};
+use anyhow::Result;
+use axiscap::file::{CapFile, write_atomically};
 use axiscap::{BlockCap, Bound, Cap, CapSet};
-use axiscap_llama::drift_plot::{LineChart, Series};
 use axiscap_llama::extract::{BlockAxis, extract};
-use axiscap_llama::rollout::{RolloutOptions, generate_rollouts};
-use axiscap_llama::rollout_file::{RolloutHeader, Rollouts};
-use axiscap_llama::rollout_plan::Plan;
+use axiscap_llama::line_chart::{LineChart, Series};
 use axiscap_llama::{Model, activations};
-use clap::builder::RangedU64ValueParser;
 use serde_json::json;
 
-use crate::{output, progress};
+use crate::answers::{Answers, AnswersArgs};
+use crate::model::model_info;
+use crate::output::{self, file_name, seconds, tool};
+use crate::progress;
 
 /// What a positive projection means on every axis made here.
 const ORIENTATION: &str = "more Assistant";
@@ -47,180 +46,16 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// The model and its answers, generated or read: shared with `axiscap calibrate`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct AnswersArgs {
-    /// The model, a GGUF file
-    #[arg(long, value_name = "FILE", env = "AXISCAP_MODEL")]
-    pub(crate) model: PathBuf,
-
-    /// The answers (JSON lines): read if the file exists, else generated and written to it
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub(crate) rollouts: Option<PathBuf>,
-
-    /// Roles and neutral system prompts (JSON) instead of the built-in ones
-    #[arg(long, value_name = "FILE")]
-    roles: Option<PathBuf>,
-
-    /// Questions, one a line, instead of the built-in ones
-    #[arg(long, value_name = "FILE")]
-    questions: Option<PathBuf>,
-
-    /// Use only the first N roles: for a quick trial
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    limit_roles: Option<usize>,
-
-    /// Use only the first N questions: for a quick trial
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
-    limit_questions: Option<usize>,
-
-    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
-    #[arg(long, value_name = "NAME")]
-    chat_template: Option<String>,
-
-    /// Most tokens of an answer
-    #[arg(long, default_value_t = 48, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    max_tokens: usize,
-
-    /// Sampling temperature
-    #[arg(long, default_value_t = 0.7, value_name = "T")]
-    temp: f32,
-
-    /// Seed of the answers
-    #[arg(long, default_value_t = 1, value_name = "S")]
-    seed: u32,
-
-    /// Answers generated side by side
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
-    slots: usize,
-
-    /// CPU threads
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<usize>,
-
-    /// Layers on the GPU
-    #[arg(long, value_name = "N")]
-    gpu_layers: Option<u32>,
-}
-
-impl AnswersArgs {
-    pub(crate) fn load_model(&self) -> Result<Model> {
-        crate::model::load(&self.model, self.gpu_layers)
-    }
-
-    /// Reads the answers, or generates and keeps them.
-    pub(crate) fn answers(&self, model: &Model) -> Result<Rollouts> {
-        let text = |path: &Option<PathBuf>| -> Result<Option<String>> {
-            let Some(path) = path else { return Ok(None) };
-            let text = std::fs::read_to_string(path);
-            Ok(Some(text.with_context(|| format!("cannot read {}", path.display()))?))
-        };
-        let (roles, questions) = (text(&self.roles)?, text(&self.questions)?);
-        let plan = Plan::from_texts(roles.as_deref(), questions.as_deref())?;
-        if let Some(path) = self.rollouts.as_deref().filter(|path| path.exists()) {
-            return reuse(path, model, &plan);
-        }
-        let plan = plan.limited(self.limit_roles, self.limit_questions);
-        let requests = plan.requests(self.seed);
-        let mut options =
-            RolloutOptions { max_tokens: self.max_tokens, slots: self.slots, ..RolloutOptions::default() };
-        options.threads = self.threads;
-        options.chat_template.clone_from(&self.chat_template);
-        options.sampling.temperature = self.temp;
-        let bar = progress::bar("answers generated", requests.len());
-        let rollouts = generate_rollouts(model, &requests, &options, |done| bar.set_position(done as u64))?;
-        bar.finish();
-        let shape = model.shape();
-        let header = RolloutHeader {
-            version: RolloutHeader::VERSION,
-            tool: tool(),
-            architecture: shape.architecture.clone(),
-            model: model.name().unwrap_or_default().to_owned(),
-            blocks: shape.blocks,
-            width: shape.width,
-            vocabulary: model.vocab_size(),
-            roles_sha256: plan.roles_sha256,
-            questions_sha256: plan.questions_sha256,
-            seed: self.seed,
-            temperature: self.temp,
-            max_tokens: self.max_tokens,
-            chat_template: self.chat_template.clone(),
-        };
-        let rollouts = Rollouts { header, rollouts };
-        if let Some(path) = &self.rollouts {
-            rollouts.write(path)?;
-        }
-        Ok(rollouts)
-    }
-
-    /// The options that shape the answers, as they go into a file's origin: without folders.
-    pub(crate) fn command(&self) -> String {
-        let mut words = format!("--model {}", file_name(&self.model));
-        for (flag, path) in
-            [("--rollouts", &self.rollouts), ("--roles", &self.roles), ("--questions", &self.questions)]
-        {
-            if let Some(path) = path {
-                words += &format!(" {flag} {}", file_name(path));
-            }
-        }
-        for (flag, limit) in
-            [("--limit-roles", self.limit_roles), ("--limit-questions", self.limit_questions)]
-        {
-            if let Some(limit) = limit {
-                words += &format!(" {flag} {limit}");
-            }
-        }
-        if let Some(name) = &self.chat_template {
-            words += &format!(" --chat-template {name}");
-        }
-        let Self { max_tokens, temp, seed, slots, .. } = self;
-        words + &format!(" --max-tokens {max_tokens} --temp {temp} --seed {seed} --slots {slots}")
-    }
-}
-
-/// Reads answers made before, if they are this model's to the questions asked.
-fn reuse(path: &Path, model: &Model, plan: &Plan) -> Result<Rollouts> {
-    let rollouts = Rollouts::read(path)?;
-    let header = &rollouts.header;
-    let again = "remove the file to generate the answers anew, or name another";
-    let shape = model.shape();
-    ensure!(
-        (header.architecture.as_str(), header.blocks, header.width, header.vocabulary)
-            == (shape.architecture.as_str(), shape.blocks, shape.width, model.vocab_size()),
-        "{}: these answers are from another model ({}, {} blocks, width {}, {} tokens; this one: {}, {}, {}, {}); {again}",
-        path.display(),
-        header.architecture,
-        header.blocks,
-        header.width,
-        header.vocabulary,
-        shape.architecture,
-        shape.blocks,
-        shape.width,
-        model.vocab_size()
-    );
-    for (what, found, expected) in [
-        ("roles", &header.roles_sha256, &plan.roles_sha256),
-        ("questions", &header.questions_sha256, &plan.questions_sha256),
-    ] {
-        if found != expected {
-            bail!("{}: these answers were made from other {what}; {again}", path.display());
-        }
-    }
-    output::note(&format!("{} answers read from {}", rollouts.rollouts.len(), path.display()));
-    Ok(rollouts)
-}
-
 /// Runs the subcommand.
 ///
 /// # Errors
 /// What went wrong and what to do: unreadable files, a model that is none, groups of answers that do not differ.
 pub(crate) fn run(args: Args) -> Result<()> {
     let started = Instant::now();
-    for path in [Some(&args.out), args.plot.as_ref(), args.answers.rollouts.as_ref()].into_iter().flatten() {
-        check_output(path)?;
-    }
-    let model = args.answers.load_model()?;
-    let answers = args.answers.answers(&model)?;
+    let mut outputs = vec![("--out", args.out.as_path())];
+    outputs.extend(args.plot.as_deref().map(|path| ("--plot", path)));
+    let model = args.answers.load_model(&[], &outputs)?;
+    let answers = args.answers.answers(&model, &args.out)?;
     let generated = started.elapsed();
     let count = answers.rollouts.len();
     let bar = progress::bar("answers measured", count);
@@ -237,6 +72,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let tokens: usize = answers.rollouts.iter().map(|r| r.response.len()).sum();
     let defaults = answers.rollouts.iter().filter(|r| r.role.is_none()).count();
+    answers.done();
     if args.json {
         let blocks: Vec<_> = axes
             .iter()
@@ -253,7 +89,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             })
             .collect();
         let report = json!({
-            "out": args.out,
+            "out": args.out.display().to_string(),
             "answers": count,
             "default_answers": defaults,
             "role_answers": count - defaults,
@@ -301,14 +137,14 @@ fn table(axes: &[BlockAxis]) -> Result<String> {
     Ok(text)
 }
 
-fn axis_file(args: &Args, model: &Model, answers: &Rollouts, axes: &[BlockAxis]) -> Result<CapFile> {
+fn axis_file(args: &Args, model: &Model, answers: &Answers, axes: &[BlockAxis]) -> Result<CapFile> {
     let caps = CapSet::new(axes.iter().map(|axis| BlockCap {
         block: axis.block,
         cap: Cap::new(axis.axis.clone(), Bound::NONE).with_name("assistant"),
     }))?;
     let mut file = CapFile::new(caps, model_info(model));
     file.orientation = Some(ORIENTATION.into());
-    let (header, command) = (&answers.header, args.answers.command());
+    let (header, command) = (&answers.header, args.answers.command(&answers.header));
     let defaults = answers.rollouts.iter().filter(|r| r.role.is_none()).count();
     let tokens: usize = answers.rollouts.iter().map(|r| r.response.len()).sum();
     file.origin
@@ -341,34 +177,4 @@ fn chart(axes: &[BlockAxis]) -> LineChart {
         ],
         level: None,
     }
-}
-
-/// Fails before the work rather than after it when an output has no folder to lie in.
-pub(crate) fn check_output(path: &Path) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    ensure!(folder.is_dir(), "{}: there is no folder {}; create it first", path.display(), folder.display());
-    ensure!(!path.is_dir(), "{} is a folder; name a file", path.display());
-    Ok(())
-}
-
-/// The model's fingerprint in a file.
-pub(crate) fn model_info(model: &Model) -> ModelInfo {
-    let mut info = ModelInfo::new(model.shape().architecture.clone(), model.shape().blocks);
-    info.name = model.name().map(Into::into);
-    info.file_type = model.metadata("general.file_type").and_then(|number| number.parse().ok());
-    info
-}
-
-/// Name and version of this program, for the origin of files.
-pub(crate) fn tool() -> String {
-    concat!("axiscap ", env!("CARGO_PKG_VERSION")).into()
-}
-
-/// The last part of a path: origins do not tell where things lay on someone's disk.
-pub(crate) fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-pub(crate) fn seconds(time: Duration) -> String {
-    format!("{:.1} s", time.as_secs_f64())
 }

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use axiscap::file::gguf::{Array, Value};
 use axiscap::file::{CapFile, ControlVector, FileError, ModelInfo, Warning};
 use axiscap::{Axis, Bound, Cap};
 use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use crate::output;
 
 /// Below this cosine, axes of adjacent blocks hardly speak of the same thing: released axes have 0.96 to 0.996.
 const UNRELATED: f64 = 0.5;
@@ -33,12 +34,7 @@ pub(crate) struct Args {
 /// When the file cannot be read or the output not written.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let report = Report::of(&args.file)?;
-    let text = if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // The reader (`head`, say) has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
-    }
+    output::text(&if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() })
 }
 
 /// What kind of file it is.
@@ -56,7 +52,8 @@ enum Kind {
 /// Everything the command prints.
 #[derive(Debug, serde::Serialize)]
 struct Report {
-    file: PathBuf,
+    /// As text, in which what is not Unicode is replaced.
+    file: String,
     kind: Kind,
     width: usize,
     model: Model,
@@ -144,7 +141,7 @@ impl Report {
         let unknown = Entries(file.unknown().to_vec());
         let known = |text: &String| !text.is_empty();
         Self {
-            file: path.into(),
+            file: path.display().to_string(),
             kind,
             width: file.caps.width(),
             control_vector: file.is_control_vector(),
@@ -311,7 +308,7 @@ impl std::fmt::Display for Report {
             Kind::Axes => "axes without bounds",
             Kind::ControlVector => "a plain control vector",
         };
-        writeln!(f, "{}: {kind}", self.file.display())?;
+        writeln!(f, "{}: {kind}", self.file)?;
         let mut model = self.model.architecture.as_deref().map_or("unknown".into(), printable);
         if let Some(name) = &self.model.name {
             write!(model, " \"{}\"", printable(name))?;

@@ -1,5 +1,6 @@
 //! The program `axiscap`: capped generation, benchmarks, and what they need.
 
+mod answers;
 mod bench;
 mod calibrate;
 mod chat;
@@ -82,6 +83,10 @@ fn main() -> ExitCode {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         // Whoever read our output has seen enough.
         Ok(Err(error)) if output::is_closed(&error) => return ExitCode::SUCCESS,
+        Ok(Err(error)) if output::is_wrong_usage(&error) => {
+            output::error(&error.to_string());
+            return ExitCode::from(2);
+        }
         Ok(Err(error)) => format!("{error:#}"),
         Err(panic) => {
             let what = panic.downcast_ref::<String>().map(String::as_str);

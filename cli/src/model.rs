@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use axiscap::CapSet;
-use axiscap::file::CapFile;
-use axiscap_llama::{ContextOptions, Engine, KvType, Model, ModelOptions, devices};
-use clap::{Args, ValueEnum};
+use axiscap::file::{CapFile, ModelInfo};
+use axiscap_llama::{ContextOptions, Engine, KvType, MOST_CTX, MOST_THREADS, Model, ModelOptions, devices};
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, ValueEnum, value_parser};
 
-use crate::output;
+use crate::{output, sampling};
 
 /// Which model, and how it is run.
 #[derive(Debug, Args)]
@@ -20,13 +21,13 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "N")]
     gpu_layers: Option<u32>,
     /// Threads for the CPU [default: physical cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = thread_counts())]
     threads: Option<usize>,
     /// Tokens the context holds [default: 4096, or what the model was trained on if that is less]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=i64::from(MOST_CTX)))]
     pub(crate) ctx: Option<u32>,
     /// Most tokens llama.cpp computes in one pass
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     ubatch: u32,
     /// Number format of the KV cache
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16)]
@@ -114,36 +115,129 @@ impl From<EngineArg> for Engine {
     }
 }
 
-/// Which caps, and how strongly they hold.
+/// Which caps, if any, and how strongly they hold.
 #[derive(Debug, Args)]
 pub(crate) struct CapsArgs {
     /// The caps, a cap file (see `axiscap calibrate`); without one the model runs uncapped
     #[arg(long, value_name = "FILE")]
     pub(crate) caps: Option<PathBuf>,
+    #[command(flatten)]
+    hold: HoldArgs,
+}
+
+/// Which caps, for commands that make no sense without, and how strongly they hold.
+#[derive(Debug, Args)]
+pub(crate) struct NeededCapsArgs {
+    /// The caps, a cap file (see `axiscap calibrate`)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) caps: PathBuf,
+    #[command(flatten)]
+    hold: HoldArgs,
+}
+
+/// How strongly caps hold.
+#[derive(Debug, Args)]
+struct HoldArgs {
     /// Strength of every cap in place of the file's: 1 moves projections onto the bound, 0 only observes
-    #[arg(long, value_name = "S", requires = "caps")]
+    #[arg(long, value_name = "S", requires = "caps", value_parser = sampling::share)]
     strength: Option<f32>,
-    /// Only measure the projections: strength 0
+    /// Only measure the projections, as with strength 0
     #[arg(long, requires = "caps", conflicts_with = "strength")]
     observe: bool,
 }
 
 impl CapsArgs {
-    /// Reads the cap file; what is odd about it goes to stderr.
-    pub(crate) fn load(&self, model: &Model) -> Result<Option<CapSet>> {
-        let Some(path) = &self.caps else { return Ok(None) };
-        let file = CapFile::read(path)?;
-        let shape = model.shape();
-        let fits = file.check_model(&shape.architecture, shape.width, shape.blocks);
-        for warning in fits.map_err(|error| error.in_file(path))? {
-            output::warning(&format!("{}: {warning}", path.display()));
-        }
-        let strength = if self.observe { Some(0.0) } else { self.strength };
-        let Some(strength) = strength else { return Ok(Some(file.caps)) };
-        let caps = file.caps.caps().iter().map(|entry| {
-            let cap = entry.cap.clone().with_strength(strength)?;
-            Ok(axiscap::BlockCap { block: entry.block, cap })
-        });
-        Ok(Some(CapSet::new(caps.collect::<axiscap::Result<Vec<_>>>()?)?))
+    /// Reads the cap file.
+    pub(crate) fn read(&self) -> Result<Option<CapsOfFile>> {
+        self.caps.as_deref().map(|path| CapsOfFile::read(path, &self.hold)).transpose()
     }
+}
+
+impl NeededCapsArgs {
+    /// Reads the cap file.
+    pub(crate) fn read(&self) -> Result<CapsOfFile> {
+        CapsOfFile::read(&self.caps, &self.hold)
+    }
+}
+
+/// A cap file, not yet compared with the model.
+#[derive(Debug)]
+pub(crate) struct CapsOfFile {
+    path: PathBuf,
+    file: CapFile,
+    strength: Option<f32>,
+    observe: bool,
+}
+
+impl CapsOfFile {
+    fn read(path: &Path, hold: &HoldArgs) -> Result<Self> {
+        let file = CapFile::read(path)?;
+        Ok(Self { path: path.into(), file, strength: hold.strength, observe: hold.observe })
+    }
+
+    /// The caps, if they fit the model; what is odd about them goes to stderr.
+    pub(crate) fn fit(self, model: &Model) -> Result<FittingCaps> {
+        let Self { path, file, strength, observe } = self;
+        check_file(&file, &path, model)?;
+        if file.is_unbounded() && !observe {
+            output::warning(&format!(
+                "{}: no cap has a bound, so nothing can be capped and the projections are only measured; `axiscap calibrate` gives axes their bounds (--observe says that measuring is what is wanted)",
+                path.display()
+            ));
+        }
+        let caps = match strength {
+            Some(strength) => with_strength(&file.caps, strength)?,
+            None => file.caps,
+        };
+        Ok(FittingCaps { caps, observe })
+    }
+}
+
+/// Caps that fit the model.
+#[derive(Debug)]
+pub(crate) struct FittingCaps {
+    /// With their own strengths, or that of --strength.
+    pub(crate) caps: CapSet,
+    /// Whether they are only to observe, at first.
+    pub(crate) observe: bool,
+}
+
+impl FittingCaps {
+    /// The caps as they are to act.
+    pub(crate) fn acting(self) -> Result<CapSet> {
+        if self.observe { with_strength(&self.caps, 0.0) } else { Ok(self.caps) }
+    }
+}
+
+fn with_strength(caps: &CapSet, strength: f32) -> Result<CapSet> {
+    let caps = caps.caps().iter().map(|entry| {
+        let cap = entry.cap.clone().with_strength(strength)?;
+        Ok(axiscap::BlockCap { block: entry.block, cap })
+    });
+    Ok(CapSet::new(caps.collect::<axiscap::Result<Vec<_>>>()?)?)
+}
+
+/// Refuses a cap file of another model's shape. What else is odd about it, on this model, goes to stderr.
+pub(crate) fn check_file(file: &CapFile, path: &Path, model: &Model) -> Result<()> {
+    let shape = model.shape();
+    let fits = file.check_model(&shape.architecture, shape.width, shape.blocks);
+    let mut warnings = fits.map_err(|error| error.in_file(path))?;
+    warnings.extend(file.check_fingerprint(&model_info(model)));
+    for warning in warnings.iter().chain(file.warnings()) {
+        output::warning(&format!("{}: {warning}", path.display()));
+    }
+    Ok(())
+}
+
+/// The model's fingerprint in a file.
+pub(crate) fn model_info(model: &Model) -> ModelInfo {
+    let mut info = ModelInfo::new(model.shape().architecture.clone(), model.shape().blocks);
+    info.name = model.name().map(Into::into);
+    info.file_type = model.metadata("general.file_type").and_then(|number| number.parse().ok());
+    info
+}
+
+/// Numbers of threads that a context takes.
+pub(crate) fn thread_counts() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=MOST_THREADS as u64)
 }

@@ -11,17 +11,35 @@ use clap::Args;
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct PromptArgs {
-    /// The prompt; `-` reads it from stdin
+    /// The prompt; `-` reads it from stdin, without the last line break (with --raw it is kept)
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// A file that holds the prompt; `-` is stdin
+    /// A file that holds the prompt; `-` is stdin. The last line break is left out (with --raw it is kept)
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
 }
 
 impl PromptArgs {
-    /// The prompt's text.
-    pub(crate) fn read(&self) -> Result<String> {
+    /// The file it is in, if it is in one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.prompt_file.as_deref().filter(|path| *path != Path::new("-"))
+    }
+
+    /// The prompt's text. What editors and `echo` put behind the last line is no part of a question; a `raw` text is
+    /// taken to the byte.
+    pub(crate) fn read(&self, raw: bool) -> Result<String> {
+        let mut text = self.text()?;
+        let is_given = self.prompt.as_ref().is_some_and(|text| text != "-");
+        if !raw && !is_given && text.ends_with('\n') {
+            text.pop();
+            if text.ends_with('\r') {
+                text.pop();
+            }
+        }
+        Ok(text)
+    }
+
+    fn text(&self) -> Result<String> {
         match (&self.prompt, &self.prompt_file) {
             (Some(text), _) if text != "-" => Ok(text.clone()),
             (None, Some(path)) if path != Path::new("-") => {

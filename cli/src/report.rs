@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use axiscap::file::write_atomically;
 use axiscap::{CapSet, CapStats};
 use axiscap_llama::{Context, FusedNorms, NormObstacle, TraceRow, devices};
@@ -51,6 +51,20 @@ pub(crate) fn caps<'a>(set: &'a CapSet, stats: &[CapStats]) -> Vec<CapReport<'a>
             max_after: finite(stats.max_after),
         })
         .collect()
+}
+
+/// Index of the cap whose projections stand for all: the last one of a block, since that is what the rest of the model
+/// sees, and the last capped block unless another is named, since all of capping has happened there.
+pub(crate) fn shown_cap(caps: &CapSet, block: Option<usize>) -> Result<usize> {
+    let blocks = caps.blocks();
+    let found = match block {
+        Some(block) => blocks.get(&block),
+        None => blocks.values().next_back(),
+    };
+    let known = || blocks.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    found.and_then(|indices| indices.last().copied()).with_context(|| {
+        format!("block {} is not capped; look at one of {}", block.unwrap_or_default(), known())
+    })
 }
 
 /// Share of all rows, over all caps, on which a cap engaged.

@@ -1,9 +1,9 @@
 //! `axiscap run`: one text.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use axiscap_llama::{Context, GenerateOptions, Generated, Message, Model, Role, Stop, generate};
 use serde::Serialize;
 
@@ -88,12 +88,16 @@ struct ModelReport<'a> {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    if let Some(path) = &args.trace {
-        check_place(path)?;
+    if let Some(trace) = &args.trace {
+        let mut inputs = vec![("--model", args.model.model.as_path())];
+        inputs.extend(args.caps.caps.as_deref().map(|path| ("--caps", path)));
+        inputs.extend(args.prompt.file().map(|path| ("--prompt-file", path)));
+        output::check_files(&inputs, &[("--trace", trace)])?;
     }
-    let text = args.prompt.read()?;
+    let caps = args.caps.read()?;
+    let text = args.prompt.read(args.raw)?;
     let model = args.model.load()?;
-    let caps = args.caps.load(&model)?;
+    let caps = caps.map(|caps| caps.fit(&model)?.acting()).transpose()?;
     let prompt = if args.raw {
         model.tokenize(&text, true)?
     } else {
@@ -115,11 +119,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    written?;
-
+    // Also when nobody reads the text any more.
     if let Some(path) = &args.trace {
         report::write_trace(path, &context.take_trace(), prompt.len())?;
     }
+    written?;
     let stats = context.stats()?;
     let fused_norm =
         if args.fused_norm { Some(FusedNormReport::from(&context.fused_norms()?)) } else { None };
@@ -193,21 +197,5 @@ fn summarise(generated: &Generated, prompt: usize, engagement: Option<f64>, caps
     ));
     if generated.stop == Stop::ContextFull {
         output::warning("stopped because the context is full; raise --ctx for a longer text");
-    }
-}
-
-/// Refuses a place where no file can be made before the model has worked for it.
-fn check_place(path: &Path) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if path.is_dir() {
-        Err(anyhow!("cannot write the trace to {}: it is a folder; name a file", path.display()))
-    } else if !folder.is_dir() {
-        Err(anyhow!(
-            "cannot write the trace to {}: there is no folder {}; make it, or choose another place",
-            path.display(),
-            folder.display()
-        ))
-    } else {
-        Ok(())
     }
 }

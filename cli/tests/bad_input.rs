@@ -6,7 +6,9 @@ use std::fs::{self, File};
 use std::io::Read;
 
 use axiscap::Bound;
-use support::{BLOCKS, WIDTH, arg, axiscap, caps, caps_for, fail, folder, model, program, with_stdin};
+use support::{
+    BLOCKS, WIDTH, arg, axiscap, caps, caps_for, fail, folder, misuse, model, notes, program, with_stdin,
+};
 
 fn prompted<'a>(args: &[&'a str]) -> Vec<&'a str> {
     [&["--prompt", "Hello", "--temp", "0", "--max-tokens", "2", "--ctx", "64"], args].concat()
@@ -58,7 +60,12 @@ fn caps_that_do_not_fit_or_are_not_there() {
     fail(run(), &["c.gguf", "GGUF"]);
 
     caps(&file, &[(3, 1, Bound::NONE, 1.0)]);
-    fail(axiscap("run", &prompted(&["--caps", arg(&file), "--strength", "1.5"])), &["1.5", "[0, 1]"]);
+    misuse(axiscap("run", &prompted(&["--caps", arg(&file), "--strength", "1.5"])), &["1.5", "[0, 1]"]);
+
+    // A cap file that cannot be used is told before minutes go by for the model.
+    fs::write(&file, "not a cap file").unwrap();
+    let no_model = ["run", "--model", "no-model.gguf", "--caps", arg(&file), "--prompt", "Hello"];
+    fail(program(&no_model, ""), &["c.gguf", "GGUF"]);
 }
 
 #[test]
@@ -102,16 +109,30 @@ fn options_out_of_range() {
         ("--ctx", "4000000000"),
         ("--ubatch", "0"),
     ] {
-        fail(axiscap("run", &["--prompt", "Hello", option, value]), &[option, value, "must be"]);
+        misuse(axiscap("run", &["--prompt", "Hello", option, value]), &[option, value, "is not in 1"]);
     }
     for (option, value) in [("--temp", "-1"), ("--temp", "nan"), ("--top-p", "1.5"), ("--min-p", "inf")] {
         let pair = format!("{option}={value}");
-        fail(axiscap("run", &["--prompt", "Hello", &pair]), &[option, "must be"]);
+        misuse(axiscap("run", &["--prompt", "Hello", &pair]), &[option, value, "must be"]);
     }
-    fail(axiscap("bench", &["--pairs", "0"]), &["--caps"]);
-    let output = axiscap("run", &["--prompt", "Hello", "--max-tokens", "-1"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("invalid value '-1' for '--max-tokens"));
+    misuse(
+        axiscap("run", &["--prompt", "Hello", "--max-tokens", "-1"]),
+        &["invalid value '-1'", "--max-tokens"],
+    );
+    // llama.cpp would take it for "any seed".
+    misuse(axiscap("run", &["--prompt", "Hello", "--seed", "4294967295"]), &["--seed", "4294967294"]);
+    for command in ["bench", "drift"] {
+        misuse(axiscap(command, &[]), &["required", "--caps"]);
+        misuse(axiscap(command, &["--caps", "c.gguf", "--threads", "0"]), &["--threads"]);
+        let help = support::succeed(program(&[command, "--help"], ""));
+        assert!(help.contains("--caps") && !help.contains("runs uncapped"), "{help}");
+    }
+    for option in ["--pairs", "--prompts", "--prompt-tokens", "--generate-tokens", "--sequences"] {
+        misuse(axiscap("bench", &["--caps", "c.gguf", option, "0"]), &[option, "0 is not in 1"]);
+    }
+    let far = ["--caps", "c.gguf", "--generate-tokens", "3000000000"];
+    misuse(axiscap("bench", &far), &["--generate-tokens", "3000000000"]);
+    misuse(axiscap("calibrate", &["--percentile", "101"]), &["--percentile", "role end"]);
     // 690 GiB of KV cache; the system would kill the process rather than refuse.
     #[cfg(target_os = "linux")]
     fail(
@@ -127,7 +148,7 @@ fn drift_needs_answers_and_a_script_that_is_one() {
     caps(&file, &[(3, 1, Bound::NONE, 1.0)]);
     let drift = |args: &[&str]| axiscap("drift", &[&["--caps", arg(&file)], args].concat());
     for tokens in ["0", "1"] {
-        fail(drift(&["--max-tokens", tokens]), &["--max-tokens", tokens, "2 or more"]);
+        misuse(drift(&["--max-tokens", tokens]), &["--max-tokens", tokens, "2 or more"]);
     }
     fs::write(&script, "").unwrap();
     let output = drift(&["--script", arg(&script)]);
@@ -147,8 +168,119 @@ fn options_without_their_effect_are_told() {
         }
     };
     told(&["--ctx", "8193"], &["warning: --ctx 8193", "8192"]);
+    let folder = folder();
+    let file = folder.path().join("axes.gguf");
+    caps(&file, &[(3, 1, Bound::NONE, 1.0)]);
+    told(&["--caps", arg(&file)], &["warning:", "axes.gguf: no cap has a bound", "axiscap calibrate"]);
+    let observed = axiscap("run", &prompted(&["--caps", arg(&file), "--observe"]));
+    assert!(!notes(&observed).contains("warning"), "{}", notes(&observed));
+    caps(&file, &[(3, 1, Bound::NONE, 1.0), (4, 1, Bound::floor(0.0).unwrap(), 1.0)]);
+    assert!(!notes(&axiscap("run", &prompted(&["--caps", arg(&file)]))).contains("warning"));
     #[cfg(not(feature = "cuda"))]
     told(&["--gpu-layers", "99", "--ctx", "64"], &["warning: --gpu-layers 99", "axiscap doctor"]);
+}
+
+#[test]
+fn caps_of_another_model_or_quantisation_are_told() {
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    let mut info = axiscap::file::ModelInfo::new("llama", BLOCKS);
+    let cap = axiscap::Cap::new(support::axis(1, WIDTH), Bound::floor(0.0).unwrap());
+    let set = axiscap::CapSet::new([axiscap::BlockCap { block: 3, cap }]).unwrap();
+    (info.name, info.file_type) = (Some("Somebody else".into()), Some(15));
+    let mut other = axiscap::file::CapFile::new(set, info);
+    other.write(&file).unwrap();
+    let told = notes(&axiscap("run", &prompted(&["--caps", arg(&file)])));
+    for part in ["c.gguf: made for the model \"Somebody else\"", "file type 15", "calibrate on this"] {
+        assert!(told.contains(part), "no {part:?} in: {told}");
+    }
+    (other.model.name, other.model.file_type) = (None, None);
+    other.write(&file).unwrap();
+    assert!(!notes(&axiscap("run", &prompted(&["--caps", arg(&file)]))).contains("warning"));
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/smollm2-135m-instruct.caps.gguf");
+    assert!(!notes(&axiscap("run", &prompted(&["--caps", shipped]))).contains("warning"));
+
+    // What is odd about the file itself is told, too.
+    use axiscap::file::gguf::{Gguf, to_bytes};
+    let bytes = fs::read(&file).unwrap();
+    let metadata = Gguf::parse(&bytes).unwrap().metadata;
+    let axis = support::axis(1, WIDTH);
+    let tensors = [("direction.3".into(), axis.values()), ("direction.9".into(), axis.values())];
+    fs::write(&file, to_bytes(&metadata, &tensors).unwrap()).unwrap();
+    let told = notes(&axiscap("run", &prompted(&["--caps", arg(&file)])));
+    assert!(told.contains("c.gguf: tensor direction.9 is used by no cap"), "{told}");
+}
+
+#[test]
+fn an_output_never_replaces_an_input() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let (model, link, caps_file) = (at("model.gguf"), at("link.gguf"), at("c.gguf"));
+    fs::write(&model, "weights").unwrap();
+    fs::hard_link(&model, &link).unwrap();
+    fs::write(at("roles.json"), "roles").unwrap();
+    caps(&caps_file, &[(3, 1, Bound::floor(0.0).unwrap(), 1.0)]);
+    let refuse = |command: &str, args: &[&str], flags: [&str; 2]| {
+        let all = [&[command, "--model", arg(&model)], args].concat();
+        fail(program(&all, ""), &[flags[0], flags[1], "one file"]);
+    };
+    let (roles, answers) = (at("roles.json"), at("answers.jsonl"));
+    let (roles, answers, link, caps_file) = (arg(&roles), arg(&answers), arg(&link), arg(&caps_file));
+    for output in [arg(&model), link] {
+        refuse("extract", &["--out", output], ["--out", "--model"]);
+        refuse("extract", &["--out", answers, "--plot", output], ["--plot", "--model"]);
+        refuse("calibrate", &["--axes", caps_file, "--out", output], ["--out", "--model"]);
+        refuse("drift", &["--caps", caps_file, "--plot", output], ["--plot", "--model"]);
+        refuse("run", &["--prompt", "x", "--caps", caps_file, "--trace", output], ["--trace", "--model"]);
+    }
+    refuse("extract", &["--out", roles, "--roles", roles], ["--out", "--roles"]);
+    refuse("extract", &["--out", answers, "--rollouts", answers], ["--rollouts", "--out"]);
+    refuse("extract", &["--out", answers, "--plot", answers], ["--plot", "--out"]);
+    refuse("run", &["--prompt", "x", "--caps", caps_file, "--trace", caps_file], ["--trace", "--caps"]);
+    let prompt = ["--prompt-file", roles, "--caps", caps_file, "--trace", roles];
+    refuse("run", &prompt, ["--trace", "--prompt-file"]);
+    refuse("drift", &["--caps", caps_file, "--plot", caps_file], ["--plot", "--caps"]);
+    refuse("drift", &["--caps", caps_file, "--script", roles, "--plot", roles], ["--plot", "--script"]);
+    assert_eq!(fs::read(&model).unwrap(), b"weights");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4, "nothing was written");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn paths_need_not_be_unicode() {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::OsStrExt;
+    let folder = folder();
+    let at = |name: &[u8]| folder.path().join(OsStr::from_bytes(name));
+    let (caps_file, axes, plot) = (at(b"caps\xff.gguf"), at(b"axes\xff.gguf"), at(b"drift\xff.svg"));
+    caps(&caps_file, &[(3, 1, Bound::floor(0.0).unwrap(), 1.0)]);
+    let run = |command: &str, args: &[&OsStr]| -> serde_json::Value {
+        let mut all: Vec<OsString> = vec![command.into(), "--json".into()];
+        if command != "inspect" {
+            all.extend(["--model".into(), model().into()]);
+        }
+        all.extend(args.iter().map(|&arg| arg.to_owned()));
+        support::json(program(&all, ""))
+    };
+    let report = run("inspect", &[caps_file.as_os_str()]);
+    assert!(report["file"].as_str().unwrap().ends_with("caps\u{fffd}.gguf"), "{report}");
+    let few = ["--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "2", "--out"].map(OsStr::new);
+    let report = run("extract", &[&few[..], &[axes.as_os_str()]].concat());
+    assert!(report["out"].as_str().unwrap().ends_with("axes\u{fffd}.gguf"), "{report}");
+    let blocks = [OsStr::new("--blocks"), OsStr::new("9"), OsStr::new("--axes"), axes.as_os_str()];
+    let report = run("calibrate", &[&few[..], &[axes.as_os_str()], &blocks].concat());
+    assert!(report["out"].is_string());
+    let script = at(b"script.json");
+    fs::write(&script, r#"{"name": "one", "turns": ["Hi."]}"#).unwrap();
+    let short = ["--max-tokens", "2", "--speed-pairs", "0", "--caps"].map(OsStr::new);
+    let files = [
+        caps_file.as_os_str(),
+        OsStr::new("--script"),
+        script.as_os_str(),
+        OsStr::new("--plot"),
+        plot.as_os_str(),
+    ];
+    assert!(run("drift", &[&short[..], &files].concat())["plot"].is_string());
 }
 
 #[test]
@@ -172,6 +304,22 @@ fn outputs_that_cannot_be_written() {
             .spawn()
             .unwrap();
         fail(child.wait_with_output().unwrap(), &["stdout", "space"]);
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let child = std::process::Command::new(env!("CARGO_BIN_EXE_axiscap"))
+            .args(["inspect", arg(&file)])
+            .stdout(full)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        fail(child.wait_with_output().unwrap(), &["stdout", "space"]);
+        // Before both conversations, not after them.
+        let plot = ["drift", "--model", "no-model.gguf", "--caps", arg(&file), "--plot", "/proc/d.svg"];
+        fail(program(&plot, ""), &["--plot", "/proc/d.svg"]);
+        let default = std::process::Command::new(env!("CARGO_BIN_EXE_axiscap"))
+            .args(&plot[..5])
+            .current_dir("/proc")
+            .output();
+        fail(default.unwrap(), &["--plot: cannot write drift.svg", "another place"]);
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no half-written files are left");
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use axiscap::Bound;
-use support::{arg, axiscap, caps, fail, folder, json, program, succeed};
+use support::{arg, axiscap, caps, folder, json, misuse, notes, program, succeed};
 
 #[test]
 fn bench_measures_pairs_against_an_untouched_context() {
@@ -18,10 +18,10 @@ fn bench_measures_pairs_against_an_untouched_context() {
     let compared = ["idle", "cb_eval", "stock_chain"].map(|name| &report[name]);
     for phase in [&report].into_iter().chain(compared).flat_map(|r| [&r["decode"], &r["prefill"]]) {
         assert_eq!(phase["pairs"], 2);
-        let median = phase["ratio_median"].as_f64().unwrap();
-        let interval: Vec<f64> =
-            phase["ratio_ci95"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
-        assert!(interval[0] <= median && median <= interval[1] && interval[0] > 0.0, "{phase}");
+        check_interval(phase, "ratio_range");
+        // Even the range of two pairs misses the true median in half of all cases.
+        assert!(phase["ratio_ci95"].is_null() && phase["total_ratio_ci95"].is_null(), "{phase}");
+        assert!(phase["ratio_ci95_note"].as_str().unwrap().contains("fewer than 6 pairs"), "{phase}");
         assert!(phase["uncapped_tps"].as_f64().unwrap() > 0.0 && phase["capped_tps"].as_f64().unwrap() > 0.0);
     }
     assert_eq!(report["backend"], "cpu");
@@ -43,11 +43,40 @@ fn bench_measures_pairs_against_an_untouched_context() {
     assert_eq!(report["cb_eval"]["decode"]["pairs"], 2);
     let note = report["timeline"]["note"].as_str().expect("a CPU has no timeline, and bench says so");
     assert!(note.contains("no GPU timeline"), "{note}");
-    fail(axiscap("bench", &[&args[..], &["--sequences", "0"]].concat()), &["--sequences"]);
+    misuse(axiscap("bench", &[&args[..], &["--sequences", "0"]].concat()), &["--sequences"]);
+    misuse(axiscap("bench", &["--caps", arg(&file), "--pairs", "0"]), &["--pairs"]);
 
     let table = succeed(axiscap("bench", &[&args[..], &["--engine", "views", "--timeline"]].concat()));
     assert!(table.contains("decode, capped") && table.contains("prefill, capped"), "{table}");
     assert!(table.contains("timeline: there is no GPU timeline"), "{table}");
+    assert!(table.contains("range (fewer than 6 pairs have no 95 % interval)"), "{table}");
+}
+
+/// The median of a ratio lies in its interval.
+fn check_interval(phase: &serde_json::Value, name: &str) {
+    let median = phase["ratio_median"].as_f64().unwrap();
+    let interval = phase[name].as_array().unwrap_or_else(|| panic!("{name} in {phase}"));
+    let interval: Vec<f64> = interval.iter().map(|v| v.as_f64().unwrap()).collect();
+    assert!(interval[0] <= median && median <= interval[1] && interval[0] > 0.0, "{phase}");
+}
+
+#[test]
+fn six_pairs_have_an_interval() {
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    caps(&file, &[(12, 1, Bound::band(-0.2, 0.2).unwrap(), 1.0)]);
+    let args = ["--caps", arg(&file), "--pairs", "6", "--prompt-tokens", "8", "--generate-tokens", "4"];
+    let output = axiscap("bench", &[&args[..], &["--json", "--ctx", "8"]].concat());
+    assert!(notes(&output).contains("--ctx 8: raised to 12"), "{}", notes(&output));
+    let report = json(output);
+    for phase in [&report["decode"], &report["prefill"]] {
+        for name in ["ratio_ci95", "ratio_range"] {
+            check_interval(phase, name);
+        }
+        assert!(phase.get("ratio_ci95_note").is_none() && phase["total_ratio_ci95"].is_array(), "{phase}");
+    }
+    let table = succeed(axiscap("bench", &args));
+    assert!(table.contains("   95 % interval\n"), "{table}");
 }
 
 #[test]

@@ -43,6 +43,35 @@ fn turns_build_on_each_other_and_decode_only_what_is_new() {
 }
 
 #[test]
+fn caps_that_observe_at_first_can_be_made_to_hold() {
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    caps(&file, &[(10, 1, Bound::band(-0.01, 0.01).unwrap(), 1.0), (20, 2, Bound::NONE, 1.0)]);
+    let args = ["--caps", arg(&file), "--temp", "0", "--max-tokens", "6", "--json", "--ctx", "256"];
+    let script = "Hello.\n/caps on\nHello.\n/caps off\nHello.\n";
+    let moved = |more: &[&str]| {
+        let output = with_stdin("chat", &[&args[..], more].concat(), script);
+        let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+        let turns = turns(&succeed(output));
+        let moved = |turn: &Value| turn["caps"][0]["mean_before"] != turn["caps"][0]["mean_after"];
+        (turns.iter().map(moved).collect::<Vec<_>>(), notes)
+    };
+    let (observed, notes) = moved(&["--observe"]);
+    assert_eq!(observed, [false, true, false]);
+    assert!(notes.contains("[caps hold]"), "{notes}");
+    assert_eq!(moved(&["--strength", "0.5"]).0, [true, true, false]);
+    let (still, notes) = moved(&["--strength", "0"]);
+    assert_eq!(still, [false; 3]);
+    assert!(!notes.contains("[caps hold]") && notes.contains("their strength is 0"), "{notes}");
+
+    // As in drift, the last capped block stands for all.
+    let text =
+        with_stdin("chat", &args.map(|arg| if arg == "--json" { "--observe" } else { arg }), "Hello.\n");
+    let notes = String::from_utf8_lossy(&text.stderr).into_owned();
+    assert!(notes.contains("projection at block 20"), "{notes}");
+}
+
+#[test]
 fn plain_output_and_wrong_commands() {
     let args = ["--temp", "0", "--max-tokens", "6", "--ctx", "256"];
     let output = with_stdin("chat", &args, "\nHello.\n\n/reset\nHello.\n");
@@ -53,6 +82,7 @@ fn plain_output_and_wrong_commands() {
     assert!(answers.len() >= 2 && answers[0] == answers[answers.len() / 2], "{text}");
 
     fail(with_stdin("chat", &args, "/dance\n"), &["/dance", "/reset"]);
+    fail(with_stdin("chat", &args, b"\ncaf\xe9\n"), &["line 2", "UTF-8", "byte 4"]);
     fail(with_stdin("chat", &args, "/caps on\n"), &["--caps"]);
-    fail(with_stdin("chat", &args, &"long ".repeat(300)), &["prompt has", "256", "--ctx"]);
+    fail(with_stdin("chat", &args, "long ".repeat(300)), &["prompt has", "256", "--ctx"]);
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use axiscap::Bound;
 use axiscap::file::CapFile;
-use support::{BLOCKS, WIDTH, arg, axiscap, caps, caps_for, fail, folder, json, succeed};
+use support::{
+    BLOCKS, WIDTH, arg, axiscap, caps, caps_for, fail, fail_with, folder, json, misuse, model, notes, succeed,
+};
 
 const TINY: [&str; 6] = ["--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "5"];
 
@@ -65,12 +67,15 @@ fn from_answers_to_axes_to_caps_to_drift() {
     assert!(std::fs::read_to_string(&plot).unwrap().contains("capped"));
     let text = succeed(axiscap("drift", &[&args[..], &["--speed-pairs", "1", "--block", "20"]].concat()));
     assert!(text.contains("block 20") && text.contains("engagement") && text.contains("speed"), "{text}");
+    assert!(text.trim_end().ends_with("drift.svg"), "{text}");
+    let few = json(axiscap("drift", &[&args[..], &["--speed-pairs", "1", "--json"]].concat()));
+    assert!(few["decode"]["ratio_ci95"].is_null() && few["decode"]["ratio_range"].is_array(), "{few}");
 
     // Answers to other questions, and answers of another model.
     let questions = at("questions.txt");
     std::fs::write(&questions, "One?\nTwo?\n").unwrap();
     let args = ["--rollouts", &answers, "--out", &axes, "--questions", &questions];
-    fail(axiscap("extract", &args), &["answers.jsonl", "other questions", "remove the file"]);
+    fail(axiscap("extract", &args), &["answers.jsonl", "other questions", "--questions", "remove the file"]);
     let other = std::fs::read_to_string(&answers).unwrap().replacen("\"blocks\":30", "\"blocks\":32", 1);
     std::fs::write(&answers, other).unwrap();
     fail(axiscap("extract", &args[..4]), &["answers.jsonl", "another model", "32 blocks"]);
@@ -85,7 +90,11 @@ fn bad_input_ends_with_the_reason_and_without_output() {
     let calibrate =
         |extra: &[&str]| axiscap("calibrate", &[&["--axes", arg(&axes), "--out", arg(&out)], extra].concat());
     fail(calibrate(&[]), &["no axis for block 21", "only for 3", "--blocks"]);
-    fail(calibrate(&["--percentile", "101"]), &["--percentile is 101", "role end"]);
+    misuse(calibrate(&["--percentile", "101"]), &["--percentile", "101", "role end"]);
+    fail(
+        calibrate(&["--blocks", "3", "--max-tokens", "9000"]),
+        &["answer of up to 9000", "8192", "--max-tokens"],
+    );
     fail(calibrate(&["--blocks", "3", "--floor", "4=1"]), &["block 4 is not among the capped blocks"]);
     fail(calibrate(&["--blocks", "3", "--rollouts", arg(&axes)]), &["axes.gguf", "line 1"]);
     caps_for(&axes, &[(3, 1, Bound::NONE, 1.0)], 64, BLOCKS);
@@ -101,9 +110,158 @@ fn bad_input_ends_with_the_reason_and_without_output() {
 
     caps(&axes, &[(3, 1, Bound::NONE, 1.0)]);
     let drift = |extra: &[&str]| axiscap("drift", &[&["--plot", arg(&at("d.svg"))], extra].concat());
-    fail(drift(&[]), &["--caps"]);
+    misuse(drift(&[]), &["--caps"]);
     fail(drift(&["--caps", arg(&axes), "--block", "4"]), &["block 4 is not capped", "3"]);
     fail(drift(&["--caps", arg(&axes), "--script", arg(&roles)]), &["roles.json", "not as expected"]);
+}
+
+/// The value of a key of a file's origin as text.
+fn origin(path: &str, key: &str) -> String {
+    let file = CapFile::read(Path::new(path)).unwrap();
+    format!("{:?}", file.origin.get(key).unwrap_or_else(|| panic!("no {key}")))
+}
+
+#[test]
+fn answers_at_hand_say_themselves_how_they_were_made() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (answers, axes, out) = (at("answers.jsonl"), at("axes.gguf"), at("caps.gguf"));
+    let made = ["--rollouts", &answers, "--out", &axes, "--seed", "5", "--temp", "0.9", "--slots", "3"];
+    succeed(axiscap("extract", &[&TINY[..], &made].concat()));
+    let words = "--limit-roles 1 --limit-questions 2 --max-tokens 5 --temp 0.9 --seed 5 --slots 3";
+    assert!(origin(&axes, "extract.command").contains(words));
+
+    let reused = ["--rollouts", &answers, "--axes", &axes, "--out", &out, "--blocks", "20"];
+    succeed(axiscap("calibrate", &reused));
+    assert!(origin(&out, "calibrate.command").contains(words), "{}", origin(&out, "calibrate.command"));
+    // What agrees with the file may be said again; what does not would have no effect.
+    succeed(axiscap("calibrate", &[&reused[..], &["--seed", "5", "--temp", "0.9"]].concat()));
+    for (flag, given, found) in [
+        ("--seed", "6", "with --seed 5"),
+        ("--temp", "0.7", "with --temp 0.9"),
+        ("--max-tokens", "48", "with --max-tokens 5"),
+        ("--slots", "16", "with --slots 3"),
+        ("--limit-roles", "2", "with --limit-roles 1"),
+        ("--limit-questions", "3", "with --limit-questions 2"),
+        ("--chat-template", "chatml", "without --chat-template"),
+    ] {
+        let given = axiscap("calibrate", &[&reused[..], &[flag, given]].concat());
+        fail(given, &["answers.jsonl", found, "leave", "another file"]);
+    }
+
+    let whole = std::fs::read_to_string(&answers).unwrap();
+    let other = whole.replacen("\"model\":\"", "\"model\":\"Not ", 1).replacen(
+        "\"file_type\":",
+        "\"file_type\":1",
+        1,
+    );
+    std::fs::write(&answers, other).unwrap();
+    let told = notes(&axiscap("calibrate", &reused));
+    assert!(told.contains("from the model \"Not ") && told.contains("from weights of file type 1"), "{told}");
+
+    let lines: Vec<_> = whole.lines().collect();
+    std::fs::write(&answers, lines[..lines.len() - 3].join("\n")).unwrap();
+    fail(axiscap("calibrate", &reused), &["answers.jsonl", "3 of the 14 answers are missing"]);
+}
+
+#[test]
+fn a_run_that_was_stopped_goes_on_to_the_same_bytes() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (whole, cut, axes) = (at("whole.jsonl"), at("cut.jsonl"), at("axes.gguf"));
+    let part = format!("{cut}.part");
+    let extract = |answers: &str, more: &[&str]| {
+        axiscap(
+            "extract",
+            &[&TINY[..], &["--slots", "2", "--rollouts", answers, "--out", &axes], more].concat(),
+        )
+    };
+    succeed(extract(&whole, &[]));
+    let text = std::fs::read(&whole).unwrap();
+    let lines: Vec<usize> = (0..text.len()).filter(|&at| text[at] == b'\n').map(|at| at + 1).collect();
+    assert_eq!(lines.len(), 1 + 14);
+    // 8 answers are a group of 2 slots.
+    for (length, kept) in [(lines[8] + 40, 8), (lines[8] - 1, 0), (lines[14], 14)] {
+        std::fs::write(&part, &text[..length]).unwrap();
+        let output = extract(&cut, &[]);
+        let told = notes(&output);
+        assert_eq!(told.contains(&format!("({kept} of 14 answers)")), kept > 0, "{told}");
+        assert!(std::fs::read(&cut).unwrap() == text, "{kept} answers kept: the rest came out otherwise");
+        assert!(!Path::new(&part).exists());
+        std::fs::remove_file(&cut).unwrap();
+    }
+    // Answers of another run are neither used nor lost.
+    std::fs::write(&part, &text[..lines[8]]).unwrap();
+    fail(extract(&cut, &["--seed", "2"]), &["cut.jsonl.part", "another seed (1, now 2)", "remove the file"]);
+    assert_eq!(std::fs::read(&part).unwrap(), text[..lines[8]]);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_the_answers_and_the_same_command_goes_on() {
+    use std::process::{Command, Stdio};
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (stopped, through) = (at("stopped.gguf"), at("through.gguf"));
+    let args = ["--limit-roles", "1", "--limit-questions", "6", "--max-tokens", "8", "--slots", "1"];
+    let part = format!("{stopped}.answers.part");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
+        .args(["extract", "--model", arg(&model()), "--out", &stopped])
+        .args(args)
+        .env("OMP_WAIT_POLICY", "passive")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = || std::fs::read(&part).unwrap_or_default().iter().filter(|&&byte| byte == b'\n').count();
+    while lines() < 5 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    fail_with(1, &output, &["stopped", "of 42 answers are kept in", ".answers.part", "the same command"]);
+    assert!(!Path::new(&stopped).exists());
+    let out = |path: &str| axiscap("extract", &[&args[..], &["--out", path]].concat());
+    assert!(notes(&out(&stopped)).contains("going on with"));
+    succeed(out(&through));
+    let name = |path: &str| std::fs::read(path).unwrap();
+    let same = name(&through).len() == name(&stopped).len();
+    let (one, other) =
+        (CapFile::read(Path::new(&stopped)).unwrap(), CapFile::read(Path::new(&through)).unwrap());
+    assert!(same && one.caps == other.caps, "stopped and gone on with, the axes are the same");
+    assert!(!Path::new(&part).exists());
+}
+
+#[test]
+fn a_conversation_longer_than_the_context_is_told_up_to_there() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (file, script, plot) = (at("c.gguf"), at("script.json"), at("d.svg"));
+    caps(Path::new(&file), &[(20, 1, Bound::NONE, 1.0)]);
+    let long = "word ".repeat(200);
+    let turns = serde_json::json!({"name": "long", "turns": ["Hi.", "Who are you?", long]});
+    std::fs::write(&script, turns.to_string()).unwrap();
+    let args = ["--caps", &file, "--script", &script, "--plot", &plot, "--temp", "0", "--speed-pairs", "0"];
+    let drift = |more: &[&str]| axiscap("drift", &[&args[..], more].concat());
+    let output = drift(&["--max-tokens", "4", "--ctx", "128", "--json"]);
+    fail_with(1, &output, &["uncapped, turn 3 of 3", "128", "--ctx"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for which in ["uncapped", "capped"] {
+        let stops: Vec<_> = report[which].as_array().unwrap().iter().map(|turn| &turn["stop"]).collect();
+        assert_eq!(stops, ["max_tokens", "max_tokens"]);
+    }
+    assert!(report["unfinished"].as_str().unwrap().contains("turn 3"), "{report}");
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("</svg>"));
+
+    // An answer that the context cut off says so.
+    let output = drift(&["--max-tokens", "400", "--ctx", "64"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("the answer was cut off because the context is full; raise --ctx"), "{told}");
+    // Without a single turn there is nothing to tell.
+    fail(drift(&["--max-tokens", "4", "--ctx", "8"]), &["uncapped, turn 1 of 3", "--ctx"]);
 }
 
 #[test]

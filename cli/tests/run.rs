@@ -60,6 +60,27 @@ fn the_prompt_comes_from_an_argument_a_file_or_stdin() {
 }
 
 #[test]
+fn a_line_break_at_the_end_of_a_prompt_is_none_of_it_unless_raw() {
+    let folder = folder();
+    let path = folder.path().join("prompt.txt");
+    let length = |source: &[&str], stdin: &str| {
+        let args = [&["--temp", "0", "--max-tokens", "1", "--json", "--ctx", "128"], source].concat();
+        json(with_stdin("run", &args, stdin))["prompt_tokens"].as_u64().unwrap()
+    };
+    let length_of_file = |text: &str, more: &[&str]| {
+        std::fs::write(&path, text).unwrap();
+        length(&[&["--prompt-file", arg(&path)], more].concat(), "")
+    };
+    let plain = length(&["--prompt", "Who?"], "");
+    assert_eq!(length(&["--prompt", "-"], "Who?\n"), plain);
+    assert_eq!(length_of_file("Who?\r\n", &[]), plain);
+    assert_eq!(length_of_file("Who?\n\n\n", &[]), length(&["--prompt", "Who?\n\n"], ""));
+    let raw = length(&["--raw", "--prompt", "Who?"], "");
+    assert!(length_of_file("Who?\n", &["--raw"]) > raw);
+    assert!(length(&["--raw", "--prompt", "-"], "Who?\n") > raw);
+}
+
+#[test]
 fn text_goes_to_stdout_and_figures_to_stderr() {
     let args = ["--prompt", "Say hello.", "--system", "You are brief.", "--temp", "0", "--max-tokens", "8"];
     let output = axiscap("run", &args);
@@ -107,6 +128,26 @@ fn a_reader_that_leaves_ends_the_program_quietly() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn a_trace_is_written_although_nobody_reads_the_text() {
+    let folder = folder();
+    let (file, trace) = (folder.path().join("c.gguf"), folder.path().join("t.jsonl"));
+    caps(&file, &[(9, 1, Bound::floor(-1.0).unwrap(), 1.0)]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
+        .args(["run", "--model", arg(&model()), "--prompt", "Count to a hundred.", "--temp", "0"])
+        .args(["--caps", arg(&file), "--trace", arg(&trace)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut byte = [0];
+    child.stdout.take().unwrap().read_exact(&mut byte).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let text = std::fs::read_to_string(&trace).expect("a trace");
+    assert!(text.contains("\"phase\":\"prompt\"") && text.contains("\"phase\":\"generated\""), "{text}");
 }
 
 #[test]

@@ -44,6 +44,15 @@ fn ctrl_c_stops_the_answer_and_at_the_prompt_the_program() {
 }
 
 #[test]
+fn a_byte_that_is_no_text_does_not_end_the_conversation() {
+    let steps =
+        [("> ", "caf\u{fffd}\n"), ("error:", ""), ("> ", "Hello.\n"), ("[turn 1", ""), ("> ", "/quit\n")];
+    let (screen, status) = converse(&steps, &["--max-tokens", "2", "--ctx", "64"]);
+    assert!(screen.contains("line 1 is not UTF-8: its byte 4"), "{screen}");
+    assert_eq!(status, 0, "{screen}");
+}
+
+#[test]
 fn a_full_context_names_the_ways_out() {
     let long = "A few words to fill the context with. ".repeat(6) + "\n";
     let steps = [("> ", &*long), ("[turn 1", ""), ("> ", &*long), ("error:", ""), ("> ", "/quit\n")];

@@ -145,6 +145,27 @@ impl CapFile {
         }])
     }
 
+    /// Compares what the file says of its model beyond its shape with a model: name and quantisation, where both
+    /// know them. Shape and architecture are for [`CapFile::check_model`].
+    ///
+    /// Another name is no proof of another model, and caps of another quantisation are only less exact, so these are
+    /// warnings.
+    #[must_use]
+    pub fn check_fingerprint(&self, model: &ModelInfo) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        if let (Some(file), Some(model)) = (&self.model.name, &model.name)
+            && file != model
+        {
+            warnings.push(Warning::OtherName { file: file.clone(), model: model.clone() });
+        }
+        if let (Some(file), Some(model)) = (self.model.file_type, model.file_type)
+            && file != model
+        {
+            warnings.push(Warning::OtherFileType { file, model });
+        }
+        warnings
+    }
+
     /// What was odd about the file when it was read.
     #[must_use]
     pub fn warnings(&self) -> &[Warning] {
@@ -195,4 +216,35 @@ pub(super) fn read_whole(path: &Path) -> Result<Vec<u8>> {
         check(bytes.len() as u64)?;
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::axis::Axis;
+    use crate::cap::{BlockCap, Bound, Cap};
+
+    #[test]
+    fn a_fingerprint_is_compared_as_far_as_both_know_it() {
+        let info = |name: Option<&str>, file_type| ModelInfo {
+            name: name.map(Into::into),
+            file_type,
+            ..ModelInfo::new("llama", 2)
+        };
+        let cap = Cap::new(Axis::from_direction(&[1.0]).unwrap(), Bound::NONE);
+        let file =
+            |model| CapFile::new(CapSet::new([BlockCap { block: 1, cap: cap.clone() }]).unwrap(), model);
+        let known = file(info(Some("a"), Some(3)));
+        for same in [info(Some("a"), Some(3)), info(None, Some(3)), info(Some("a"), None), info(None, None)] {
+            assert_eq!(known.check_fingerprint(&same), []);
+            assert_eq!(file(same).check_fingerprint(&info(Some("a"), Some(3))), []);
+        }
+        assert_eq!(
+            known.check_fingerprint(&info(Some("b"), Some(15))),
+            [
+                Warning::OtherName { file: "a".into(), model: "b".into() },
+                Warning::OtherFileType { file: 3, model: 15 }
+            ]
+        );
+    }
 }

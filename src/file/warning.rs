@@ -15,6 +15,20 @@ pub enum Warning {
         /// The architecture of the model.
         model: String,
     },
+    /// The file names another model than the one it is used with; width and block count fit.
+    OtherName {
+        /// The name of the model the file was made for.
+        file: String,
+        /// The name of the model.
+        model: String,
+    },
+    /// The file was made for another quantisation of the model.
+    OtherFileType {
+        /// `general.file_type` of the model the file was made for.
+        file: u32,
+        /// `general.file_type` of the model.
+        model: u32,
+    },
     /// No cap uses this tensor. It is dropped when the file is written again.
     UnusedTensor {
         /// Its name.
@@ -35,6 +49,14 @@ impl fmt::Display for Warning {
             Self::OtherArchitecture { file, model } => write!(
                 f,
                 "made for architecture {file:?} (controlvector.model_hint), but the model is {model:?}: check that it is the same model under another name"
+            ),
+            Self::OtherName { file, model } => write!(
+                f,
+                "made for the model {file:?} (axiscap.model.name), but this one is {model:?}: caps work only on the model they were made for; calibrate on this one unless it is the same under another name"
+            ),
+            Self::OtherFileType { file, model } => write!(
+                f,
+                "made for weights of file type {file} (axiscap.model.file_type), but the model's are of file type {model}: projections move with the quantisation; calibrate on this file"
             ),
             Self::UnusedTensor { name } => write!(
                 f,

@@ -180,7 +180,7 @@ impl Observer for Projector {
 struct Watched<O> {
     /// Per row of the batch: the answer it is a response token of; `None` for prompt tokens.
     answers: Vec<Option<usize>>,
-    /// The rows that have logits: the response tokens.
+    /// The rows that have logits: the response tokens, where the last block is observed.
     outputs: Vec<usize>,
     observer: O,
     /// The first block whose rows did not fit the batch, and how many it had.
@@ -215,9 +215,13 @@ fn observe<O: Observer>(
 ) -> Result<O, Error> {
     let longest = rollouts.iter().map(length).max().unwrap_or(0);
     let sequences = slots(model, SEQUENCES.min(rollouts.len()));
+    // Whole answers are forgotten batch by batch, so at most one reaches back over several.
+    let ctx = longest.saturating_add(PASS_ROWS as usize).min(model.rope_limit(longest).unwrap_or(usize::MAX));
+    // Logits cost a product with the whole vocabulary per row; only the last block needs them, since it computes no
+    // other rows.
+    let last_block = blocks.contains(&(model.shape().blocks.saturating_sub(1)));
     let options = ContextOptions {
-        // Whole answers are forgotten batch by batch, so at most one reaches back over several.
-        ctx: Some(u32::try_from(longest).unwrap_or(u32::MAX).saturating_add(PASS_ROWS)),
+        ctx: Some(u32::try_from(ctx).unwrap_or(u32::MAX)),
         batch: PASS_ROWS,
         ubatch: PASS_ROWS,
         threads,
@@ -237,15 +241,17 @@ fn observe<O: Observer>(
     let (mut next, mut fed) = (0, 0);
     while next < rollouts.len() {
         let (mut rows, mut answers, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        // What is left of an answer longer than a batch is in the context with what it goes on from.
+        let room = context.batch().min(context.ctx().saturating_sub(fed)).max(1);
         // A sequence may be used once per batch: rows of two answers must not meet in it.
         for _ in 0..sequences {
             let Some(rollout) = rollouts.get(next) else { break };
             let sequence = id(next % sequences);
-            let take = (length(rollout) - fed).min(context.batch() - rows.len());
+            let take = (length(rollout) - fed).min(room - rows.len());
             for position in fed..fed + take {
                 let response = position >= rollout.prompt.len();
                 let (token, position) = (token(rollout, position), id(position));
-                rows.push(BatchRow { token, position, sequence, logits: response });
+                rows.push(BatchRow { token, position, sequence, logits: response && last_block });
                 answers.push(response.then_some(next));
             }
             fed += take;
@@ -256,7 +262,7 @@ fn observe<O: Observer>(
             (next, fed) = (next + 1, 0);
         }
         if let Some(watched) = locked(&watched).as_mut() {
-            watched.outputs = (0..answers.len()).filter(|&row| answers[row].is_some()).collect();
+            watched.outputs = (0..rows.len()).filter(|&row| rows[row].logits).collect();
             watched.answers = answers;
         }
         context.decode(&rows)?;

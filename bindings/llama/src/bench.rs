@@ -18,7 +18,7 @@ use axiscap::CapSet;
 use axiscap_ggml::{Engine, FusedNorms, GraphCounts, Session};
 
 use crate::Token;
-use crate::context::{BatchRow, Context, ContextOptions};
+use crate::context::{BatchRow, Context, ContextOptions, MOST_CTX};
 use crate::error::Error;
 use crate::model::Model;
 
@@ -56,6 +56,66 @@ pub struct BenchOptions {
     pub stock_chain: bool,
     /// Also time a few further decodes of the capped context on its GPU, after everything else.
     pub timeline: bool,
+}
+
+impl Default for BenchOptions {
+    /// 15 rounds of a prompt of 512 tokens, decoded three times, and 64 tokens after it, one sequence; nothing further.
+    fn default() -> Self {
+        Self {
+            pairs: 15,
+            prompt_tokens: 512,
+            prompts: 3,
+            generate_tokens: 64,
+            sequences: 1,
+            context: ContextOptions::default(),
+            engine: Engine::Auto,
+            statistics: true,
+            fused_norm: false,
+            idle: false,
+            eval_callback: false,
+            stock_chain: false,
+            timeline: false,
+        }
+    }
+}
+
+impl BenchOptions {
+    /// Tokens that a context must hold.
+    #[must_use]
+    pub fn needed_context(&self) -> usize {
+        self.measured_tokens().saturating_add(self.timed_tokens())
+    }
+
+    fn measured_tokens(&self) -> usize {
+        self.prompt_tokens.saturating_add(self.generate_tokens.saturating_mul(self.sequences as usize))
+    }
+
+    fn timed_tokens(&self) -> usize {
+        if self.timeline { timeline::DECODES.saturating_mul(self.sequences as usize) } else { 0 }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        for (option, value) in [
+            ("pairs (--pairs)", self.pairs),
+            ("prompt_tokens (--prompt-tokens)", self.prompt_tokens),
+            ("generate_tokens (--generate-tokens)", self.generate_tokens),
+            ("prompts (--prompts)", self.prompts),
+            ("sequences (--sequences)", self.sequences as usize),
+        ] {
+            if value == 0 {
+                return Err(Error::Option { option, value: value.to_string(), expected: "1 or more".into() });
+            }
+        }
+        let needed = self.needed_context();
+        if needed > MOST_CTX as usize {
+            return Err(Error::Option {
+                option: "prompt_tokens + sequences * generate_tokens (--prompt-tokens, --sequences, --generate-tokens)",
+                value: needed.to_string(),
+                expected: format!("at most {MOST_CTX}"),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Capped against uncapped.
@@ -106,7 +166,7 @@ trait Subject {
     /// Decodes tokens from an empty cache, with logits for the last.
     fn prefill(&mut self, tokens: &[Token]) -> Result<(), Error>;
     /// Makes the sequences below `count` copies of sequence 0.
-    fn spread(&mut self, count: u32);
+    fn spread(&mut self, count: u32) -> Result<(), Error>;
     /// Decodes one more token of each sequence, with logits.
     fn step(&mut self, tokens: &[Token], position: usize) -> Result<(), Error>;
     /// (rows times caps, those engaged)
@@ -138,8 +198,8 @@ impl Subject for Context<'_> {
         Ok(())
     }
 
-    fn spread(&mut self, count: u32) {
-        (1..count.cast_signed()).for_each(|sequence| self.copy_sequence(0, sequence));
+    fn spread(&mut self, count: u32) -> Result<(), Error> {
+        (1..count.cast_signed()).try_for_each(|sequence| self.copy_sequence(0, sequence))
     }
 
     fn step(&mut self, tokens: &[Token], position: usize) -> Result<(), Error> {
@@ -183,31 +243,18 @@ struct Sample {
 /// Measures what `caps` cost on `model`. `progress` is called with the rounds done and their number.
 ///
 /// # Errors
-/// [`Error::Option`] for zero pairs or tokens, and those of making and decoding contexts.
+/// [`Error::Option`] for zero pairs or tokens and for more than a context can hold, and those of making and decoding contexts.
 pub fn bench(
     model: &Model,
     caps: &CapSet,
     options: &BenchOptions,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<BenchReport, Error> {
+    options.check()?;
     let sequences = options.sequences as usize;
-    let generated = options.generate_tokens.saturating_mul(sequences);
-    let measured = options.prompt_tokens.saturating_add(generated);
-    let timed = if options.timeline { timeline::DECODES.saturating_mul(sequences) } else { 0 };
-    let tokens = measured.saturating_add(timed);
-    for (option, value) in [
-        ("pairs (--pairs)", options.pairs),
-        ("prompt_tokens (--prompt-tokens)", options.prompt_tokens),
-        ("generate_tokens (--generate-tokens)", options.generate_tokens),
-        ("prompts (--prompts)", options.prompts),
-        ("sequences (--sequences)", sequences),
-    ] {
-        if value == 0 || tokens > i32::MAX as usize {
-            return Err(Error::Option { option, value: value.to_string(), expected: "1 or more".into() });
-        }
-    }
+    let tokens = options.needed_context();
     let text = sample_tokens(model, tokens)?;
-    let (text, further) = text.split_at(measured);
+    let (text, further) = text.split_at(options.measured_tokens());
     let needed = u32::try_from(tokens).unwrap_or(u32::MAX);
     let context = ContextOptions {
         ctx: Some(options.context.ctx.unwrap_or(0).max(needed)),
@@ -220,8 +267,8 @@ pub fn bench(
     kinds.extend(options.stock_chain.then_some(Kind::StockChain));
     let eval_model = if options.eval_callback { Some(EvalModel::load(model)?) } else { None };
     let make = |kind: Kind| -> Result<Box<dyn Subject + '_>, Error> {
-        if let (Kind::EvalCallback, Some(model)) = (kind, &eval_model) {
-            return Ok(Box::new(EvalContext::new(model, caps, &context)?));
+        if let (Kind::EvalCallback, Some(copy)) = (kind, &eval_model) {
+            return Ok(Box::new(EvalContext::new(model, copy, caps, options.statistics, &context)?));
         }
         if kind == Kind::Baseline {
             return Ok(Box::new(Context::uncapped(model, &context)?));
@@ -302,7 +349,7 @@ fn round(
     // A new context's first decodes reserve its graphs and touch its memory for the first time.
     for &subject in &orders[usize::from(turned)] {
         subjects[subject].prefill(prompt)?;
-        subjects[subject].spread(options.sequences);
+        subjects[subject].spread(options.sequences)?;
         subjects[subject].step(&rest[..options.sequences as usize], prompt.len())?;
     }
     for turn in 0..options.prompts {
@@ -314,7 +361,7 @@ fn round(
         }
     }
     for subject in &mut *subjects {
-        subject.spread(options.sequences);
+        subject.spread(options.sequences)?;
     }
     for (tokens, position) in rest.chunks(options.sequences as usize).zip(prompt.len()..) {
         for &subject in &orders[(position + usize::from(turned)) % 2] {
@@ -337,4 +384,24 @@ fn sample_tokens(model: &Model, count: usize) -> Result<Vec<Token>, Error> {
     let more = model.tokenize(TEXT, false)?;
     let tokens: Vec<_> = first.iter().chain(more.iter().cycle()).copied().take(count).collect();
     if tokens.len() == count { Ok(tokens) } else { Err(Error::EmptyPrompt) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_out_of_range_are_named() {
+        let message = |options: BenchOptions| options.check().unwrap_err().to_string();
+        let options = BenchOptions::default();
+        assert!(options.check().is_ok());
+        assert_eq!((options.needed_context(), options.pairs), (576, 15));
+        assert!(message(BenchOptions { pairs: 0, ..options.clone() }).contains("--pairs"));
+        let timed = BenchOptions { timeline: true, sequences: 2, ..options.clone() };
+        assert_eq!(timed.needed_context(), 512 + 2 * 64 + 2 * timeline::DECODES);
+        // Too much altogether is no fault of --pairs, nor of a --ctx that was not given.
+        let far = message(BenchOptions { generate_tokens: usize::MAX, sequences: 3, ..options });
+        assert!(far.contains("--generate-tokens") && far.contains("at most 16777216"), "{far}");
+        assert!(!far.contains("--pairs") && !far.contains("--ctx"), "{far}");
+    }
 }

@@ -61,13 +61,20 @@ impl Model {
     /// running their code: a default system prompt hidden in one is not added.
     ///
     /// # Errors
-    /// [`Error::NoChatTemplate`], [`Error::ChatTemplate`], [`Error::NulInText`].
+    /// [`Error::NoChatTemplate`], [`Error::ChatTemplate`], [`Error::NulInText`], [`Error::TextTooLong`].
     pub fn render(
         &self,
         messages: &[Message],
         template: Option<&str>,
         answer: bool,
     ) -> Result<String, Error> {
+        // llama-cpp-2 hands llama.cpp a buffer of twice the messages' length, counted in an i32, and panics beyond;
+        // what the template adds must fit as well.
+        const MOST: usize = i32::MAX as usize / 4;
+        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        if bytes > MOST {
+            return Err(Error::TextTooLong { bytes, most: MOST });
+        }
         let template = match template {
             Some(name) => LlamaChatTemplate::new(name)
                 .map_err(|error| Error::NulInText { what: "chat template", offset: error.nul_position() })?,

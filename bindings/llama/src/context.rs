@@ -67,7 +67,7 @@ const DEFAULT_CTX: u32 = 4096;
 const MOST_SEQUENCES: u32 = 256;
 /// Largest context asked of llama.cpp: far beyond any model, and small enough that what it needs besides the KV
 /// cache does not end in the system killing the process.
-const MOST_CTX: u32 = 1 << 24;
+pub const MOST_CTX: u32 = 1 << 24;
 
 /// One row of a batch: a token at a position of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -351,7 +351,7 @@ impl<'m> Context<'m> {
             if !usize::try_from(row.position).is_ok_and(|position| position < self.ctx) {
                 return wrong(index, "position", row.position, format!("0 to {} (--ctx)", self.ctx - 1));
             }
-            if !u32::try_from(row.sequence).is_ok_and(|sequence| sequence < self.options.sequences) {
+            if self.check_sequence(row.sequence).is_err() {
                 return wrong(
                     index,
                     "sequence",
@@ -400,10 +400,21 @@ impl<'m> Context<'m> {
         self.outputs.last().copied().unwrap_or(false)
     }
 
-    /// Number of positions of a sequence that are in the KV cache.
+    /// Number of positions of a sequence that are in the KV cache; none of a sequence that the context does not have.
     #[must_use]
     pub fn position(&self, sequence: i32) -> usize {
+        if self.check_sequence(sequence).is_err() {
+            return 0;
+        }
         usize::try_from(self.llama.kv_cache_seq_pos_max(sequence) + 1).unwrap_or(0)
+    }
+
+    /// llama.cpp aborts the process on sequences that it does not have.
+    fn check_sequence(&self, sequence: i32) -> Result<u32, Error> {
+        u32::try_from(sequence)
+            .ok()
+            .filter(|&sequence| sequence < self.options.sequences)
+            .ok_or(Error::Sequence { sequence, last: self.options.sequences - 1 })
     }
 
     /// Forgets all sequences.
@@ -415,11 +426,13 @@ impl<'m> Context<'m> {
     /// Forgets a sequence from a position on.
     ///
     /// # Errors
-    /// [`Error::CannotTruncate`] where the model's memory has no such rows to take away (recurrent models).
+    /// [`Error::Sequence`], and [`Error::CannotTruncate`] where the model's memory has no such rows to take away
+    /// (recurrent models).
     pub fn truncate(&mut self, sequence: i32, position: usize) -> Result<(), Error> {
-        let from = u32::try_from(position).unwrap_or(u32::MAX);
-        let removed = u32::try_from(sequence)
-            .is_ok_and(|seq| self.llama.clear_kv_cache_seq(Some(seq), Some(from), None).unwrap_or(false));
+        let known = self.check_sequence(sequence)?;
+        // llama.cpp counts positions in an i32; beyond them there is nothing to forget.
+        let from = u32::try_from(position).unwrap_or(u32::MAX).min(i32::MAX.cast_unsigned());
+        let removed = self.llama.clear_kv_cache_seq(Some(known), Some(from), None).unwrap_or(false);
         if !removed {
             return Err(Error::CannotTruncate {
                 architecture: self.model.shape().architecture.clone(),
@@ -433,9 +446,20 @@ impl<'m> Context<'m> {
         Ok(())
     }
 
-    /// Makes sequence `to` a copy of sequence `from`, e.g. to go on from a common prompt. The cells are shared.
-    pub fn copy_sequence(&mut self, from: i32, to: i32) {
-        self.llama.copy_cache(from, to, -1);
+    /// Makes sequence `to` a copy of sequence `from`, e.g. to go on from a common prompt; what was in it is forgotten.
+    /// The cells are shared.
+    ///
+    /// # Errors
+    /// [`Error::Sequence`], and those of [`Context::truncate`].
+    pub fn copy_sequence(&mut self, from: i32, to: i32) -> Result<(), Error> {
+        self.check_sequence(from)?;
+        self.check_sequence(to)?;
+        if from != to {
+            // llama.cpp would add the copy to what is there. This also has generate() decode its prompt anew.
+            self.truncate(to, 0)?;
+            self.llama.copy_cache(from, to, -1);
+        }
+        Ok(())
     }
 
     /// The context of `llama-cpp-2`, for what this crate does not cover. A decode through it is not watched.
@@ -451,7 +475,8 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
     /// llama.cpp writes to the shared model while it makes a context (`n_ctx_train`, for scaled rope).
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-    let (ctx, params) = context_params(model, options)?;
+    let settings = Settings::new(model, options)?;
+    let (ctx, params) = (settings.ctx, settings.params());
     memory::check(model, ctx, options.kv_type)?;
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (made, complaints) = log::capture(|| model.llama().new_context(backend::llama(), params));
@@ -459,37 +484,58 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
     Ok((ctx.min(llama.n_ctx()), llama))
 }
 
-/// llama.cpp's parameters for these options, checked: llama.cpp aborts the process on some of what is refused here.
-fn context_params(model: &Model, options: &ContextOptions) -> Result<(u32, LlamaContextParams), Error> {
-    let default = DEFAULT_CTX.min(model.trained_context().max(1));
-    let ctx = in_range("ctx (--ctx)", options.ctx.unwrap_or(default), 1, MOST_CTX)?;
-    let batch = in_range("batch", options.batch, 1, i32::MAX as u32)?;
-    let ubatch = in_range("ubatch (--ubatch)", options.ubatch, 1, i32::MAX as u32)?;
-    let sequences = in_range("sequences", options.sequences, 1, MOST_SEQUENCES)?;
-    let threads = u32::try_from(options.threads.unwrap_or_else(default_threads)).unwrap_or(u32::MAX);
-    let threads = in_range("threads (--threads)", threads, 1, threads::MOST as u32)? as i32;
-    let kv = match options.kv_type {
-        KvType::F16 => KvCacheType::F16,
-        KvType::F32 => KvCacheType::F32,
-    };
-    let flash = match options.flash_attention {
-        None => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-        Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-    };
-    let params = LlamaContextParams::default()
-        .with_n_ctx(NonZeroU32::new(ctx))
-        .with_n_batch(batch.max(ubatch))
-        .with_n_ubatch(ubatch)
-        .with_n_seq_max(sequences)
-        .with_n_threads(threads)
-        .with_n_threads_batch(threads)
-        .with_type_k(kv)
-        .with_type_v(kv)
-        .with_flash_attention_policy(flash)
-        .with_kv_unified(true)
-        .with_no_perf(true);
-    Ok((ctx, params))
+/// The numbers that llama.cpp is given for [`ContextOptions`], checked: it aborts the process on some of what is
+/// refused here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) ctx: u32,
+    pub(crate) batch: u32,
+    pub(crate) ubatch: u32,
+    pub(crate) sequences: u32,
+    pub(crate) threads: i32,
+    pub(crate) kv: sys::ggml_type,
+    pub(crate) flash_attention: sys::llama_flash_attn_type,
+}
+
+impl Settings {
+    pub(crate) fn new(model: &Model, options: &ContextOptions) -> Result<Self, Error> {
+        let default = DEFAULT_CTX.min(model.trained_context().max(1));
+        let threads = u32::try_from(options.threads.unwrap_or_else(default_threads)).unwrap_or(u32::MAX);
+        let batch = in_range("batch", options.batch, 1, i32::MAX as u32)?;
+        let ubatch = in_range("ubatch (--ubatch)", options.ubatch, 1, i32::MAX as u32)?;
+        Ok(Self {
+            ctx: in_range("ctx (--ctx)", options.ctx.unwrap_or(default), 1, MOST_CTX)?,
+            batch: batch.max(ubatch),
+            ubatch,
+            sequences: in_range("sequences", options.sequences, 1, MOST_SEQUENCES)?,
+            threads: in_range("threads (--threads)", threads, 1, threads::MOST as u32)?.cast_signed(),
+            kv: match options.kv_type {
+                KvType::F16 => sys::GGML_TYPE_F16,
+                KvType::F32 => sys::GGML_TYPE_F32,
+            },
+            flash_attention: match options.flash_attention {
+                None => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+                Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+                Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            },
+        })
+    }
+
+    fn params(&self) -> LlamaContextParams {
+        let kv = KvCacheType::from(self.kv);
+        LlamaContextParams::default()
+            .with_n_ctx(NonZeroU32::new(self.ctx))
+            .with_n_batch(self.batch)
+            .with_n_ubatch(self.ubatch)
+            .with_n_seq_max(self.sequences)
+            .with_n_threads(self.threads)
+            .with_n_threads_batch(self.threads)
+            .with_type_k(kv)
+            .with_type_v(kv)
+            .with_flash_attention_policy(self.flash_attention)
+            .with_kv_unified(true)
+            .with_no_perf(true)
+    }
 }
 
 fn in_range(option: &'static str, value: u32, least: u32, most: u32) -> Result<u32, Error> {

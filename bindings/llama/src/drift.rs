@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::chat::Chat;
 use crate::context::Context;
 use crate::error::Error;
-use crate::generate::{GenerateOptions, Timings};
-use crate::trace::TraceRow;
+use crate::generate::{GenerateOptions, Stop, Timings};
+use crate::trace::{TraceRow, answer_means};
 
 /// Why a script was refused.
 #[derive(Debug, thiserror::Error)]
@@ -92,20 +92,36 @@ pub struct DriftTurn {
     pub answer: String,
     /// Tokens of the answer.
     pub tokens: usize,
+    /// Why it ended.
+    pub stop: Stop,
     /// Per cap, in the order of the set. Empty for an answer without tokens.
     pub projections: Vec<TurnProjection>,
     /// How long the turn took.
     pub timings: Timings,
 }
 
+/// A conversation that ended before its script did.
+#[derive(Debug, thiserror::Error)]
+// The message holds the cause; as a source it would be told twice.
+#[error("turn {turn} of {turns}: {error}")]
+pub struct Unfinished {
+    /// The turn that failed, counted from 1.
+    pub turn: usize,
+    /// Turns of the script.
+    pub turns: usize,
+    /// Why.
+    pub error: Error,
+}
+
 /// Lets the model answer every turn of the script under `caps`; with `capped` false the caps only observe.
 ///
 /// The mean of a turn is over the response tokens that were decoded: all of them, but for the last one of an answer
-/// that was cut at `max_tokens`. `template` names a chat template in place of the model's own. `on_turn` is told how
-/// many turns are done.
+/// that was cut off. `template` names a chat template in place of the model's own. `on_turn` is told how many turns
+/// are done. A turn that cannot be had, because the context is full, say, ends the conversation: the turns before it
+/// are returned with the reason.
 ///
 /// # Errors
-/// Those of [`Chat::say`] and [`Context::set_caps`].
+/// Those of [`Context::set_caps`].
 pub fn converse(
     context: &mut Context<'_>,
     script: &Script,
@@ -114,19 +130,28 @@ pub fn converse(
     capped: bool,
     options: &GenerateOptions,
     mut on_turn: impl FnMut(usize),
-) -> Result<Vec<DriftTurn>, Error> {
+) -> Result<(Vec<DriftTurn>, Option<Unfinished>), Error> {
     let observing = caps.map(|cap| cap.clone().with_bound(Bound::NONE));
     context.set_caps(Some(if capped { caps } else { &observing }))?;
     context.set_tracing(true)?;
     let mut chat = Chat::new(script.system.as_deref(), template);
     let mut turns = Vec::new();
+    let mut unfinished = None;
     for user in &script.turns {
         context.take_trace();
-        let answered = chat.say(context, user, options, |_| std::ops::ControlFlow::Continue(()))?;
+        let answered = match chat.say(context, user, options, |_| std::ops::ControlFlow::Continue(())) {
+            Ok(answered) => answered,
+            Err(error) => {
+                let (turn, of) = (turns.len() + 1, script.turns.len());
+                unfinished = Some(Unfinished { turn, turns: of, error });
+                break;
+            }
+        };
         let trace = context.take_trace();
         turns.push(DriftTurn {
             user: user.clone(),
             tokens: answered.generated.tokens.len(),
+            stop: answered.generated.stop,
             projections: projections(&trace, answered.prompt_tokens, caps),
             timings: answered.generated.timings,
             answer: answered.generated.text,
@@ -134,29 +159,18 @@ pub fn converse(
         on_turn(turns.len());
     }
     context.set_tracing(false)?;
-    Ok(turns)
+    Ok((turns, unfinished))
 }
 
 /// Per cap, the means over the rows from position `prompt` on.
 fn projections(trace: &[TraceRow], prompt: usize, caps: &CapSet) -> Vec<TurnProjection> {
-    let of_cap = |(index, entry): (usize, &axiscap::BlockCap)| {
-        let rows = || {
-            trace.iter().filter(move |row| {
-                row.cap == index
-                    && !row.non_finite
-                    && usize::try_from(row.position).is_ok_and(|position| position >= prompt)
-            })
-        };
-        let count = rows().count();
-        let mean = |value: fn(&TraceRow) -> f64| rows().map(value).sum::<f64>() / count as f64;
-        (count > 0).then(|| TurnProjection {
-            block: entry.block,
-            before: mean(|row| f64::from(row.before)),
-            after: mean(|row| f64::from(row.after)),
-            engaged: mean(|row| f64::from(u8::from(row.engaged))),
-        })
-    };
-    caps.caps().iter().enumerate().filter_map(of_cap).collect()
+    let means = answer_means(trace, prompt, caps.caps().len());
+    let figures = caps.caps().iter().zip(means).filter_map(|(entry, seen)| {
+        let (before, after) = seen.means?;
+        let engaged = seen.engaged as f64 / seen.rows as f64;
+        Some(TurnProjection { block: entry.block, before, after, engaged })
+    });
+    figures.collect()
 }
 
 #[cfg(test)]

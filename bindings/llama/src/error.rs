@@ -81,11 +81,13 @@ pub enum Error {
         /// Offset in bytes.
         offset: usize,
     },
-    /// A text too long to be tokenized at all.
-    #[error("the text is {bytes} bytes long; llama.cpp's tokenizer takes at most {} bytes", i32::MAX / 2)]
+    /// A text too long to be tokenized, or to be put into a chat template, at all.
+    #[error("the text is {bytes} bytes long; llama.cpp takes at most {most}: shorten it")]
     TextTooLong {
         /// Length in bytes.
         bytes: usize,
+        /// Most bytes.
+        most: usize,
     },
     /// More tokens than the context holds.
     #[error(
@@ -96,6 +98,18 @@ pub enum Error {
         prompt: usize,
         /// Tokens the context holds.
         context: usize,
+        /// Tokens of context the model was trained on.
+        trained: u32,
+    },
+    /// Prompts and answers that do not fit what the model was trained on, where the context is made as needed.
+    #[error(
+        "a prompt of {prompt} tokens and an answer of up to {answer} do not fit into the {trained} tokens that the model was trained on; lower --max-tokens or shorten the prompts"
+    )]
+    AnswerTooLong {
+        /// Tokens of the longest prompt.
+        prompt: usize,
+        /// Most tokens of an answer.
+        answer: usize,
         /// Tokens of context the model was trained on.
         trained: u32,
     },
@@ -130,6 +144,16 @@ pub enum Error {
         value: i64,
         /// What is accepted.
         expected: String,
+    },
+    /// A sequence that the context does not have.
+    #[error(
+        "there is no sequence {sequence}: the context has 0 to {last}; make it with more sequences, or name one of these"
+    )]
+    Sequence {
+        /// The sequence.
+        sequence: i32,
+        /// The last one there is.
+        last: u32,
     },
     /// llama.cpp failed to decode a batch.
     #[error("llama.cpp failed to decode {rows} rows from position {position}: {reason}")]

@@ -21,11 +21,15 @@ pub struct Sampling {
     pub top_p: f32,
     /// Keep tokens at least this likely, relative to the likeliest; 0 keeps all.
     pub min_p: f32,
-    /// Seed of the random numbers.
+    /// Seed of the random numbers: the same seed draws the same tokens.
     pub seed: u32,
 }
 
 impl Sampling {
+    /// The largest seed that has random numbers of its own. llama.cpp takes the next one (its
+    /// `LLAMA_DEFAULT_SEED`) to ask for a seed drawn by chance, so here it stands for this one.
+    pub const MOST_SEED: u32 = u32::MAX - 1;
+
     /// The likeliest token, always.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
 
@@ -48,7 +52,7 @@ impl Sampling {
             LlamaSampler::top_p(self.top_p, 1),
             LlamaSampler::min_p(self.min_p, 1),
             LlamaSampler::temp(self.temperature),
-            LlamaSampler::dist(self.seed),
+            LlamaSampler::dist(self.seed.min(Self::MOST_SEED)),
         ]))
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use axiscap_ggml::ModelShape;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::vocab::VocabType;
 use llama_cpp_sys_2 as sys;
 
 use crate::Token;
@@ -153,6 +154,14 @@ impl Model {
         self.trained_context
     }
 
+    /// Some models (longrope) rotate positions otherwise in contexts above a certain size, whatever the length of the
+    /// text in it. That size, where there is one and a text of `longest` tokens fits below it: contexts up to it
+    /// compute alike.
+    pub(crate) fn rope_limit(&self, longest: usize) -> Option<usize> {
+        let key = format!("{}.rope.scaling.original_context_length", self.shape.architecture);
+        rope_limit(self.llama.meta_val_str(&key).ok()?.parse().ok()?, longest)
+    }
+
     /// Number of tokens of the vocabulary: the length of a row of logits.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
@@ -172,16 +181,29 @@ impl Model {
     }
 
     /// The tokens of a text. Special tokens written in it (`<|im_start|>`) are parsed as such; `whole` says that
-    /// the text is a prompt from its beginning, so that BOS (and EOS) are added as the model asks.
+    /// the text is a prompt from its beginning, so that BOS is added as the model asks. What some models ask for at
+    /// the end (EOS, a separator) is not: the prompt is to be gone on from.
     ///
     /// # Errors
     /// [`Error::TextTooLong`].
     pub fn tokenize(&self, text: &str, whole: bool) -> Result<Vec<Token>, Error> {
         // llama.cpp counts bytes and tokens in an i32, and may add a few of its own.
-        if text.len() > (i32::MAX / 2) as usize {
-            return Err(Error::TextTooLong { bytes: text.len() });
+        const MOST: usize = (i32::MAX / 2) as usize;
+        if text.len() > MOST {
+            return Err(Error::TextTooLong { bytes: text.len(), most: MOST });
         }
-        Ok(self.llama.vocab().tokenize(text.as_bytes(), whole, true))
+        let vocab = self.llama.vocab();
+        let mut tokens = vocab.tokenize(text.as_bytes(), whole, true);
+        // llama.cpp adds these with BOS or not at all. Only what it added is taken away: an EOS that the text itself
+        // ends with stays.
+        let added = match vocab.vocab_type() {
+            VocabType::WPM => Some(vocab.sep()),
+            _ => vocab.should_add_eos().then(|| vocab.eos()),
+        };
+        if whole && added.is_some() && tokens.last().copied() == added {
+            tokens.pop();
+        }
+        Ok(tokens)
     }
 
     /// The bytes a token stands for; none for control tokens. A character may be spread over several tokens.
@@ -241,6 +263,13 @@ fn remedy(reason: &str) -> &'static str {
     }
 }
 
+/// The largest context that llama.cpp does not round up to more than `original` tokens, if `longest` fit into it.
+fn rope_limit(original: usize, longest: usize) -> Option<usize> {
+    /// llama.cpp rounds context sizes up to a multiple of this.
+    const STEP: usize = 256;
+    Some(original / STEP * STEP).filter(|&limit| longest <= limit)
+}
+
 fn file_type_name(number: sys::llama_ftype) -> String {
     // SAFETY: takes any number and returns a static string ("unknown" for what it does not know).
     let name = unsafe { sys::llama_ftype_name(number) };
@@ -249,4 +278,16 @@ fn file_type_name(number: sys::llama_ftype) -> String {
     }
     // SAFETY: as above, not null.
     unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rope_limit;
+
+    #[test]
+    fn contexts_stay_below_the_size_that_changes_the_rope() {
+        assert_eq!(rope_limit(4096, 300), Some(4096));
+        assert_eq!(rope_limit(4000, 3840), Some(3840));
+        assert_eq!(rope_limit(4000, 3841), None, "such a text is rotated the other way in any context");
+    }
 }

@@ -1,6 +1,7 @@
 //! Many answers at once: continuous batching over one uncapped context.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 
 use llama_cpp_2::sampling::LlamaSampler;
 
@@ -40,72 +41,140 @@ impl Default for RolloutOptions {
 /// Rows of one pass: enough to keep the cores busy, few enough for the logits to stay in memory.
 pub(crate) const PASS_ROWS: u32 = 512;
 
+/// Slots that a group of answers fills, one after the other: enough that the last answers of a group, which run with
+/// fewer and fewer neighbours, cost little; few enough that a run that is stopped loses little.
+const ROUNDS: usize = 4;
+
 /// Generates the answer to every request. `on_progress` is told how many are done.
 ///
-/// A slot whose answer has ended takes the next request at once. Every answer has a seed and a sampler of its own.
-/// The same requests and options give the same answers; with another number of slots llama.cpp's batched matrix
-/// products differ in their last bits, which can tip a draw, and the answer goes another way from there.
+/// A slot whose answer has ended takes the next request of its group at once. Every answer has a seed and a sampler
+/// of its own. The same requests and options give the same answers; with another number of slots llama.cpp's batched
+/// matrix products differ in their last bits, which can tip a draw, and the answer goes another way from there.
 /// Recurrent and hybrid models are decoded one answer at a time: their state cannot be batched with prompts of
 /// other lengths.
 ///
 /// # Errors
-/// Those of [`Model::render`], [`Error::PromptTooLong`], and those of [`Context::decode`].
+/// Those of [`Model::render`], [`Error::AnswerTooLong`], and those of [`Context::decode`].
 pub fn generate_rollouts(
     model: &Model,
     requests: &[Request],
     options: &RolloutOptions,
     mut on_progress: impl FnMut(usize),
 ) -> Result<Vec<Rollout>, Error> {
-    let mut queue = VecDeque::new();
-    for (index, request) in requests.iter().enumerate() {
-        let prompt = prompt(model, request, options.chat_template.as_deref())?;
-        queue.push_back((index, prompt));
+    let mut generator = Generator::new(model, requests, options)?;
+    let (mut rollouts, mut told) = (Vec::new(), 0);
+    while rollouts.len() < requests.len() {
+        let group = generator.group(rollouts.len(), |done| {
+            // Several answers may end at once.
+            (told + 1..=done).for_each(&mut on_progress);
+            told = done;
+            ControlFlow::Continue(())
+        })?;
+        rollouts.extend(group.unwrap_or_default());
     }
-    let longest = queue.iter().map(|(_, prompt)| prompt.len()).max().unwrap_or(0) + options.max_tokens;
-    let trained = model.trained_context();
-    if longest > trained as usize {
-        return Err(Error::PromptTooLong { prompt: longest, context: trained as usize, trained });
-    }
-    let slots = slots(model, options.slots.min(requests.len()));
-    let context_options = ContextOptions {
-        ctx: Some(u32::try_from(slots * longest).unwrap_or(u32::MAX)),
-        batch: PASS_ROWS,
-        ubatch: PASS_ROWS,
-        threads: options.threads,
-        sequences: u32::try_from(slots).unwrap_or(u32::MAX),
-        ..ContextOptions::default()
-    };
-    let mut context = Context::uncapped(model, &context_options)?;
-    let mut done: Vec<Option<Rollout>> = requests.iter().map(|_| None).collect();
-    let mut active: Vec<Option<Slot>> = (0..slots).map(|_| None).collect();
-    let mut finished = 0;
-    while finished < requests.len() {
-        for slot in active.iter_mut().filter(|slot| slot.is_none()) {
-            let Some((index, prompt)) = queue.pop_front() else { break };
-            let sampling = Sampling { seed: requests[index].seed, ..options.sampling };
-            *slot = Some(Slot { index, fed: 0, prompt, response: Vec::new(), sampler: sampling.sampler()? });
+    Ok(rollouts)
+}
+
+/// Generates answers group by group, for callers who keep what is done and go on from it later.
+///
+/// A group is a number of requests in a row. It begins with an empty context, so that its answers depend on nothing
+/// that came before: a run that was stopped between two groups, and one that was not, give the same answers to the
+/// bit. (Within a group they do not: an answer's neighbours in the batch move its last bits.)
+#[derive(Debug)]
+pub struct Generator<'a> {
+    requests: &'a [Request],
+    prompts: Vec<Vec<Token>>,
+    options: &'a RolloutOptions,
+    slots: usize,
+    context: Context<'a>,
+}
+
+impl<'a> Generator<'a> {
+    /// A context for the answers to these requests.
+    ///
+    /// # Errors
+    /// Those of [`Model::render`] and [`Context::uncapped`], [`Error::AnswerTooLong`].
+    pub fn new(
+        model: &'a Model,
+        requests: &'a [Request],
+        options: &'a RolloutOptions,
+    ) -> Result<Self, Error> {
+        let prompt = |request| prompt(model, request, options.chat_template.as_deref());
+        let prompts = requests.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
+        let longest_prompt = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let longest = longest_prompt.saturating_add(options.max_tokens);
+        let trained = model.trained_context();
+        if longest > trained as usize {
+            return Err(Error::AnswerTooLong { prompt: longest_prompt, answer: options.max_tokens, trained });
         }
-        let (rows, ends) = next_batch(&mut active, context.batch());
-        context.decode(&rows)?;
-        for (row, sequence) in ends {
-            let Some(slot) = &mut active[sequence] else { continue };
-            let token = slot.sampler.sample(context.llama(), i32::try_from(row).unwrap_or(i32::MAX));
-            let ended = model.ends_generation(token);
-            if !ended {
-                slot.response.push(token);
+        let most = model.rope_limit(longest).unwrap_or(usize::MAX);
+        let slots = slots(model, options.slots.min(requests.len())).min(most / longest.max(1)).max(1);
+        let context_options = ContextOptions {
+            ctx: Some(u32::try_from(slots * longest).unwrap_or(u32::MAX)),
+            batch: PASS_ROWS,
+            ubatch: PASS_ROWS,
+            threads: options.threads,
+            sequences: u32::try_from(slots).unwrap_or(u32::MAX),
+            ..ContextOptions::default()
+        };
+        let context = Context::uncapped(model, &context_options)?;
+        Ok(Self { requests, prompts, options, slots, context })
+    }
+
+    /// Number of answers of a group; the last one may be shorter.
+    #[must_use]
+    pub fn group_size(&self) -> usize {
+        ROUNDS * self.slots
+    }
+
+    /// The answers of the group that begins with request `first`, in order; `None` when `go_on` asked to stop. It is
+    /// asked after every pass, and told how many answers are done in all.
+    ///
+    /// # Errors
+    /// Those of [`Context::decode`].
+    pub fn group(
+        &mut self,
+        first: usize,
+        mut go_on: impl FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<Rollout>>, Error> {
+        let model = self.context.model();
+        let end = self.requests.len().min(first.saturating_add(self.group_size()));
+        let mut queue: VecDeque<usize> = (first..end).collect();
+        let mut done: Vec<Option<Rollout>> = queue.iter().map(|_| None).collect();
+        let mut active: Vec<Option<Slot>> = (0..self.slots).map(|_| None).collect();
+        let mut finished = first;
+        self.context.clear();
+        while finished < end {
+            for slot in active.iter_mut().filter(|slot| slot.is_none()) {
+                let Some(index) = queue.pop_front() else { break };
+                let sampling = Sampling { seed: self.requests[index].seed, ..self.options.sampling };
+                let (prompt, sampler) = (self.prompts[index].clone(), sampling.sampler()?);
+                *slot = Some(Slot { index, fed: 0, prompt, response: Vec::new(), sampler });
             }
-            if ended || slot.response.len() >= options.max_tokens {
-                context.truncate(i32::try_from(sequence).unwrap_or(i32::MAX), 0)?;
-                if let Some(slot) = active[sequence].take() {
-                    let index = slot.index;
-                    done[index] = Some(slot.rollout(model, &requests[index]));
-                    finished += 1;
-                    on_progress(finished);
+            let (rows, ends) = next_batch(&mut active, self.context.batch());
+            self.context.decode(&rows)?;
+            for (row, sequence) in ends {
+                let Some(slot) = &mut active[sequence] else { continue };
+                let token = slot.sampler.sample(self.context.llama(), i32::try_from(row).unwrap_or(i32::MAX));
+                let ended = model.ends_generation(token);
+                if !ended {
+                    slot.response.push(token);
+                }
+                if ended || slot.response.len() >= self.options.max_tokens {
+                    self.context.truncate(i32::try_from(sequence).unwrap_or(i32::MAX), 0)?;
+                    if let Some(slot) = active[sequence].take() {
+                        let index = slot.index;
+                        done[index - first] = Some(slot.rollout(model, &self.requests[index]));
+                        finished += 1;
+                    }
                 }
             }
+            if go_on(finished).is_break() && finished < end {
+                return Ok(None);
+            }
         }
+        Ok(Some(done.into_iter().flatten().collect()))
     }
-    Ok(done.into_iter().flatten().collect())
 }
 
 /// How many answers may run side by side.
@@ -161,27 +230,32 @@ impl Slot {
     }
 }
 
-/// The next rows of all slots, at most `most`: one token of each answer under way, and as much of the prompts as
-/// fits. With them, the rows to sample from and their sequences.
+/// The next rows of all slots, at most `most`: one token of each answer under way, then as much of the prompts as
+/// fits beside them, so that a long prompt keeps no answer waiting. With them, the rows to sample from and their
+/// sequences.
 fn next_batch(active: &mut [Option<Slot>], most: usize) -> (Vec<BatchRow>, Vec<(usize, usize)>) {
     let (mut rows, mut ends) = (Vec::new(), Vec::new());
-    for (sequence, slot) in active.iter_mut().enumerate() {
-        let Some(slot) = slot else { continue };
-        let length = slot.prompt.len() + slot.response.len();
-        for position in slot.fed..length.min(slot.fed + most - rows.len()) {
-            let logits = position + 1 == length;
-            if logits {
-                ends.push((rows.len(), sequence));
-            }
-            let id = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-            let row = BatchRow {
-                token: slot.token(position),
-                position: id(position),
-                sequence: id(sequence),
-                logits,
+    for answering in [true, false] {
+        for (sequence, slot) in active.iter_mut().enumerate() {
+            let Some(slot) = slot.as_mut().filter(|slot| slot.response.is_empty() != answering) else {
+                continue;
             };
-            rows.push(row);
-            slot.fed += 1;
+            let length = slot.prompt.len() + slot.response.len();
+            for position in slot.fed..length.min(slot.fed + most - rows.len()) {
+                let logits = position + 1 == length;
+                if logits {
+                    ends.push((rows.len(), sequence));
+                }
+                let id = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+                let row = BatchRow {
+                    token: slot.token(position),
+                    position: id(position),
+                    sequence: id(sequence),
+                    logits,
+                };
+                rows.push(row);
+                slot.fed += 1;
+            }
         }
     }
     (rows, ends)
@@ -209,5 +283,14 @@ mod tests {
         // Slot 0 waits for its next token; slot 2 goes on where it was, slot 3 starts.
         assert_eq!(rows.iter().map(|r| (r.sequence, r.position)).next(), Some((2, 7)));
         assert_eq!(ends, [(2, 2), (6, 3)]);
+    }
+
+    #[test]
+    fn a_long_prompt_keeps_no_answer_waiting() {
+        let mut active = [slot(50, 0, 3), slot(3, 2, 4), slot(9, 0, 0), slot(5, 1, 5)];
+        let (rows, ends) = next_batch(&mut active, 6);
+        assert_eq!(ends, [(0, 1), (1, 3)]);
+        let prompt: Vec<_> = rows[2..].iter().map(|row| (row.sequence, row.position)).collect();
+        assert_eq!(prompt, [(0, 3), (0, 4), (0, 5), (0, 6)]);
     }
 }

@@ -62,11 +62,56 @@ pub struct RolloutHeader {
     /// The chat template named in place of the model's own, if one was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
+    /// How the weights were stored: `general.file_type` of the model, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_type: Option<u32>,
+    /// Answers generated side by side; files of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<usize>,
+    /// So many of the first roles were used; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_roles: Option<usize>,
+    /// So many of the first questions were used; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_questions: Option<usize>,
+    /// Number of answers planned, and so in a whole file; files of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<usize>,
 }
 
 impl RolloutHeader {
     /// The layout this version writes and reads.
     pub const VERSION: u32 = VERSION;
+
+    /// The first line of a file; or what is wrong with it.
+    pub(crate) fn parse(line: &str) -> Result<Self, String> {
+        let header: Self = serde_json::from_str(line).map_err(malformed)?;
+        if header.version == VERSION {
+            Ok(header)
+        } else {
+            Err(format!("layout version {} is not {VERSION}; make the file again", header.version))
+        }
+    }
+}
+
+impl Rollout {
+    /// Any other line of a file; or what is wrong with it.
+    pub(crate) fn parse(line: &str, header: &RolloutHeader) -> Result<Self, String> {
+        let rollout: Self = serde_json::from_str(line).map_err(malformed)?;
+        let known = |&token: &i32| usize::try_from(token).is_ok_and(|t| t < header.vocabulary);
+        if let Some(token) = rollout.prompt.iter().chain(&rollout.response).find(|t| !known(t)) {
+            return Err(format!("token {token} is outside the vocabulary of {}", header.vocabulary));
+        }
+        if rollout.prompt.is_empty() {
+            return Err("has an empty prompt; make the file again".into());
+        }
+        Ok(rollout)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is handed to map_err")]
+fn malformed(error: serde_json::Error) -> String {
+    format!("is not a line of an axiscap rollouts file: {error}; make the file again")
 }
 
 /// Answers and what they were made from.
@@ -95,7 +140,7 @@ impl Rollouts {
     ///
     /// # Errors
     /// [`RolloutFileError`] names the line: unreadable, no header, another version, a token outside the
-    /// vocabulary.
+    /// vocabulary; and says how many answers are missing.
     pub fn read(path: &Path) -> Result<Self, RolloutFileError> {
         let fail = |line, problem: String| RolloutFileError { path: path.into(), line, problem };
         let file = File::open(path).map_err(|e| fail(None, format!("cannot be opened: {e}")))?;
@@ -104,33 +149,26 @@ impl Rollouts {
         for (index, line) in BufReader::new(file).lines().enumerate() {
             let number = Some(index + 1);
             let line = line.map_err(|e| fail(number, format!("cannot be read: {e}")))?;
-            let malformed = |e: serde_json::Error| {
-                fail(number, format!("is not a line of an axiscap rollouts file: {e}; make the file again"))
-            };
-            let Some(header) = &header else {
-                let found: RolloutHeader = serde_json::from_str(&line).map_err(malformed)?;
-                if found.version != VERSION {
-                    let problem =
-                        format!("layout version {} is not {VERSION}; make the file again", found.version);
-                    return Err(fail(number, problem));
+            match &header {
+                None => header = Some(RolloutHeader::parse(&line).map_err(|problem| fail(number, problem))?),
+                Some(header) => {
+                    rollouts.push(Rollout::parse(&line, header).map_err(|problem| fail(number, problem))?);
                 }
-                header = Some(found);
-                continue;
-            };
-            let rollout: Rollout = serde_json::from_str(&line).map_err(malformed)?;
-            let known = |&token: &i32| usize::try_from(token).is_ok_and(|t| t < header.vocabulary);
-            if let Some(token) = rollout.prompt.iter().chain(&rollout.response).find(|t| !known(t)) {
-                let problem = format!("token {token} is outside the vocabulary of {}", header.vocabulary);
-                return Err(fail(number, problem));
             }
-            if rollout.prompt.is_empty() {
-                return Err(fail(number, "has an empty prompt; make the file again".into()));
-            }
-            rollouts.push(rollout);
         }
-        match header {
-            Some(header) if !rollouts.is_empty() => Ok(Self { header, rollouts }),
-            _ => Err(fail(None, "holds no answers; make the file again".into())),
+        let Some(header) = header.filter(|_| !rollouts.is_empty()) else {
+            return Err(fail(None, "holds no answers; make the file again".into()));
+        };
+        match header.answers {
+            Some(planned) if planned != rollouts.len() => {
+                let found = rollouts.len();
+                let what = match planned.checked_sub(found) {
+                    Some(missing) => format!("{missing} of the {planned} answers are missing"),
+                    None => format!("there are {found} answers, but only {planned} were planned"),
+                };
+                Err(fail(None, format!("{what}: the file was cut or changed; fetch or make it again")))
+            }
+            _ => Ok(Self { header, rollouts }),
         }
     }
 
@@ -151,10 +189,10 @@ impl Rollouts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn rollouts() -> Rollouts {
+    pub(crate) fn rollouts() -> Rollouts {
         let header = RolloutHeader {
             version: VERSION,
             tool: "axiscap 0".into(),
@@ -169,6 +207,11 @@ mod tests {
             temperature: 0.7,
             max_tokens: 3,
             chat_template: None,
+            file_type: Some(3),
+            slots: Some(2),
+            limit_roles: None,
+            limit_questions: Some(2),
+            answers: Some(2),
         };
         let rollout = |role: Option<&str>, response: &[i32]| Rollout {
             role: role.map(Into::into),
@@ -207,6 +250,13 @@ mod tests {
         assert!(read(good.replace("[1,9]", "[1,10]")).contains("line 2: token 10 is outside"));
         assert!(read(good.replace("[1,9]", "[]")).contains("line 2: has an empty prompt"));
         assert!(read(good[..good.len() - 9].into()).contains("line 3"));
+        let cut = good.lines().take(2).collect::<Vec<_>>().join("\n");
+        assert!(read(cut.clone()).contains("1 of the 2 answers are missing"));
+        let more = format!("{good}{}\n", good.lines().nth(1).unwrap());
+        assert!(read(more).contains("3 answers, but only 2"));
+        // Files of older versions do not say how many there should be.
+        std::fs::write(&path, cut.replace(",\"answers\":2", "")).unwrap();
+        assert_eq!(Rollouts::read(&path).unwrap().rollouts.len(), 1);
         let nowhere = rollouts().write(Path::new("/nonexistent/r.jsonl")).unwrap_err();
         assert!(nowhere.to_string().contains("/nonexistent/r.jsonl"));
     }

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::generate::Sampling;
+
 /// The roles file compiled in: `assets/roles.json`.
 const BUILTIN_ROLES: &str = include_str!("../../../assets/roles.json");
 /// The questions file compiled in: `assets/questions.txt`.
@@ -50,10 +52,10 @@ impl From<serde_json::Error> for PlanError {
     }
 }
 
-/// One role and the system prompts that put the model in it.
+/// One role to play and the system prompts that put the model in it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Role {
+pub struct RolePlay {
     /// Short name, for reports.
     pub name: String,
     /// System prompts, at least one.
@@ -64,7 +66,7 @@ pub struct Role {
 #[serde(deny_unknown_fields)]
 struct RolesFile {
     default: Vec<Option<String>>,
-    roles: Vec<Role>,
+    roles: Vec<RolePlay>,
 }
 
 /// Roles, neutral system prompts and questions: the whole experiment but for seed and length.
@@ -73,7 +75,7 @@ pub struct Plan {
     /// System prompts under which the model is its default self; `None` = no system message at all.
     pub default: Vec<Option<String>>,
     /// Roles to play.
-    pub roles: Vec<Role>,
+    pub roles: Vec<RolePlay>,
     /// Questions, asked under every system prompt.
     pub questions: Vec<String>,
     /// SHA-256 of the roles file, in hexadecimal.
@@ -162,7 +164,7 @@ fn mixed(seed: u32, index: usize) -> u32 {
     let mut z = (u64::from(seed) << 32 | index as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)) as u32
+    ((z ^ (z >> 31)) as u32).min(Sampling::MOST_SEED)
 }
 
 fn check_default(default: &[Option<String>]) -> Result<(), PlanError> {
@@ -176,7 +178,7 @@ fn check_default(default: &[Option<String>]) -> Result<(), PlanError> {
     }
 }
 
-fn check_roles(roles: &[Role]) -> Result<(), PlanError> {
+fn check_roles(roles: &[RolePlay]) -> Result<(), PlanError> {
     if roles.is_empty() {
         return Err(PlanError::Empty {
             place: "the list \"roles\"".into(),

@@ -14,7 +14,7 @@ pub fn default_threads() -> usize {
 }
 
 /// Most threads ggml accepts (GGML_MAX_N_THREADS).
-pub(crate) const MOST: usize = 512;
+pub const MOST: usize = 512;
 
 /// Distinct cores among the online processors, where the kernel tells.
 fn physical_cores() -> Option<usize> {

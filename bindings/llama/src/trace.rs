@@ -31,6 +31,38 @@ pub struct TraceRow {
     pub non_finite: bool,
 }
 
+/// What one cap saw of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct AnswerMeans {
+    /// Rows with a finite projection.
+    pub rows: usize,
+    /// Those of them on which the projection was outside the bounds.
+    pub engaged: usize,
+    /// Mean projection before the cap, and after it; `None` without rows.
+    pub means: Option<(f64, f64)>,
+}
+
+/// What each of `caps` caps saw of an answer on sequence 0: the rows from position `prompt` on. These are the
+/// generated tokens that were decoded, all but the last of an answer that was cut off.
+#[must_use]
+pub fn answer_means(trace: &[TraceRow], prompt: usize, caps: usize) -> Vec<AnswerMeans> {
+    let mut sums = vec![(0.0, 0.0, 0, 0); caps];
+    let answer = trace.iter().filter(|row| usize::try_from(row.position).is_ok_and(|at| at >= prompt));
+    for row in answer.filter(|row| row.sequence == 0 && !row.non_finite) {
+        let Some((before, after, rows, engaged)) = sums.get_mut(row.cap) else { continue };
+        *before += f64::from(row.before);
+        *after += f64::from(row.after);
+        *rows += 1;
+        *engaged += usize::from(row.engaged);
+    }
+    let figures = |(before, after, rows, engaged): (f64, f64, usize, usize)| AnswerMeans {
+        rows,
+        engaged,
+        means: (rows > 0).then(|| (before / rows as f64, after / rows as f64)),
+    };
+    sums.into_iter().map(figures).collect()
+}
+
 /// Gives the traced rows of one decode their tokens.
 ///
 /// llama.cpp runs a batch in passes of at most `n_ubatch` rows, so a block may appear several times; each time its

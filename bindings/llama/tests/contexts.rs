@@ -164,6 +164,63 @@ fn wrong_batches_are_refused_before_llama_cpp_sees_them() {
 }
 
 #[test]
+fn sequences_that_are_not_there_are_refused_before_llama_cpp_sees_them() {
+    let model = model();
+    let mut context = Context::new(&model, &ContextOptions { sequences: 3, ..options() }).expect("a context");
+    let prompt = model.tokenize("One, two, three,", true).expect("tokens");
+    context.prefill(&prompt, 0, 1).expect("a prompt");
+    for sequence in [-1, 3, 300, i32::MAX, i32::MIN] {
+        let refused = |result: Result<(), Error>| {
+            let error = result.unwrap_err();
+            assert!(matches!(error, Error::Sequence { sequence: s, last: 2 } if s == sequence), "{error}");
+        };
+        assert_eq!(context.position(sequence), 0);
+        refused(context.truncate(sequence, 0));
+        refused(context.copy_sequence(0, sequence));
+        refused(context.copy_sequence(sequence, 0));
+    }
+    context.truncate(1, usize::MAX).expect("nothing to forget");
+    assert_eq!(context.position(1), prompt.len());
+
+    // A copy replaces what was there, and generate() does not take it for what it decoded itself.
+    let first = write(&mut context, "Dear diary, today I", 6);
+    context.truncate(1, 0).expect("a KV cache can be cut");
+    context.prefill(&prompt, 0, 1).expect("a prompt");
+    context.copy_sequence(1, 0).expect("both are there");
+    assert_eq!(context.position(0), prompt.len());
+    context.copy_sequence(1, 1).expect("nothing to do");
+    assert_eq!(context.position(1), prompt.len());
+    assert_eq!(write(&mut context, "Dear diary, today I", 6), first);
+}
+
+#[test]
+fn no_seed_draws_by_chance() {
+    let model = model();
+    let mut context = Context::uncapped(&model, &options()).expect("a context");
+    let prompt = model.tokenize("My favourite animal is", true).expect("tokens");
+    let mut draw = |seed| {
+        let sampling =
+            axiscap_llama::Sampling { temperature: 1.5, seed, ..axiscap_llama::Sampling::default() };
+        let options = axiscap_llama::GenerateOptions { sampling, ..greedy(8) };
+        generate(&mut context, &prompt, &options, |_| ControlFlow::Continue(())).expect("it generates").tokens
+    };
+    let first = draw(u32::MAX);
+    for _ in 0..3 {
+        assert_eq!(draw(u32::MAX), first);
+    }
+    assert_ne!(draw(1), first);
+}
+
+#[test]
+fn messages_too_long_for_a_template_are_refused() {
+    let model = model();
+    let bytes = i32::MAX as usize / 4 + 1;
+    let message = axiscap_llama::Message::new(axiscap_llama::Role::User, "a".repeat(bytes));
+    let error = model.render(&[message], None, true).unwrap_err();
+    assert!(matches!(error, Error::TextTooLong { bytes: b, .. } if b == bytes), "{error}");
+}
+
+#[test]
 fn several_sequences_are_traced_by_their_rows() {
     let model = model();
     let options = ContextOptions { sequences: 3, ubatch: 4, ..options() };

@@ -4,7 +4,7 @@ mod support;
 
 use axiscap::{Bound, CapSet};
 use axiscap_llama::activations::{mean_activations, project};
-use axiscap_llama::rollout::{RolloutOptions, generate_rollouts};
+use axiscap_llama::rollout::{Generator, RolloutOptions, generate_rollouts};
 use axiscap_llama::rollout_file::Rollout;
 use axiscap_llama::rollout_plan::Plan;
 use axiscap_llama::{BatchRow, Context, ContextOptions, Sampling, Token};
@@ -35,6 +35,24 @@ fn answers_are_in_the_order_of_the_plan_and_do_not_depend_on_their_neighbours() 
     // The same batches with the same seeds draw the same answers.
     let drawn = RolloutOptions::default().sampling;
     assert_eq!(generate(drawn), generate(drawn));
+}
+
+#[test]
+fn a_group_of_answers_depends_on_nothing_before_it() {
+    let model = model();
+    let requests = Plan::builtin().limited(Some(2), Some(2)).requests(3);
+    let options = RolloutOptions { max_tokens: 6, slots: 2, ..RolloutOptions::default() };
+    let whole = generate_rollouts(&model, &requests, &options, |_| {}).unwrap();
+    let mut generator = Generator::new(&model, &requests, &options).unwrap();
+    assert_eq!((requests.len(), generator.group_size()), (18, 8));
+    let go_on = |_| std::ops::ControlFlow::Continue(());
+    // In another order, and one of them stopped in its midst.
+    assert_eq!(generator.group(8, go_on).unwrap().unwrap(), whole[8..16]);
+    let stop =
+        |done| if done > 2 { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) };
+    assert_eq!(generator.group(0, stop).unwrap(), None);
+    assert_eq!(generator.group(16, go_on).unwrap().unwrap(), whole[16..]);
+    assert_eq!(generator.group(0, go_on).unwrap().unwrap(), whole[..8]);
 }
 
 /// Batched matrix products differ in their last bits from single ones, llama.cpp rounds activations to 8 bits, and so
@@ -136,6 +154,9 @@ fn both_ways_to_a_mean_projection_agree_with_the_trace_on_every_kind_of_block() 
             }
         }
     }
+    // Without the last block no logits are computed; the others see the same rows.
+    let some = project(&model, &rollouts, &axes[..2], None, |_| {}).unwrap();
+    assert_eq!(some, projections[..2]);
     let tokens: usize = rollouts.iter().map(|rollout| rollout.response.len()).sum();
     assert!(projections.iter().all(|block| block.tokens.len() == tokens));
 }

@@ -1,6 +1,7 @@
 //! What the tests of the program share: the real program, the real model, and cap files made on the spot.
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -24,7 +25,7 @@ pub(crate) fn axiscap(command: &str, args: &[&str]) -> Output {
 }
 
 /// The same with a text on stdin.
-pub(crate) fn with_stdin(command: &str, args: &[&str], stdin: &str) -> Output {
+pub(crate) fn with_stdin(command: &str, args: &[&str], stdin: impl AsRef<[u8]>) -> Output {
     let model = model();
     let mut all = vec![command, "--model", model.to_str().expect("a UTF-8 path")];
     all.extend(args);
@@ -32,7 +33,7 @@ pub(crate) fn with_stdin(command: &str, args: &[&str], stdin: &str) -> Output {
 }
 
 /// `axiscap ARGS`.
-pub(crate) fn program(args: &[&str], stdin: &str) -> Output {
+pub(crate) fn program(args: &[impl AsRef<OsStr>], stdin: impl AsRef<[u8]>) -> Output {
     // One model at a time: two that spin on the same cores take far longer than one after the other.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -47,8 +48,15 @@ pub(crate) fn program(args: &[&str], stdin: &str) -> Output {
         .spawn()
         .expect("the program starts");
     // A program that fails early closes its stdin unread.
-    let _ = child.stdin.take().expect("stdin is piped").write_all(stdin.as_bytes());
+    let _ = child.stdin.take().expect("stdin is piped").write_all(stdin.as_ref());
     child.wait_with_output().expect("the program ends")
+}
+
+/// stderr of a run that must succeed.
+pub(crate) fn notes(output: &Output) -> String {
+    let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{}: {notes}", output.status);
+    notes
 }
 
 /// stdout of a run that must succeed.
@@ -66,14 +74,30 @@ pub(crate) fn json(output: Output) -> Value {
 
 /// A run that must fail with status 1, nothing on stdout, and a message that holds every one of `parts`.
 pub(crate) fn fail(output: Output, parts: &[&str]) {
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(
         output.stdout.is_empty(),
         "a failed run wrote to stdout: {}",
         String::from_utf8_lossy(&output.stdout)
     );
-    let message = errors.lines().find_map(|line| line.strip_prefix("error: "));
+    fail_with(1, &output, parts);
+}
+
+/// A run that must be refused as wrong usage, with a message that holds every one of `parts`.
+pub(crate) fn misuse(output: Output, parts: &[&str]) {
+    assert!(output.stdout.is_empty());
+    fail_with(2, &output, parts);
+}
+
+/// A run that must end with this status and a message that holds every one of `parts`.
+pub(crate) fn fail_with(status: i32, output: &Output, parts: &[&str]) {
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(status), "{errors}");
+    // clap goes on over several lines.
+    // Only the last thing said, which clap spreads over several lines.
+    let message = match errors.strip_prefix("error: ") {
+        Some(message) => Some(message),
+        None => errors.rsplit_once("\nerror: ").map(|(_, message)| message),
+    };
     let message = message.unwrap_or_else(|| panic!("no line begins with `error: `: {errors}"));
     for part in parts {
         assert!(message.contains(part), "no {part:?} in: {message}");

@@ -1,7 +1,7 @@
 """Runs a program at a terminal: terminal.py STEPS PROGRAM ARGS...
 
 STEPS is a JSON list of [expect, send]: once the output holds `expect` (after what earlier steps matched), `send` is
-typed. What the program wrote goes to stdout; the last line is its exit status, negative for a signal.
+typed; U+FFFD in it stands for a byte that is not UTF-8. What the program wrote goes to stdout; the last line is its exit status, negative for a signal.
 """
 
 import json
@@ -21,7 +21,7 @@ while time.monotonic() < deadline:
         at = output.find(steps[0][0].encode(), matched)
         if at >= 0:
             matched = at + len(steps[0][0].encode())
-            os.write(terminal, steps.pop(0)[1].encode())
+            os.write(terminal, steps.pop(0)[1].encode().replace("\ufffd".encode(), b"\xff"))
             continue
     if not select.select([terminal], [], [], 1)[0]:
         continue

@@ -12,11 +12,10 @@ use llama_cpp_sys_2 as sys;
 
 use super::Subject;
 use crate::Token;
-use crate::context::{BatchRow, ContextOptions, KvType};
+use crate::context::{BatchRow, ContextOptions, Settings};
 use crate::error::Error;
 use crate::log;
 use crate::model::Model;
-use crate::threads::default_threads;
 
 /// The model, loaded once more.
 pub(super) struct EvalModel {
@@ -63,39 +62,38 @@ pub(super) struct EvalContext<'m> {
 }
 
 impl<'m> EvalContext<'m> {
-    pub(super) fn new(model: &'m EvalModel, caps: &CapSet, options: &ContextOptions) -> Result<Self, Error> {
-        let session = Session::new(model.shape.clone());
+    /// A context of the copy of `model`.
+    pub(super) fn new(
+        model: &Model,
+        copy: &'m EvalModel,
+        caps: &CapSet,
+        statistics: bool,
+        options: &ContextOptions,
+    ) -> Result<Self, Error> {
+        let session = Session::new(copy.shape.clone());
+        session.set_statistics(statistics);
         session.set_caps(Some(caps))?;
         let callback = EvalCallback::new(session.clone());
+        let settings = Settings::new(model, options)?;
+        let ctx = settings.ctx;
         // SAFETY: a plain query of default parameters.
         let mut params = unsafe { sys::llama_context_default_params() };
-        let ctx = options.ctx.unwrap_or(0);
-        let threads = i32::try_from(options.threads.unwrap_or_else(default_threads)).unwrap_or(i32::MAX);
-        let kv = match options.kv_type {
-            KvType::F16 => sys::GGML_TYPE_F16,
-            KvType::F32 => sys::GGML_TYPE_F32,
-        };
-        (params.n_ctx, params.n_seq_max) = (ctx, options.sequences);
-        params.n_batch = options.batch.max(options.ubatch);
-        params.n_ubatch = options.ubatch;
-        (params.n_threads, params.n_threads_batch) = (threads, threads);
-        (params.type_k, params.type_v) = (kv, kv);
-        params.flash_attn_type = match options.flash_attention {
-            None => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-            Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-            Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-        };
+        (params.n_ctx, params.n_seq_max) = (ctx, settings.sequences);
+        (params.n_batch, params.n_ubatch) = (settings.batch, settings.ubatch);
+        (params.n_threads, params.n_threads_batch) = (settings.threads, settings.threads);
+        (params.type_k, params.type_v) = (settings.kv, settings.kv);
+        params.flash_attn_type = settings.flash_attention;
         (params.kv_unified, params.no_perf) = (true, true);
         (params.cb_eval, params.cb_eval_user_data) = (callback.function(), callback.user_data());
         // SAFETY: the model is borrowed for as long as the context lives; the callback's state is boxed and kept
         // in this struct for as long.
         let (raw, complaints) =
-            log::capture(|| unsafe { sys::llama_init_from_model(model.raw.as_ptr(), params) });
+            log::capture(|| unsafe { sys::llama_init_from_model(copy.raw.as_ptr(), params) });
         let context =
             NonNull::new(raw).ok_or_else(|| Error::ContextCreation { ctx, reason: complaints.reason() })?;
         // SAFETY: the context is alive.
         let batch = unsafe { sys::llama_n_batch(context.as_ptr()) } as usize;
-        Ok(Self { context, session, batch, _callback: callback, _model: model })
+        Ok(Self { context, session, batch, _callback: callback, _model: copy })
     }
 
     /// Decodes rows, in batches as long as allowed.
@@ -154,7 +152,7 @@ impl Subject for EvalContext<'_> {
         self.decode(&tokens.iter().enumerate().map(row).collect::<Vec<_>>())
     }
 
-    fn spread(&mut self, count: u32) {
+    fn spread(&mut self, count: u32) -> Result<(), Error> {
         for sequence in 1..count.cast_signed() {
             // SAFETY: the context is alive, and so is its memory; the sequences are below the `n_seq_max` it was made
             // with, and negative positions mean all.
@@ -162,6 +160,7 @@ impl Subject for EvalContext<'_> {
                 sys::llama_memory_seq_cp(sys::llama_get_memory(self.context.as_ptr()), 0, sequence, -1, -1);
             }
         }
+        Ok(())
     }
 
     fn step(&mut self, tokens: &[Token], position: usize) -> Result<(), Error> {

@@ -8,9 +8,11 @@ pub struct Ratio {
     /// Median of the pairs' ratios. Below 1: capping costs time.
     pub median: f64,
     /// Interval that holds the true median with at least 95 % confidence: the order statistics of the sign test,
-    /// without any assumption about the distribution. With fewer than 6 pairs no interval reaches 95 %; it is then
-    /// the whole range.
-    pub ci95: (f64, f64),
+    /// without any assumption about the distribution. `None` with fewer than [`Ratio::FEWEST_PAIRS`]: even the whole
+    /// range then holds it with less.
+    pub ci95: Option<(f64, f64)>,
+    /// The smallest and the largest ratio of a pair.
+    pub range: (f64, f64),
     /// Median tokens per second of the baseline.
     pub uncapped_tps: f64,
     /// Median tokens per second of the capped context.
@@ -20,10 +22,13 @@ pub struct Ratio {
     /// Median of the pairs' ratios of total time, in which every interruption counts.
     pub total_median: f64,
     /// Its interval, as `ci95`.
-    pub total_ci95: (f64, f64),
+    pub total_ci95: Option<(f64, f64)>,
 }
 
 impl Ratio {
+    /// So many pairs have an interval.
+    pub const FEWEST_PAIRS: usize = 6;
+
     /// From pairs of (baseline, capped) times. A pair holds the times of the same steps, of `tokens` tokens each,
     /// measured side by side; its ratio is the median of its steps' ratios.
     pub(super) fn of(pairs: &[(&[Duration], &[Duration])], tokens: usize) -> Self {
@@ -39,10 +44,13 @@ impl Ratio {
             let times = pairs.iter().flat_map(steps).map(|step| seconds(of(&step))).collect();
             tokens as f64 / median(&sorted(times))
         };
+        let range = ratios.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), &ratio| {
+            (least.min(ratio), most.max(ratio))
+        });
         let (median, ci95) = median_and_interval(ratios.clone());
         let (total_median, total_ci95) = median_and_interval(totals);
         let (uncapped_tps, capped_tps) = (speed(|step| step.0), speed(|step| step.1));
-        Self { median, ci95, uncapped_tps, capped_tps, pairs: ratios, total_median, total_ci95 }
+        Self { median, ci95, range, uncapped_tps, capped_tps, pairs: ratios, total_median, total_ci95 }
     }
 }
 
@@ -50,10 +58,11 @@ fn seconds(time: Duration) -> f64 {
     time.as_secs_f64().max(1e-9)
 }
 
-fn median_and_interval(values: Vec<f64>) -> (f64, (f64, f64)) {
+fn median_and_interval(values: Vec<f64>) -> (f64, Option<(f64, f64)>) {
     let ordered = sorted(values);
-    let rank = interval_rank(ordered.len());
-    (median(&ordered), (ordered[rank], ordered[ordered.len() - 1 - rank]))
+    let interval =
+        interval_rank(ordered.len()).map(|rank| (ordered[rank], ordered[ordered.len() - 1 - rank]));
+    (median(&ordered), interval)
 }
 
 pub(super) fn sorted(mut values: Vec<f64>) -> Vec<f64> {
@@ -67,19 +76,23 @@ pub(super) fn median(sorted: &[f64]) -> f64 {
 }
 
 /// The largest `k` for which the interval from the (k+1)-th smallest to the (k+1)-th largest of `n` values misses
-/// the true median with a probability of at most 5 %: twice the binomial tail P(X <= k) with p = 1/2.
-fn interval_rank(n: usize) -> usize {
+/// the true median with a probability of at most 5 %: twice the binomial tail P(X <= k) with p = 1/2. `None` where the
+/// whole range misses it more often.
+fn interval_rank(n: usize) -> Option<usize> {
+    if n < Ratio::FEWEST_PAIRS {
+        return None;
+    }
     let mut tail = 0.0;
     // Binomial probabilities in logarithms: 2^-n underflows early.
     let mut log_probability = -(n as f64) * std::f64::consts::LN_2;
     for k in 0..n / 2 {
         tail += log_probability.exp();
         if 2.0 * tail > 0.05 {
-            return k.saturating_sub(1);
+            return Some(k.saturating_sub(1));
         }
         log_probability += ((n - k) as f64 / (k + 1) as f64).ln();
     }
-    (n / 2).saturating_sub(1)
+    Some((n / 2).saturating_sub(1))
 }
 
 #[cfg(test)]
@@ -90,9 +103,10 @@ mod tests {
     fn interval_ranks_are_those_of_the_sign_test() {
         // Tabulated (1-based lower order statistic): n = 6: 1, 10: 2, 20: 6, 30: 10, 50: 18, 100: 40.
         for (n, lower) in [(6, 1), (9, 2), (10, 2), (20, 6), (30, 10), (50, 18), (100, 40)] {
-            assert_eq!(interval_rank(n) + 1, lower, "n = {n}");
+            assert_eq!(interval_rank(n), Some(lower - 1), "n = {n}");
         }
-        assert_eq!((1..6).map(interval_rank).collect::<Vec<_>>(), [0; 5]);
+        // The range of 5 pairs misses the median in 2 of 32 cases.
+        assert_eq!((1..6).map(interval_rank).collect::<Vec<_>>(), [None; 5]);
     }
 
     #[test]
@@ -102,10 +116,13 @@ mod tests {
             [(&[ms(99)], &[ms(100)]), (&[ms(50)], &[ms(50)]), (&[ms(10)], &[ms(900)])];
         let ratio = Ratio::of(&pairs, 10);
         assert!((ratio.median - 0.99).abs() < 1e-12);
-        assert_eq!(ratio.ci95, (10.0 / 900.0, 1.0));
+        assert_eq!((ratio.ci95, ratio.range), (None, (10.0 / 900.0, 1.0)));
         assert_eq!((ratio.median, ratio.ci95), (ratio.total_median, ratio.total_ci95));
         assert!((ratio.uncapped_tps - 200.0).abs() < 1e-9);
         assert!((ratio.capped_tps - 100.0).abs() < 1e-9);
+
+        let six = Ratio::of(&[pairs[0], pairs[1], pairs[2], pairs[0], pairs[1], pairs[2]], 10);
+        assert_eq!((six.ci95, six.total_ci95), (Some(ratio.range), Some(ratio.range)));
 
         // One interrupted step moves the total, not the pair's ratio.
         let steps = [ms(9), ms(9), ms(9)];

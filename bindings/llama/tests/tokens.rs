@@ -1,0 +1,38 @@
+//! What is added to a prompt: BOS as the model asks, and nothing at its end.
+
+mod support;
+
+use std::fs;
+
+use axiscap_llama::{Model, ModelOptions};
+use support::{model, path};
+
+/// Renames a key of the model's metadata to one of the same length, and sets its value, a bool.
+fn renamed(bytes: &mut [u8], from: &str, to: &str, value: bool) {
+    assert_eq!(from.len(), to.len());
+    let at = bytes.windows(from.len()).position(|bytes| bytes == from.as_bytes()).expect("the key");
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    // Behind the key: its type in four bytes, then the value.
+    bytes[at + to.len() + 4] = u8::from(value);
+}
+
+#[test]
+fn a_model_that_asks_for_eos_at_the_end_does_not_get_it() {
+    let plain = model();
+    let mut bytes = fs::read(path()).expect("the model");
+    renamed(&mut bytes, "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", true);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("eos.gguf");
+    fs::write(&file, bytes).expect("room for a copy");
+    let asking = Model::load(&file, &ModelOptions::default()).expect("the model loads");
+    assert!(asking.llama().vocab().should_add_eos() && !plain.llama().vocab().should_add_eos());
+    let eos = asking.llama().vocab().eos();
+    for text in ["The sea at night", "Over.<|im_end|>", "<|im_start|>user\nHello<|im_end|>\n"] {
+        let tokens = asking.tokenize(text, true).expect("tokens");
+        // Text is not lost with it: an EOS that stands there stays.
+        assert_eq!(tokens, plain.tokenize(text, true).expect("tokens"));
+        assert_eq!(tokens, asking.tokenize(text, false).expect("tokens"));
+        assert_eq!(tokens.last() == Some(&eos), text.ends_with("<|im_end|>"), "{text}");
+    }
+    assert!(asking.tokenize("", true).expect("tokens").is_empty());
+}

@@ -1,0 +1,326 @@
+//! The model's own answers, generated or read: what `axiscap extract` and `axiscap calibrate` work on.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use axiscap_llama::Model;
+use axiscap_llama::rollout::{Generator, RolloutOptions};
+use axiscap_llama::rollout_file::{RolloutHeader, Rollouts};
+use axiscap_llama::rollout_part::RolloutPart;
+use axiscap_llama::rollout_plan::Plan;
+use clap::builder::RangedU64ValueParser;
+
+use crate::interrupt::Interrupt;
+use crate::model::{self, model_info};
+use crate::output::{self, file_name, tool};
+use crate::{progress, sampling};
+
+/// Seed of the answers where none is given.
+const SEED: u32 = 1;
+
+/// The model and its answers.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AnswersArgs {
+    /// The model, a GGUF file
+    #[arg(long, value_name = "FILE", env = "AXISCAP_MODEL")]
+    pub(crate) model: PathBuf,
+
+    /// The answers (JSON lines): read if the file exists, else generated and written to it. What is generated is kept
+    /// as it comes, in FILE.part (without this option beside --out): a run that was stopped goes on where it was
+    #[arg(long, value_name = "FILE.jsonl")]
+    rollouts: Option<PathBuf>,
+
+    /// Roles and neutral system prompts (JSON) instead of the built-in ones
+    #[arg(long, value_name = "FILE")]
+    roles: Option<PathBuf>,
+
+    /// Questions, one a line, instead of the built-in ones
+    #[arg(long, value_name = "FILE")]
+    questions: Option<PathBuf>,
+
+    /// Use only the first N roles: for a quick trial
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    limit_roles: Option<usize>,
+
+    /// Use only the first N questions: for a quick trial
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
+    limit_questions: Option<usize>,
+
+    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
+    #[arg(long, value_name = "NAME")]
+    chat_template: Option<String>,
+
+    /// Most tokens of an answer [default: 48]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    max_tokens: Option<usize>,
+
+    /// Sampling temperature [default: 0.7]
+    #[arg(long, value_name = "T", value_parser = sampling::zero_or_more)]
+    temp: Option<f32>,
+
+    /// Seed of the answers [default: 1]
+    #[arg(long, value_name = "S", value_parser = sampling::seeds())]
+    seed: Option<u32>,
+
+    /// Answers generated side by side [default: 16]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
+    slots: Option<usize>,
+
+    /// CPU threads
+    #[arg(long, value_name = "N", value_parser = model::thread_counts())]
+    pub(crate) threads: Option<usize>,
+
+    /// Layers on the GPU
+    #[arg(long, value_name = "N")]
+    gpu_layers: Option<u32>,
+}
+
+/// Answers, and the file they are kept in until they are of no further use.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    pub(crate) header: RolloutHeader,
+    pub(crate) rollouts: Vec<axiscap_llama::rollout_file::Rollout>,
+    part: Option<RolloutPart>,
+}
+
+impl Answers {
+    /// What was made of the answers is written.
+    pub(crate) fn done(self) {
+        if let Some(part) = self.part {
+            drop(part.finish());
+        }
+    }
+}
+
+impl AnswersArgs {
+    /// Loads the model, once it is clear that what will be made of it can be written. `inputs` and `outputs` are the
+    /// caller's own files; `--out` is the first of the outputs.
+    pub(crate) fn load_model(&self, inputs: &[(&str, &Path)], outputs: &[(&str, &Path)]) -> Result<Model> {
+        let mut inputs = inputs.to_vec();
+        inputs.push(("--model", &self.model));
+        for (flag, path) in [("--roles", &self.roles), ("--questions", &self.questions)] {
+            inputs.extend(path.as_deref().map(|path| (flag, path)));
+        }
+        let mut outputs = outputs.to_vec();
+        let part = outputs.first().map(|(_, out)| self.part_file(out));
+        match &self.rollouts {
+            Some(path) if path.exists() => inputs.push(("--rollouts", path)),
+            path => {
+                outputs.extend(path.as_deref().map(|path| ("--rollouts", path)));
+                outputs.extend(part.as_deref().map(|path| ("the answers under way", path)));
+            }
+        }
+        output::check_files(&inputs, &outputs)?;
+        model::load(&self.model, self.gpu_layers)
+    }
+
+    /// Where answers are kept while they are generated for `out`.
+    fn part_file(&self, out: &Path) -> PathBuf {
+        let (path, suffix) = match &self.rollouts {
+            Some(path) => (path.as_path(), ".part"),
+            None => (out, ".answers.part"),
+        };
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        name.into()
+    }
+
+    /// Reads the answers, or generates and keeps them.
+    pub(crate) fn answers(&self, model: &Model, out: &Path) -> Result<Answers> {
+        let text = |path: &Option<PathBuf>| -> Result<Option<String>> {
+            let Some(path) = path else { return Ok(None) };
+            let text = std::fs::read_to_string(path);
+            Ok(Some(text.with_context(|| format!("cannot read {}", path.display()))?))
+        };
+        let (roles, questions) = (text(&self.roles)?, text(&self.questions)?);
+        let plan = Plan::from_texts(roles.as_deref(), questions.as_deref())?;
+        match self.rollouts.as_deref().filter(|path| path.exists()) {
+            Some(path) => self.reuse(path, model, &plan),
+            None => self.generate(model, plan.limited(self.limit_roles, self.limit_questions), out),
+        }
+    }
+
+    fn generate(&self, model: &Model, plan: Plan, out: &Path) -> Result<Answers> {
+        let seed = self.seed.unwrap_or(SEED);
+        let requests = plan.requests(seed);
+        let mut options = RolloutOptions::default();
+        options.max_tokens = self.max_tokens.unwrap_or(options.max_tokens);
+        options.slots = self.slots.unwrap_or(options.slots);
+        options.sampling.temperature = self.temp.unwrap_or(options.sampling.temperature);
+        options.threads = self.threads;
+        options.chat_template.clone_from(&self.chat_template);
+        let shape = model.shape();
+        let header = RolloutHeader {
+            version: RolloutHeader::VERSION,
+            tool: tool(),
+            architecture: shape.architecture.clone(),
+            model: model.name().unwrap_or_default().to_owned(),
+            blocks: shape.blocks,
+            width: shape.width,
+            vocabulary: model.vocab_size(),
+            roles_sha256: plan.roles_sha256,
+            questions_sha256: plan.questions_sha256,
+            seed,
+            temperature: options.sampling.temperature,
+            max_tokens: options.max_tokens,
+            chat_template: self.chat_template.clone(),
+            file_type: model_info(model).file_type,
+            slots: Some(options.slots),
+            limit_roles: self.limit_roles,
+            limit_questions: self.limit_questions,
+            answers: Some(requests.len()),
+        };
+        let mut generator = Generator::new(model, &requests, &options)?;
+        let place = self.part_file(out);
+        let mut part = RolloutPart::open(&place, &header, generator.group_size())?;
+        if !part.kept().is_empty() {
+            let (kept, all) = (part.kept().len(), requests.len());
+            output::note(&format!("going on with {} ({kept} of {all} answers)", place.display()));
+        }
+        let bar = progress::bar("answers generated", requests.len());
+        bar.set_position(part.kept().len() as u64);
+        let interrupt = Interrupt::new()?;
+        let answering = interrupt.catch();
+        while part.kept().len() < requests.len() {
+            let group = generator.group(part.kept().len(), |done| {
+                bar.set_position(done as u64);
+                if answering.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            let failure = match group {
+                Ok(Some(group)) => {
+                    part.append(group)?;
+                    continue;
+                }
+                Ok(None) => anyhow!("stopped"),
+                Err(error) => error.into(),
+            };
+            bar.finish_and_clear();
+            let kept = part.kept().len();
+            if kept == 0 {
+                drop(part.finish());
+                return Err(failure);
+            }
+            bail!(
+                "{failure:#}; {kept} of {} answers are kept in {}: the same command goes on from there",
+                requests.len(),
+                place.display()
+            );
+        }
+        drop(answering);
+        bar.finish();
+        let rollouts = part.kept().to_vec();
+        let Some(path) = &self.rollouts else {
+            return Ok(Answers { header, rollouts, part: Some(part) });
+        };
+        let whole = Rollouts { header, rollouts };
+        whole.write(path)?;
+        drop(part.finish());
+        Ok(Answers { header: whole.header, rollouts: whole.rollouts, part: None })
+    }
+
+    /// Reads answers made before, if they are this model's to the questions asked, made as the options say.
+    fn reuse(&self, path: &Path, model: &Model, plan: &Plan) -> Result<Answers> {
+        let Rollouts { header, rollouts } = Rollouts::read(path)?;
+        let again = "remove the file to generate the answers anew, or name another";
+        let (shape, place) = (model.shape(), path.display());
+        ensure!(
+            (header.architecture.as_str(), header.blocks, header.width, header.vocabulary)
+                == (shape.architecture.as_str(), shape.blocks, shape.width, model.vocab_size()),
+            "{place}: these answers are from another model ({}, {} blocks, width {}, {} tokens; this one: {}, {}, {}, {}); {again}",
+            header.architecture,
+            header.blocks,
+            header.width,
+            header.vocabulary,
+            shape.architecture,
+            shape.blocks,
+            shape.width,
+            model.vocab_size()
+        );
+        for (what, found, expected) in [
+            ("roles", &header.roles_sha256, &plan.roles_sha256),
+            ("questions", &header.questions_sha256, &plan.questions_sha256),
+        ] {
+            ensure!(
+                found == expected,
+                "{place}: these answers were made from other {what}; give the file with theirs with --{what}, {again}"
+            );
+        }
+        self.check_options(path, &header)?;
+        if let Some(name) = model.name()
+            && !header.model.is_empty()
+            && header.model != name
+        {
+            output::warning(&format!(
+                "{place}: these answers are from the model {:?}, but this one is {name:?}; {again} unless it is the same under another name",
+                header.model
+            ));
+        }
+        if let (Some(found), Some(expected)) = (header.file_type, model_info(model).file_type)
+            && found != expected
+        {
+            output::warning(&format!(
+                "{place}: these answers are from weights of file type {found}, but the model's are of file type {expected}, which would answer otherwise; {again}"
+            ));
+        }
+        output::note(&format!("{} answers read from {place}", rollouts.len()));
+        Ok(Answers { header, rollouts, part: None })
+    }
+
+    /// An option that the answers at hand were not made with would have no effect.
+    fn check_options(&self, path: &Path, header: &RolloutHeader) -> Result<()> {
+        fn words(value: Option<impl ToString>) -> Option<String> {
+            value.map(|value| value.to_string())
+        }
+        let options = [
+            ("--limit-roles", words(self.limit_roles), words(header.limit_roles)),
+            ("--limit-questions", words(self.limit_questions), words(header.limit_questions)),
+            ("--chat-template", self.chat_template.clone(), header.chat_template.clone()),
+            ("--max-tokens", words(self.max_tokens), Some(header.max_tokens.to_string())),
+            ("--temp", words(self.temp), Some(header.temperature.to_string())),
+            ("--seed", words(self.seed), Some(header.seed.to_string())),
+            ("--slots", words(self.slots), words(header.slots)),
+        ];
+        for (flag, given, found) in options {
+            if let Some(given) = given
+                && Some(&given) != found.as_ref()
+            {
+                let made = found.map_or(format!("without {flag}"), |found| format!("with {flag} {found}"));
+                bail!(
+                    "{}: these answers were made {made}, so {flag} {given} has no effect on them; leave {flag} out to use them, or name another file with --rollouts to have new ones",
+                    path.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What shaped the answers, as it goes into a file's origin: without folders. The answers' file knows it better
+    /// than the command line, which may only have named that file.
+    pub(crate) fn command(&self, header: &RolloutHeader) -> String {
+        let mut words = format!("--model {}", file_name(&self.model));
+        for (flag, path) in
+            [("--rollouts", &self.rollouts), ("--roles", &self.roles), ("--questions", &self.questions)]
+        {
+            if let Some(path) = path {
+                words += &format!(" {flag} {}", file_name(path));
+            }
+        }
+        for (flag, limit) in
+            [("--limit-roles", header.limit_roles), ("--limit-questions", header.limit_questions)]
+        {
+            if let Some(limit) = limit {
+                words += &format!(" {flag} {limit}");
+            }
+        }
+        if let Some(name) = &header.chat_template {
+            words += &format!(" --chat-template {name}");
+        }
+        let RolloutHeader { max_tokens, temperature, seed, .. } = header;
+        words += &format!(" --max-tokens {max_tokens} --temp {temperature} --seed {seed}");
+        if let Some(slots) = header.slots {
+            words += &format!(" --slots {slots}");
+        }
+        words
+    }
+}
