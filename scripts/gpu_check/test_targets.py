@@ -101,6 +101,10 @@ class Kernels(unittest.TestCase):
             row = self.row(what, copy, self.sample("cap, none acts", "8192 x 8192", us, spread, size=1))
             self.assertEqual(row["verdict"], expected)
         self.assertEqual(self.row(what, self.sample("cap, none acts", "8192 x 8192", 62.0, size=1))["verdict"], "not measured")
+        # Of two copies the faster one counts, whatever its shape.
+        cap = self.sample("cap, none acts", "8192 x 8192", 62.0, size=1)
+        again = self.sample("copy, at the end", "4096 x 8192", 50.0, size=1)
+        self.assertEqual(self.row(what, copy, again, cap)["verdict"], "missed")
 
     def test_the_worst_of_the_widths_counts(self):
         what = "one row in a graph, us"
