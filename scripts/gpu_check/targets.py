@@ -160,6 +160,8 @@ def kernels(bench):
             part = "" if len(found) == len(names) * len(shapes) else f", {len(found)} of {len(names) * len(shapes)} samples"
             row |= {"median": median, "quartiles": [low, high], "of": shape + part}
             row["verdict"] = verdict(median, high, aimed, False)
+            if part and row["verdict"] != "missed":
+                row["verdict"] = "not all measured"
     return rows
 
 

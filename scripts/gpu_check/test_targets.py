@@ -112,12 +112,16 @@ class Kernels(unittest.TestCase):
         self.assertEqual(self.row(what, *samples)["verdict"], "held")
         slow = self.row(what, *samples[:-1], self.sample("node: cap, all act", "1 x 8192", 2.1))
         self.assertEqual((slow["verdict"], slow["of"]), ("missed", "1 x 8192"))
-        self.assertIn("5 of 6 samples", self.row(what, *samples[:-1])["of"])
+        some = self.row(what, *samples[:-1])
+        self.assertIn("5 of 6 samples", some["of"])
+        self.assertEqual(some["verdict"], "not all measured")
 
     def test_no_number_holds_nothing(self):
         broken = self.sample("node: cap, all act", "1 x 8192", float("nan"))
         good = [self.sample("node: cap, all act", "1 x 4096", 1.5)]
-        self.assertEqual(self.row("one row in a graph, us", broken, *good)["verdict"], "not a number")
+        self.assertEqual(self.row("one row in a graph, us", broken, *good)["verdict"], "not all measured")
+        nan = self.sample("cap, all act", "8192 x 8192", float("nan"))
+        self.assertEqual(self.row("5 caps / one cap, all act", nan, self.sample("5 caps, all act", "8192 x 8192", 1.5))["verdict"], "not a number")
         self.assertEqual({row["verdict"] for row in targets.kernels({})}, {"not measured"})
         self.assertEqual({row["verdict"] for row in targets.kernels(None)}, {"not measured"})
 
