@@ -88,7 +88,7 @@ class Pieces:
         if not os.access(self.axiscap, os.X_OK):
             raise Missing(f"{self.axiscap} is missing; make it with scripts/gpu-pack on a machine with Rust, or name one with --axiscap")
         options.work.mkdir(parents=True, exist_ok=True)
-        self._making = {}
+        self._making, self._late = {}, set()
         self.gpu = {}
 
     def model(self):
@@ -157,11 +157,13 @@ class Pieces:
         file = self.options.work / f"synthetic-{shape}.gguf"
         if shape in self._making:
             process, log = self._making[shape]
-            ends = time.monotonic() + min(180, self.left() - ENDING)
+            # A second time nobody waits for what was late: other steps have a use for the time.
+            ends = time.monotonic() + (0 if shape in self._late else min(180, self.left() - ENDING))
             while process.poll() is None and time.monotonic() < ends:
                 time.sleep(0.1)
             if process.poll() is None:
                 # It goes on being written until gpu-check ends: a later step may find it.
+                self._late.add(shape)
                 raise Missing(f"{file.name} is not written yet")
             del self._making[shape]
             if process.returncode != 0:
