@@ -1,10 +1,13 @@
 """The GPU, asked through its driver, and the tools and libraries for it on this machine."""
 
 import ctypes
+import json
 import os
 import shutil
 import site
 import sys
+import tempfile
+import uuid
 from pathlib import Path
 
 # What ggml's CUDA backend is linked to besides the driver, by the CUDA release of its build.
@@ -27,6 +30,18 @@ def _load_driver():
 
 
 def driver():
+    """What the driver says, and why it cannot be used. Asked by another process: a driver may never answer."""
+    from . import child
+
+    with tempfile.TemporaryDirectory() as folder:
+        said, log = Path(folder) / "said", Path(folder) / "log"
+        status = child.run([sys.executable, "-B", __file__], 60, said, log)
+        if status != 0:
+            return None, f"the NVIDIA driver could not be asked: {status} {log.read_text(errors='replace')[-300:]}".strip()
+        return json.loads(said.read_text())
+
+
+def _ask():
     """What the driver says, and why it cannot be used."""
     try:
         cuda, folder = _load_driver()
@@ -49,8 +64,20 @@ def driver():
         cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     except AttributeError as error:
         return None, f"libcuda.so.1 is not the NVIDIA driver's: {error}"
+    number = ctypes.create_string_buffer(16)
+    ask = getattr(cuda, "cuDeviceGetUuid_v2", None) or getattr(cuda, "cuDeviceGetUuid", None)
+    known = ask is not None and ask(number, device) == 0
     return {"name": name.value.decode(errors="replace"), "compute_capability": f"{major.value}.{minor.value}",
+            "uuid": str(uuid.UUID(bytes=number.raw)) if known else None,
             "driver_cuda": version.value, "count": count.value, "folder": folder}, None
+
+
+def describe(check):
+    """The state of the GPU at this visit, for whoever judges the figures: clocks, power, what else runs. In a log."""
+    if tool := shutil.which("nvidia-smi"):
+        from . import child
+
+        child.run([tool, "-q"], 20, check.options.out / f"gpu-at-visit-{check.visit['number']}.log")
 
 
 def sanitizer():
@@ -94,3 +121,7 @@ def runtime(release):
         except OSError:
             missing.append(name)
     return list(dict.fromkeys(chosen)), missing
+
+
+if __name__ == "__main__":
+    print(json.dumps(_ask()))

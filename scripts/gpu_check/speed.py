@@ -1,13 +1,13 @@
 """What capping costs on the GPU: `axiscap bench` in every mode, the most telling first.
 
 Every figure is a ratio of speeds measured side by side in one process. Where caps and llama.cpp are captured as one
-graph, ggml's own graphs have to be off, for the baseline too; so there the capped speed is also given relative to the
-baseline of the run with ggml's graphs (`against_stock`), which was measured at another time.
+graph, ggml's own graphs have to be off, for the baseline too; so there targets.py sets the capped speed against the
+baselines of the runs with ggml's graphs, which are of other processes.
 """
 
 from . import compare
+from .check import NO_TIME
 from .generation import GRAPHS_OFF
-from .pieces import Missing
 
 VIEWS, GRAPH, FUSED, FUSED_GRAPH = "views", "graph", "fused-norm", "fused-norm-graph"
 MODES = {
@@ -69,44 +69,49 @@ def arguments(rehearse, further):
     return [part for pair in options.items() for part in pair if part is not None]
 
 
-def bench(check, pieces, models, has_fused_norm):
-    """Runs the plan as far as there is time."""
+def plan():
+    """The names of this part's steps."""
+    return [name for name, *_ in PLAN]
+
+
+def baselines(step):
+    """The steps whose uncapped context is what a step with one graph per token is to be compared with: the same model
+    and batch, with ggml's own graphs. How many blocks are capped beside it makes no difference to it."""
+    _, model, _, _, further = next(entry for entry in PLAN if entry[0] == step)
+    return [name for name, of, _, mode, options in PLAN if of == model and mode in (VIEWS, FUSED)
+            and options.get("--sequences") == further.get("--sequences") and "--generate-tokens" not in options]
+
+
+def bench(check, pieces, known, has_fused_norm):
+    """Runs the plan as far as there is time. `known` gives a model's file and shape."""
     for name, model, capped, mode, further in PLAN:
-        if not check.wanted(name):
+        if not check.wanted(name) or check.kept(name):
             continue
         if mode in (FUSED, FUSED_GRAPH) and not has_fused_norm:
-            check.result["steps"][name] = {"status": "not run: this axiscap has no --fused-norm"}
+            check.note(name, "not run: this axiscap has no --fused-norm")
             continue
         if check.left() < 15:
-            check.result["steps"][name] = {"status": "no time left"}
-            check.save()
+            check.note(name, NO_TIME)
             continue
-        try:
-            file, shape = models[model]()
-            caps = pieces.bench_caps(shape["blocks"], shape["width"], *blocks(capped, shape))
-        except Missing as missing:
-            check.judge(name, False, str(missing))
-            continue
-        extra, environment = MODES[mode]
-        command = [pieces.axiscap, "bench", "--model", file, "--caps", caps, "--json", *extra,
-                   *arguments(check.options.rehearse, further)]
-        step, report = check.json(name, command, {**pieces.gpu, **environment}, most=90)
-        if report is None:
-            late = step["status"] in ("timeout", "no time left")
-            check.judge(name, late and check.left() < 15, f"axiscap bench: {step['status']}")
-            continue
-        step["report"] = report
-        if mode in (GRAPH, FUSED_GRAPH) and (stock := stock_speed(check, model, further)):
-            step["against_stock"] = report["decode"]["capped_tps"] / stock
+        with check.guarded(name):
+            measure(check, pieces, name, model, known, capped, mode, further)
+
+
+def measure(check, pieces, name, model, known, capped, mode, further):
+    """One step of the plan."""
+    file, shape = known(model)
+    caps = pieces.bench_caps(shape["blocks"], shape["width"], *blocks(capped, shape))
+    extra, environment = MODES[mode]
+    command = [pieces.axiscap, "bench", "--model", file, "--caps", caps, "--json", *extra,
+               *arguments(check.options.rehearse, further)]
+    step, report = check.json(name, command, {**pieces.gpu, **environment}, most=90)
+    if report is None:
+        check.judge(name, False, f"axiscap bench: {step['status']}")
+        return
+    step["report"] = report
+    elsewhere = None
+    if not check.options.rehearse:
         elsewhere = compare.on_gpu(report, mode in (GRAPH, FUSED_GRAPH), mode in (FUSED, FUSED_GRAPH))
         if further is TIMELINE:
             elsewhere = elsewhere or compare.timed(report, mode == GRAPH)
-        elsewhere = None if check.options.rehearse else elsewhere
-        check.judge(name, elsewhere is None, elsewhere)
-
-
-def stock_speed(check, model, further):
-    """Decode speed of the untouched context with ggml's own graphs, of the same model and batch; None where it was not
-    measured before."""
-    step = check.result["steps"].get(f"{model}-8-views{'-batch16' if further == BATCH else ''}", {})
-    return step.get("report", {}).get("decode", {}).get("uncapped_tps")
+    check.judge(name, elsewhere is None, elsewhere)
