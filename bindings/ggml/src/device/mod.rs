@@ -59,7 +59,7 @@ use crate::find::Output;
 use crate::graph::Graph;
 use crate::session::{Config, Inner};
 use content::Contents;
-use driver::{Attempt, Driver, Launch, Result, Ticket};
+use driver::{Attempt, Driver, Kernel, Launch, Result, Ticket};
 use obstacle::Obstacles;
 use outer::{Action, Outer};
 use plan::{Cut, Places, Plan, Work};
@@ -90,8 +90,8 @@ pub(crate) struct DevicePath {
     config: Option<Arc<Config>>,
     /// Blocks whose table is on the GPU.
     uploaded: HashSet<usize>,
-    /// Blocks whose first capped rows were right, without and with the norm behind them: two kernels.
-    checked: HashSet<(usize, bool)>,
+    /// Blocks whose first capped rows were right, without and with the norm behind them, and by which kernel.
+    checked: HashSet<(usize, bool, Kernel)>,
     places: Places,
     /// By block, what the session was last told of the norm behind it.
     norms: HashMap<usize, Option<NormObstacle>>,
@@ -304,8 +304,9 @@ impl DevicePath {
                 }
                 Work::Nothing => {}
                 Work::Launch { hop, launch, check } => {
-                    let table = pass.config.caps_of(output.block).filter(|_| check).map(|caps| &caps.table);
-                    self.cap(hop, &launch, table)?;
+                    let caps = pass.config.caps_of(output.block);
+                    let check = check.and_then(|kernel| Some((&caps?.table, kernel)));
+                    self.cap(hop, &launch, check)?;
                     let how = if launch.norm.is_some() { WITH_NORM } else { ON_DEVICE };
                     pass.session.used(&self.name, how, None);
                 }
@@ -324,8 +325,8 @@ impl DevicePath {
         Ok(Ran::Fine(entries))
     }
 
-    /// Caps rows between two views; with a table, comparing the result with the CPU's.
-    fn cap(&mut self, hop: usize, launch: &Launch, check: Option<&CapTable>) -> Result<()> {
+    /// Caps rows between two views; with table and kernel, comparing the result with the CPU's.
+    fn cap(&mut self, hop: usize, launch: &Launch, check: Option<(&CapTable, Kernel)>) -> Result<()> {
         let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
         let clock = &mut self.clock;
         clock.stamp(driver, Side::Backend)?;
@@ -336,9 +337,9 @@ impl DevicePath {
             // SAFETY: the rows are the block output's, in memory of the GPU; the backend has computed them when our
             // stream gets there, and waits for our stream before it goes on. Weight and rows of a norm were looked
             // at when the launch was planned.
-            Some(table) => unsafe {
+            Some((table, kernel)) => unsafe {
                 check::launch_checked(driver, launch, table, &self.name)?;
-                self.checked.insert((launch.block, launch.norm.is_some()));
+                self.checked.insert((launch.block, launch.norm.is_some(), kernel));
             },
             // SAFETY: as above.
             None => unsafe { driver.launch(launch)? },

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::driver::{Driver, Launch, LaunchNorm, Result};
+use super::driver::{Driver, Kernel, Launch, LaunchNorm, Result};
 use super::norm::{Behind, behind};
 use super::outer::Facts;
 use super::{DevicePath, ELSEWHERE, NormObstacle, closed};
@@ -47,7 +47,8 @@ pub(super) enum Work {
     Launch {
         hop: usize,
         launch: Launch,
-        check: bool,
+        /// The kernel, where its first rows are still to be compared with the CPU's.
+        check: Option<Kernel>,
     },
 }
 
@@ -57,7 +58,7 @@ impl Plan {
         let by_itself = |cut: &Cut| match cut.work {
             Work::Nothing => true,
             Work::Host => false,
-            Work::Launch { check, .. } => !check,
+            Work::Launch { check, .. } => check.is_none(),
         };
         self.hops > 0 && self.cuts.iter().all(|cut| !cut.shown && by_itself(cut))
     }
@@ -145,7 +146,7 @@ impl DevicePath {
             }
         }
         self.uploaded = kept;
-        self.checked.retain(|(block, _)| self.uploaded.contains(block));
+        self.checked.retain(|(block, ..)| self.uploaded.contains(block));
         self.norms.clear();
         self.config = Some(Arc::clone(config));
         Ok(())
@@ -176,21 +177,26 @@ impl DevicePath {
                 work = Work::Host;
                 if held {
                     let norm = norm.and_then(|norm| norm.ok()).map(|behind| behind.launch());
-                    let check = !self.checked.contains(&(output.block, norm.is_some()));
-                    let first = (config.records() || check).then_some(stats);
-                    stats += first.map_or(0, |_| rows * caps.indices.len());
                     if !self.uploaded.contains(&output.block) {
                         driver.upload(output.block, &caps.table)?;
                         self.uploaded.insert(output.block);
                     }
-                    let launch = Launch {
+                    let mut launch = Launch {
                         block: output.block,
                         address: place.0 as u64,
                         rows,
                         stride: output.stride(),
-                        stats: first,
+                        stats: None,
                         norm,
                     };
+                    // A prompt proves nothing about a decode, whose few rows run another kernel.
+                    let kernel = driver.kernel(&launch)?;
+                    let proven = self.checked.contains(&(output.block, norm.is_some(), kernel));
+                    let check = (!proven).then_some(kernel);
+                    if config.records() || check.is_some() {
+                        launch.stats = Some(stats);
+                        stats += rows * caps.indices.len();
+                    }
                     work = Work::Launch { hop: hops, launch, check };
                     hops += 1;
                 }
@@ -215,7 +221,7 @@ impl DevicePath {
             match cut.work {
                 _ if cut.shown => obstacle = Some("a tap waits for the rows"),
                 Work::Host => obstacle = Some(ELSEWHERE),
-                Work::Launch { check: true, .. } => {
+                Work::Launch { check: Some(_), .. } => {
                     obstacle = Some("the first rows are compared with the CPU's")
                 }
                 Work::Launch { launch, .. } if launch.rows > MOST_CAPTURED_ROWS => obstacle = Some(MANY_ROWS),

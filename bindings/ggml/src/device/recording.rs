@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use axiscap::cpu::{self, Norm, RowsMut};
 use axiscap::{CapParams, CapTable, RowStat};
 
-use super::driver::{Attempt, Driver, Launch, LaunchNorm, Result, Ticket};
+use super::driver::{Attempt, Driver, Kernel, Launch, LaunchNorm, Result, Ticket};
 
 /// What the driver was asked to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +70,8 @@ pub(super) struct Recording {
     tickets: u64,
     /// Flips the last bit of the first value of every capped row: a GPU that is not to be trusted.
     pub(super) wrong: bool,
+    /// The same of rows that this kernel caps.
+    pub(super) wrong_kernel: Option<Kernel>,
     /// The same of every normed row.
     pub(super) wrong_norm: bool,
     /// The step of making a graph that fails.
@@ -85,6 +87,11 @@ pub(super) struct Recording {
     stamps: Vec<f64>,
     /// The norms that it was asked for.
     pub(super) norms: Arc<Mutex<Vec<(usize, LaunchNorm)>>>,
+}
+
+/// As on a GPU, many rows run another kernel than few.
+fn kernel(rows: usize) -> Kernel {
+    if rows <= 256 { "direct" } else { "staged" }
 }
 
 thread_local! {
@@ -191,7 +198,7 @@ impl Recording {
                 value.write(value.read() ^ 1);
             }
         };
-        if self.wrong {
+        if self.wrong || self.wrong_kernel == Some(kernel(launch.rows)) {
             flip(launch.address);
         }
         if let Some(norm) = launch.norm.filter(|_| self.wrong_norm) {
@@ -258,6 +265,11 @@ impl Driver for Recording {
         self.note(Op::Forget(block));
         self.run(None);
         self.tables.remove(&block);
+    }
+
+    fn kernel(&self, launch: &Launch) -> Result<Kernel> {
+        assert!(self.tables.contains_key(&launch.block), "the table was uploaded");
+        Ok(kernel(launch.rows))
     }
 
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()> {

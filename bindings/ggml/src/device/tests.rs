@@ -347,7 +347,68 @@ fn two_blocks() -> Session {
     session
 }
 
-/// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
+/// A graph of `l_out-0`, one node behind it, `l_out-1`, and, unless it ends there, one more.
+pub(super) struct HandMade {
+    graph: Graph,
+    outputs: [Output; 2],
+    /// What ggml is given, it notes.
+    log: Log,
+    layout: Layout,
+    _arena: Arena,
+    _data: [Vec<f32>; 2],
+}
+
+impl HandMade {
+    pub(super) fn new(rows: usize, outputs_last: bool, log: &Log) -> Self {
+        let arena = Arena::new(16).unwrap();
+        let mut data = [0, 1].map(|_| vec![0.5_f32; 4 * rows]);
+        let layout = Layout::probe().unwrap();
+        // SAFETY: tensors and graph live in the arena; only the block outputs get data, which lives as long.
+        let (graph, outputs) = unsafe {
+            let c = arena.context();
+            let graph = sys::ggml_new_graph_custom(c, 8, false);
+            let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, 4, rows as i64);
+            let first = sys::ggml_add(c, leaf(), leaf());
+            let between = sys::ggml_add(c, first, leaf());
+            let second = sys::ggml_add(c, between, leaf());
+            let end = if outputs_last { second } else { sys::ggml_add(c, second, leaf()) };
+            sys::ggml_build_forward_expand(graph, end);
+            (*first).data = data[0].as_mut_ptr().cast();
+            (*second).data = data[1].as_mut_ptr().cast();
+            let outputs = [(0, 0, first), (2, 1, second)];
+            (Graph::new(graph, layout), outputs.map(|(node, block, tensor)| Output { node, block, tensor }))
+        };
+        Self { graph, outputs, log: Log::clone(log), layout, _arena: arena, _data: data }
+    }
+
+    /// Tens make another graph of it.
+    pub(super) fn set_uid(&self, uid: u64) {
+        // SAFETY: the uid's place within the graph, and a node of it.
+        unsafe {
+            self.graph.raw().byte_add(self.layout.graph_uid).cast::<u64>().write(uid);
+            (*self.graph.nodes()[1]).op_params[0] = (uid / 10) as i32;
+        }
+    }
+
+    /// Has the path compute it.
+    pub(super) fn pass(&self, path: &mut DevicePath, session: &Session, one_graph: bool) -> sys::ggml_status {
+        let compute = |graph: &Graph| {
+            self.log.lock().unwrap().push(Op::View { nodes: graph.nodes().len(), uid: graph.uid() });
+            sys::GGML_STATUS_SUCCESS
+        };
+        path.compute(Pass {
+            graph: &self.graph,
+            outputs: &self.outputs,
+            backend: std::ptr::null_mut(),
+            staging: &mut Vec::new(),
+            config: &session.0.config(),
+            session: &session.0,
+            compute: &compute,
+            one_graph,
+        })
+    }
+}
+
 fn passes_on(
     session: &Session,
     rows: usize,
@@ -356,50 +417,14 @@ fn passes_on(
     fails: Option<Op>,
     uids: &[u64],
 ) -> (Vec<Vec<Op>>, Vec<GraphTimeline>) {
-    let arena = Arena::new(16).unwrap();
-    let mut data = [0, 1].map(|_| vec![0.5_f32; 4 * rows]);
-    // SAFETY: tensors and graph live in the arena; only the block outputs get data, which outlives the pass.
-    let (raw, outputs) = unsafe {
-        let c = arena.context();
-        let graph = sys::ggml_new_graph_custom(c, 8, false);
-        let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, 4, rows as i64);
-        let first = sys::ggml_add(c, leaf(), leaf());
-        let between = sys::ggml_add(c, first, leaf());
-        let second = sys::ggml_add(c, between, leaf());
-        let end = if outputs_last { second } else { sys::ggml_add(c, second, leaf()) };
-        sys::ggml_build_forward_expand(graph, end);
-        (*first).data = data[0].as_mut_ptr().cast();
-        (*second).data = data[1].as_mut_ptr().cast();
-        (graph, [Output { node: 0, block: 0, tensor: first }, Output { node: 2, block: 1, tensor: second }])
-    };
-    let layout = Layout::probe().unwrap();
-    // SAFETY: the graph is this test's alone.
-    let graph = unsafe { Graph::new(raw, layout) };
     let (mut driver, log) = Recording::new();
     driver.fails = fails;
     let mut path = DevicePath::new("test".into(), Box::new(driver));
-    let compute = |graph: &Graph| {
-        log.lock().unwrap().push(Op::View { nodes: graph.nodes().len(), uid: graph.uid() });
-        sys::GGML_STATUS_SUCCESS
-    };
+    let made = HandMade::new(rows, outputs_last, &log);
     let pass = |uid: &u64| {
-        // SAFETY: the uid's place within the graph, and a node of it: tens make another graph of it.
-        unsafe {
-            raw.byte_add(layout.graph_uid).cast::<u64>().write(*uid);
-            (*sys::ggml_graph_node(raw, 1)).op_params[0] = (*uid / 10) as i32;
-        }
-        let status = path.compute(Pass {
-            graph: &graph,
-            outputs: &outputs,
-            backend: std::ptr::null_mut(),
-            staging: &mut Vec::new(),
-            config: &session.0.config(),
-            session: &session.0,
-            compute: &compute,
-            one_graph,
-        });
-        assert_eq!(status, sys::GGML_STATUS_SUCCESS);
-        assert_eq!((graph.uid(), graph.nodes().len()), (*uid, if outputs_last { 3 } else { 4 }));
+        made.set_uid(*uid);
+        assert_eq!(made.pass(&mut path, session, one_graph), sys::GGML_STATUS_SUCCESS);
+        assert_eq!((made.graph.uid(), made.graph.nodes().len()), (*uid, if outputs_last { 3 } else { 4 }));
         taken(&log)
     };
     let ops: Vec<_> = uids.iter().map(pass).collect();
@@ -502,6 +527,38 @@ fn a_graph_without_a_place_of_its_own_is_fitted_into_an_old_one() {
         assert!(ops[first + 2].contains(&Op::Replay(0)));
         assert!(eager(&ops[first + 3]), "the first is gone");
     }
+}
+
+/// A prompt runs another kernel than the decodes behind it.
+#[test]
+fn each_kernel_proves_itself_on_its_first_rows() {
+    let session = two_blocks();
+    let (driver, log) = Recording::new();
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let [prompt, decode] = [512, 1].map(|rows| HandMade::new(rows, false, &log));
+    let mut compared = |made: &HandMade| {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+        taken(&log).into_iter().filter(|op| matches!(op, Op::ReadRows(_))).count()
+    };
+    assert_eq!(compared(&prompt), 4, "before and after, of two blocks");
+    assert_eq!(compared(&decode), 4);
+    assert_eq!(compared(&prompt) + compared(&decode), 0);
+    path.close(&session.0);
+    assert!(session.stats().iter().all(|stats| stats.rows == 2 * 513));
+}
+
+/// So a decode kernel that is wrong is found, however right the prompt was.
+#[test]
+fn a_decode_kernel_that_is_wrong_is_found_behind_a_prompt() {
+    let session = two_blocks();
+    let (mut driver, log) = Recording::new();
+    driver.wrong_kernel = Some("direct");
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let [prompt, decode] = [512, 1].map(|rows| HandMade::new(rows, false, &log));
+    assert_eq!(prompt.pass(&mut path, &session, false), sys::GGML_STATUS_SUCCESS);
+    assert_eq!(decode.pass(&mut path, &session, false), sys::GGML_STATUS_FAILED);
+    let error = session.watch(1, 1, || Ok::<_, ()>(()));
+    assert!(matches!(error, Err(HookError::DeviceDiffers { block: 0, .. })), "{error:?}");
 }
 
 #[test]
