@@ -126,6 +126,8 @@ struct Record {
     /// What the decode in progress began with.
     decoding: Option<Arc<Config>>,
     engines: Vec<(String, &'static str)>,
+    /// What the log has been told about them.
+    slow: Vec<(String, String)>,
     /// Blocks whose caps did the norm behind them.
     fused: BTreeSet<usize>,
     /// Blocks behind which ggml did, and why.
@@ -459,6 +461,14 @@ impl Inner {
         record.order
     }
 
+    /// Notes that the output of a block was computed without any row: there was nothing to cap.
+    pub(crate) fn saw_no_rows(&self, block: usize, config: &Config) {
+        let order = self.saw(block, 0);
+        if let Some(caps) = config.caps_of(block).filter(|_| config.records()) {
+            self.did(order, caps, 0, Vec::new(), config.tracing);
+        }
+    }
+
     /// From now on figures are also collected from this GPU.
     #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
     pub(crate) fn add_device(&self, device: &Arc<Mutex<DevicePath>>) {
@@ -500,17 +510,27 @@ impl Inner {
         }
     }
 
-    /// Notes where and how caps ran, and says once in the log why that is not the fastest way.
+    /// Notes where and how caps ran, and says once per reason in the log why that is not the fastest way.
     pub(crate) fn used(&self, device: &str, how: &'static str, slow: Option<&str>) {
         let mut record = self.record();
-        if record.engines.iter().any(|(d, h)| d == device && *h == how) {
-            return;
+        if !record.engines.iter().any(|(d, h)| d == device && *h == how) {
+            record.engines.push((device.into(), how));
         }
-        record.engines.push((device.into(), how));
         drop(record);
         if let Some(reason) = slow {
-            tracing::warn!(device, how, reason, "capping is correct here, but could be faster");
+            self.slow(device, reason);
         }
+    }
+
+    /// Says once in the log what keeps a device from its fastest way.
+    pub(crate) fn slow(&self, device: &str, reason: &str) {
+        let mut record = self.record();
+        if record.slow.iter().any(|(d, r)| d == device && r == reason) {
+            return;
+        }
+        record.slow.push((device.into(), reason.into()));
+        drop(record);
+        tracing::warn!(device, reason, "capping is correct here, but could be faster");
     }
 
     /// Notes whether the norm behind a block runs with its caps. What it is about is said once in the log.

@@ -188,6 +188,10 @@ impl DevicePath {
         self.tell_norms(&plan, pass.session);
         let mut action = if pass.one_graph {
             let facts = self.facts(pass.graph, &plan);
+            if let Some(lasting) = facts.obstacle.filter(|obstacle| obstacle.lasting) {
+                pass.session
+                    .slow(&self.name, &format!("its graphs are not captured as one: {}", lasting.reason));
+            }
             self.outer.begin(&facts)
         } else {
             Action::Eager

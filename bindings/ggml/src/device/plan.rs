@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::driver::{Driver, Kernel, Launch, LaunchNorm, Result};
 use super::norm::{Behind, behind};
+use super::obstacle::{Obstacle, passing};
 use super::outer::Facts;
 use super::{DevicePath, ELSEWHERE, NormObstacle, closed};
 use crate::find::{Output, place_of};
@@ -15,7 +16,7 @@ use crate::session::Config;
 /// Graphs with more rows are not captured: they keep the GPU busy for longer than it takes to launch them one by one,
 /// and would take the places of those that do not.
 const MOST_CAPTURED_ROWS: usize = 128;
-const MANY_ROWS: &str = "it has so many rows that launching it is no matter";
+const MANY_ROWS: Obstacle = passing("it has so many rows that launching it is no matter");
 
 /// What a pass does at its block outputs.
 #[derive(Debug)]
@@ -219,10 +220,10 @@ impl DevicePath {
         let mut obstacle = None;
         for cut in plan.cuts.iter().filter(|cut| cut.cuts()) {
             match cut.work {
-                _ if cut.shown => obstacle = Some("a tap waits for the rows"),
-                Work::Host => obstacle = Some(ELSEWHERE),
+                _ if cut.shown => obstacle = Some(passing("a tap waits for the rows")),
+                Work::Host => obstacle = Some(passing(ELSEWHERE)),
                 Work::Launch { check: Some(_), .. } => {
-                    obstacle = Some("the first rows are compared with the CPU's")
+                    obstacle = Some(passing("the first rows are compared with the CPU's"))
                 }
                 Work::Launch { launch, .. } if launch.rows > MOST_CAPTURED_ROWS => obstacle = Some(MANY_ROWS),
                 Work::Launch { launch, .. } => (cut.output.node, launch).hash(&mut digest),
