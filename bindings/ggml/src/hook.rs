@@ -386,13 +386,18 @@ impl Backend {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { finder, arena, staging, device, chain } = &mut *scratch;
         let outputs = match finder.find(graph, wanted) {
-            Ok(outputs) if outputs.is_empty() => return compute(graph),
             Ok(outputs) => outputs,
             Err(error) => {
                 self.session.fail(error);
                 return sys::GGML_STATUS_FAILED;
             }
         };
+        // The CPU runs no captured graphs. ggml aborts the process where it begins a capture inside of ours.
+        let asked = config.engine == Engine::DeviceGraph && !self.is_cpu;
+        let one_graph = asked && self.installed.ggml_graphs_off;
+        if outputs.is_empty() && !one_graph {
+            return compute(graph);
+        }
         let norms_stay = |why: NormObstacle| {
             let capped = outputs.iter().filter(|o| o.rows() > 0 && config.caps_of(o.block).is_some());
             for output in capped.filter(|_| config.fused_norm) {
@@ -414,18 +419,27 @@ impl Backend {
         }
         // Block outputs without rows may have no memory; every graph with caps to run has one with.
         let address = outputs.iter().find(|o| o.rows() > 0).map(|o| o.place().0 as u64);
-        let path = address.and_then(|address| device.path(backend, &self.name, address, &self.session));
+        let path = match address {
+            Some(address) => device.path(backend, &self.name, address, &self.session),
+            // There is nothing to cap, but ggml does not capture it either.
+            None if one_graph => device.path_of(backend, &self.name, graph, &self.session),
+            None => None,
+        };
         if let Some(path) = path {
             let mut path = path.lock().unwrap_or_else(PoisonError::into_inner);
             let (outputs, config, session) = (&outputs[..], &config, &*self.session);
-            let asked = config.engine == Engine::DeviceGraph;
-            // ggml aborts the process where it begins a capture inside of ours.
-            let one_graph = asked && self.installed.ggml_graphs_off;
             if asked && !one_graph {
                 session.used(&self.name, ON_DEVICE, Some(NEEDS_GRAPHS_OFF));
             }
             let pass = Pass { graph, outputs, backend, staging, config, session, compute, one_graph };
             return path.compute(pass);
+        }
+        if address.is_none() {
+            let status = compute(graph);
+            if status == sys::GGML_STATUS_SUCCESS {
+                outputs.iter().for_each(|output| self.session.saw_no_rows(output.block, &config));
+            }
+            return status;
         }
         let slow = device.reason().or((!self.is_cpu).then_some("this backend has no kernels of axiscap's"));
         self.session.used(&self.name, VIEWS, slow);

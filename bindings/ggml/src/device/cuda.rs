@@ -158,7 +158,12 @@ impl Cuda {
             return Err("two events of ggml's have one context".into());
         }
         let stream = Stream::new(&device).map_err(text)?;
-        tracing::info!(device = name, gpu = ordinal, card = device.info().name, "caps run on the GPU");
+        tracing::info!(
+            device = name,
+            gpu = ordinal,
+            card = device.info().name,
+            "axiscap's kernels are on the GPU"
+        );
         Ok(Self {
             backend,
             name: name.into(),

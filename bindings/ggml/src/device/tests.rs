@@ -350,7 +350,7 @@ fn two_blocks() -> Session {
 /// A graph of `l_out-0`, one node behind it, `l_out-1`, and, unless it ends there, one more.
 pub(super) struct HandMade {
     graph: Graph,
-    outputs: [Output; 2],
+    outputs: Vec<Output>,
     /// What ggml is given, it notes.
     log: Log,
     layout: Layout,
@@ -376,7 +376,8 @@ impl HandMade {
             (*first).data = data[0].as_mut_ptr().cast();
             (*second).data = data[1].as_mut_ptr().cast();
             let outputs = [(0, 0, first), (2, 1, second)];
-            (Graph::new(graph, layout), outputs.map(|(node, block, tensor)| Output { node, block, tensor }))
+            let outputs = outputs.map(|(node, block, tensor)| Output { node, block, tensor });
+            (Graph::new(graph, layout), outputs.to_vec())
         };
         Self { graph, outputs, log: Log::clone(log), layout, _arena: arena, _data: data }
     }
@@ -559,6 +560,45 @@ fn a_decode_kernel_that_is_wrong_is_found_behind_a_prompt() {
     assert_eq!(decode.pass(&mut path, &session, false), sys::GGML_STATUS_FAILED);
     let error = session.watch(1, 1, || Ok::<_, ()>(()));
     assert!(matches!(error, Err(HookError::DeviceDiffers { block: 0, .. })), "{error:?}");
+}
+
+/// Where ggml's own graphs are off, a part without capped blocks would be launched node by node.
+#[test]
+fn a_graph_without_block_outputs_is_captured_too() {
+    let session = two_blocks();
+    let (driver, log) = Recording::new();
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let mut made = HandMade::new(1, false, &log);
+    made.outputs.clear();
+    made.set_uid(7);
+    let mut pass = || {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+        taken(&log)
+    };
+    assert!(matches!(pass()[..], [Op::View { nodes: 4, .. }]));
+    assert_eq!(pass().iter().filter(|op| matches!(op, Op::View { nodes: 4, .. })).count(), 1);
+    let replay =
+        [Op::RecordOnBackend(1), Op::WaitOnOurs(1), Op::Replay(0), Op::RecordOnOurs(1), Op::WaitOnBackend(1)];
+    assert_eq!(pass(), replay);
+    assert!(session.stats().iter().all(|stats| stats.rows == 0));
+}
+
+/// A pass without logits has no rows in the last block: nothing to cap, and no reason to speak of the host.
+#[test]
+fn a_graph_whose_block_outputs_have_no_rows_runs_as_it_is() {
+    let last = shape().blocks - 1;
+    let caps = CapSet::new([cap(last, 1, Bound::floor(9.0).unwrap())]).unwrap();
+    let run = |engine| {
+        let session = session(engine);
+        session.set_caps(Some(&caps)).unwrap();
+        let (mut context, log) = on_device(&session, 4);
+        decode(&mut context, &session, &prompt()[..6], 0, false).unwrap();
+        (session.take_trace(), session.engines_used(), taken(&log))
+    };
+    let (trace, engines, ops) = run(Engine::Views);
+    assert_eq!((&engines[..], &ops[..]), (&[][..], &[][..]));
+    assert_eq!(trace, run(Engine::Inserted).0);
+    assert_eq!(trace.iter().map(|trace| (trace.block, trace.rows)).collect::<Vec<_>>(), [(last, 0); 2]);
 }
 
 #[test]
