@@ -1,6 +1,6 @@
 //! What a graph needs of the GPU: tables brought up to the configuration, and what to do at each block output.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -119,38 +119,61 @@ impl Behind {
 impl DevicePath {
     /// Brings the tables on the GPU up to the configuration.
     pub(super) fn follow(&mut self, config: &Arc<Config>) -> Result<()> {
-        let Some(driver) = self.driver.as_deref_mut() else { return Ok(()) };
         let Some(old) = self.config.take().filter(|old| !Arc::ptr_eq(old, config)) else {
             self.config = Some(Arc::clone(config));
             return Ok(());
         };
-        let mut kept = HashSet::new();
-        let mut moved = false;
-        for block in self.uploaded.drain() {
+        self.norms.clear();
+        let uploaded: Vec<_> = self.uploaded.iter().copied().collect();
+        if let Err(error) = self.bring_up(&old, config) {
+            // Some tables may be gone and others not: nothing that is there is good for anything, least of all graphs
+            // with the addresses of the tables in them.
+            self.throw_graphs_away("the tables could not be brought up to the caps");
+            self.uploaded.clear();
+            self.checked.clear();
+            if let Some(driver) = self.driver.as_deref_mut() {
+                uploaded.into_iter().for_each(|block| driver.forget(block));
+            }
+            return Err(error);
+        }
+        self.config = Some(Arc::clone(config));
+        Ok(())
+    }
+
+    /// Updates the tables that only differ in bounds and strengths, and forgets those that differ in more.
+    fn bring_up(&mut self, old: &Config, config: &Config) -> Result<()> {
+        let mut uploaded: Vec<_> = self.uploaded.iter().copied().collect();
+        uploaded.sort_unstable();
+        for block in uploaded {
             let tables = (old.caps_of(block).map(|c| &c.table), config.caps_of(block).map(|c| &c.table));
             match tables {
                 (Some(old), Some(new))
                     if old.axes() == new.axes() && old.profile_ends() == new.profile_ends() =>
                 {
-                    if old.params() != new.params() {
+                    if old.params() != new.params()
+                        && let Some(driver) = self.driver.as_deref_mut()
+                    {
                         driver.update(block, new.params())?;
                     }
-                    kept.insert(block);
                 }
                 _ => {
-                    if !moved && self.outer.reset("the caps were replaced") {
-                        driver.discard_graphs();
+                    self.throw_graphs_away("the caps were replaced");
+                    self.uploaded.remove(&block);
+                    if let Some(driver) = self.driver.as_deref_mut() {
+                        driver.forget(block);
                     }
-                    moved = true;
-                    driver.forget(block);
                 }
             }
         }
-        self.uploaded = kept;
         self.checked.retain(|(block, ..)| self.uploaded.contains(block));
-        self.norms.clear();
-        self.config = Some(Arc::clone(config));
         Ok(())
+    }
+
+    /// Something that the captured graphs use is about to go away.
+    fn throw_graphs_away(&mut self, reason: &'static str) {
+        if let (true, Some(driver)) = (self.outer.reset(reason), self.driver.as_deref_mut()) {
+            driver.discard_graphs();
+        }
     }
 
     /// What to do at each block output. Uploads tables that are missing.

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use axiscap::cpu::{self, Norm, RowsMut};
 use axiscap::{CapParams, CapTable, RowStat};
 
+use crate::error::HookError;
+
 use super::driver::{Attempt, Driver, Kernel, Launch, LaunchNorm, Result, Ticket};
 
 /// What the driver was asked to do.
@@ -74,7 +76,7 @@ pub(super) struct Recording {
     pub(super) wrong_kernel: Option<Kernel>,
     /// The same of every normed row.
     pub(super) wrong_norm: bool,
-    /// The step of making a graph that fails.
+    /// The step of making a graph, or the update, that fails.
     pub(super) fails: Option<Op>,
     /// Claims to hold no memory.
     pub(super) elsewhere: bool,
@@ -256,7 +258,8 @@ impl Driver for Recording {
     }
 
     fn update(&mut self, block: usize, params: &[CapParams]) -> Result<()> {
-        self.note(Op::Update(block));
+        let outcome = self.attempt(Op::Update(block));
+        outcome.map_err(|what| HookError::Device { device: "test".into(), what })?;
         self.queue.push_back(Queued::Update(block, params.to_vec()));
         Ok(())
     }
