@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 
 use llama_cpp_sys_2 as sys;
 
-use crate::device::{NormObstacle, ON_DEVICE, Pass, Slot, capping};
+use crate::device::{NormObstacle, ON_DEVICE, Pass, Slot, between_captures, capping};
 use crate::engine::{panicked, run_inserted, run_views};
 use crate::error::HookError;
 use crate::find::Finder;
@@ -336,6 +336,7 @@ unsafe extern "C" fn hooked_free(backend: sys::ggml_backend_t) {
     let entry = BACKENDS.write().unwrap_or_else(PoisonError::into_inner).remove(&(backend as usize));
     if let Some(entry) = entry {
         let layout = entry.installed.layout;
+        let _no_capture = between_captures();
         // What is on the GPU has to be done with the backend's memory before that goes.
         let closed = catch_unwind(AssertUnwindSafe(|| {
             let mut scratch = entry.scratch.lock().unwrap_or_else(PoisonError::into_inner);

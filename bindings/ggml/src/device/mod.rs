@@ -43,7 +43,8 @@ mod timeline;
 mod timeline_tests;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use axiscap::{CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
@@ -78,6 +79,15 @@ const WITH_NORM: &str =
 /// How many graphs' figures may be under way before the host waits for the oldest: a decode's logits are read, and
 /// so its figures there, long before this many more graphs have been given to the GPU.
 const MOST_PENDING: usize = 256;
+
+/// Read by whoever captures. A backend must not go meanwhile: it takes its cuBLAS handle along, which a capture on
+/// another thread does not survive. ggml has a lock of its own for its own captures, and does not know of ours.
+static CAPTURING: RwLock<()> = RwLock::new(());
+
+/// Waits until nothing is being captured, and has captures wait until the guard goes.
+pub(crate) fn between_captures() -> RwLockWriteGuard<'static, ()> {
+    CAPTURING.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// One backend's GPU: what is there, and what is still to be read from there.
 #[derive(Debug)]
@@ -360,10 +370,11 @@ impl DevicePath {
     /// captured.
     fn capture(&mut self, pass: &mut Pass<'_>, plan: &Plan) -> Attempt {
         let text = |error: HookError| error.to_string();
+        let _nothing_goes = CAPTURING.read().unwrap_or_else(PoisonError::into_inner);
         self.driver().map_err(text)?.begin_capture()?;
         // The backend's stream joins the capture, and is joined back at its end.
         let join = plan.hops;
-        let ran = (|| {
+        let ran = catch_unwind(AssertUnwindSafe(|| {
             let driver = self.driver()?;
             driver.record_on_ours(join)?;
             driver.wait_on_backend(join)?;
@@ -372,8 +383,14 @@ impl DevicePath {
             driver.record_on_backend(join)?;
             driver.wait_on_ours(join)?;
             Ok(ran)
-        })();
-        self.driver().map_err(text)?.end_capture()?;
+        }));
+        // Whatever happened: left in a capture, both streams refuse all that they are asked, and ggml aborts.
+        let ended = self.driver().map_err(text).and_then(|driver| driver.end_capture());
+        let ran = ran.unwrap_or_else(|panic| {
+            self.outer.ended(Err("axiscap panicked while it captured".into()));
+            resume_unwind(panic)
+        });
+        ended?;
         match ran.map_err(text)? {
             Ran::Fine(_) => Ok(()),
             Ran::Failed(status) => Err(format!("ggml could not compute into a capture (status {status})")),

@@ -1,8 +1,12 @@
 //! The device path over real graphs of a real model, which the CPU backend computes, and over a hand-made graph:
 //! only the driver is a stand-in.
 
+use std::cell::RefCell;
 use std::num::NonZeroU32;
-use std::sync::LazyLock;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, mpsc};
+use std::time::Duration;
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use llama_cpp_2::context::LlamaContext;
@@ -393,8 +397,20 @@ impl HandMade {
 
     /// Has the path compute it.
     pub(super) fn pass(&self, path: &mut DevicePath, session: &Session, one_graph: bool) -> sys::ggml_status {
+        self.pass_while(path, session, one_graph, || {})
+    }
+
+    /// The same, with something happening in each view.
+    fn pass_while(
+        &self,
+        path: &mut DevicePath,
+        session: &Session,
+        one_graph: bool,
+        happens: impl Fn(),
+    ) -> sys::ggml_status {
         let compute = |graph: &Graph| {
             self.log.lock().unwrap().push(Op::View { nodes: graph.nodes().len(), uid: graph.uid() });
+            happens();
             sys::GGML_STATUS_SUCCESS
         };
         path.compute(Pass {
@@ -560,6 +576,106 @@ fn a_decode_kernel_that_is_wrong_is_found_behind_a_prompt() {
     assert_eq!(decode.pass(&mut path, &session, false), sys::GGML_STATUS_FAILED);
     let error = session.watch(1, 1, || Ok::<_, ()>(()));
     assert!(matches!(error, Err(HookError::DeviceDiffers { block: 0, .. })), "{error:?}");
+}
+
+/// A panic in a capture would leave ggml's stream in it, and ggml aborts at the next use.
+#[test]
+fn a_capture_is_ended_when_something_in_it_panics() {
+    let session = two_blocks();
+    let (driver, log) = Recording::new();
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let made = HandMade::new(1, false, &log);
+    made.set_uid(7);
+    for _ in 0..2 {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    }
+    taken(&log);
+    let panicking = || made.pass_while(&mut path, &session, true, || panic!("as the test asked"));
+    assert!(catch_unwind(AssertUnwindSafe(panicking)).is_err());
+    let ops = taken(&log);
+    assert_eq!((&ops[0], ops.last()), (&Op::BeginCapture, Some(&Op::EndCapture)));
+    // From then on eager.
+    for _ in 0..3 {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+        let ops = taken(&log);
+        assert_eq!(ops, [in_order(&views(&ops)), vec![Op::Fetch(2)]].concat());
+    }
+}
+
+/// A table that could not be updated: nothing that is on the GPU is used any more.
+#[test]
+fn a_failed_update_throws_tables_and_graphs_away() {
+    let session = two_blocks();
+    let (mut driver, log) = Recording::new();
+    driver.fails = Some(Op::Update(1));
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let made = HandMade::new(1, false, &log);
+    made.set_uid(7);
+    for _ in 0..3 {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    }
+    assert!(taken(&log).contains(&Op::Replay(0)));
+    for cap in [0, 1] {
+        session.set_bound(cap, Bound::floor(2.0).unwrap()).unwrap();
+    }
+    assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_FAILED);
+    let mut ops = taken(&log);
+    ops[3..].sort_by_key(|op| format!("{op:?}"));
+    assert_eq!(ops, [Op::Update(0), Op::Update(1), Op::Discard, Op::Forget(0), Op::Forget(1)]);
+    assert!(session.watch(1, 1, || Ok::<_, ()>(())).is_err());
+
+    // From the start again: new tables, compared with the CPU.
+    assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    let ops = taken(&log);
+    assert_eq!(ops.iter().filter(|op| matches!(op, Op::Upload(_))).count(), 2);
+    assert_eq!(ops.iter().filter(|op| matches!(op, Op::ReadRows(_))).count(), 4);
+    assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    assert!(!taken(&log).contains(&Op::BeginCapture), "it warms up again");
+    assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    assert!(taken(&log).contains(&Op::Instantiate(0)));
+}
+
+#[test]
+fn a_backend_is_not_freed_while_another_captures() {
+    let session = two_blocks();
+    let hook = Hook::install().unwrap();
+    LazyLock::force(&LOADED);
+    // SAFETY: the CPU device makes a backend, which is freed below.
+    let other = hook.bind(&session, || unsafe {
+        let device = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU);
+        sys::ggml_backend_dev_init(device, std::ptr::null()).expose_provenance()
+    });
+    assert!(session.is_bound());
+    let (driver, log) = Recording::new();
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let made = HandMade::new(1, false, &log);
+    made.set_uid(7);
+    for _ in 0..2 {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    }
+    let (starting, starts) = mpsc::channel();
+    let freed = Arc::new(AtomicBool::new(false));
+    let freeing = RefCell::new(None);
+    let in_capture = || {
+        freeing.borrow_mut().get_or_insert_with(|| {
+            let (starting, freed) = (starting.clone(), Arc::clone(&freed));
+            let thread = std::thread::spawn(move || {
+                starting.send(()).unwrap();
+                // SAFETY: the backend from above, freed once.
+                unsafe { sys::ggml_backend_free(std::ptr::with_exposed_provenance_mut(other)) };
+                freed.store(true, Ordering::Release);
+            });
+            starts.recv().unwrap();
+            thread
+        });
+        // Time for a free that does not wait; one that waits makes no difference.
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!freed.load(Ordering::Acquire), "freed within the capture");
+    };
+    assert_eq!(made.pass_while(&mut path, &session, true, in_capture), sys::GGML_STATUS_SUCCESS);
+    assert!(taken(&log).contains(&Op::EndCapture));
+    freeing.into_inner().unwrap().join().unwrap();
+    assert!(freed.load(Ordering::Acquire));
 }
 
 /// Where ggml's own graphs are off, a part without capped blocks would be launched node by node.
