@@ -46,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) blocks: Vec<BlockCaps>,
     pub(crate) tap: Option<Tap>,
     caps: usize,
+    /// How often caps were set before these: figures belong to the caps that made them.
+    generation: u64,
 }
 
 impl Config {
@@ -115,6 +117,8 @@ pub struct BlockTrace {
 
 #[derive(Debug, Default)]
 struct Record {
+    /// Whose figures these are.
+    generation: u64,
     stats: Vec<CapStats>,
     /// With the place of each in the order of computation.
     trace: Vec<(u64, BlockTrace)>,
@@ -150,6 +154,7 @@ impl Session {
             blocks: Vec::new(),
             tap: None,
             caps: 0,
+            generation: 0,
         };
         let record = Record { seen: vec![None; model.blocks], ..Record::default() };
         Self(Arc::new(Inner {
@@ -188,17 +193,22 @@ impl Session {
             }
         }
         let count = caps.map_or(0, |set| set.caps().len());
-        self.change(|config| {
+        let mut config = lock(&self.0.config);
+        let next = self.changed(&config, |config| {
             config.blocks = blocks;
             config.caps = count;
+            config.generation += 1;
             Ok(())
         })?;
-        // What is still on its way from a GPU belongs to the old caps.
-        self.0.collect();
+        // Before a decode can begin with the new caps. What others still report, from a decode under way or from a
+        // GPU, is of another generation.
         let mut record = self.0.record();
+        record.generation = next.generation;
         record.stats = vec![CapStats::default(); count];
         record.trace.clear();
         record.forget_norms();
+        drop(record);
+        *config = next;
         Ok(())
     }
 
@@ -403,7 +413,17 @@ impl Session {
 
     fn change(&self, change: impl FnOnce(&mut Config) -> Result<(), HookError>) -> Result<(), HookError> {
         let mut config = lock(&self.0.config);
-        let mut next = Config::clone(&config);
+        *config = self.changed(&config, change)?;
+        Ok(())
+    }
+
+    /// The configuration after a change.
+    fn changed(
+        &self,
+        config: &Config,
+        change: impl FnOnce(&mut Config) -> Result<(), HookError>,
+    ) -> Result<Arc<Config>, HookError> {
+        let mut next = config.clone();
         change(&mut next)?;
         next.wanted.fill(false);
         let tapped = next.tap.iter().flat_map(|tap| tap.blocks.iter().copied());
@@ -413,8 +433,7 @@ impl Session {
         if next.wanted.contains(&true) {
             next.prefix = block_output(&self.0.model.architecture)?;
         }
-        *config = Arc::new(next);
-        Ok(())
+        Ok(Arc::new(next))
     }
 }
 
@@ -464,8 +483,8 @@ impl Inner {
     /// Notes that the output of a block was computed without any row: there was nothing to cap.
     pub(crate) fn saw_no_rows(&self, block: usize, config: &Config) {
         let order = self.saw(block, 0);
-        if let Some(caps) = config.caps_of(block).filter(|_| config.records()) {
-            self.did(order, caps, 0, Vec::new(), config.tracing);
+        if config.records() {
+            self.did(order, config, block, 0, Vec::new());
         }
     }
 
@@ -495,17 +514,19 @@ impl Inner {
         }
     }
 
-    /// Notes what the caps of a block did to the rows of one pass, `[rows][caps]`.
-    pub(crate) fn did(&self, order: u64, caps: &BlockCaps, rows: usize, stats: Vec<RowStat>, tracing: bool) {
+    /// Notes what the caps of a block did to the rows of one pass, `[rows][caps]`. Where other caps were set since the
+    /// decode began, its figures belong to nobody.
+    pub(crate) fn did(&self, order: u64, config: &Config, block: usize, rows: usize, stats: Vec<RowStat>) {
+        let Some(caps) = config.caps_of(block) else { return };
         let mut record = self.record();
-        for (i, row) in stats.iter().enumerate() {
-            // The caps may have been replaced while this decode ran: then its figures belong to nobody.
-            if let Some(total) = record.stats.get_mut(caps.indices[i % caps.indices.len()]) {
-                total.add(row);
-            }
+        if record.generation != config.generation {
+            return;
         }
-        if tracing {
-            let (block, caps) = (caps.block, caps.indices.clone());
+        for (i, row) in stats.iter().enumerate() {
+            record.stats[caps.indices[i % caps.indices.len()]].add(row);
+        }
+        if config.tracing {
+            let caps = caps.indices.clone();
             record.trace.push((order, BlockTrace { block, caps, rows, stats }));
         }
     }
@@ -599,4 +620,46 @@ impl Record {
 /// A panic while a lock was held left nothing half-changed here: every change is one assignment or one push.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use axiscap::{Axis, BlockCap, Cap, CapSet};
+
+    use super::*;
+
+    fn caps(count: usize) -> CapSet {
+        let axis = Axis::from_direction(&[1.0, 2.0]).unwrap();
+        CapSet::new((0..count).map(|_| BlockCap { block: 0, cap: Cap::new(axis.clone(), Bound::NONE) }))
+            .unwrap()
+    }
+
+    #[test]
+    fn figures_of_replaced_caps_are_not_those_of_the_new_ones() {
+        let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 1, width: 2 });
+        session.set_tracing(true);
+        session.set_caps(Some(&caps(2))).unwrap();
+        let decode = |meanwhile: &dyn Fn()| {
+            let decoded = session.watch(1, 1, || {
+                let config = session.0.config();
+                meanwhile();
+                session.0.set_bound_to_backend();
+                let order = session.0.saw(0, 1);
+                let depth = config.caps_of(0).unwrap().indices.len();
+                session.0.did(order, &config, 0, 1, vec![RowStat::default(); depth]);
+                Ok::<_, ()>(())
+            });
+            decoded.unwrap().unwrap();
+            let rows: Vec<_> = session.stats().iter().map(|stats| stats.rows).collect();
+            (rows, session.take_trace().len())
+        };
+        assert_eq!(decode(&|| {}), (vec![1, 1], 1));
+        for count in [2, 1] {
+            let replaced = decode(&|| session.set_caps(Some(&caps(count))).unwrap());
+            assert_eq!(replaced, (vec![0; count], 0));
+        }
+        assert_eq!(decode(&|| {}), (vec![1], 1));
+        // Another bound of the same caps keeps what there is.
+        assert_eq!(decode(&|| session.set_bound(0, Bound::floor(1.0).unwrap()).unwrap()), (vec![2], 1));
+    }
 }

@@ -450,11 +450,13 @@ fn closed(device: &str) -> HookError {
 fn note(cut: &Cut, pass: &Pass<'_>) -> Option<Entry> {
     let (block, rows) = (cut.output.block, cut.output.rows());
     let order = pass.session.saw(block, rows);
-    let caps = pass.config.caps_of(block).filter(|_| pass.config.records())?;
+    if !pass.config.records() {
+        return None;
+    }
     match cut.work {
         Work::Launch { launch, .. } => launch.stats.map(|first| Entry { order, block, rows, first }),
         _ => {
-            pass.session.did(order, caps, rows, Vec::new(), pass.config.tracing);
+            pass.session.did(order, pass.config, block, rows, Vec::new());
             None
         }
     }
@@ -465,7 +467,7 @@ impl Pending {
         for entry in &self.entries {
             if let Some(caps) = self.config.caps_of(entry.block) {
                 let stats = &stats[entry.first..][..entry.rows * caps.indices.len()];
-                session.did(entry.order, caps, entry.rows, stats.to_vec(), self.config.tracing);
+                session.did(entry.order, &self.config, entry.block, entry.rows, stats.to_vec());
             }
         }
     }
