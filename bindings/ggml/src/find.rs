@@ -111,8 +111,9 @@ impl Finder {
             // SAFETY: nodes of the graph being computed are valid.
             let name = unsafe { name_of(tensor) };
             let is_wanted = |&block: &usize| wanted.blocks.get(block) == Some(&true);
-            for later in LATER_CHANGES {
-                if let Some(block) = block_of(name, later).filter(is_wanted) {
+            for (later, blocks_on) in LATER_CHANGES {
+                let block = block_of(name, later).and_then(|block| block.checked_sub(blocks_on));
+                if let Some(block) = block.filter(is_wanted) {
                     return Err(HookError::ChangedLater { block, node: lossy(name) });
                 }
             }
@@ -153,4 +154,47 @@ pub(crate) fn check_shape(output: &Output, width: usize) -> Result<(), HookError
         found: format!("of type {} with shape {:?} and strides {:?}", t.type_, t.ne, t.nb),
         expected: format!("f32 (type 0) of shape [{width}, tokens]"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use super::*;
+    use crate::layout::{Arena, Layout, chain};
+
+    /// A graph of f32 rows of one value whose nodes have these names.
+    fn named(arena: &Arena, names: &[&str]) -> Graph {
+        // SAFETY: the graph lives in the arena, and its nodes are valid.
+        unsafe {
+            let graph = Graph::new(chain(arena, names.len()), Layout::probe().unwrap());
+            for (&node, &name) in graph.nodes().iter().zip(names) {
+                sys::ggml_set_name(node, CString::new(name).unwrap().as_ptr());
+            }
+            graph
+        }
+    }
+
+    fn wanted(blocks: &[bool]) -> Wanted<'_> {
+        Wanted { prefix: "l_out", width: 1, blocks }
+    }
+
+    fn places(found: &[Output]) -> Vec<(usize, usize)> {
+        found.iter().map(|output| (output.node, output.block)).collect()
+    }
+
+    #[test]
+    fn what_still_changes_the_residual_stream_refuses_the_block_before_it() {
+        let changed = |names: &[&str]| {
+            let arena = Arena::new(64).unwrap();
+            Finder::default().find(&named(&arena, names), wanted(&[false, false, false, true, false]))
+        };
+        assert_eq!(places(&changed(&["l_out-2", "deepstack_in-3", "l_out-3", "l_out-4"]).unwrap()), [(2, 3)]);
+        for later in ["deepstack_out-3", "loop_norm-3", "deepstack_in-4"] {
+            let refused = changed(&["l_out-2", "l_out-3", later, "l_out-4"]);
+            assert_eq!(refused, Err(HookError::ChangedLater { block: 3, node: later.into() }));
+        }
+        let twice = changed(&["l_out-3", "l_out-3"]);
+        assert_eq!(twice, Err(HookError::Ambiguous { block: 3, node: "l_out-3".into() }));
+    }
 }
