@@ -10,6 +10,7 @@ use llama_cpp_sys_2 as sys;
 
 use crate::device::{NormObstacle, ON_DEVICE, Pass, Slot, between_captures, capping};
 use crate::engine::{panicked, run_inserted, run_views};
+use crate::environment::ggml_graphs_off;
 use crate::error::HookError;
 use crate::find::Finder;
 use crate::graph::Graph;
@@ -145,7 +146,7 @@ impl Hook {
             // SAFETY: as above; a slot is one aligned word that holds a working function before and after.
             unsafe { init_slot(device, layout).write(Some(OURS)) };
         }
-        let ggml_graphs_off = std::env::var_os(GRAPHS_OFF).is_some();
+        let ggml_graphs_off = ggml_graphs_off();
         let installed = Arc::new(Installed { layout, ggml_graphs_off, devices });
         *slot = Arc::downgrade(&installed);
         Ok(Self(installed))
@@ -222,8 +223,6 @@ fn device_report(device: sys::ggml_backend_dev_t) -> DeviceReport {
 const INSERTED: &str = "caps are nodes in the backend's own graph";
 pub(crate) const VIEWS: &str = "the graph is cut at capped blocks, caps run on the host";
 
-/// ggml reads it once, at its first CUDA graph: it has to be there before the process starts.
-const GRAPHS_OFF: &str = "GGML_CUDA_DISABLE_GRAPHS";
 const NEEDS_GRAPHS_OFF: &str = "one graph per token was asked for, but ggml makes graphs of its own; start the \
     program with GGML_CUDA_DISABLE_GRAPHS=1";
 

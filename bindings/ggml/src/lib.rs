@@ -24,6 +24,7 @@ mod architecture;
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 mod device;
 mod engine;
+mod environment;
 mod error;
 mod eval_callback;
 mod find;
