@@ -126,13 +126,23 @@ impl Hook {
             return Err(HookError::NoDevice);
         }
         let mut originals = ORIGINALS.write().unwrap_or_else(PoisonError::into_inner);
+        let mut unhooked = Vec::new();
         for &device in &devices {
             // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads it.
             match unsafe { init_slot(device, layout).read() } {
                 Some(found) if std::ptr::fn_addr_eq(found, OURS) => {}
-                Some(original) => {
-                    originals.insert(device as usize, original);
-                }
+                Some(found) => match originals.get(&(device as usize)) {
+                    // Somebody has put a function of theirs over ours, which calls ours. If ours called it in turn,
+                    // neither would ever return; ours is still reached, and still calls the device's own.
+                    Some(&own) if !std::ptr::fn_addr_eq(found, own) => {
+                        let device = device_name(device);
+                        tracing::debug!(device, "another library has wrapped the hook: it stays within");
+                    }
+                    _ => {
+                        originals.insert(device as usize, found);
+                        unhooked.push(device);
+                    }
+                },
                 None => {
                     return Err(HookError::Layout {
                         version: ggml_version(),
@@ -142,7 +152,7 @@ impl Hook {
             }
         }
         drop(originals);
-        for &device in &devices {
+        for device in unhooked {
             // SAFETY: as above; a slot is one aligned word that holds a working function before and after.
             unsafe { init_slot(device, layout).write(Some(OURS)) };
         }
@@ -397,6 +407,10 @@ impl Backend {
         let one_graph = asked && self.installed.ggml_graphs_off;
         if outputs.is_empty() && !one_graph {
             return compute(graph);
+        }
+        if let Err(error) = self.session.claims(backend as usize, &outputs) {
+            self.session.fail(error);
+            return sys::GGML_STATUS_FAILED;
         }
         let norms_stay = |why: NormObstacle| {
             let capped = outputs.iter().filter(|o| o.rows() > 0 && config.caps_of(o.block).is_some());

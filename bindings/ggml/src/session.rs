@@ -9,7 +9,7 @@ use axiscap::{Bound, CapSet, CapStats, CapTable, RowStat};
 use crate::architecture::{ModelShape, block_output};
 use crate::device::{Collect, DevicePath, FusedNorms, GraphCounts, GraphTimeline, NormObstacle};
 use crate::error::{HookError, Seen};
-use crate::find::Wanted;
+use crate::find::{Output, Wanted};
 use crate::tap::Tap;
 
 /// The caps of one llama.cpp context, and the record of what they did. A handle: clones are the same session.
@@ -126,6 +126,10 @@ struct Record {
     order: u64,
     /// Rows seen per block since the decode began.
     seen: Vec<Option<usize>>,
+    /// Tokens of the decode in progress.
+    rows: usize,
+    /// Per block, the backend that was about to compute its output first, and how many rows all were.
+    claimed: Vec<Option<(usize, usize)>>,
     error: Option<HookError>,
     /// What the decode in progress began with.
     decoding: Option<Arc<Config>>,
@@ -156,7 +160,8 @@ impl Session {
             caps: 0,
             generation: 0,
         };
-        let record = Record { seen: vec![None; model.blocks], ..Record::default() };
+        let (seen, claimed) = (vec![None; model.blocks], vec![None; model.blocks]);
+        let record = Record { seen, claimed, ..Record::default() };
         Self(Arc::new(Inner {
             model,
             bound: AtomicBool::new(false),
@@ -398,7 +403,7 @@ impl Session {
         outputs: usize,
         decode: impl FnOnce() -> Result<R, E>,
     ) -> Result<Result<R, E>, HookError> {
-        let config = self.0.begin();
+        let config = self.0.begin(rows);
         let result = decode();
         let error = self.0.end();
         match (error, result) {
@@ -470,6 +475,28 @@ impl Inner {
     pub(crate) fn fail(&self, error: HookError) {
         // The first error is the cause; what follows from it would hide it.
         self.record().error.get_or_insert(error);
+    }
+
+    /// A backend is about to compute these block outputs.
+    ///
+    /// # Errors
+    /// [`HookError::SplitTensors`] where another one has computed so many of the same block that together they are more
+    /// than the decode has. ggml's meta backend hands the same nodes to each of its devices, which are hooked one by
+    /// one; it is no device of ggml's registry itself, and nothing in their graphs tells of it.
+    pub(crate) fn claims(&self, backend: usize, outputs: &[Output]) -> Result<(), HookError> {
+        let mut record = self.record();
+        if record.decoding.is_none() {
+            return Ok(());
+        }
+        let most = record.rows;
+        for output in outputs {
+            let (first, rows) = record.claimed[output.block].get_or_insert((backend, 0));
+            *rows += output.rows();
+            if *first != backend && *rows > most {
+                return Err(HookError::SplitTensors { block: output.block });
+            }
+        }
+        Ok(())
     }
 
     /// Notes that the output of a block was computed with this many rows. Returns its place in the order of all.
@@ -575,10 +602,12 @@ impl Inner {
         }
     }
 
-    fn begin(&self) -> Arc<Config> {
+    fn begin(&self, rows: usize) -> Arc<Config> {
         let config = Arc::clone(&lock(&self.config));
         let mut record = self.record();
         record.seen.fill(None);
+        record.claimed.fill(None);
+        record.rows = rows;
         record.decoding = Some(Arc::clone(&config));
         config
     }
