@@ -172,7 +172,7 @@ pub(crate) fn run_inserted(
         }
     }
     nodes.extend_from_slice(&old[next..]);
-    let status = graph.with_nodes(&nodes, || compute(graph));
+    let status = graph.with_nodes(&mut nodes, || compute(graph));
     if status != sys::GGML_STATUS_SUCCESS {
         return status;
     }
