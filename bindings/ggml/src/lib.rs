@@ -20,6 +20,7 @@
 //! ```
 
 mod architecture;
+mod by_uid;
 // Without the feature there is no driver to run it with.
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 mod device;

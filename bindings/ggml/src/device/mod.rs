@@ -25,6 +25,8 @@ mod counts;
 mod cuda;
 mod driver;
 mod fusion;
+#[cfg(test)]
+mod host_work;
 mod norm;
 #[cfg(test)]
 mod norm_difference;
@@ -54,6 +56,7 @@ pub use fusion::{FusedNorms, NormObstacle};
 pub(crate) use slot::{Slot, capping};
 pub use timeline::{BlockTiming, GraphTimeline};
 
+use crate::by_uid::ByUid;
 use crate::engine::{Compute, cap_computed, show_computed};
 use crate::error::HookError;
 use crate::find::Output;
@@ -63,7 +66,7 @@ use content::Contents;
 use driver::{Attempt, Driver, Kernel, Launch, Result, Ticket};
 use obstacle::Obstacles;
 use outer::{Action, Outer};
-use plan::{Cut, Places, Plan, Work};
+use plan::{Cut, Places, Plan, Prepared, Work};
 use timeline::{Clock, Side};
 
 /// How blocks are capped here, as reports say it.
@@ -109,6 +112,8 @@ pub(crate) struct DevicePath {
     outer: Outer,
     obstacles: Obstacles,
     contents: Contents,
+    /// Plans for `config`.
+    prepared: ByUid<Prepared>,
     clock: Clock,
     /// The most figures of a graph so far: their buffer moves when it grows.
     room: usize,
@@ -174,6 +179,7 @@ impl DevicePath {
             outer: Outer::new(),
             obstacles: Obstacles::default(),
             contents: Contents::default(),
+            prepared: ByUid::default(),
             clock: Clock::default(),
             room: 0,
         }
@@ -182,22 +188,22 @@ impl DevicePath {
     /// Computes the graph with its caps.
     pub(crate) fn compute(&mut self, pass: Pass<'_>) -> sys::ggml_status {
         let session = pass.session;
-        self.collect(session, Collect::Arrived);
-        self.run(pass).unwrap_or_else(|error| {
+        let status = self.run(pass).unwrap_or_else(|error| {
             self.clock.abandon();
             session.fail(error);
             sys::GGML_STATUS_FAILED
-        })
+        });
+        // While the GPU is at work: those of the graphs before.
+        self.collect(session, Collect::Arrived);
+        status
     }
 
     fn run(&mut self, mut pass: Pass<'_>) -> Result<sys::ggml_status> {
         #[cfg(test)]
-        recording::note_graph(pass.graph.uid(), Contents::default().of(pass.graph));
+        recording::note_graph(pass.graph.uid(), || Contents::default().of(pass.graph));
         self.follow(pass.config)?;
-        let plan = self.plan(pass.graph, pass.outputs, pass.config)?;
-        self.tell_norms(&plan, pass.session);
-        let mut action = if pass.one_graph {
-            let facts = self.facts(pass.graph, &plan);
+        let (plan, facts) = self.prepare(&pass)?;
+        let mut action = if let Some(facts) = facts {
             if let Some(lasting) = facts.obstacle.filter(|obstacle| obstacle.lasting) {
                 pass.session
                     .slow(&self.name, &format!("its graphs are not captured as one: {}", lasting.reason));

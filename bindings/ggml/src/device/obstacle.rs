@@ -4,6 +4,7 @@ use std::ffi::CStr;
 
 use llama_cpp_sys_2 as sys;
 
+use crate::by_uid::ByUid;
 use crate::graph::Graph;
 use crate::layout::ggml_version;
 
@@ -29,35 +30,32 @@ const FEW_TOKENS: i64 = 4;
 /// The version that this was read in. Others are only trusted with one token, which all have captured themselves.
 const READ_IN: &str = "0.26.";
 
-/// Remembers what it found for the last graph: looking at every node is not free.
+/// Remembers what it found for the last graphs: looking at every node is not free.
 #[derive(Debug)]
 pub(super) struct Obstacles {
-    seen: Option<(u64, Option<Obstacle>)>,
+    seen: ByUid<Option<Obstacle>>,
     few_tokens: i64,
 }
 
 impl Default for Obstacles {
     fn default() -> Self {
         let few_tokens = if ggml_version().starts_with(READ_IN) { FEW_TOKENS } else { 1 };
-        Self { seen: None, few_tokens }
+        Self { seen: ByUid::default(), few_tokens }
     }
 }
 
 impl Obstacles {
     pub(super) fn of(&mut self, graph: &Graph) -> Option<Obstacle> {
         let uid = graph.uid();
-        match self.seen {
-            Some((seen, obstacle)) if uid != 0 && seen == uid => obstacle,
-            _ => {
-                // SAFETY: nodes of the graph being computed are valid.
-                let found =
-                    graph.nodes().iter().filter_map(|&node| unsafe { obstacle(node, self.few_tokens) });
-                // One that stays says more than one that passes.
-                let obstacle = found.max_by_key(|obstacle| obstacle.lasting);
-                self.seen = Some((uid, obstacle));
-                obstacle
-            }
+        if let Some(&obstacle) = self.seen.get(uid) {
+            return obstacle;
         }
+        // SAFETY: nodes of the graph being computed are valid.
+        let found = graph.nodes().iter().filter_map(|&node| unsafe { obstacle(node, self.few_tokens) });
+        // One that stays says more than one that passes.
+        let obstacle = found.max_by_key(|obstacle| obstacle.lasting);
+        self.seen.insert(uid, obstacle);
+        obstacle
     }
 }
 

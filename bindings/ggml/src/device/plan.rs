@@ -8,7 +8,7 @@ use super::driver::{Driver, Kernel, Launch, LaunchNorm, Result};
 use super::norm::{Behind, behind};
 use super::obstacle::{Obstacle, passing};
 use super::outer::Facts;
-use super::{DevicePath, ELSEWHERE, NormObstacle, closed};
+use super::{DevicePath, ELSEWHERE, NormObstacle, Pass, closed};
 use crate::find::{Output, place_of};
 use crate::graph::Graph;
 use crate::session::Config;
@@ -27,6 +27,13 @@ pub(super) struct Plan {
     /// Figures that the launches write.
     pub(super) stats: usize,
 }
+
+// SAFETY: it points to tensors of a graph, and is kept while that graph may come again. They are only read by whoever
+// holds the path and has just found them to be the block outputs of the graph at hand; of a norm's tensors only what was
+// read when the plan was made is used.
+unsafe impl Send for Plan {}
+// SAFETY: as above; nothing in it changes.
+unsafe impl Sync for Plan {}
 
 /// What happens at one block output.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +61,11 @@ pub(super) enum Work {
 }
 
 impl Plan {
+    /// Whether nothing is left to be compared with the CPU's, so that the next time is like this one.
+    fn is_settled(&self) -> bool {
+        !self.cuts.iter().any(|cut| matches!(cut.work, Work::Launch { check: Some(_), .. }))
+    }
+
     /// Whether there are launches, and nothing for which the host waits.
     pub(super) fn runs_by_itself(&self) -> bool {
         let by_itself = |cut: &Cut| match cut.work {
@@ -62,6 +74,39 @@ impl Plan {
             Work::Launch { check, .. } => check.is_none(),
         };
         self.hops > 0 && self.cuts.iter().all(|cut| !cut.shown && by_itself(cut))
+    }
+}
+
+/// A plan that holds for as long as the graph is the same.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    rows: Vec<Rows>,
+    plan: Arc<Plan>,
+    facts: Option<Facts>,
+}
+
+/// A block output, and where its rows lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Rows {
+    node: usize,
+    block: usize,
+    /// The address of the tensor.
+    tensor: usize,
+    place: (usize, usize),
+    rows: usize,
+    stride: usize,
+}
+
+impl Rows {
+    fn of(output: &Output) -> Self {
+        Self {
+            node: output.node,
+            block: output.block,
+            tensor: output.tensor as usize,
+            place: output.place(),
+            rows: output.rows(),
+            stride: output.stride(),
+        }
     }
 }
 
@@ -124,6 +169,7 @@ impl DevicePath {
             return Ok(());
         };
         self.norms.clear();
+        self.prepared.clear();
         let uploaded: Vec<_> = self.uploaded.iter().copied().collect();
         if let Err(error) = self.bring_up(&old, config) {
             // Some tables may be gone and others not: nothing that is there is good for anything, least of all graphs
@@ -176,8 +222,33 @@ impl DevicePath {
         }
     }
 
+    /// What to do at each block output of a graph, and, where it may be captured as a whole, what is known of it.
+    ///
+    /// While a graph keeps its uid, and its block outputs are the same rows at the same places, this is what it was for
+    /// the last token. The block outputs are found by their names every time, before anything comes here.
+    pub(super) fn prepare(&mut self, pass: &Pass<'_>) -> Result<(Arc<Plan>, Option<Facts>)> {
+        let uid = pass.graph.uid();
+        let known = self
+            .prepared
+            .get(uid)
+            .filter(|known| known.rows.iter().copied().eq(pass.outputs.iter().map(Rows::of)));
+        if let Some(Prepared { plan, facts, .. }) =
+            known.filter(|known| known.facts.is_some() == pass.one_graph)
+        {
+            return Ok((Arc::clone(plan), *facts));
+        }
+        let plan = Arc::new(self.plan(pass.graph, pass.outputs, pass.config)?);
+        self.tell_norms(&plan, pass.session);
+        let facts = pass.one_graph.then(|| self.facts(pass.graph, &plan));
+        if plan.is_settled() {
+            let rows = pass.outputs.iter().map(Rows::of).collect();
+            self.prepared.insert(uid, Prepared { rows, plan: Arc::clone(&plan), facts });
+        }
+        Ok((plan, facts))
+    }
+
     /// What to do at each block output. Uploads tables that are missing.
-    pub(super) fn plan(&mut self, graph: &Graph, outputs: &[Output], config: &Config) -> Result<Plan> {
+    fn plan(&mut self, graph: &Graph, outputs: &[Output], config: &Config) -> Result<Plan> {
         let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
         let places = &mut self.places;
         let (mut hops, mut stats) = (0, 0);
@@ -238,7 +309,7 @@ impl DevicePath {
         Ok(Plan { cuts, hops, stats })
     }
 
-    pub(super) fn facts(&mut self, graph: &Graph, plan: &Plan) -> Facts {
+    fn facts(&mut self, graph: &Graph, plan: &Plan) -> Facts {
         let mut digest = DefaultHasher::new();
         let mut obstacle = None;
         for cut in plan.cuts.iter().filter(|cut| cut.cuts()) {

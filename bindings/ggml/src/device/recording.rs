@@ -1,7 +1,8 @@
 //! A driver for tests: it notes what it is asked to do, and caps rows in host memory as late as the events allow.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axiscap::cpu::{self, Norm, RowsMut};
@@ -78,6 +79,8 @@ pub(super) struct Recording {
     pub(super) wrong_norm: bool,
     /// The step of making a graph, or the update, that fails.
     pub(super) fails: Option<Op>,
+    /// Notes nothing and caps nothing: for measurements.
+    pub(super) quiet: Arc<AtomicBool>,
     /// Claims to hold no memory.
     pub(super) elsewhere: bool,
     /// Claims not to hold the address of this number, in the order in which it is asked for addresses.
@@ -97,13 +100,21 @@ fn kernel(rows: usize) -> Kernel {
 }
 
 thread_local! {
+    static NOTING: Cell<bool> = const { Cell::new(false) };
     static NEXT: RefCell<Option<Box<dyn Driver>>> = const { RefCell::new(None) };
     static GRAPHS: RefCell<Vec<(u64, Option<u64>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A graph of this uid and content is computed on this thread.
-pub(super) fn note_graph(uid: u64, content: Option<u64>) {
-    GRAPHS.with_borrow_mut(|graphs| graphs.push((uid, content)));
+pub(super) fn note_graph(uid: u64, content: impl FnOnce() -> Option<u64>) {
+    if NOTING.get() {
+        GRAPHS.with_borrow_mut(|graphs| graphs.push((uid, content())));
+    }
+}
+
+/// From now on graphs are noted on this thread.
+pub(super) fn note_graphs() {
+    NOTING.set(true);
 }
 
 /// The graphs that were computed on this thread since the last call.
@@ -128,7 +139,9 @@ impl Recording {
     }
 
     fn note(&self, op: Op) {
-        self.log.lock().unwrap().push(op);
+        if !self.quiet.load(Ordering::Relaxed) {
+            self.log.lock().unwrap().push(op);
+        }
     }
 
     fn attempt(&self, op: Op) -> Attempt {
@@ -168,6 +181,9 @@ impl Recording {
 
     fn cap(&mut self, launch: &Launch) {
         self.now += 10.0;
+        if self.quiet.load(Ordering::Relaxed) {
+            return;
+        }
         let table = &self.tables[&launch.block];
         let depth = table.caps();
         // SAFETY: the planner's launches name rows of tensors in host memory that the test keeps alive.

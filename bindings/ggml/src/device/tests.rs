@@ -19,7 +19,7 @@ use llama_cpp_2::token::LlamaToken;
 use llama_cpp_sys_2 as sys;
 
 use super::outer::{Action, Facts, Outer};
-use super::recording::{Log, Op, Recording, graphs, use_next};
+use super::recording::{Log, Op, Recording, graphs, note_graphs, use_next};
 use super::{DevicePath, GraphCounts, Pass};
 use crate::find::Output;
 use crate::graph::Graph;
@@ -277,6 +277,7 @@ fn blocks_in_other_memory_are_capped_on_the_host() {
 
 /// What the state machine makes of the graphs that llama.cpp really gives for batches of these sizes: a letter each.
 fn steps(batches: &[usize]) -> (String, Vec<u64>) {
+    note_graphs();
     let session = session(Engine::Views);
     let (mut context, _log) = on_device(&session, 256);
     let token = prompt()[0];
@@ -576,6 +577,31 @@ fn a_decode_kernel_that_is_wrong_is_found_behind_a_prompt() {
     assert_eq!(decode.pass(&mut path, &session, false), sys::GGML_STATUS_FAILED);
     let error = session.watch(1, 1, || Ok::<_, ()>(()));
     assert!(matches!(error, Err(HookError::DeviceDiffers { block: 0, .. })), "{error:?}");
+}
+
+/// A plan is kept while the graph is the same: not by its uid alone.
+#[test]
+fn rows_that_move_under_a_known_uid_are_capped_where_they_are() {
+    for one_graph in [false, true] {
+        let session = two_blocks();
+        let (driver, log) = Recording::new();
+        let mut path = DevicePath::new("test".into(), Box::new(driver));
+        let mut made = HandMade::new(1, false, &log);
+        made.set_uid(7);
+        for _ in 0..4 {
+            assert_eq!(made.pass(&mut path, &session, one_graph), sys::GGML_STATUS_SUCCESS);
+        }
+        assert_eq!(taken(&log).contains(&Op::Replay(0)), one_graph);
+        let mut elsewhere = vec![0.0_f32; 4];
+        // SAFETY: the tensor of a block output; what it points to outlives the pass.
+        unsafe { (*made.outputs[1].tensor).data = elsewhere.as_mut_ptr().cast() };
+        assert_eq!(made.pass(&mut path, &session, one_graph), sys::GGML_STATUS_SUCCESS);
+        let ops = taken(&log);
+        assert_eq!(ops, [in_order(&views(&ops)), vec![Op::Fetch(2)]].concat(), "no replay of the old place");
+        assert!(elsewhere.iter().all(|&value| value > 0.0), "{elsewhere:?}");
+        path.close(&session.0);
+        assert!(session.stats().iter().all(|stats| stats.rows == 5));
+    }
 }
 
 /// A panic in a capture would leave ggml's stream in it, and ggml aborts at the next use.
