@@ -16,8 +16,10 @@ pub struct ModelShape {
 /// Names of the node that leaves block N, up to the `-N`: llama.cpp's `cb(cur, "l_out", il)`.
 const BLOCK_OUTPUT: &str = "l_out";
 
-/// Nodes that, where an architecture has them, change the residual stream after `l_out` of the same block.
-pub(crate) const LATER_CHANGES: [&str; 2] = ["deepstack_out", "loop_norm"];
+/// Nodes that, where an architecture has them, change the residual stream after `l_out`, and how many blocks further
+/// than that they count: images of Qwen3-VL and of Granite Vision, and the norm between the loops of Nanbeige.
+pub(crate) const LATER_CHANGES: [(&str, usize); 3] =
+    [("deepstack_out", 0), ("loop_norm", 0), ("deepstack_in", 1)];
 
 /// The prefix of the names of block outputs, or why there is none (llama.cpp, `src/models/*.cpp`).
 pub(crate) fn block_output(architecture: &str) -> Result<&'static str, HookError> {
@@ -29,6 +31,15 @@ pub(crate) fn block_output(architecture: &str) -> Result<&'static str, HookError
             "its graph names no block outputs `l_out`"
         }
         "gemma3n" => "its residual stream is several streams side by side (AltUp), not one row per token",
+        "hy_v4" | "glm5-next" => {
+            "its residual stream is several streams side by side (hyper-connections), not one row per token"
+        }
+        // Its blocks read `res_mix` of the banked streams and `l_out`; the sums begin anew every few blocks.
+        "kimi-k3" => {
+            "its blocks read a learned mixture of earlier block outputs, not the output of the last block"
+        }
+        // Some of them with hyper-connections, which their architecture does not tell.
+        "dflash" => "it drafts tokens for another model, whose caps decide what is said",
         "hrm_text" => "it runs its blocks in loops, so that one name stands for several outputs",
         "clip" | "wavtokenizer-dec" | "qwen3tts" | "pockettts" => "it generates no text",
         // `l_out` is the mixer or feed-forward output before the residual is added.
@@ -75,7 +86,15 @@ mod tests {
     fn deviants_are_refused_with_the_reason() {
         assert_eq!(block_output("llama").unwrap(), "l_out");
         assert_eq!(block_output("nemotron_h").unwrap(), "nemotron_h_block_out");
-        let message = block_output("gemma3n").unwrap_err().to_string();
-        assert!(message.contains("gemma3n") && message.contains("several streams"), "{message}");
+        for (architecture, reason) in [
+            ("gemma3n", "several streams"),
+            ("hy_v4", "several streams"),
+            ("glm5-next", "several streams"),
+            ("kimi-k3", "mixture of earlier block outputs"),
+            ("dflash", "another model"),
+        ] {
+            let message = block_output(architecture).unwrap_err().to_string();
+            assert!(message.contains(architecture) && message.contains(reason), "{message}");
+        }
     }
 }

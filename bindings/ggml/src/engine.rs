@@ -126,9 +126,9 @@ fn settle(work: Vec<BlockWork<'_>>, config: &Config, session: &Inner) -> bool {
         }
         let rows = block.output.rows();
         let order = session.saw(block.output.block, rows);
-        if let Some(caps) = config.caps_of(block.output.block).filter(|_| config.records()) {
+        if config.records() {
             let stats = block.stats.into_iter().map(UnsafeCell::into_inner).collect();
-            session.did(order, caps, rows, stats, config.tracing);
+            session.did(order, config, block.output.block, rows, stats);
         }
     }
     fine
@@ -172,7 +172,7 @@ pub(crate) fn run_inserted(
         }
     }
     nodes.extend_from_slice(&old[next..]);
-    let status = graph.with_nodes(&nodes, || compute(graph));
+    let status = graph.with_nodes(&mut nodes, || compute(graph));
     if status != sys::GGML_STATUS_SUCCESS {
         return status;
     }

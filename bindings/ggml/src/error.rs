@@ -91,6 +91,14 @@ pub enum HookError {
         /// The later node.
         node: String,
     },
+    /// Several devices compute the same rows of a block, each of them a part.
+    #[error(
+        "several devices compute the output of block {block} for the same tokens: the model's tensors are split over them (LLAMA_SPLIT_MODE_TENSOR), and none of them may have the whole residual stream; load the model with another split mode, for example by layers"
+    )]
+    SplitTensors {
+        /// The block.
+        block: usize,
+    },
     /// Figures were asked for where nothing counts.
     #[error(
         "caps through ggml's stock operations count nothing and trace nothing; switch statistics and tracing off for Engine::StockChain, or choose another engine"

@@ -28,13 +28,19 @@ impl Graph {
     }
 
     pub(crate) fn nodes(&self) -> &[*mut sys::ggml_tensor] {
-        // SAFETY: by the contract of `new` the fields are where the layout says, and the array holds n_nodes
-        // tensors that stay valid while the graph does.
+        let (nodes, n) = self.array();
+        // SAFETY: the array holds that many tensors, which stay valid while the graph does.
+        if n == 0 { &[] } else { unsafe { std::slice::from_raw_parts(nodes, n) } }
+    }
+
+    /// The array of nodes as ggml has it, and how many there are.
+    fn array(&self) -> (*mut *mut sys::ggml_tensor, usize) {
+        // SAFETY: by the contract of `new` the fields are where the layout says.
         unsafe {
             let n = self.raw.byte_add(self.layout.graph_n_nodes).cast::<i32>().read();
             let nodes =
                 self.raw.byte_add(self.layout.graph_nodes).cast::<*mut *mut sys::ggml_tensor>().read();
-            if n <= 0 || nodes.is_null() { &[] } else { std::slice::from_raw_parts(nodes, n as usize) }
+            (nodes, if nodes.is_null() { 0 } else { usize::try_from(n).unwrap_or(0) })
         }
     }
 
@@ -67,17 +73,30 @@ impl Graph {
 
     /// Runs `compute` while the graph is a view of these of its nodes, with a uid of its own.
     pub(crate) fn with_view<R>(&self, range: Range<usize>, compute: impl FnOnce() -> R) -> R {
-        let nodes = &self.nodes()[range.clone()];
-        self.with(nodes, view_uid(self.uid(), &range), compute)
+        let (nodes, n) = self.array();
+        assert!(range.start <= range.end && range.end <= n, "nodes {range:?} of {n}");
+        let view = nodes.wrapping_add(range.start);
+        self.with(view, range.len(), view_uid(self.uid(), &range), compute)
     }
 
     /// Runs `compute` while the graph has exactly `nodes`, without leafs, and puts the old ones back, also when
     /// `compute` panics. The hash set and use counts that ggml's fusion checks read stay those of the whole graph.
-    pub(crate) fn with_nodes<R>(&self, nodes: &[*mut sys::ggml_tensor], compute: impl FnOnce() -> R) -> R {
-        self.with(nodes, 0, compute)
+    pub(crate) fn with_nodes<R>(
+        &self,
+        nodes: &mut [*mut sys::ggml_tensor],
+        compute: impl FnOnce() -> R,
+    ) -> R {
+        self.with(nodes.as_mut_ptr(), nodes.len(), 0, compute)
     }
 
-    fn with<R>(&self, nodes: &[*mut sys::ggml_tensor], uid: u64, compute: impl FnOnce() -> R) -> R {
+    /// By pointer and number, since ggml may write to the array: its CUDA backend puts nodes back in order.
+    fn with<R>(
+        &self,
+        nodes: *mut *mut sys::ggml_tensor,
+        count: usize,
+        uid: u64,
+        compute: impl FnOnce() -> R,
+    ) -> R {
         struct Restore {
             n_nodes: (*mut i32, i32),
             n_leafs: (*mut i32, i32),
@@ -106,9 +125,9 @@ impl Graph {
                 nodes: (array, array.read()),
                 uid: (self.uid_field(), self.uid()),
             };
-            n_nodes.write(nodes.len() as i32);
+            n_nodes.write(count as i32);
             n_leafs.write(0);
-            array.write(nodes.as_ptr().cast_mut());
+            array.write(nodes);
             restore.uid.0.write(uid);
             restore
         };

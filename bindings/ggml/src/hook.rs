@@ -8,8 +8,9 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 
 use llama_cpp_sys_2 as sys;
 
-use crate::device::{NormObstacle, ON_DEVICE, Pass, Slot, capping};
+use crate::device::{NormObstacle, ON_DEVICE, Pass, Slot, between_captures, capping};
 use crate::engine::{panicked, run_inserted, run_views};
+use crate::environment::ggml_graphs_off;
 use crate::error::HookError;
 use crate::find::Finder;
 use crate::graph::Graph;
@@ -125,13 +126,23 @@ impl Hook {
             return Err(HookError::NoDevice);
         }
         let mut originals = ORIGINALS.write().unwrap_or_else(PoisonError::into_inner);
+        let mut unhooked = Vec::new();
         for &device in &devices {
             // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads it.
             match unsafe { init_slot(device, layout).read() } {
                 Some(found) if std::ptr::fn_addr_eq(found, OURS) => {}
-                Some(original) => {
-                    originals.insert(device as usize, original);
-                }
+                Some(found) => match originals.get(&(device as usize)) {
+                    // Somebody has put a function of theirs over ours, which calls ours. If ours called it in turn,
+                    // neither would ever return; ours is still reached, and still calls the device's own.
+                    Some(&own) if !std::ptr::fn_addr_eq(found, own) => {
+                        let device = device_name(device);
+                        tracing::debug!(device, "another library has wrapped the hook: it stays within");
+                    }
+                    _ => {
+                        originals.insert(device as usize, found);
+                        unhooked.push(device);
+                    }
+                },
                 None => {
                     return Err(HookError::Layout {
                         version: ggml_version(),
@@ -141,11 +152,11 @@ impl Hook {
             }
         }
         drop(originals);
-        for &device in &devices {
+        for device in unhooked {
             // SAFETY: as above; a slot is one aligned word that holds a working function before and after.
             unsafe { init_slot(device, layout).write(Some(OURS)) };
         }
-        let ggml_graphs_off = std::env::var_os(GRAPHS_OFF).is_some();
+        let ggml_graphs_off = ggml_graphs_off();
         let installed = Arc::new(Installed { layout, ggml_graphs_off, devices });
         *slot = Arc::downgrade(&installed);
         Ok(Self(installed))
@@ -222,8 +233,6 @@ fn device_report(device: sys::ggml_backend_dev_t) -> DeviceReport {
 const INSERTED: &str = "caps are nodes in the backend's own graph";
 pub(crate) const VIEWS: &str = "the graph is cut at capped blocks, caps run on the host";
 
-/// ggml reads it once, at its first CUDA graph: it has to be there before the process starts.
-const GRAPHS_OFF: &str = "GGML_CUDA_DISABLE_GRAPHS";
 const NEEDS_GRAPHS_OFF: &str = "one graph per token was asked for, but ggml makes graphs of its own; start the \
     program with GGML_CUDA_DISABLE_GRAPHS=1";
 
@@ -336,6 +345,7 @@ unsafe extern "C" fn hooked_free(backend: sys::ggml_backend_t) {
     let entry = BACKENDS.write().unwrap_or_else(PoisonError::into_inner).remove(&(backend as usize));
     if let Some(entry) = entry {
         let layout = entry.installed.layout;
+        let _no_capture = between_captures();
         // What is on the GPU has to be done with the backend's memory before that goes.
         let closed = catch_unwind(AssertUnwindSafe(|| {
             let mut scratch = entry.scratch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -386,13 +396,22 @@ impl Backend {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let Scratch { finder, arena, staging, device, chain } = &mut *scratch;
         let outputs = match finder.find(graph, wanted) {
-            Ok(outputs) if outputs.is_empty() => return compute(graph),
             Ok(outputs) => outputs,
             Err(error) => {
                 self.session.fail(error);
                 return sys::GGML_STATUS_FAILED;
             }
         };
+        // The CPU runs no captured graphs. ggml aborts the process where it begins a capture inside of ours.
+        let asked = config.engine == Engine::DeviceGraph && !self.is_cpu;
+        let one_graph = asked && self.installed.ggml_graphs_off;
+        if outputs.is_empty() && !one_graph {
+            return compute(graph);
+        }
+        if let Err(error) = self.session.claims(backend as usize, &outputs) {
+            self.session.fail(error);
+            return sys::GGML_STATUS_FAILED;
+        }
         let norms_stay = |why: NormObstacle| {
             let capped = outputs.iter().filter(|o| o.rows() > 0 && config.caps_of(o.block).is_some());
             for output in capped.filter(|_| config.fused_norm) {
@@ -414,18 +433,27 @@ impl Backend {
         }
         // Block outputs without rows may have no memory; every graph with caps to run has one with.
         let address = outputs.iter().find(|o| o.rows() > 0).map(|o| o.place().0 as u64);
-        let path = address.and_then(|address| device.path(backend, &self.name, address, &self.session));
+        let path = match address {
+            Some(address) => device.path(backend, &self.name, address, &self.session),
+            // There is nothing to cap, but ggml does not capture it either.
+            None if one_graph => device.path_of(backend, &self.name, graph, &self.session),
+            None => None,
+        };
         if let Some(path) = path {
             let mut path = path.lock().unwrap_or_else(PoisonError::into_inner);
             let (outputs, config, session) = (&outputs[..], &config, &*self.session);
-            let asked = config.engine == Engine::DeviceGraph;
-            // ggml aborts the process where it begins a capture inside of ours.
-            let one_graph = asked && self.installed.ggml_graphs_off;
             if asked && !one_graph {
                 session.used(&self.name, ON_DEVICE, Some(NEEDS_GRAPHS_OFF));
             }
             let pass = Pass { graph, outputs, backend, staging, config, session, compute, one_graph };
             return path.compute(pass);
+        }
+        if address.is_none() {
+            let status = compute(graph);
+            if status == sys::GGML_STATUS_SUCCESS {
+                outputs.iter().for_each(|output| self.session.saw_no_rows(output.block, &config));
+            }
+            return status;
         }
         let slow = device.reason().or((!self.is_cpu).then_some("this backend has no kernels of axiscap's"));
         self.session.used(&self.name, VIEWS, slow);

@@ -20,10 +20,12 @@
 //! ```
 
 mod architecture;
+mod by_uid;
 // Without the feature there is no driver to run it with.
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 mod device;
 mod engine;
+mod environment;
 mod error;
 mod eval_callback;
 mod find;

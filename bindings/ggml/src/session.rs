@@ -9,7 +9,7 @@ use axiscap::{Bound, CapSet, CapStats, CapTable, RowStat};
 use crate::architecture::{ModelShape, block_output};
 use crate::device::{Collect, DevicePath, FusedNorms, GraphCounts, GraphTimeline, NormObstacle};
 use crate::error::{HookError, Seen};
-use crate::find::Wanted;
+use crate::find::{Output, Wanted};
 use crate::tap::Tap;
 
 /// The caps of one llama.cpp context, and the record of what they did. A handle: clones are the same session.
@@ -46,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) blocks: Vec<BlockCaps>,
     pub(crate) tap: Option<Tap>,
     caps: usize,
+    /// How often caps were set before these: figures belong to the caps that made them.
+    generation: u64,
 }
 
 impl Config {
@@ -115,6 +117,8 @@ pub struct BlockTrace {
 
 #[derive(Debug, Default)]
 struct Record {
+    /// Whose figures these are.
+    generation: u64,
     stats: Vec<CapStats>,
     /// With the place of each in the order of computation.
     trace: Vec<(u64, BlockTrace)>,
@@ -122,10 +126,16 @@ struct Record {
     order: u64,
     /// Rows seen per block since the decode began.
     seen: Vec<Option<usize>>,
+    /// Tokens of the decode in progress.
+    rows: usize,
+    /// Per block, the backend that was about to compute its output first, and how many rows all were.
+    claimed: Vec<Option<(usize, usize)>>,
     error: Option<HookError>,
     /// What the decode in progress began with.
     decoding: Option<Arc<Config>>,
     engines: Vec<(String, &'static str)>,
+    /// What the log has been told about them.
+    slow: Vec<(String, String)>,
     /// Blocks whose caps did the norm behind them.
     fused: BTreeSet<usize>,
     /// Blocks behind which ggml did, and why.
@@ -148,8 +158,10 @@ impl Session {
             blocks: Vec::new(),
             tap: None,
             caps: 0,
+            generation: 0,
         };
-        let record = Record { seen: vec![None; model.blocks], ..Record::default() };
+        let (seen, claimed) = (vec![None; model.blocks], vec![None; model.blocks]);
+        let record = Record { seen, claimed, ..Record::default() };
         Self(Arc::new(Inner {
             model,
             bound: AtomicBool::new(false),
@@ -186,17 +198,22 @@ impl Session {
             }
         }
         let count = caps.map_or(0, |set| set.caps().len());
-        self.change(|config| {
+        let mut config = lock(&self.0.config);
+        let next = self.changed(&config, |config| {
             config.blocks = blocks;
             config.caps = count;
+            config.generation += 1;
             Ok(())
         })?;
-        // What is still on its way from a GPU belongs to the old caps.
-        self.0.collect();
+        // Before a decode can begin with the new caps. What others still report, from a decode under way or from a
+        // GPU, is of another generation.
         let mut record = self.0.record();
+        record.generation = next.generation;
         record.stats = vec![CapStats::default(); count];
         record.trace.clear();
         record.forget_norms();
+        drop(record);
+        *config = next;
         Ok(())
     }
 
@@ -386,7 +403,7 @@ impl Session {
         outputs: usize,
         decode: impl FnOnce() -> Result<R, E>,
     ) -> Result<Result<R, E>, HookError> {
-        let config = self.0.begin();
+        let config = self.0.begin(rows);
         let result = decode();
         let error = self.0.end();
         match (error, result) {
@@ -401,7 +418,17 @@ impl Session {
 
     fn change(&self, change: impl FnOnce(&mut Config) -> Result<(), HookError>) -> Result<(), HookError> {
         let mut config = lock(&self.0.config);
-        let mut next = Config::clone(&config);
+        *config = self.changed(&config, change)?;
+        Ok(())
+    }
+
+    /// The configuration after a change.
+    fn changed(
+        &self,
+        config: &Config,
+        change: impl FnOnce(&mut Config) -> Result<(), HookError>,
+    ) -> Result<Arc<Config>, HookError> {
+        let mut next = config.clone();
         change(&mut next)?;
         next.wanted.fill(false);
         let tapped = next.tap.iter().flat_map(|tap| tap.blocks.iter().copied());
@@ -411,8 +438,7 @@ impl Session {
         if next.wanted.contains(&true) {
             next.prefix = block_output(&self.0.model.architecture)?;
         }
-        *config = Arc::new(next);
-        Ok(())
+        Ok(Arc::new(next))
     }
 }
 
@@ -451,12 +477,42 @@ impl Inner {
         self.record().error.get_or_insert(error);
     }
 
+    /// A backend is about to compute these block outputs.
+    ///
+    /// # Errors
+    /// [`HookError::SplitTensors`] where another one has computed so many of the same block that together they are more
+    /// than the decode has. ggml's meta backend hands the same nodes to each of its devices, which are hooked one by
+    /// one; it is no device of ggml's registry itself, and nothing in their graphs tells of it.
+    pub(crate) fn claims(&self, backend: usize, outputs: &[Output]) -> Result<(), HookError> {
+        let mut record = self.record();
+        if record.decoding.is_none() {
+            return Ok(());
+        }
+        let most = record.rows;
+        for output in outputs {
+            let (first, rows) = record.claimed[output.block].get_or_insert((backend, 0));
+            *rows += output.rows();
+            if *first != backend && *rows > most {
+                return Err(HookError::SplitTensors { block: output.block });
+            }
+        }
+        Ok(())
+    }
+
     /// Notes that the output of a block was computed with this many rows. Returns its place in the order of all.
     pub(crate) fn saw(&self, block: usize, rows: usize) -> u64 {
         let mut record = self.record();
         *record.seen[block].get_or_insert(0) += rows;
         record.order += 1;
         record.order
+    }
+
+    /// Notes that the output of a block was computed without any row: there was nothing to cap.
+    pub(crate) fn saw_no_rows(&self, block: usize, config: &Config) {
+        let order = self.saw(block, 0);
+        if config.records() {
+            self.did(order, config, block, 0, Vec::new());
+        }
     }
 
     /// From now on figures are also collected from this GPU.
@@ -485,32 +541,44 @@ impl Inner {
         }
     }
 
-    /// Notes what the caps of a block did to the rows of one pass, `[rows][caps]`.
-    pub(crate) fn did(&self, order: u64, caps: &BlockCaps, rows: usize, stats: Vec<RowStat>, tracing: bool) {
+    /// Notes what the caps of a block did to the rows of one pass, `[rows][caps]`. Where other caps were set since the
+    /// decode began, its figures belong to nobody.
+    pub(crate) fn did(&self, order: u64, config: &Config, block: usize, rows: usize, stats: Vec<RowStat>) {
+        let Some(caps) = config.caps_of(block) else { return };
         let mut record = self.record();
-        for (i, row) in stats.iter().enumerate() {
-            // The caps may have been replaced while this decode ran: then its figures belong to nobody.
-            if let Some(total) = record.stats.get_mut(caps.indices[i % caps.indices.len()]) {
-                total.add(row);
-            }
+        if record.generation != config.generation {
+            return;
         }
-        if tracing {
-            let (block, caps) = (caps.block, caps.indices.clone());
+        for (i, row) in stats.iter().enumerate() {
+            record.stats[caps.indices[i % caps.indices.len()]].add(row);
+        }
+        if config.tracing {
+            let caps = caps.indices.clone();
             record.trace.push((order, BlockTrace { block, caps, rows, stats }));
         }
     }
 
-    /// Notes where and how caps ran, and says once in the log why that is not the fastest way.
+    /// Notes where and how caps ran, and says once per reason in the log why that is not the fastest way.
     pub(crate) fn used(&self, device: &str, how: &'static str, slow: Option<&str>) {
         let mut record = self.record();
-        if record.engines.iter().any(|(d, h)| d == device && *h == how) {
-            return;
+        if !record.engines.iter().any(|(d, h)| d == device && *h == how) {
+            record.engines.push((device.into(), how));
         }
-        record.engines.push((device.into(), how));
         drop(record);
         if let Some(reason) = slow {
-            tracing::warn!(device, how, reason, "capping is correct here, but could be faster");
+            self.slow(device, reason);
         }
+    }
+
+    /// Says once in the log what keeps a device from its fastest way.
+    pub(crate) fn slow(&self, device: &str, reason: &str) {
+        let mut record = self.record();
+        if record.slow.iter().any(|(d, r)| d == device && r == reason) {
+            return;
+        }
+        record.slow.push((device.into(), reason.into()));
+        drop(record);
+        tracing::warn!(device, reason, "capping is correct here, but could be faster");
     }
 
     /// Notes whether the norm behind a block runs with its caps. What it is about is said once in the log.
@@ -534,10 +602,12 @@ impl Inner {
         }
     }
 
-    fn begin(&self) -> Arc<Config> {
+    fn begin(&self, rows: usize) -> Arc<Config> {
         let config = Arc::clone(&lock(&self.config));
         let mut record = self.record();
         record.seen.fill(None);
+        record.claimed.fill(None);
+        record.rows = rows;
         record.decoding = Some(Arc::clone(&config));
         config
     }
@@ -579,4 +649,46 @@ impl Record {
 /// A panic while a lock was held left nothing half-changed here: every change is one assignment or one push.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use axiscap::{Axis, BlockCap, Cap, CapSet};
+
+    use super::*;
+
+    fn caps(count: usize) -> CapSet {
+        let axis = Axis::from_direction(&[1.0, 2.0]).unwrap();
+        CapSet::new((0..count).map(|_| BlockCap { block: 0, cap: Cap::new(axis.clone(), Bound::NONE) }))
+            .unwrap()
+    }
+
+    #[test]
+    fn figures_of_replaced_caps_are_not_those_of_the_new_ones() {
+        let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 1, width: 2 });
+        session.set_tracing(true);
+        session.set_caps(Some(&caps(2))).unwrap();
+        let decode = |meanwhile: &dyn Fn()| {
+            let decoded = session.watch(1, 1, || {
+                let config = session.0.config();
+                meanwhile();
+                session.0.set_bound_to_backend();
+                let order = session.0.saw(0, 1);
+                let depth = config.caps_of(0).unwrap().indices.len();
+                session.0.did(order, &config, 0, 1, vec![RowStat::default(); depth]);
+                Ok::<_, ()>(())
+            });
+            decoded.unwrap().unwrap();
+            let rows: Vec<_> = session.stats().iter().map(|stats| stats.rows).collect();
+            (rows, session.take_trace().len())
+        };
+        assert_eq!(decode(&|| {}), (vec![1, 1], 1));
+        for count in [2, 1] {
+            let replaced = decode(&|| session.set_caps(Some(&caps(count))).unwrap());
+            assert_eq!(replaced, (vec![0; count], 0));
+        }
+        assert_eq!(decode(&|| {}), (vec![1], 1));
+        // Another bound of the same caps keeps what there is.
+        assert_eq!(decode(&|| session.set_bound(0, Bound::floor(1.0).unwrap()).unwrap()), (vec![2], 1));
+    }
 }

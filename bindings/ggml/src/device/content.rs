@@ -2,29 +2,30 @@
 
 use llama_cpp_sys_2 as sys;
 
+use crate::by_uid::ByUid;
 use crate::graph::Graph;
 use crate::uid::mix;
 
-/// Remembers the digest of the last graph: looking at every node is not free, and while llama.cpp reuses a graph its
+/// Remembers the digests of the last graphs: looking at every node is not free, and while llama.cpp reuses a graph its
 /// uid stays.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    seen: Option<(u64, u64)>,
+    seen: ByUid<u64>,
 }
 
 impl Contents {
     /// The digest of a graph; `None` for one without a uid, which nobody promises to be the same for a while.
     pub(super) fn of(&mut self, graph: &Graph) -> Option<u64> {
         let uid = graph.uid();
-        match self.seen {
-            _ if uid == 0 => None,
-            Some((seen, digest)) if seen == uid => Some(digest),
-            _ => {
-                let digest = digest(graph);
-                self.seen = Some((uid, digest));
-                Some(digest)
-            }
+        if uid == 0 {
+            return None;
         }
+        if let Some(&digest) = self.seen.get(uid) {
+            return Some(digest);
+        }
+        let digest = digest(graph);
+        self.seen.insert(uid, digest);
+        Some(digest)
     }
 }
 

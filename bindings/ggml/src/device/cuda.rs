@@ -5,12 +5,12 @@ use std::ffi::c_void;
 
 use axiscap::cuda::{
     Buffer, CapturedGraph, CudaError, Device, DeviceNorm, DeviceRows, DeviceTable, Dtype, Event, EventRef,
-    GraphExec, Job, Overlap, PinnedBuffer, Stream, gpu_of, image, is_done, probe, read,
+    GraphExec, Job, Overlap, PinnedBuffer, Plan, Stream, gpu_of, image, is_done, probe, read,
 };
 use axiscap::{CapParams, CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
 
-use super::driver::{Attempt, Driver, Launch, Result, Ticket};
+use super::driver::{Attempt, Driver, Kernel, Launch, Result, Ticket};
 use crate::error::HookError;
 
 /// Whether this process can cap on GPUs at all.
@@ -158,7 +158,12 @@ impl Cuda {
             return Err("two events of ggml's have one context".into());
         }
         let stream = Stream::new(&device).map_err(text)?;
-        tracing::info!(device = name, gpu = ordinal, card = device.info().name, "caps run on the GPU");
+        tracing::info!(
+            device = name,
+            gpu = ordinal,
+            card = device.info().name,
+            "axiscap's kernels are on the GPU"
+        );
         Ok(Self {
             backend,
             name: name.into(),
@@ -182,6 +187,23 @@ impl Cuda {
 
     fn refused(&self, what: impl Into<String>) -> HookError {
         HookError::Device { device: self.name.clone(), what: what.into() }
+    }
+
+    fn table(&self, block: usize) -> Result<&DeviceTable> {
+        self.tables
+            .get(&block)
+            .ok_or_else(|| self.refused(format!("no table of block {block} is on the GPU")))
+    }
+
+    fn job(&self, launch: &Launch) -> Job {
+        let rows = DeviceRows { address: launch.address, stride: launch.stride };
+        let stats = launch.stats.and_then(|first| self.stats_at(first));
+        let norm = launch.norm.map(|norm| DeviceNorm {
+            weight: norm.weight,
+            eps: norm.eps(),
+            out: DeviceRows { address: norm.out, stride: norm.stride },
+        });
+        Job { stats, norm, ..Job::in_place(Dtype::F32, rows, launch.rows) }
     }
 
     fn stats_at(&self, first: usize) -> Option<u64> {
@@ -259,12 +281,8 @@ impl Driver for Cuda {
     }
 
     fn update(&mut self, block: usize, params: &[CapParams]) -> Result<()> {
-        match self.tables.get(&block) {
-            Some(table) => {
-                table.update_params(params, self.stream.as_ref()).map_err(|error| self.failed(error))
-            }
-            None => Err(self.refused(format!("no table of block {block} is on the GPU"))),
-        }
+        let table = self.table(block)?;
+        table.update_params(params, self.stream.as_ref()).map_err(|error| self.failed(error))
     }
 
     fn forget(&mut self, block: usize) {
@@ -275,18 +293,17 @@ impl Driver for Cuda {
         }
     }
 
+    fn kernel(&self, launch: &Launch) -> Result<Kernel> {
+        let table = self.table(launch.block)?;
+        let limits = &self.device.info().limits;
+        match Plan::new(&self.job(launch), &table.view(), limits).map_err(|error| self.failed(error))? {
+            Some(plan) => Ok(plan.shape().path.name()),
+            None => Err(self.refused("a launch without rows has no kernel")),
+        }
+    }
+
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()> {
-        let Some(table) = self.tables.get(&launch.block) else {
-            return Err(self.refused(format!("no table of block {} is on the GPU", launch.block)));
-        };
-        let rows = DeviceRows { address: launch.address, stride: launch.stride };
-        let stats = launch.stats.and_then(|first| self.stats_at(first));
-        let norm = launch.norm.map(|norm| DeviceNorm {
-            weight: norm.weight,
-            eps: norm.eps(),
-            out: DeviceRows { address: norm.out, stride: norm.stride },
-        });
-        let job = Job { stats, norm, ..Job::in_place(Dtype::F32, rows, launch.rows) };
+        let (table, job) = (self.table(launch.block)?, self.job(launch));
         // SAFETY: the caller answers for the rows and for the norm's weight and rows; the figures have room since
         // `reserve`, and table and figures live until the stream has run dry.
         unsafe { self.device.launch(&job, table, self.stream.as_ref(), Overlap::None) }

@@ -45,6 +45,10 @@ impl LaunchNorm {
     }
 }
 
+/// Which kernel a launch runs, by the name of its way through the rows: it depends on how many there are, how wide they
+/// are and where they lie.
+pub(crate) type Kernel = &'static str;
+
 /// A copy of figures to the host that was ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Ticket(pub(crate) u64);
@@ -81,6 +85,9 @@ pub(crate) trait Driver: Debug + Send {
 
     /// Forgets the table of a block.
     fn forget(&mut self, block: usize);
+
+    /// Which kernel a launch will run, once the table of its block is there.
+    fn kernel(&self, launch: &Launch) -> Result<Kernel>;
 
     /// Caps rows on our stream, and norms them where the launch says so.
     ///

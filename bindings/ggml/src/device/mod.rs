@@ -25,6 +25,8 @@ mod counts;
 mod cuda;
 mod driver;
 mod fusion;
+#[cfg(test)]
+mod host_work;
 mod norm;
 #[cfg(test)]
 mod norm_difference;
@@ -43,7 +45,8 @@ mod timeline;
 mod timeline_tests;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use axiscap::{CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
@@ -53,16 +56,17 @@ pub use fusion::{FusedNorms, NormObstacle};
 pub(crate) use slot::{Slot, capping};
 pub use timeline::{BlockTiming, GraphTimeline};
 
+use crate::by_uid::ByUid;
 use crate::engine::{Compute, cap_computed, show_computed};
 use crate::error::HookError;
 use crate::find::Output;
 use crate::graph::Graph;
 use crate::session::{Config, Inner};
 use content::Contents;
-use driver::{Attempt, Driver, Launch, Result, Ticket};
+use driver::{Attempt, Driver, Kernel, Launch, Result, Ticket};
 use obstacle::Obstacles;
 use outer::{Action, Outer};
-use plan::{Cut, Places, Plan, Work};
+use plan::{Cut, Places, Plan, Prepared, Work};
 use timeline::{Clock, Side};
 
 /// How blocks are capped here, as reports say it.
@@ -79,6 +83,15 @@ const WITH_NORM: &str =
 /// so its figures there, long before this many more graphs have been given to the GPU.
 const MOST_PENDING: usize = 256;
 
+/// Read by whoever captures. A backend must not go meanwhile: it takes its cuBLAS handle along, which a capture on
+/// another thread does not survive. ggml has a lock of its own for its own captures, and does not know of ours.
+static CAPTURING: RwLock<()> = RwLock::new(());
+
+/// Waits until nothing is being captured, and has captures wait until the guard goes.
+pub(crate) fn between_captures() -> RwLockWriteGuard<'static, ()> {
+    CAPTURING.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// One backend's GPU: what is there, and what is still to be read from there.
 #[derive(Debug)]
 pub(crate) struct DevicePath {
@@ -90,8 +103,8 @@ pub(crate) struct DevicePath {
     config: Option<Arc<Config>>,
     /// Blocks whose table is on the GPU.
     uploaded: HashSet<usize>,
-    /// Blocks whose first capped rows were right, without and with the norm behind them: two kernels.
-    checked: HashSet<(usize, bool)>,
+    /// Blocks whose first capped rows were right, without and with the norm behind them, and by which kernel.
+    checked: HashSet<(usize, bool, Kernel)>,
     places: Places,
     /// By block, what the session was last told of the norm behind it.
     norms: HashMap<usize, Option<NormObstacle>>,
@@ -99,6 +112,8 @@ pub(crate) struct DevicePath {
     outer: Outer,
     obstacles: Obstacles,
     contents: Contents,
+    /// Plans for `config`.
+    prepared: ByUid<Prepared>,
     clock: Clock,
     /// The most figures of a graph so far: their buffer moves when it grows.
     room: usize,
@@ -164,6 +179,7 @@ impl DevicePath {
             outer: Outer::new(),
             obstacles: Obstacles::default(),
             contents: Contents::default(),
+            prepared: ByUid::default(),
             clock: Clock::default(),
             room: 0,
         }
@@ -172,22 +188,26 @@ impl DevicePath {
     /// Computes the graph with its caps.
     pub(crate) fn compute(&mut self, pass: Pass<'_>) -> sys::ggml_status {
         let session = pass.session;
-        self.collect(session, Collect::Arrived);
-        self.run(pass).unwrap_or_else(|error| {
+        let status = self.run(pass).unwrap_or_else(|error| {
             self.clock.abandon();
             session.fail(error);
             sys::GGML_STATUS_FAILED
-        })
+        });
+        // While the GPU is at work: those of the graphs before.
+        self.collect(session, Collect::Arrived);
+        status
     }
 
     fn run(&mut self, mut pass: Pass<'_>) -> Result<sys::ggml_status> {
         #[cfg(test)]
-        recording::note_graph(pass.graph.uid(), Contents::default().of(pass.graph));
+        recording::note_graph(pass.graph.uid(), || Contents::default().of(pass.graph));
         self.follow(pass.config)?;
-        let plan = self.plan(pass.graph, pass.outputs, pass.config)?;
-        self.tell_norms(&plan, pass.session);
-        let mut action = if pass.one_graph {
-            let facts = self.facts(pass.graph, &plan);
+        let (plan, facts) = self.prepare(&pass)?;
+        let mut action = if let Some(facts) = facts {
+            if let Some(lasting) = facts.obstacle.filter(|obstacle| obstacle.lasting) {
+                pass.session
+                    .slow(&self.name, &format!("its graphs are not captured as one: {}", lasting.reason));
+            }
             self.outer.begin(&facts)
         } else {
             Action::Eager
@@ -304,8 +324,9 @@ impl DevicePath {
                 }
                 Work::Nothing => {}
                 Work::Launch { hop, launch, check } => {
-                    let table = pass.config.caps_of(output.block).filter(|_| check).map(|caps| &caps.table);
-                    self.cap(hop, &launch, table)?;
+                    let caps = pass.config.caps_of(output.block);
+                    let check = check.and_then(|kernel| Some((&caps?.table, kernel)));
+                    self.cap(hop, &launch, check)?;
                     let how = if launch.norm.is_some() { WITH_NORM } else { ON_DEVICE };
                     pass.session.used(&self.name, how, None);
                 }
@@ -324,8 +345,8 @@ impl DevicePath {
         Ok(Ran::Fine(entries))
     }
 
-    /// Caps rows between two views; with a table, comparing the result with the CPU's.
-    fn cap(&mut self, hop: usize, launch: &Launch, check: Option<&CapTable>) -> Result<()> {
+    /// Caps rows between two views; with table and kernel, comparing the result with the CPU's.
+    fn cap(&mut self, hop: usize, launch: &Launch, check: Option<(&CapTable, Kernel)>) -> Result<()> {
         let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
         let clock = &mut self.clock;
         clock.stamp(driver, Side::Backend)?;
@@ -336,9 +357,9 @@ impl DevicePath {
             // SAFETY: the rows are the block output's, in memory of the GPU; the backend has computed them when our
             // stream gets there, and waits for our stream before it goes on. Weight and rows of a norm were looked
             // at when the launch was planned.
-            Some(table) => unsafe {
+            Some((table, kernel)) => unsafe {
                 check::launch_checked(driver, launch, table, &self.name)?;
-                self.checked.insert((launch.block, launch.norm.is_some()));
+                self.checked.insert((launch.block, launch.norm.is_some(), kernel));
             },
             // SAFETY: as above.
             None => unsafe { driver.launch(launch)? },
@@ -355,10 +376,11 @@ impl DevicePath {
     /// captured.
     fn capture(&mut self, pass: &mut Pass<'_>, plan: &Plan) -> Attempt {
         let text = |error: HookError| error.to_string();
+        let _nothing_goes = CAPTURING.read().unwrap_or_else(PoisonError::into_inner);
         self.driver().map_err(text)?.begin_capture()?;
         // The backend's stream joins the capture, and is joined back at its end.
         let join = plan.hops;
-        let ran = (|| {
+        let ran = catch_unwind(AssertUnwindSafe(|| {
             let driver = self.driver()?;
             driver.record_on_ours(join)?;
             driver.wait_on_backend(join)?;
@@ -367,8 +389,14 @@ impl DevicePath {
             driver.record_on_backend(join)?;
             driver.wait_on_ours(join)?;
             Ok(ran)
-        })();
-        self.driver().map_err(text)?.end_capture()?;
+        }));
+        // Whatever happened: left in a capture, both streams refuse all that they are asked, and ggml aborts.
+        let ended = self.driver().map_err(text).and_then(|driver| driver.end_capture());
+        let ran = ran.unwrap_or_else(|panic| {
+            self.outer.ended(Err("axiscap panicked while it captured".into()));
+            resume_unwind(panic)
+        });
+        ended?;
         match ran.map_err(text)? {
             Ran::Fine(_) => Ok(()),
             Ran::Failed(status) => Err(format!("ggml could not compute into a capture (status {status})")),
@@ -428,11 +456,13 @@ fn closed(device: &str) -> HookError {
 fn note(cut: &Cut, pass: &Pass<'_>) -> Option<Entry> {
     let (block, rows) = (cut.output.block, cut.output.rows());
     let order = pass.session.saw(block, rows);
-    let caps = pass.config.caps_of(block).filter(|_| pass.config.records())?;
+    if !pass.config.records() {
+        return None;
+    }
     match cut.work {
         Work::Launch { launch, .. } => launch.stats.map(|first| Entry { order, block, rows, first }),
         _ => {
-            pass.session.did(order, caps, rows, Vec::new(), pass.config.tracing);
+            pass.session.did(order, pass.config, block, rows, Vec::new());
             None
         }
     }
@@ -443,7 +473,7 @@ impl Pending {
         for entry in &self.entries {
             if let Some(caps) = self.config.caps_of(entry.block) {
                 let stats = &stats[entry.first..][..entry.rows * caps.indices.len()];
-                session.did(entry.order, caps, entry.rows, stats.to_vec(), self.config.tracing);
+                session.did(entry.order, &self.config, entry.block, entry.rows, stats.to_vec());
             }
         }
     }

@@ -20,6 +20,7 @@
 use std::collections::VecDeque;
 
 use super::GraphCounts;
+use super::obstacle::Obstacle;
 
 /// Executable graphs kept at a time. Each holds the parameters of some thousand launches.
 const MOST: usize = 8;
@@ -40,7 +41,7 @@ pub(super) struct Facts {
     /// A digest of our launches: blocks, addresses, rows, norms, figures.
     pub(super) launches: u64,
     /// Why the graph must not be captured.
-    pub(super) obstacle: Option<&'static str>,
+    pub(super) obstacle: Option<Obstacle>,
 }
 
 /// What to do next. The number is that of an executable graph, below [`MOST`].
@@ -134,7 +135,7 @@ impl Outer {
             }
             self.seen.push_back(identity);
         }
-        tracing::trace!(obstacle = facts.obstacle, "running eagerly");
+        tracing::trace!(obstacle = facts.obstacle.map(|obstacle| obstacle.reason), "running eagerly");
         self.eager()
     }
 
@@ -234,6 +235,7 @@ impl Outer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::obstacle::passing;
     use super::*;
 
     fn facts(content: u64) -> Facts {
@@ -364,7 +366,7 @@ mod tests {
     #[test]
     fn an_obstacle_keeps_a_graph_eager_and_others_capturable() {
         let mut outer = Outer::new();
-        let obstacle = Facts { obstacle: Some("a tap waits for the rows"), ..facts(1) };
+        let obstacle = Facts { obstacle: Some(passing("a tap waits for the rows")), ..facts(1) };
         for _ in 0..3 {
             assert_eq!(run(&mut outer, &obstacle, true), [Action::Eager]);
         }

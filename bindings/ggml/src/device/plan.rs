@@ -1,13 +1,14 @@
 //! What a graph needs of the GPU: tables brought up to the configuration, and what to do at each block output.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::driver::{Driver, Launch, LaunchNorm, Result};
+use super::driver::{Driver, Kernel, Launch, LaunchNorm, Result};
 use super::norm::{Behind, behind};
+use super::obstacle::{Obstacle, passing};
 use super::outer::Facts;
-use super::{DevicePath, ELSEWHERE, NormObstacle, closed};
+use super::{DevicePath, ELSEWHERE, NormObstacle, Pass, closed};
 use crate::find::{Output, place_of};
 use crate::graph::Graph;
 use crate::session::Config;
@@ -15,7 +16,7 @@ use crate::session::Config;
 /// Graphs with more rows are not captured: they keep the GPU busy for longer than it takes to launch them one by one,
 /// and would take the places of those that do not.
 const MOST_CAPTURED_ROWS: usize = 128;
-const MANY_ROWS: &str = "it has so many rows that launching it is no matter";
+const MANY_ROWS: Obstacle = passing("it has so many rows that launching it is no matter");
 
 /// What a pass does at its block outputs.
 #[derive(Debug)]
@@ -26,6 +27,13 @@ pub(super) struct Plan {
     /// Figures that the launches write.
     pub(super) stats: usize,
 }
+
+// SAFETY: it points to tensors of a graph, and is kept while that graph may come again. They are only read by whoever
+// holds the path and has just found them to be the block outputs of the graph at hand; of a norm's tensors only what was
+// read when the plan was made is used.
+unsafe impl Send for Plan {}
+// SAFETY: as above; nothing in it changes.
+unsafe impl Sync for Plan {}
 
 /// What happens at one block output.
 #[derive(Debug, Clone, Copy)]
@@ -47,19 +55,58 @@ pub(super) enum Work {
     Launch {
         hop: usize,
         launch: Launch,
-        check: bool,
+        /// The kernel, where its first rows are still to be compared with the CPU's.
+        check: Option<Kernel>,
     },
 }
 
 impl Plan {
+    /// Whether nothing is left to be compared with the CPU's, so that the next time is like this one.
+    fn is_settled(&self) -> bool {
+        !self.cuts.iter().any(|cut| matches!(cut.work, Work::Launch { check: Some(_), .. }))
+    }
+
     /// Whether there are launches, and nothing for which the host waits.
     pub(super) fn runs_by_itself(&self) -> bool {
         let by_itself = |cut: &Cut| match cut.work {
             Work::Nothing => true,
             Work::Host => false,
-            Work::Launch { check, .. } => !check,
+            Work::Launch { check, .. } => check.is_none(),
         };
         self.hops > 0 && self.cuts.iter().all(|cut| !cut.shown && by_itself(cut))
+    }
+}
+
+/// A plan that holds for as long as the graph is the same.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    rows: Vec<Rows>,
+    plan: Arc<Plan>,
+    facts: Option<Facts>,
+}
+
+/// A block output, and where its rows lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Rows {
+    node: usize,
+    block: usize,
+    /// The address of the tensor.
+    tensor: usize,
+    place: (usize, usize),
+    rows: usize,
+    stride: usize,
+}
+
+impl Rows {
+    fn of(output: &Output) -> Self {
+        Self {
+            node: output.node,
+            block: output.block,
+            tensor: output.tensor as usize,
+            place: output.place(),
+            rows: output.rows(),
+            stride: output.stride(),
+        }
     }
 }
 
@@ -117,42 +164,91 @@ impl Behind {
 impl DevicePath {
     /// Brings the tables on the GPU up to the configuration.
     pub(super) fn follow(&mut self, config: &Arc<Config>) -> Result<()> {
-        let Some(driver) = self.driver.as_deref_mut() else { return Ok(()) };
         let Some(old) = self.config.take().filter(|old| !Arc::ptr_eq(old, config)) else {
             self.config = Some(Arc::clone(config));
             return Ok(());
         };
-        let mut kept = HashSet::new();
-        let mut moved = false;
-        for block in self.uploaded.drain() {
+        self.norms.clear();
+        self.prepared.clear();
+        let uploaded: Vec<_> = self.uploaded.iter().copied().collect();
+        if let Err(error) = self.bring_up(&old, config) {
+            // Some tables may be gone and others not: nothing that is there is good for anything, least of all graphs
+            // with the addresses of the tables in them.
+            self.throw_graphs_away("the tables could not be brought up to the caps");
+            self.uploaded.clear();
+            self.checked.clear();
+            if let Some(driver) = self.driver.as_deref_mut() {
+                uploaded.into_iter().for_each(|block| driver.forget(block));
+            }
+            return Err(error);
+        }
+        self.config = Some(Arc::clone(config));
+        Ok(())
+    }
+
+    /// Updates the tables that only differ in bounds and strengths, and forgets those that differ in more.
+    fn bring_up(&mut self, old: &Config, config: &Config) -> Result<()> {
+        let mut uploaded: Vec<_> = self.uploaded.iter().copied().collect();
+        uploaded.sort_unstable();
+        for block in uploaded {
             let tables = (old.caps_of(block).map(|c| &c.table), config.caps_of(block).map(|c| &c.table));
             match tables {
                 (Some(old), Some(new))
                     if old.axes() == new.axes() && old.profile_ends() == new.profile_ends() =>
                 {
-                    if old.params() != new.params() {
+                    if old.params() != new.params()
+                        && let Some(driver) = self.driver.as_deref_mut()
+                    {
                         driver.update(block, new.params())?;
                     }
-                    kept.insert(block);
                 }
                 _ => {
-                    if !moved && self.outer.reset("the caps were replaced") {
-                        driver.discard_graphs();
+                    self.throw_graphs_away("the caps were replaced");
+                    self.uploaded.remove(&block);
+                    if let Some(driver) = self.driver.as_deref_mut() {
+                        driver.forget(block);
                     }
-                    moved = true;
-                    driver.forget(block);
                 }
             }
         }
-        self.uploaded = kept;
-        self.checked.retain(|(block, _)| self.uploaded.contains(block));
-        self.norms.clear();
-        self.config = Some(Arc::clone(config));
+        self.checked.retain(|(block, ..)| self.uploaded.contains(block));
         Ok(())
     }
 
+    /// Something that the captured graphs use is about to go away.
+    fn throw_graphs_away(&mut self, reason: &'static str) {
+        if let (true, Some(driver)) = (self.outer.reset(reason), self.driver.as_deref_mut()) {
+            driver.discard_graphs();
+        }
+    }
+
+    /// What to do at each block output of a graph, and, where it may be captured as a whole, what is known of it.
+    ///
+    /// While a graph keeps its uid, and its block outputs are the same rows at the same places, this is what it was for
+    /// the last token. The block outputs are found by their names every time, before anything comes here.
+    pub(super) fn prepare(&mut self, pass: &Pass<'_>) -> Result<(Arc<Plan>, Option<Facts>)> {
+        let uid = pass.graph.uid();
+        let known = self
+            .prepared
+            .get(uid)
+            .filter(|known| known.rows.iter().copied().eq(pass.outputs.iter().map(Rows::of)));
+        if let Some(Prepared { plan, facts, .. }) =
+            known.filter(|known| known.facts.is_some() == pass.one_graph)
+        {
+            return Ok((Arc::clone(plan), *facts));
+        }
+        let plan = Arc::new(self.plan(pass.graph, pass.outputs, pass.config)?);
+        self.tell_norms(&plan, pass.session);
+        let facts = pass.one_graph.then(|| self.facts(pass.graph, &plan));
+        if plan.is_settled() {
+            let rows = pass.outputs.iter().map(Rows::of).collect();
+            self.prepared.insert(uid, Prepared { rows, plan: Arc::clone(&plan), facts });
+        }
+        Ok((plan, facts))
+    }
+
     /// What to do at each block output. Uploads tables that are missing.
-    pub(super) fn plan(&mut self, graph: &Graph, outputs: &[Output], config: &Config) -> Result<Plan> {
+    fn plan(&mut self, graph: &Graph, outputs: &[Output], config: &Config) -> Result<Plan> {
         let driver = self.driver.as_deref_mut().ok_or_else(|| closed(&self.name))?;
         let places = &mut self.places;
         let (mut hops, mut stats) = (0, 0);
@@ -176,21 +272,26 @@ impl DevicePath {
                 work = Work::Host;
                 if held {
                     let norm = norm.and_then(|norm| norm.ok()).map(|behind| behind.launch());
-                    let check = !self.checked.contains(&(output.block, norm.is_some()));
-                    let first = (config.records() || check).then_some(stats);
-                    stats += first.map_or(0, |_| rows * caps.indices.len());
                     if !self.uploaded.contains(&output.block) {
                         driver.upload(output.block, &caps.table)?;
                         self.uploaded.insert(output.block);
                     }
-                    let launch = Launch {
+                    let mut launch = Launch {
                         block: output.block,
                         address: place.0 as u64,
                         rows,
                         stride: output.stride(),
-                        stats: first,
+                        stats: None,
                         norm,
                     };
+                    // A prompt proves nothing about a decode, whose few rows run another kernel.
+                    let kernel = driver.kernel(&launch)?;
+                    let proven = self.checked.contains(&(output.block, norm.is_some(), kernel));
+                    let check = (!proven).then_some(kernel);
+                    if config.records() || check.is_some() {
+                        launch.stats = Some(stats);
+                        stats += rows * caps.indices.len();
+                    }
                     work = Work::Launch { hop: hops, launch, check };
                     hops += 1;
                 }
@@ -208,15 +309,15 @@ impl DevicePath {
         Ok(Plan { cuts, hops, stats })
     }
 
-    pub(super) fn facts(&mut self, graph: &Graph, plan: &Plan) -> Facts {
+    fn facts(&mut self, graph: &Graph, plan: &Plan) -> Facts {
         let mut digest = DefaultHasher::new();
         let mut obstacle = None;
         for cut in plan.cuts.iter().filter(|cut| cut.cuts()) {
             match cut.work {
-                _ if cut.shown => obstacle = Some("a tap waits for the rows"),
-                Work::Host => obstacle = Some(ELSEWHERE),
-                Work::Launch { check: true, .. } => {
-                    obstacle = Some("the first rows are compared with the CPU's")
+                _ if cut.shown => obstacle = Some(passing("a tap waits for the rows")),
+                Work::Host => obstacle = Some(passing(ELSEWHERE)),
+                Work::Launch { check: Some(_), .. } => {
+                    obstacle = Some(passing("the first rows are compared with the CPU's"))
                 }
                 Work::Launch { launch, .. } if launch.rows > MOST_CAPTURED_ROWS => obstacle = Some(MANY_ROWS),
                 Work::Launch { launch, .. } => (cut.output.node, launch).hash(&mut digest),

@@ -1,13 +1,16 @@
 //! A driver for tests: it notes what it is asked to do, and caps rows in host memory as late as the events allow.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axiscap::cpu::{self, Norm, RowsMut};
 use axiscap::{CapParams, CapTable, RowStat};
 
-use super::driver::{Attempt, Driver, Launch, LaunchNorm, Result, Ticket};
+use crate::error::HookError;
+
+use super::driver::{Attempt, Driver, Kernel, Launch, LaunchNorm, Result, Ticket};
 
 /// What the driver was asked to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,10 +73,14 @@ pub(super) struct Recording {
     tickets: u64,
     /// Flips the last bit of the first value of every capped row: a GPU that is not to be trusted.
     pub(super) wrong: bool,
+    /// The same of rows that this kernel caps.
+    pub(super) wrong_kernel: Option<Kernel>,
     /// The same of every normed row.
     pub(super) wrong_norm: bool,
-    /// The step of making a graph that fails.
+    /// The step of making a graph, or the update, that fails.
     pub(super) fails: Option<Op>,
+    /// Notes nothing and caps nothing: for measurements.
+    pub(super) quiet: Arc<AtomicBool>,
     /// Claims to hold no memory.
     pub(super) elsewhere: bool,
     /// Claims not to hold the address of this number, in the order in which it is asked for addresses.
@@ -87,14 +94,27 @@ pub(super) struct Recording {
     pub(super) norms: Arc<Mutex<Vec<(usize, LaunchNorm)>>>,
 }
 
+/// As on a GPU, many rows run another kernel than few.
+fn kernel(rows: usize) -> Kernel {
+    if rows <= 256 { "direct" } else { "staged" }
+}
+
 thread_local! {
+    static NOTING: Cell<bool> = const { Cell::new(false) };
     static NEXT: RefCell<Option<Box<dyn Driver>>> = const { RefCell::new(None) };
     static GRAPHS: RefCell<Vec<(u64, Option<u64>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A graph of this uid and content is computed on this thread.
-pub(super) fn note_graph(uid: u64, content: Option<u64>) {
-    GRAPHS.with_borrow_mut(|graphs| graphs.push((uid, content)));
+pub(super) fn note_graph(uid: u64, content: impl FnOnce() -> Option<u64>) {
+    if NOTING.get() {
+        GRAPHS.with_borrow_mut(|graphs| graphs.push((uid, content())));
+    }
+}
+
+/// From now on graphs are noted on this thread.
+pub(super) fn note_graphs() {
+    NOTING.set(true);
 }
 
 /// The graphs that were computed on this thread since the last call.
@@ -119,7 +139,9 @@ impl Recording {
     }
 
     fn note(&self, op: Op) {
-        self.log.lock().unwrap().push(op);
+        if !self.quiet.load(Ordering::Relaxed) {
+            self.log.lock().unwrap().push(op);
+        }
     }
 
     fn attempt(&self, op: Op) -> Attempt {
@@ -159,6 +181,9 @@ impl Recording {
 
     fn cap(&mut self, launch: &Launch) {
         self.now += 10.0;
+        if self.quiet.load(Ordering::Relaxed) {
+            return;
+        }
         let table = &self.tables[&launch.block];
         let depth = table.caps();
         // SAFETY: the planner's launches name rows of tensors in host memory that the test keeps alive.
@@ -191,7 +216,7 @@ impl Recording {
                 value.write(value.read() ^ 1);
             }
         };
-        if self.wrong {
+        if self.wrong || self.wrong_kernel == Some(kernel(launch.rows)) {
             flip(launch.address);
         }
         if let Some(norm) = launch.norm.filter(|_| self.wrong_norm) {
@@ -249,7 +274,8 @@ impl Driver for Recording {
     }
 
     fn update(&mut self, block: usize, params: &[CapParams]) -> Result<()> {
-        self.note(Op::Update(block));
+        let outcome = self.attempt(Op::Update(block));
+        outcome.map_err(|what| HookError::Device { device: "test".into(), what })?;
         self.queue.push_back(Queued::Update(block, params.to_vec()));
         Ok(())
     }
@@ -258,6 +284,11 @@ impl Driver for Recording {
         self.note(Op::Forget(block));
         self.run(None);
         self.tables.remove(&block);
+    }
+
+    fn kernel(&self, launch: &Launch) -> Result<Kernel> {
+        assert!(self.tables.contains_key(&launch.block), "the table was uploaded");
+        Ok(kernel(launch.rows))
     }
 
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use llama_cpp_sys_2 as sys;
 
 use super::DevicePath;
+use crate::graph::Graph;
 use crate::session::Inner;
 
 /// The GPU of a backend. Which one it is shows in the memory of the first block output.
@@ -40,25 +41,61 @@ impl Slot {
     /// The path to the GPU that holds this address; opens it the first time.
     pub(crate) fn path(
         &mut self,
+        backend: sys::ggml_backend_t,
+        name: &str,
+        address: u64,
+        session: &Inner,
+    ) -> Option<Arc<Mutex<DevicePath>>> {
+        if let Some(Err(reason)) = self.open(backend, name, address, session) {
+            *self = Self::Host(Some(reason));
+        }
+        self.opened()
+    }
+
+    /// The path to the GPU that computes a graph without rows to cap, to have it captured.
+    pub(crate) fn path_of(
+        &mut self,
+        backend: sys::ggml_backend_t,
+        name: &str,
+        graph: &Graph,
+        session: &Inner,
+    ) -> Option<Arc<Mutex<DevicePath>>> {
+        // A view may lie in memory of another backend; the results of this one do not.
+        // SAFETY: nodes of the graph being computed are valid.
+        let mut own = graph.nodes().iter().map(|&node| unsafe { &*node }).filter(|t| t.view_src.is_null());
+        let address = own.find_map(|t| (!t.data.is_null()).then_some(t.data as u64))?;
+        // A block output of a later graph may lie elsewhere: that decides how it is capped.
+        if let Some(Err(reason)) = self.open(backend, name, address, session) {
+            session.slow(name, &format!("graphs without capped blocks run launch by launch: {reason}"));
+        }
+        self.opened()
+    }
+
+    /// Opens the GPU that holds this address, if that was not done yet.
+    fn open(
+        &mut self,
         _backend: sys::ggml_backend_t,
         _name: &str,
         _address: u64,
         _session: &Inner,
-    ) -> Option<Arc<Mutex<DevicePath>>> {
+    ) -> Option<Result<(), String>> {
         #[cfg(feature = "gpu")]
         if matches!(self, Self::Unopened) {
             // SAFETY: the backend is computing a graph of ours and outlives the path: `close` is called before its
             // own free.
-            *self = match unsafe { super::cuda::Cuda::open(_backend, _name, _address) } {
-                Ok(driver) => {
-                    let path = DevicePath::new(_name.into(), Box::new(driver));
-                    let path = Arc::new(Mutex::new(path));
-                    _session.add_device(&path);
-                    Self::Open(path)
-                }
-                Err(reason) => Self::Host(Some(reason)),
+            let driver = match unsafe { super::cuda::Cuda::open(_backend, _name, _address) } {
+                Ok(driver) => driver,
+                Err(reason) => return Some(Err(reason)),
             };
+            let path = Arc::new(Mutex::new(DevicePath::new(_name.into(), Box::new(driver))));
+            _session.add_device(&path);
+            *self = Self::Open(path);
+            return Some(Ok(()));
         }
+        None
+    }
+
+    fn opened(&self) -> Option<Arc<Mutex<DevicePath>>> {
         match self {
             Self::Open(path) => Some(Arc::clone(path)),
             _ => None,

@@ -1,8 +1,12 @@
 //! The device path over real graphs of a real model, which the CPU backend computes, and over a hand-made graph:
 //! only the driver is a stand-in.
 
+use std::cell::RefCell;
 use std::num::NonZeroU32;
-use std::sync::LazyLock;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, mpsc};
+use std::time::Duration;
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use llama_cpp_2::context::LlamaContext;
@@ -15,7 +19,7 @@ use llama_cpp_2::token::LlamaToken;
 use llama_cpp_sys_2 as sys;
 
 use super::outer::{Action, Facts, Outer};
-use super::recording::{Log, Op, Recording, graphs, use_next};
+use super::recording::{Log, Op, Recording, graphs, note_graphs, use_next};
 use super::{DevicePath, GraphCounts, Pass};
 use crate::find::Output;
 use crate::graph::Graph;
@@ -273,6 +277,7 @@ fn blocks_in_other_memory_are_capped_on_the_host() {
 
 /// What the state machine makes of the graphs that llama.cpp really gives for batches of these sizes: a letter each.
 fn steps(batches: &[usize]) -> (String, Vec<u64>) {
+    note_graphs();
     let session = session(Engine::Views);
     let (mut context, _log) = on_device(&session, 256);
     let token = prompt()[0];
@@ -347,7 +352,81 @@ fn two_blocks() -> Session {
     session
 }
 
-/// Nodes: `l_out-0`, one behind it, `l_out-1`, and, unless the graph ends there, one more.
+/// A graph of `l_out-0`, one node behind it, `l_out-1`, and, unless it ends there, one more.
+pub(super) struct HandMade {
+    graph: Graph,
+    outputs: Vec<Output>,
+    /// What ggml is given, it notes.
+    log: Log,
+    layout: Layout,
+    _arena: Arena,
+    _data: [Vec<f32>; 2],
+}
+
+impl HandMade {
+    pub(super) fn new(rows: usize, outputs_last: bool, log: &Log) -> Self {
+        let arena = Arena::new(16).unwrap();
+        let mut data = [0, 1].map(|_| vec![0.5_f32; 4 * rows]);
+        let layout = Layout::probe().unwrap();
+        // SAFETY: tensors and graph live in the arena; only the block outputs get data, which lives as long.
+        let (graph, outputs) = unsafe {
+            let c = arena.context();
+            let graph = sys::ggml_new_graph_custom(c, 8, false);
+            let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, 4, rows as i64);
+            let first = sys::ggml_add(c, leaf(), leaf());
+            let between = sys::ggml_add(c, first, leaf());
+            let second = sys::ggml_add(c, between, leaf());
+            let end = if outputs_last { second } else { sys::ggml_add(c, second, leaf()) };
+            sys::ggml_build_forward_expand(graph, end);
+            (*first).data = data[0].as_mut_ptr().cast();
+            (*second).data = data[1].as_mut_ptr().cast();
+            let outputs = [(0, 0, first), (2, 1, second)];
+            let outputs = outputs.map(|(node, block, tensor)| Output { node, block, tensor });
+            (Graph::new(graph, layout), outputs.to_vec())
+        };
+        Self { graph, outputs, log: Log::clone(log), layout, _arena: arena, _data: data }
+    }
+
+    /// Tens make another graph of it.
+    pub(super) fn set_uid(&self, uid: u64) {
+        // SAFETY: the uid's place within the graph, and a node of it.
+        unsafe {
+            self.graph.raw().byte_add(self.layout.graph_uid).cast::<u64>().write(uid);
+            (*self.graph.nodes()[1]).op_params[0] = (uid / 10) as i32;
+        }
+    }
+
+    /// Has the path compute it.
+    pub(super) fn pass(&self, path: &mut DevicePath, session: &Session, one_graph: bool) -> sys::ggml_status {
+        self.pass_while(path, session, one_graph, || {})
+    }
+
+    /// The same, with something happening in each view.
+    fn pass_while(
+        &self,
+        path: &mut DevicePath,
+        session: &Session,
+        one_graph: bool,
+        happens: impl Fn(),
+    ) -> sys::ggml_status {
+        let compute = |graph: &Graph| {
+            self.log.lock().unwrap().push(Op::View { nodes: graph.nodes().len(), uid: graph.uid() });
+            happens();
+            sys::GGML_STATUS_SUCCESS
+        };
+        path.compute(Pass {
+            graph: &self.graph,
+            outputs: &self.outputs,
+            backend: std::ptr::null_mut(),
+            staging: &mut Vec::new(),
+            config: &session.0.config(),
+            session: &session.0,
+            compute: &compute,
+            one_graph,
+        })
+    }
+}
+
 fn passes_on(
     session: &Session,
     rows: usize,
@@ -356,50 +435,14 @@ fn passes_on(
     fails: Option<Op>,
     uids: &[u64],
 ) -> (Vec<Vec<Op>>, Vec<GraphTimeline>) {
-    let arena = Arena::new(16).unwrap();
-    let mut data = [0, 1].map(|_| vec![0.5_f32; 4 * rows]);
-    // SAFETY: tensors and graph live in the arena; only the block outputs get data, which outlives the pass.
-    let (raw, outputs) = unsafe {
-        let c = arena.context();
-        let graph = sys::ggml_new_graph_custom(c, 8, false);
-        let leaf = || sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, 4, rows as i64);
-        let first = sys::ggml_add(c, leaf(), leaf());
-        let between = sys::ggml_add(c, first, leaf());
-        let second = sys::ggml_add(c, between, leaf());
-        let end = if outputs_last { second } else { sys::ggml_add(c, second, leaf()) };
-        sys::ggml_build_forward_expand(graph, end);
-        (*first).data = data[0].as_mut_ptr().cast();
-        (*second).data = data[1].as_mut_ptr().cast();
-        (graph, [Output { node: 0, block: 0, tensor: first }, Output { node: 2, block: 1, tensor: second }])
-    };
-    let layout = Layout::probe().unwrap();
-    // SAFETY: the graph is this test's alone.
-    let graph = unsafe { Graph::new(raw, layout) };
     let (mut driver, log) = Recording::new();
     driver.fails = fails;
     let mut path = DevicePath::new("test".into(), Box::new(driver));
-    let compute = |graph: &Graph| {
-        log.lock().unwrap().push(Op::View { nodes: graph.nodes().len(), uid: graph.uid() });
-        sys::GGML_STATUS_SUCCESS
-    };
+    let made = HandMade::new(rows, outputs_last, &log);
     let pass = |uid: &u64| {
-        // SAFETY: the uid's place within the graph, and a node of it: tens make another graph of it.
-        unsafe {
-            raw.byte_add(layout.graph_uid).cast::<u64>().write(*uid);
-            (*sys::ggml_graph_node(raw, 1)).op_params[0] = (*uid / 10) as i32;
-        }
-        let status = path.compute(Pass {
-            graph: &graph,
-            outputs: &outputs,
-            backend: std::ptr::null_mut(),
-            staging: &mut Vec::new(),
-            config: &session.0.config(),
-            session: &session.0,
-            compute: &compute,
-            one_graph,
-        });
-        assert_eq!(status, sys::GGML_STATUS_SUCCESS);
-        assert_eq!((graph.uid(), graph.nodes().len()), (*uid, if outputs_last { 3 } else { 4 }));
+        made.set_uid(*uid);
+        assert_eq!(made.pass(&mut path, session, one_graph), sys::GGML_STATUS_SUCCESS);
+        assert_eq!((made.graph.uid(), made.graph.nodes().len()), (*uid, if outputs_last { 3 } else { 4 }));
         taken(&log)
     };
     let ops: Vec<_> = uids.iter().map(pass).collect();
@@ -502,6 +545,202 @@ fn a_graph_without_a_place_of_its_own_is_fitted_into_an_old_one() {
         assert!(ops[first + 2].contains(&Op::Replay(0)));
         assert!(eager(&ops[first + 3]), "the first is gone");
     }
+}
+
+/// A prompt runs another kernel than the decodes behind it.
+#[test]
+fn each_kernel_proves_itself_on_its_first_rows() {
+    let session = two_blocks();
+    let (driver, log) = Recording::new();
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let [prompt, decode] = [512, 1].map(|rows| HandMade::new(rows, false, &log));
+    let mut compared = |made: &HandMade| {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+        taken(&log).into_iter().filter(|op| matches!(op, Op::ReadRows(_))).count()
+    };
+    assert_eq!(compared(&prompt), 4, "before and after, of two blocks");
+    assert_eq!(compared(&decode), 4);
+    assert_eq!(compared(&prompt) + compared(&decode), 0);
+    path.close(&session.0);
+    assert!(session.stats().iter().all(|stats| stats.rows == 2 * 513));
+}
+
+/// So a decode kernel that is wrong is found, however right the prompt was.
+#[test]
+fn a_decode_kernel_that_is_wrong_is_found_behind_a_prompt() {
+    let session = two_blocks();
+    let (mut driver, log) = Recording::new();
+    driver.wrong_kernel = Some("direct");
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let [prompt, decode] = [512, 1].map(|rows| HandMade::new(rows, false, &log));
+    assert_eq!(prompt.pass(&mut path, &session, false), sys::GGML_STATUS_SUCCESS);
+    assert_eq!(decode.pass(&mut path, &session, false), sys::GGML_STATUS_FAILED);
+    let error = session.watch(1, 1, || Ok::<_, ()>(()));
+    assert!(matches!(error, Err(HookError::DeviceDiffers { block: 0, .. })), "{error:?}");
+}
+
+/// A plan is kept while the graph is the same: not by its uid alone.
+#[test]
+fn rows_that_move_under_a_known_uid_are_capped_where_they_are() {
+    for one_graph in [false, true] {
+        let session = two_blocks();
+        let (driver, log) = Recording::new();
+        let mut path = DevicePath::new("test".into(), Box::new(driver));
+        let mut made = HandMade::new(1, false, &log);
+        made.set_uid(7);
+        for _ in 0..4 {
+            assert_eq!(made.pass(&mut path, &session, one_graph), sys::GGML_STATUS_SUCCESS);
+        }
+        assert_eq!(taken(&log).contains(&Op::Replay(0)), one_graph);
+        let mut elsewhere = vec![0.0_f32; 4];
+        // SAFETY: the tensor of a block output; what it points to outlives the pass.
+        unsafe { (*made.outputs[1].tensor).data = elsewhere.as_mut_ptr().cast() };
+        assert_eq!(made.pass(&mut path, &session, one_graph), sys::GGML_STATUS_SUCCESS);
+        let ops = taken(&log);
+        assert_eq!(ops, [in_order(&views(&ops)), vec![Op::Fetch(2)]].concat(), "no replay of the old place");
+        assert!(elsewhere.iter().all(|&value| value > 0.0), "{elsewhere:?}");
+        path.close(&session.0);
+        assert!(session.stats().iter().all(|stats| stats.rows == 5));
+    }
+}
+
+/// A panic in a capture would leave ggml's stream in it, and ggml aborts at the next use.
+#[test]
+fn a_capture_is_ended_when_something_in_it_panics() {
+    let session = two_blocks();
+    let (driver, log) = Recording::new();
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let made = HandMade::new(1, false, &log);
+    made.set_uid(7);
+    for _ in 0..2 {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    }
+    taken(&log);
+    let panicking = || made.pass_while(&mut path, &session, true, || panic!("as the test asked"));
+    assert!(catch_unwind(AssertUnwindSafe(panicking)).is_err());
+    let ops = taken(&log);
+    assert_eq!((&ops[0], ops.last()), (&Op::BeginCapture, Some(&Op::EndCapture)));
+    // From then on eager.
+    for _ in 0..3 {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+        let ops = taken(&log);
+        assert_eq!(ops, [in_order(&views(&ops)), vec![Op::Fetch(2)]].concat());
+    }
+}
+
+/// A table that could not be updated: nothing that is on the GPU is used any more.
+#[test]
+fn a_failed_update_throws_tables_and_graphs_away() {
+    let session = two_blocks();
+    let (mut driver, log) = Recording::new();
+    driver.fails = Some(Op::Update(1));
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let made = HandMade::new(1, false, &log);
+    made.set_uid(7);
+    for _ in 0..3 {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    }
+    assert!(taken(&log).contains(&Op::Replay(0)));
+    for cap in [0, 1] {
+        session.set_bound(cap, Bound::floor(2.0).unwrap()).unwrap();
+    }
+    assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_FAILED);
+    let mut ops = taken(&log);
+    ops[3..].sort_by_key(|op| format!("{op:?}"));
+    assert_eq!(ops, [Op::Update(0), Op::Update(1), Op::Discard, Op::Forget(0), Op::Forget(1)]);
+    assert!(session.watch(1, 1, || Ok::<_, ()>(())).is_err());
+
+    // From the start again: new tables, compared with the CPU.
+    assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    let ops = taken(&log);
+    assert_eq!(ops.iter().filter(|op| matches!(op, Op::Upload(_))).count(), 2);
+    assert_eq!(ops.iter().filter(|op| matches!(op, Op::ReadRows(_))).count(), 4);
+    assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    assert!(!taken(&log).contains(&Op::BeginCapture), "it warms up again");
+    assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    assert!(taken(&log).contains(&Op::Instantiate(0)));
+}
+
+#[test]
+fn a_backend_is_not_freed_while_another_captures() {
+    let session = two_blocks();
+    let hook = Hook::install().unwrap();
+    LazyLock::force(&LOADED);
+    // SAFETY: the CPU device makes a backend, which is freed below.
+    let other = hook.bind(&session, || unsafe {
+        let device = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU);
+        sys::ggml_backend_dev_init(device, std::ptr::null()).expose_provenance()
+    });
+    assert!(session.is_bound());
+    let (driver, log) = Recording::new();
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let made = HandMade::new(1, false, &log);
+    made.set_uid(7);
+    for _ in 0..2 {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+    }
+    let (starting, starts) = mpsc::channel();
+    let freed = Arc::new(AtomicBool::new(false));
+    let freeing = RefCell::new(None);
+    let in_capture = || {
+        freeing.borrow_mut().get_or_insert_with(|| {
+            let (starting, freed) = (starting.clone(), Arc::clone(&freed));
+            let thread = std::thread::spawn(move || {
+                starting.send(()).unwrap();
+                // SAFETY: the backend from above, freed once.
+                unsafe { sys::ggml_backend_free(std::ptr::with_exposed_provenance_mut(other)) };
+                freed.store(true, Ordering::Release);
+            });
+            starts.recv().unwrap();
+            thread
+        });
+        // Time for a free that does not wait; one that waits makes no difference.
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!freed.load(Ordering::Acquire), "freed within the capture");
+    };
+    assert_eq!(made.pass_while(&mut path, &session, true, in_capture), sys::GGML_STATUS_SUCCESS);
+    assert!(taken(&log).contains(&Op::EndCapture));
+    freeing.into_inner().unwrap().join().unwrap();
+    assert!(freed.load(Ordering::Acquire));
+}
+
+/// Where ggml's own graphs are off, a part without capped blocks would be launched node by node.
+#[test]
+fn a_graph_without_block_outputs_is_captured_too() {
+    let session = two_blocks();
+    let (driver, log) = Recording::new();
+    let mut path = DevicePath::new("test".into(), Box::new(driver));
+    let mut made = HandMade::new(1, false, &log);
+    made.outputs.clear();
+    made.set_uid(7);
+    let mut pass = || {
+        assert_eq!(made.pass(&mut path, &session, true), sys::GGML_STATUS_SUCCESS);
+        taken(&log)
+    };
+    assert!(matches!(pass()[..], [Op::View { nodes: 4, .. }]));
+    assert_eq!(pass().iter().filter(|op| matches!(op, Op::View { nodes: 4, .. })).count(), 1);
+    let replay =
+        [Op::RecordOnBackend(1), Op::WaitOnOurs(1), Op::Replay(0), Op::RecordOnOurs(1), Op::WaitOnBackend(1)];
+    assert_eq!(pass(), replay);
+    assert!(session.stats().iter().all(|stats| stats.rows == 0));
+}
+
+/// A pass without logits has no rows in the last block: nothing to cap, and no reason to speak of the host.
+#[test]
+fn a_graph_whose_block_outputs_have_no_rows_runs_as_it_is() {
+    let last = shape().blocks - 1;
+    let caps = CapSet::new([cap(last, 1, Bound::floor(9.0).unwrap())]).unwrap();
+    let run = |engine| {
+        let session = session(engine);
+        session.set_caps(Some(&caps)).unwrap();
+        let (mut context, log) = on_device(&session, 4);
+        decode(&mut context, &session, &prompt()[..6], 0, false).unwrap();
+        (session.take_trace(), session.engines_used(), taken(&log))
+    };
+    let (trace, engines, ops) = run(Engine::Views);
+    assert_eq!((&engines[..], &ops[..]), (&[][..], &[][..]));
+    assert_eq!(trace, run(Engine::Inserted).0);
+    assert_eq!(trace.iter().map(|trace| (trace.block, trace.rows)).collect::<Vec<_>>(), [(last, 0); 2]);
 }
 
 #[test]
