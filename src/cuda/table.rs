@@ -18,6 +18,8 @@ pub struct DeviceTable {
     staging: Staging,
     view: TableView,
     caps: usize,
+    /// Where each profile's caps end, as on the GPU.
+    ends: Vec<u32>,
 }
 
 impl DeviceTable {
@@ -37,7 +39,8 @@ impl DeviceTable {
             layout: packed.layout(),
         };
         let caps = table.caps();
-        let this = Self { device: device.clone(), memory, staging: Staging::default(), view, caps };
+        let ends = packed.ends().to_vec();
+        let this = Self { device: device.clone(), memory, staging: Staging::default(), view, caps, ends };
         // Not the default stream: it would break a capture that somebody has under way on a stream that waits for it.
         let stream = Stream::new(device)?;
         for (to, part) in this.parts(&packed) {
@@ -70,6 +73,11 @@ impl DeviceTable {
         let packed = PackedTable::new(table);
         if packed.layout() != self.view.layout || table.caps() != self.caps {
             return Err(CudaError::TableShape { what: "its width, number of caps or profiles" });
+        }
+        // A launch on another stream may be reading: of values it may see old ones and new ones, but half-changed
+        // boundaries would lead it out of the table.
+        if packed.ends() != self.ends {
+            return Err(CudaError::TableShape { what: "which caps belong to which profile" });
         }
         self.copy(&self.parts(&packed), stream)
     }

@@ -29,7 +29,7 @@ pub(super) fn usable() -> std::result::Result<(), String> {
 #[derive(Debug)]
 struct GgmlEvent {
     raw: sys::ggml_backend_event_t,
-    event: EventRef,
+    event: EventRef<'static>,
 }
 
 // SAFETY: a handle without ties to a thread.
