@@ -26,7 +26,7 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     caps: NeededCapsArgs,
-    /// Pairs of measurements; more of them narrow the interval, and fewer than 6 have none
+    /// Pairs of measurements; more of them narrow the interval; with fewer than 6 it assumes a normal distribution
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = at_least_one())]
     pairs: usize,
     /// Tokens of the prompt
@@ -81,9 +81,9 @@ enum Compare {
 #[derive(Debug, Serialize)]
 pub(crate) struct RatioReport<'a> {
     ratio_median: f64,
-    /// `null` where there are too few pairs for one.
+    /// `null` for a single pair.
     ratio_ci95: Option<[f64; 2]>,
-    /// Why there is no interval.
+    /// What to think of the interval of few pairs.
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio_ci95_note: Option<String>,
     ratio_range: [f64; 2],
@@ -223,7 +223,7 @@ pub(crate) fn ratio(measured: &Ratio) -> RatioReport<'_> {
     RatioReport {
         ratio_median: measured.median,
         ratio_ci95: measured.ci95.map(Into::into),
-        ratio_ci95_note: measured.ci95.is_none().then(too_few),
+        ratio_ci95_note: few(measured),
         ratio_range: measured.range.into(),
         uncapped_tps: measured.uncapped_tps,
         capped_tps: measured.capped_tps,
@@ -234,8 +234,14 @@ pub(crate) fn ratio(measured: &Ratio) -> RatioReport<'_> {
     }
 }
 
-fn too_few() -> String {
-    format!("fewer than {} pairs have no 95 % interval", Ratio::FEWEST_PAIRS)
+/// What to think of the interval, where the pairs are too few for one that assumes nothing.
+fn few(measured: &Ratio) -> Option<String> {
+    let fewest = Ratio::FEWEST_PAIRS;
+    match measured.pairs.len() {
+        pairs if pairs >= fewest => None,
+        1 => Some("one pair has no interval".into()),
+        _ => Some(format!("fewer than {fewest} pairs: by Student's t, as if normally distributed")),
+    }
 }
 
 fn table(measured: &BenchReport, report: &Report<'_>) -> String {
@@ -264,18 +270,17 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
     if let Some(fused) = &report.fused_norm {
         let _ = writeln!(text, "fused norm: {fused}\n");
     }
-    let interval = match measured.capped.decode.ci95 {
-        Some(_) => "95 % interval".into(),
-        None => format!("range ({})", too_few()),
-    };
+    let interval = few(&measured.capped.decode)
+        .map_or_else(|| "95 % interval".into(), |note| format!("95 % interval ({note})"));
     text += &format!("{:<41}{:>11}{:>11}{:>9}   {interval}\n", "", "uncapped", "this", "ratio");
     for (phase, part) in [("decode", decode as fn(&Comparison) -> &Ratio), ("prefill", prefill)] {
         for (name, comparison) in rows {
             let Some(ratio) = comparison.map(part) else { continue };
-            let (least, most) = ratio.ci95.unwrap_or(ratio.range);
+            let interval =
+                ratio.ci95.map_or_else(|| "-".into(), |(low, high)| format!("[{low:.4}, {high:.4}]"));
             let _ = writeln!(
                 text,
-                "{:<41}{:>9.1}/s{:>9.1}/s{:>9.4}   [{least:.4}, {most:.4}]",
+                "{:<41}{:>9.1}/s{:>9.1}/s{:>9.4}   {interval}",
                 format!("{phase}, {name}"),
                 ratio.uncapped_tps,
                 ratio.capped_tps,

@@ -19,9 +19,12 @@ fn bench_measures_pairs_against_an_untouched_context() {
     for phase in [&report].into_iter().chain(compared).flat_map(|r| [&r["decode"], &r["prefill"]]) {
         assert_eq!(phase["pairs"], 2);
         check_interval(phase, "ratio_range");
-        // Even the range of two pairs misses the true median in half of all cases.
-        assert!(phase["ratio_ci95"].is_null() && phase["total_ratio_ci95"].is_null(), "{phase}");
-        assert!(phase["ratio_ci95_note"].as_str().unwrap().contains("fewer than 6 pairs"), "{phase}");
+        // The range of two pairs misses the true median in half of all cases.
+        check_interval(phase, "ratio_ci95");
+        let ends = |name: &str| [0, 1].map(|end| phase[name][end].as_f64().unwrap());
+        let ([low, high], [least, most]) = (ends("ratio_ci95"), ends("ratio_range"));
+        assert!(low <= least && most <= high && phase["total_ratio_ci95"].is_array(), "{phase}");
+        assert!(phase["ratio_ci95_note"].as_str().unwrap().contains("Student's t"), "{phase}");
         assert!(phase["uncapped_tps"].as_f64().unwrap() > 0.0 && phase["capped_tps"].as_f64().unwrap() > 0.0);
     }
     assert_eq!(report["backend"], "cpu");
@@ -49,7 +52,7 @@ fn bench_measures_pairs_against_an_untouched_context() {
     let table = succeed(axiscap("bench", &[&args[..], &["--engine", "views", "--timeline"]].concat()));
     assert!(table.contains("decode, capped") && table.contains("prefill, capped"), "{table}");
     assert!(table.contains("timeline: there is no GPU timeline"), "{table}");
-    assert!(table.contains("range (fewer than 6 pairs have no 95 % interval)"), "{table}");
+    assert!(table.contains("95 % interval (fewer than 6 pairs: by Student's t"), "{table}");
 }
 
 /// The median of a ratio lies in its interval.

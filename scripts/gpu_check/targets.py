@@ -69,7 +69,8 @@ def verdict(median, worst, aimed, at_least):
 
 def ratio(report, phase):
     """Median and interval of capped over uncapped speed."""
-    low, high = report[phase]["ratio_ci95"]
+    # A single pair has no interval.
+    low, high = report[phase]["ratio_ci95"] or [None, None]
     return numbers.number(report[phase]["ratio_median"]), [numbers.number(low), numbers.number(high)]
 
 

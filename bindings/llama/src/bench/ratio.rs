@@ -8,8 +8,9 @@ pub struct Ratio {
     /// Median of the pairs' ratios. Below 1: capping costs time.
     pub median: f64,
     /// Interval that holds the true median with at least 95 % confidence: the order statistics of the sign test,
-    /// without any assumption about the distribution. `None` with fewer than [`Ratio::FEWEST_PAIRS`]: even the whole
-    /// range then holds it with less.
+    /// without any assumption about the distribution. With fewer than [`Ratio::FEWEST_PAIRS`] even the whole range
+    /// holds it with less; then Student's t on the logarithms, which takes them to be normally distributed. `None` for
+    /// a single pair.
     pub ci95: Option<(f64, f64)>,
     /// The smallest and the largest ratio of a pair.
     pub range: (f64, f64),
@@ -26,7 +27,7 @@ pub struct Ratio {
 }
 
 impl Ratio {
-    /// So many pairs have an interval.
+    /// So many pairs have an interval that assumes nothing.
     pub const FEWEST_PAIRS: usize = 6;
 
     /// From pairs of (baseline, capped) times. A pair holds the times of the same steps, of `tokens` tokens each,
@@ -60,9 +61,24 @@ fn seconds(time: Duration) -> f64 {
 
 fn median_and_interval(values: Vec<f64>) -> (f64, Option<(f64, f64)>) {
     let ordered = sorted(values);
-    let interval =
-        interval_rank(ordered.len()).map(|rank| (ordered[rank], ordered[ordered.len() - 1 - rank]));
+    let interval = match interval_rank(ordered.len()) {
+        Some(rank) => Some((ordered[rank], ordered[ordered.len() - 1 - rank])),
+        None => students_interval(&ordered),
+    };
     (median(&ordered), interval)
+}
+
+/// By Student's t on the logarithms of 2 to 5 values, widened to the median where that lies outside.
+fn students_interval(values: &[f64]) -> Option<(f64, f64)> {
+    /// 97.5 % quantiles for 1 to 4 degrees of freedom.
+    const QUANTILES: [f64; 4] = [12.7062, 4.3027, 3.1824, 2.7764];
+    let n = values.len() as f64;
+    let quantile = QUANTILES.get(values.len().checked_sub(2)?)?;
+    let mean = values.iter().map(|value| value.ln()).sum::<f64>() / n;
+    let variance = values.iter().map(|value| (value.ln() - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    let reach = quantile * (variance / n).sqrt();
+    let median = median(values);
+    Some(((mean - reach).exp().min(median), (mean + reach).exp().max(median)))
 }
 
 pub(super) fn sorted(mut values: Vec<f64>) -> Vec<f64> {
@@ -110,14 +126,26 @@ mod tests {
     }
 
     #[test]
+    fn few_values_have_students_interval() {
+        // Logarithms 0.1, 0.2, 0.3: mean 0.2, standard error 0.1 / sqrt(3); 4.3027 of them.
+        let (low, high) = students_interval(&[0.1f64.exp(), 0.2f64.exp(), 0.3f64.exp()]).unwrap();
+        assert!((low.ln() - (0.2 - 0.248_416)).abs() < 1e-5 && (high.ln() - (0.2 + 0.248_416)).abs() < 1e-5);
+        assert_eq!(students_interval(&[0.5, 0.5]), Some((0.5, 0.5)));
+        assert_eq!((students_interval(&[]), students_interval(&[0.5])), (None, None));
+    }
+
+    #[test]
     fn ratios_are_of_speeds_and_medians_shrug_off_outliers() {
         let ms = Duration::from_millis;
         let pairs: [(&[Duration], &[Duration]); 3] =
             [(&[ms(99)], &[ms(100)]), (&[ms(50)], &[ms(50)]), (&[ms(10)], &[ms(900)])];
         let ratio = Ratio::of(&pairs, 10);
         assert!((ratio.median - 0.99).abs() < 1e-12);
-        assert_eq!((ratio.ci95, ratio.range), (None, (10.0 / 900.0, 1.0)));
+        assert_eq!(ratio.range, (10.0 / 900.0, 1.0));
+        let (low, high) = ratio.ci95.unwrap();
+        assert!(low < ratio.range.0 && high > ratio.range.1, "three pairs know less than their range");
         assert_eq!((ratio.median, ratio.ci95), (ratio.total_median, ratio.total_ci95));
+        assert_eq!(Ratio::of(&pairs[..1], 10).ci95, None);
         assert!((ratio.uncapped_tps - 200.0).abs() < 1e-9);
         assert!((ratio.capped_tps - 100.0).abs() < 1e-9);
 
