@@ -21,10 +21,10 @@ pub(super) const fn passing(reason: &'static str) -> Obstacle {
     Obstacle { reason, lasting: false }
 }
 
-/// Tokens of which ggml's CUDA backend multiplies by quantised experts without waiting for its stream, on every
-/// NVIDIA GPU and for every type: the least that `get_mmvq_mmid_max_batch` of ggml 0.26 returns (4 on Pascal and
-/// older, 5 on Turing and Ampere, 8 on the others). Where it waits
-/// depends on GPU, type and shapes in ways that are ggml's own business; a wait in a capture ends the process.
+/// Tokens that ggml's CUDA backend multiplies by quantised experts without waiting for its stream, on every NVIDIA GPU
+/// and for every type: the least that `get_mmvq_mmid_max_batch` of ggml 0.26 returns (4 before Volta, 5 on Turing and
+/// Ampere, 8 on the others). Whether it waits with more depends on GPU, type and shapes in ways that are ggml's own
+/// business, and a wait in a capture ends the process.
 const FEW_TOKENS: i64 = 4;
 
 /// The version that this was read in. Others are only trusted with one token, which all have captured themselves.
