@@ -32,13 +32,16 @@ const ROUNDING: f64 = 1.0 / (1u64 << 23) as f64;
 impl Axis {
     /// An axis along `direction`, which may have any finite, non-zero length.
     ///
-    /// The norm is computed in f64 without overflow and kept in [`Axis::norm`].
+    /// The norm is computed in f64 without overflow and kept in [`Axis::norm`], unless it is beyond f32.
     ///
     /// # Errors
     /// [`Error::EmptyAxis`], [`Error::NonFiniteAxis`], [`Error::ZeroAxis`].
     pub fn from_direction(direction: &[f32]) -> Result<Self> {
         let norm = checked_norm(direction)?;
-        Ok(Self { values: normalised(direction, norm), norm: Some(norm as f32) })
+        Ok(Self {
+            values: normalised(direction, norm),
+            norm: Some(norm as f32).filter(|norm| norm.is_finite()),
+        })
     }
 
     /// An axis from values that already form a unit vector, as in a cap file.
