@@ -13,8 +13,8 @@ use super::warning::Warning;
 use super::{decode, encode};
 use crate::cap::CapSet;
 
-/// Largest file that is read. The caps of 80 blocks of width 8192 take 2.6 MB.
-const MOST_BYTES: u64 = 1 << 30;
+/// Largest file that is read or written. The caps of 80 blocks of width 8192 take 2.6 MB.
+pub(super) const MOST_BYTES: u64 = 1 << 30;
 
 /// The model a cap file was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +56,10 @@ pub struct CapFile {
 }
 
 impl CapFile {
+    /// Most caps of a file: 32 on each block of a model of 128. A file may let all of them share one axis, but
+    /// whoever caps with them holds an axis for each ([`CapTable`](crate::CapTable)).
+    pub const MOST_CAPS: usize = 4096;
+
     /// A new file's content, without orientation and origin yet.
     #[must_use]
     pub fn new(caps: CapSet, model: ModelInfo) -> Self {
@@ -110,7 +114,7 @@ impl CapFile {
     ///
     /// # Errors
     /// [`FileError::Invalid`] for what [`CapFile::from_bytes`] would refuse, e.g. a cap on a block that
-    /// [`ModelInfo::blocks`] does not have.
+    /// [`ModelInfo::blocks`] does not have, more than [`CapFile::MOST_CAPS`] caps, or more bytes than a file may have.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         encode::cap_file(self)
     }
