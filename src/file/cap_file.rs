@@ -1,7 +1,7 @@
 //! A cap file in memory.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use super::control_vector::ControlVector;
@@ -209,15 +209,21 @@ pub(super) fn read_whole(path: &Path) -> Result<Vec<u8>> {
         Err(FileError::Invalid(Problem::boxed("file size", expected, format!("{length} bytes"), remedy)))
     };
     check(length)?;
-    // Whatever does not even begin like GGUF (a device, a pipe) is not read any further.
+    // One byte more than allowed, to notice a file that grew since its size was read, or has none.
+    let bytes = read_at_most(file, MOST_BYTES + 1).map_err(FileError::io(path, "read it"))?;
+    check(bytes.len() as u64)?;
+    Ok(bytes)
+}
+
+/// The first bytes of what may never end. Whatever does not even begin like GGUF (a device, a pipe) is not read any
+/// further.
+fn read_at_most(reader: impl Read, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut reader = file.take(gguf::MAGIC.len() as u64);
-    reader.read_to_end(&mut bytes).map_err(FileError::io(path, "read it"))?;
+    let mut reader = reader.take(most.min(gguf::MAGIC.len() as u64));
+    reader.read_to_end(&mut bytes)?;
     if bytes == gguf::MAGIC {
-        // One byte more than allowed, to notice a file that grew since its size was read.
-        reader.set_limit(MOST_BYTES + 1 - bytes.len() as u64);
-        reader.read_to_end(&mut bytes).map_err(FileError::io(path, "read it"))?;
-        check(bytes.len() as u64)?;
+        reader.set_limit(most - bytes.len() as u64);
+        reader.read_to_end(&mut bytes)?;
     }
     Ok(bytes)
 }
@@ -227,6 +233,28 @@ mod tests {
     use super::*;
     use crate::axis::Axis;
     use crate::cap::{BlockCap, Bound, Cap};
+
+    /// Says when more is read than can be wanted.
+    struct Guarded<R>(R, usize);
+
+    impl<R: Read> Read for Guarded<R> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let read = self.0.read(buffer)?;
+            self.1 = self.1.checked_sub(read).expect("read on and on");
+            Ok(read)
+        }
+    }
+
+    #[test]
+    fn what_never_ends_is_read_up_to_the_limit() {
+        let endless = || Guarded(gguf::MAGIC.chain(io::repeat(0)), 1 << 20);
+        assert_eq!(read_at_most(endless(), 70_000).unwrap().len(), 70_000);
+        let zeros = Guarded(io::repeat(0), 1 << 20);
+        assert_eq!(read_at_most(zeros, 70_000).unwrap(), [0; 4]);
+        let short = [&gguf::MAGIC[..], b"123"].concat();
+        assert_eq!(read_at_most(&short[..], 70_000).unwrap(), short);
+        assert_eq!(read_at_most(&b"GG"[..], 70_000).unwrap(), b"GG");
+    }
 
     #[test]
     fn a_fingerprint_is_compared_as_far_as_both_know_it() {
