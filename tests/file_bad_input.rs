@@ -304,21 +304,6 @@ fn containers_that_are_none() {
     let message = CapFile::from_bytes(&patched(&escape, b"\x04\0\0\0\x01\0\0\0", b"\x63\0\0\0\x01\0\0\0"));
     let message = message.unwrap_err().to_string();
     assert!(!message.contains('\x1b') && message.contains("\\u{1b}[31m"), "{message}");
-    // The same in what was expected (the required key that another one contradicts), and in what was found.
-    let mut parts = Parts::new();
-    parts.set("controlvector.model_hint", "a\x1b[2Jb");
-    let message = refused(&parts.bytes()).to_string();
-    assert!(!message.contains('\x1b') && message.contains("expected a\\u{1b}[2Jb, as"), "{message}");
-    let mut parts = Parts::new();
-    parts.set("axiscap.model.architecture", "a\x1b[2Jb");
-    let message = refused(&parts.bytes()).to_string();
-    assert!(!message.contains('\x1b') && message.contains("found a\\u{1b}[2Jb;"), "{message}");
-    let mut parts = Parts::new();
-    parts.tensors.push(("a\x1b[2Jb".into(), vec![0.5; 6]));
-    let file = CapFile::from_bytes(&parts.bytes()).unwrap();
-    let [warning] = file.warnings() else { panic!("{:?}", file.warnings()) };
-    let message = warning.to_string();
-    assert!(!message.contains('\x1b') && message.contains("tensor a\\u{1b}[2Jb is"), "{message}");
     let text = |length: u64| [&length.to_le_bytes(), &b"A model"[..]].concat();
     let long = patched(&good, &text(7), &text(u64::MAX));
     check(&refused(&long), "axiscap.model.name", &["bytes left", repair]);
@@ -341,6 +326,36 @@ fn containers_that_are_none() {
         &["nested array", "flat"],
     );
     check(&refused(&patched(&good, &array(6, 3), &array(13, 3))), "axiscap.cap.floor", &["0 to 12", "13"]);
+}
+
+/// Text of a stranger's file must not steer a terminal, whichever part of a message quotes it.
+#[track_caller]
+fn check_escaped(message: &str, words: &str) {
+    assert!(!message.contains('\x1b') && message.contains(words), "{message:?}");
+}
+
+#[test]
+fn what_was_found_is_printable() {
+    let mut parts = Parts::new();
+    parts.set("axiscap.model.architecture", "a\x1b[2Jb");
+    check_escaped(&refused(&parts.bytes()).to_string(), "found a\\u{1b}[2Jb;");
+}
+
+/// One key contradicts another, which says what was expected.
+#[test]
+fn what_was_expected_is_printable() {
+    let mut parts = Parts::new();
+    parts.set("controlvector.model_hint", "a\x1b[2Jb");
+    check_escaped(&refused(&parts.bytes()).to_string(), "expected a\\u{1b}[2Jb, as");
+}
+
+#[test]
+fn warnings_are_printable() {
+    let mut parts = Parts::new();
+    parts.tensors.push(("a\x1b[2Jb".into(), vec![0.5; 6]));
+    let file = CapFile::from_bytes(&parts.bytes()).unwrap();
+    let [warning] = file.warnings() else { panic!("{:?}", file.warnings()) };
+    check_escaped(&warning.to_string(), "tensor a\\u{1b}[2Jb is");
 }
 
 #[test]
