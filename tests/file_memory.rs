@@ -88,14 +88,20 @@ fn memory_is_in_proportion_to_the_file() {
             assert!(message.contains("axiscap.cap.block: expected at most 4096 caps"), "{message}");
             continue;
         }
-        // What is shared stays shared: in memory, and when it is written again.
+        // What is shared stays shared: in memory, and when it is written again, but for the first cap of the block. Names are
+        // a few bytes longer.
         let read = read.unwrap();
         assert_eq!(read.caps.caps().len(), caps);
         let before = NOW.load(Relaxed);
         MOST.store(before, Relaxed);
         let again = read.to_bytes().unwrap();
         let used = MOST.load(Relaxed) - before;
-        assert!(again.len() <= bytes.len() + 4096, "{} bytes, from {}", again.len(), bytes.len());
+        assert!(
+            again.len() <= bytes.len() + 4 * 10_000 + 4 * caps + 4096,
+            "{} bytes, from {}",
+            again.len(),
+            bytes.len()
+        );
         assert!(used <= 16 * bytes.len(), "{used} bytes to write {}", bytes.len());
         assert_eq!(CapFile::from_bytes(&again).unwrap().caps, read.caps);
     }

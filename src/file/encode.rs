@@ -105,18 +105,15 @@ fn check_blocks(file: &CapFile) -> Result<i32> {
 /// The tensor of each cap, by name, and the tensors in the order in which caps ask for them.
 ///
 /// `direction.N` for the first cap of block N, where llama.cpp can read it as a control vector; block 0 cannot be
-/// named there. Any other cap names a tensor that holds its axis already, bit for bit, or has one of its own.
+/// named there. Caps with other tensors share one per axis, bit for bit; never a `direction.N`, or llama.cpp would
+/// accept a file of which it could use a part only.
 fn tensors(caps: &[BlockCap]) -> (Vec<String>, Vec<(String, &[f32])>) {
-    let direction = |block: usize| format!("direction.{block}");
     fn bits(entry: &BlockCap) -> &[u32] {
         bytemuck::cast_slice(entry.cap.axis().values())
     }
     let mut seen = HashSet::new();
     let first: Vec<bool> = caps.iter().map(|entry| seen.insert(entry.block) && entry.block > 0).collect();
-    let mut stored = HashMap::new();
-    for (entry, _) in caps.iter().zip(&first).filter(|&(_, &first)| first) {
-        stored.entry(bits(entry)).or_insert_with(|| direction(entry.block));
-    }
+    let mut stored = HashMap::<_, String>::new();
     let (mut names, mut tensors) = (Vec::with_capacity(caps.len()), Vec::new());
     for (index, (entry, first)) in caps.iter().zip(first).enumerate() {
         let mut add = |name: String| {
@@ -124,7 +121,7 @@ fn tensors(caps: &[BlockCap]) -> (Vec<String>, Vec<(String, &[f32])>) {
             name
         };
         names.push(if first {
-            add(direction(entry.block))
+            add(format!("direction.{}", entry.block))
         } else {
             stored.entry(bits(entry)).or_insert_with(|| add(format!("axiscap.axis.{index}"))).clone()
         });
