@@ -32,13 +32,16 @@ const ROUNDING: f64 = 1.0 / (1u64 << 23) as f64;
 impl Axis {
     /// An axis along `direction`, which may have any finite, non-zero length.
     ///
-    /// The norm is computed in f64 without overflow and kept in [`Axis::norm`].
+    /// The norm is computed in f64 without overflow and kept in [`Axis::norm`], unless it is beyond f32.
     ///
     /// # Errors
     /// [`Error::EmptyAxis`], [`Error::NonFiniteAxis`], [`Error::ZeroAxis`].
     pub fn from_direction(direction: &[f32]) -> Result<Self> {
         let norm = checked_norm(direction)?;
-        Ok(Self { values: normalised(direction, norm), norm: Some(norm as f32) })
+        Ok(Self {
+            values: normalised(direction, norm),
+            norm: Some(norm as f32).filter(|norm| norm.is_finite()),
+        })
     }
 
     /// An axis from values that already form a unit vector, as in a cap file.
@@ -128,6 +131,8 @@ fn normalised(values: &[f32], norm: f64) -> Arc<[f32]> {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     #[test]
@@ -144,6 +149,9 @@ mod tests {
             let half = std::f32::consts::FRAC_1_SQRT_2;
             assert_eq!(axis.values(), [half, -half], "scale {scale:e}");
         }
+        // A norm that f32 does not hold is not kept, the largest that it does is.
+        assert_eq!(Axis::from_direction(&[3e38, 3e38]).unwrap().norm(), None);
+        assert_eq!(Axis::from_direction(&[0.0, f32::MAX]).unwrap().norm(), Some(f32::MAX));
     }
 
     #[test]
@@ -169,7 +177,7 @@ mod tests {
 
         let near: Vec<f32> = axis.values().iter().map(|v| v * 1.0005).collect();
         let mended = Axis::from_unit(&near, None).unwrap();
-        assert!((checked_norm(mended.values()).unwrap() - 1.0).abs() < 1e-7);
+        assert_abs_diff_eq!(checked_norm(mended.values()).unwrap(), 1.0, epsilon = 1e-7);
 
         let far: Vec<f32> = axis.values().iter().map(|v| v * 1.002).collect();
         assert!(matches!(Axis::from_unit(&far, None), Err(Error::NotUnit { .. })));
@@ -179,7 +187,7 @@ mod tests {
     fn cosines() {
         let x = Axis::from_direction(&[1.0, 0.0]).unwrap();
         let diagonal = Axis::from_direction(&[1.0, 1.0]).unwrap();
-        assert!((x.cosine(&diagonal).unwrap() - 0.5f64.sqrt()).abs() < 1e-7);
+        assert_abs_diff_eq!(x.cosine(&diagonal).unwrap(), 0.5f64.sqrt(), epsilon = 1e-7);
         assert_eq!(x.cosine(&x.negated()).unwrap(), -1.0);
         assert!(matches!(x.cosine(&Axis::from_direction(&[1.0]).unwrap()), Err(Error::Width { .. })));
     }

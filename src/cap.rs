@@ -117,10 +117,10 @@ impl Cap {
         Self { bound, ..self }
     }
 
-    /// The same cap with a name, e.g. `assistant`.
+    /// The same cap with a name, e.g. `assistant`. An empty one is none, as in a cap file.
     #[must_use]
     pub fn with_name(self, name: impl Into<String>) -> Self {
-        Self { name: Some(name.into()), ..self }
+        Self { name: Some(name.into()).filter(|name| !name.is_empty()), ..self }
     }
 
     /// The axis.
@@ -210,7 +210,7 @@ impl CapSet {
             return Err(Error::Width {
                 what: "the set of caps".into(),
                 found: self.width,
-                against: "the model's residual stream",
+                against: crate::error::MODEL,
                 expected: width,
             });
         }
@@ -242,10 +242,13 @@ impl CapSet {
         blocks
     }
 
-    /// The same set with every cap passed through `change`, e.g. to remove all bounds.
+    /// The same set under the bounds that `bound` gives for each cap, e.g. [`Bound::NONE`] to observe only.
     #[must_use]
-    pub fn map(&self, mut change: impl FnMut(&Cap) -> Cap) -> Self {
-        let caps = self.caps.iter().map(|e| BlockCap { block: e.block, cap: change(&e.cap) }).collect();
+    pub fn with_bounds(&self, mut bound: impl FnMut(&Cap) -> Bound) -> Self {
+        let mut caps = self.caps.clone();
+        for BlockCap { cap, .. } in &mut caps {
+            cap.bound = bound(cap);
+        }
         Self { width: self.width, caps }
     }
 }
@@ -299,5 +302,24 @@ mod tests {
         assert!(set.check_model(4, 8).is_ok());
         assert_eq!(set.check_model(4, 7), Err(Error::Block { index: 0, block: 7, blocks: 7 }));
         assert!(matches!(set.check_model(8, 8), Err(Error::Width { found: 4, expected: 8, .. })));
+    }
+
+    #[test]
+    fn other_bounds_leave_the_rest_of_a_set_as_it_is() {
+        let cap = |block, lo| {
+            let cap = Cap::new(axis(4), Bound::floor(lo).unwrap()).with_strength(0.5).unwrap();
+            BlockCap { block, cap: cap.with_name("assistant") }
+        };
+        let set = CapSet::new([cap(7, 1.0), cap(0, 2.0)]).unwrap();
+        let observing = set.with_bounds(|_| Bound::NONE);
+        assert!(observing.caps().iter().all(|entry| entry.cap.bound().is_none()));
+        assert_eq!(observing.with_bounds(|_| Bound::floor(1.0).unwrap()).caps()[0], set.caps()[0]);
+        assert_eq!(set.with_bounds(Cap::bound), set);
+    }
+
+    #[test]
+    fn an_empty_name_is_none() {
+        assert_eq!(Cap::new(axis(3), Bound::NONE).with_name("").name(), None);
+        assert_eq!(Cap::new(axis(3), Bound::NONE).with_name("a").with_name("").name(), None);
     }
 }

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// What the width of a set of caps is compared with, where it is a model's.
+pub(crate) const MODEL: &str = "the model's residual stream";
+
 /// Why a value of the vocabulary ([`Axis`](crate::Axis), [`Bound`](crate::Bound), [`Cap`](crate::Cap),
 /// [`CapSet`](crate::CapSet), [`CapTable`](crate::CapTable)) was refused.
 ///
@@ -58,7 +61,7 @@ pub enum Error {
     Strength(f32),
     /// Two widths that must be one.
     #[error(
-        "{what} has width {found}, but {against} has width {expected}; caps work only on the model they were made for: extract and calibrate on this model"
+        "{what} has width {found}, not {expected}, the width of {against}; {}", width_remedy(.against)
     )]
     Width {
         /// What was being added or applied.
@@ -180,7 +183,10 @@ impl fmt::Display for RowsError {
             Self::Null => write!(f, "the row pointer is null"),
             Self::Overflow => write!(f, "rows x stride overflows the address space"),
             Self::Count { what, found, expected } => {
-                write!(f, "{what} has {found} entries for {expected} rows; give one per row")
+                write!(
+                    f,
+                    "{found} entries in {what}, where {expected} are needed; give one per row, and of statistics as many per row as the deepest profile has caps"
+                )
             }
             Self::Profile { row, profile, profiles } => write!(
                 f,
@@ -188,6 +194,14 @@ impl fmt::Display for RowsError {
                 profiles.saturating_sub(1)
             ),
         }
+    }
+}
+
+fn width_remedy(against: &str) -> &'static str {
+    if against == MODEL {
+        "caps work only on the model they were made for: extract and calibrate on this model"
+    } else {
+        "rows, axes and weights of one call or set are all as wide as the model's residual stream"
     }
 }
 
@@ -199,3 +213,26 @@ impl From<RowsError> for Error {
 
 /// Shorthand for results of the vocabulary.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_remedy_is_one_for_what_is_wrong() {
+        let width = |what: &str, against| Error::Width { what: what.into(), found: 2, against, expected: 4 };
+        let model = width("the set of caps", MODEL).to_string();
+        assert!(model.contains("extract and calibrate on this model"), "{model}");
+        let rows = width("the residual", "the rows").to_string();
+        assert!(rows.starts_with("the residual has width 2, not 4, the width of the rows; "), "{rows}");
+        assert!(!rows.contains("calibrate"), "{rows}");
+        let count =
+            RowsError::Count { what: "the statistics ([rows][deepest profile])", found: 4, expected: 8 };
+        let count = count.to_string();
+        assert!(
+            count.starts_with("4 entries in the statistics ([rows][deepest profile]), where 8 are"),
+            "{count}"
+        );
+        assert!(!count.contains("8 rows"), "{count}");
+    }
+}

@@ -8,7 +8,8 @@ use bytemuck::{Pod, Zeroable};
 pub struct RowStat {
     /// Projection of the row on the axis before this cap (and after the caps ahead of it on the same block).
     pub before: f32,
-    /// Projection after it: the bound for an engaged cap of strength 1, `before` where nothing engaged.
+    /// Projection after it: where the cap acted, the bound with strength 1 and `before` plus the step, rounded once,
+    /// with less; `before` where it did not. Not projected again: the row's own differs by rounding.
     pub after: f32,
     /// [`RowStat::ENGAGED`], [`RowStat::NON_FINITE`], [`RowStat::BAD_PROFILE`].
     pub flags: u32,
@@ -24,13 +25,15 @@ impl RowStat {
     /// entry: on the CPU such a call is refused.
     pub const BAD_PROFILE: u32 = 4;
 
-    /// Whether the projection was outside the bounds.
+    /// Whether the projection was outside the bounds. That alone does not say that the row was changed: with strength
+    /// 0, or where the step rounds to zero or overflows ([`RowStat::non_finite`]), it was not.
     #[must_use]
     pub fn engaged(&self) -> bool {
         self.flags & Self::ENGAGED != 0
     }
 
-    /// Whether the row had no finite projection, so that it was left as it was.
+    /// Whether the row had no finite projection, or the step towards the bound was not finite (then it is engaged as
+    /// well), so that it was left as it was.
     #[must_use]
     pub fn non_finite(&self) -> bool {
         self.flags & Self::NON_FINITE != 0
@@ -48,9 +51,10 @@ impl RowStat {
 pub struct CapStats {
     /// Rows seen.
     pub rows: u64,
-    /// Rows whose projection was outside the bounds.
+    /// Rows whose projection was outside the bounds, but for those that are counted in `non_finite`.
     pub engaged: u64,
-    /// Rows without a finite projection, left as they were and kept out of the figures below.
+    /// Rows without a finite projection, or whose step towards the bound overflowed: left as they were and kept out of
+    /// `engaged` and of the figures below.
     pub non_finite: u64,
     /// Sum of the projections before the cap.
     pub sum_before: f64,
@@ -75,6 +79,9 @@ impl Default for CapStats {
 
 impl CapStats {
     /// Counts one row; one whose profile does not exist had no cap, and is not counted.
+    ///
+    /// The entries beyond the caps of a row's profile are [`RowStat::default`], which nothing distinguishes from a row
+    /// whose projection is 0: leave them out.
     pub fn add(&mut self, row: &RowStat) {
         if row.bad_profile() {
             return;
@@ -116,8 +123,13 @@ mod tests {
         stats.add(&RowStat { before: f32::NAN, after: f32::NAN, flags: RowStat::NON_FINITE });
         stats.add(&RowStat { before: 3.0, after: 3.0, flags: 0 });
         stats.add(&RowStat { flags: RowStat::BAD_PROFILE, ..RowStat::default() });
-        assert_eq!((stats.rows, stats.engaged, stats.non_finite), (3, 1, 1));
+        // The step overflowed: engaged and yet left alone.
+        let overflow = RowStat { before: -9.0, after: -9.0, flags: RowStat::ENGAGED | RowStat::NON_FINITE };
+        assert!(overflow.engaged() && overflow.non_finite() && !overflow.bad_profile());
+        stats.add(&overflow);
+        assert_eq!((stats.rows, stats.engaged, stats.non_finite), (4, 1, 2));
         assert_eq!(stats.mean_before(), Some(2.0));
+        assert_eq!(stats.engagement(), Some(0.25));
         assert_eq!((stats.min_after, stats.max_after), (2.0, 3.0));
     }
 }

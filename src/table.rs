@@ -41,7 +41,8 @@ pub struct CapTable {
 }
 
 impl CapTable {
-    /// Most caps of one table.
+    /// Most caps of one table, and most profiles. Each cap has an axis of its own there, `width * 4` bytes, also where
+    /// the caps share one elsewhere.
     pub const MOST_CAPS: usize = 1 << 16;
 
     /// A table with one profile: these caps, in this order, for every row.
@@ -193,5 +194,20 @@ mod tests {
         assert_eq!(table.params()[2], CapParams { lo: f32::NEG_INFINITY, hi: f32::INFINITY, strength: 0.5 });
         assert_eq!(table.set_bound(3, Bound::NONE), Err(Error::NoSuchCap { index: 3, caps: 3 }));
         assert_eq!(CapTable::with_profiles(&[&[]]), Err(Error::EmptySet));
+    }
+
+    #[test]
+    fn a_table_holds_so_many_caps_and_profiles_and_no_more() {
+        let most = CapTable::MOST_CAPS;
+        let cap = Cap::new(Axis::from_direction(&[1.0]).unwrap(), Bound::NONE);
+        let caps = vec![&cap; most + 1];
+        assert_eq!(CapTable::with_profiles(&[&caps[1..]]).unwrap().caps(), most);
+        let refused = |what| Err(Error::TooMany { what, found: most + 1, most });
+        assert_eq!(CapTable::with_profiles(&[&caps]), refused("caps"));
+        assert_eq!(CapTable::with_profiles(&[&caps[..1], &caps[1..]]), refused("caps"));
+        let mut profiles = vec![&caps[..0]; most + 1];
+        profiles[7] = &caps[..1];
+        assert_eq!(CapTable::with_profiles(&profiles[1..]).unwrap().profiles(), most + 1);
+        assert_eq!(CapTable::with_profiles(&profiles), refused("profiles"));
     }
 }

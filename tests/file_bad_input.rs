@@ -233,6 +233,19 @@ fn patched(bytes: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
     [&bytes[..at], new, &bytes[at + old.len()..]].concat()
 }
 
+/// The same for a replacement of another length before the tensors' data, which stays aligned.
+fn padded(bytes: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
+    // Three tensors of six values, each padded to 32 bytes.
+    const DATA: usize = 3 * 32;
+    let (list, data) = bytes.split_at(bytes.len() - DATA);
+    // What pads the list is less than 32 zeros, and behind the last offset, whose upper bytes are zeros as well.
+    let last = list.len() - list.iter().rev().take_while(|&&byte| byte == 0).count();
+    let end = last - 1 + 8;
+    let mut list = patched(&list[..end], old, new);
+    list.resize(list.len().next_multiple_of(32), 0);
+    [list, data.to_vec()].concat()
+}
+
 /// `direction.1` in the list of tensors, and what follows: dimensions 1, extent 6, type 0, offset 0.
 fn tensor_info(dimensions: u32, extent: u64, element_type: u32, offset: u64) -> Vec<u8> {
     let mut bytes = b"direction.1".to_vec();
@@ -266,6 +279,23 @@ fn containers_that_are_none() {
     check(&refused(&header(24, &u64::MAX.to_le_bytes())), "metadata key 0", &["bytes left", repair]);
     check(&refused(&header(24, &0u64.to_le_bytes())), "metadata key 0", &["1 to 65535", "0 bytes"]);
 
+    let named = |name: &str| [&(name.len() as u64).to_le_bytes(), name.as_bytes()].concat();
+    let (longest, longer) = ("k".repeat(65_535), "k".repeat(65_536));
+    let key = named("axiscap.origin.tool");
+    CapFile::from_bytes(&padded(&good, &key, &named(&longest))).unwrap();
+    let message = refused(&padded(&good, &key, &named(&longer))).to_string();
+    assert!(message.contains("expected 1 to 65535 bytes, found 65536 bytes"), "{message}");
+    // The name of the tensor, and what names it.
+    let tensor = named("axiscap.axis.1");
+    let both = |name: &str| {
+        let column = padded(&good, &tensor, &named("x"));
+        padded(&padded(&column, &tensor, &named(name)), &named("x"), &named(name))
+    };
+    CapFile::from_bytes(&both(&"n".repeat(63))).unwrap();
+    for (name, bytes) in [("n".repeat(64), "64 bytes"), (String::new(), "0 bytes")] {
+        check(&refused(&both(&name)), "name of tensor 1", &["1 to 63 bytes", bytes, repair]);
+    }
+
     let utf8 = patched(&good, b"A model", b"A m\xff\xfeel");
     check(&refused(&utf8), "axiscap.model.name", &["UTF-8", "invalid sequence", repair]);
     let twice = patched(&good, b"axiscap.cap.floor", b"axiscap.cap.block");
@@ -296,6 +326,36 @@ fn containers_that_are_none() {
         &["nested array", "flat"],
     );
     check(&refused(&patched(&good, &array(6, 3), &array(13, 3))), "axiscap.cap.floor", &["0 to 12", "13"]);
+}
+
+/// Text of a stranger's file must not steer a terminal, whichever part of a message quotes it.
+#[track_caller]
+fn check_escaped(message: &str, words: &str) {
+    assert!(!message.contains('\x1b') && message.contains(words), "{message:?}");
+}
+
+#[test]
+fn what_was_found_is_printable() {
+    let mut parts = Parts::new();
+    parts.set("axiscap.model.architecture", "a\x1b[2Jb");
+    check_escaped(&refused(&parts.bytes()).to_string(), "found a\\u{1b}[2Jb;");
+}
+
+/// One key contradicts another, which says what was expected.
+#[test]
+fn what_was_expected_is_printable() {
+    let mut parts = Parts::new();
+    parts.set("controlvector.model_hint", "a\x1b[2Jb");
+    check_escaped(&refused(&parts.bytes()).to_string(), "expected a\\u{1b}[2Jb, as");
+}
+
+#[test]
+fn warnings_are_printable() {
+    let mut parts = Parts::new();
+    parts.tensors.push(("a\x1b[2Jb".into(), vec![0.5; 6]));
+    let file = CapFile::from_bytes(&parts.bytes()).unwrap();
+    let [warning] = file.warnings() else { panic!("{:?}", file.warnings()) };
+    check_escaped(&warning.to_string(), "tensor a\\u{1b}[2Jb is");
 }
 
 #[test]
@@ -415,4 +475,9 @@ fn what_could_not_be_read_is_not_written() {
     file.model.blocks = 5;
     file.origin.set("x".repeat(70_000), 1u8);
     check(&file.to_bytes().unwrap_err(), "metadata key", &["1 to 65535 bytes"]);
+    for name in [String::new(), "n".repeat(64)] {
+        let error = gguf::to_bytes(&[], &[(name, &[1.0])]).unwrap_err();
+        check(&error, "tensor name", &["1 to 63 bytes"]);
+    }
+    gguf::to_bytes(&[], &[("n".repeat(63), &[1.0])]).unwrap();
 }

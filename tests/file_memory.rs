@@ -78,7 +78,57 @@ fn memory_is_in_proportion_to_the_file() {
     let keys: Vec<_> = (0..20_000u32).map(|key| (format!("{key:x}"), Value::from(0u8))).collect();
     check(&gguf::to_bytes(&keys, &[]).unwrap());
 
-    let (caps, width) = (10_000, 10_000);
+    let most = CapFile::MOST_CAPS;
+    for caps in [most, most + 1, 10_000] {
+        let bytes = sharing(caps, 10_000);
+        check(&bytes);
+        let read = CapFile::from_bytes(&bytes);
+        if caps > most {
+            let message = read.unwrap_err().to_string();
+            assert!(message.contains("axiscap.cap.block: expected at most 4096 caps"), "{message}");
+            continue;
+        }
+        // What is shared stays shared: in memory, and when it is written again, but for the first cap of the block. Names are
+        // a few bytes longer.
+        let read = read.unwrap();
+        assert_eq!(read.caps.caps().len(), caps);
+        let before = NOW.load(Relaxed);
+        MOST.store(before, Relaxed);
+        let again = read.to_bytes().unwrap();
+        let used = MOST.load(Relaxed) - before;
+        assert!(
+            again.len() <= bytes.len() + 4 * 10_000 + 4 * caps + 4096,
+            "{} bytes, from {}",
+            again.len(),
+            bytes.len()
+        );
+        assert!(used <= 16 * bytes.len(), "{used} bytes to write {}", bytes.len());
+        assert_eq!(CapFile::from_bytes(&again).unwrap().caps, read.caps);
+    }
+
+    // First caps of their blocks have tensors of their own: more than a file may hold is refused before any memory
+    // is asked for.
+    let axis = Axis::from_direction(&vec![1.0; 1 << 20]).unwrap();
+    let caps = (1..300).map(|block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::NONE) });
+    let large = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 300));
+    let before = NOW.load(Relaxed);
+    MOST.store(before, Relaxed);
+    let error = large.to_bytes().unwrap_err();
+    assert_eq!(error.field(), Some("file size"), "{error}");
+    assert!(MOST.load(Relaxed) - before < 1 << 20);
+
+    // As many caps as a file may hold can be written, and no more.
+    let axis = Axis::from_direction(&[1.0]).unwrap();
+    let many = |count: usize| {
+        let caps = (0..count).map(|_| BlockCap { block: 1, cap: Cap::new(axis.clone(), Bound::NONE) });
+        CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 2)).to_bytes()
+    };
+    assert!(many(most).is_ok());
+    assert_eq!(many(most + 1).unwrap_err().field(), Some("axiscap.cap.block"));
+}
+
+/// A file whose caps share one tensor.
+fn sharing(caps: usize, width: usize) -> Vec<u8> {
     let axis = Axis::from_direction(&vec![1.0; width]).unwrap();
     let shared: Vec<(String, Value)> = vec![
         ("general.architecture".into(), "controlvector".into()),
@@ -92,7 +142,5 @@ fn memory_is_in_proportion_to_the_file() {
         ("axiscap.cap.ceiling".into(), vec![1f32; caps].into()),
         ("axiscap.cap.strength".into(), vec![1f32; caps].into()),
     ];
-    let bytes = gguf::to_bytes(&shared, &[("direction.3".into(), axis.values())]).unwrap();
-    assert_eq!(CapFile::from_bytes(&bytes).unwrap().caps.caps().len(), caps);
-    check(&bytes);
+    gguf::to_bytes(&shared, &[("direction.3".into(), axis.values())]).unwrap()
 }

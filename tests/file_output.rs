@@ -135,6 +135,98 @@ mod unix {
         }
     }
 
+    /// Nobody may read the new content before it is in place who may not read the old.
+    #[test]
+    fn a_private_file_is_private_while_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for mode in [0o600, 0o640, 0o666, 0o400] {
+            fs::write(&path, OLD).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let write = |out: &mut dyn Write| {
+                out.write_all(NEW)?;
+                out.flush()?;
+                let temporary = entries(folder.path()).into_iter().find(|name| name != "file").unwrap();
+                let found = fs::metadata(folder.path().join(temporary))?.permissions().mode() & 0o777;
+                assert_eq!(found, mode, "{found:o} for {mode:o}");
+                Ok(())
+            };
+            write_atomically(&path, write).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+            assert_eq!(fs::read(&path).unwrap(), NEW);
+            fs::remove_file(&path).unwrap();
+        }
+    }
+
+    /// Names of open descriptors: what a shell's `>> log` opened is appended to, not replaced.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn open_files_are_written_to_where_they_stand() {
+        use std::os::fd::AsRawFd;
+
+        const NAME: &str = "AXISCAP_TEST_DESCRIPTOR";
+        if let Some(name) = std::env::var_os(NAME) {
+            // Its standard output is the log.
+            print!("printed, ");
+            write_atomically(Path::new(&name), |out| out.write_all(b"written")).unwrap();
+            // Nothing of the test harness comes behind it.
+            std::process::exit(0);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let link = folder.path().join("link");
+        symlink("/dev/stdout", &link).unwrap();
+        let child = |name: &Path, append: bool| {
+            let output = fs::File::options().append(append).write(true).open(&log).unwrap();
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "unix::open_files_are_written_to_where_they_stand", "--nocapture", "-q"])
+                .env(NAME, name)
+                .stdout(output.try_clone().unwrap())
+                .stderr(output)
+                .status()
+                .unwrap();
+            assert!(status.success());
+        };
+        let names = [
+            "/dev/stdout",
+            "/dev/stderr",
+            "/dev/fd/1",
+            "/dev/fd/2",
+            "/dev/../dev/fd/1",
+            "/proc/self/fd/1",
+            "/proc/thread-self/fd/1",
+        ];
+        for name in names.map(Path::new).into_iter().chain([link.as_path()]) {
+            fs::write(&log, OLD).unwrap();
+            let before = fs::metadata(&log).unwrap();
+            child(name, true);
+            let text = fs::read_to_string(&log).unwrap();
+            assert!(text.as_bytes().starts_with(OLD), "{name:?}: {text}");
+            assert!(text.contains("printed, ") && text.contains("written"), "{name:?}: {text}");
+            if !name.ends_with("2") && !name.ends_with("stderr") {
+                assert!(text.ends_with("printed, written"), "{name:?}: {text}");
+            }
+            use std::os::unix::fs::MetadataExt;
+            assert_eq!(fs::metadata(&log).unwrap().ino(), before.ino(), "{name:?}: another file");
+            assert_eq!(entries(folder.path()), ["link", "log"]);
+        }
+
+        // A descriptor of our own, in the middle of a file, and the same one opened for reading only.
+        fs::write(&log, b"0123456789").unwrap();
+        let mut file = fs::File::options().write(true).open(&log).unwrap();
+        file.write_all(b"ab").unwrap();
+        let name = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        write_atomically(name.as_ref(), |out| out.write_all(b"cd")).unwrap();
+        file.write_all(b"ef").unwrap();
+        assert_eq!(fs::read(&log).unwrap(), b"abcdef6789");
+        let closed = format!("/dev/fd/{}", i32::MAX);
+        assert!(write_atomically(closed.as_ref(), |_| Ok(())).is_err());
+        let file = fs::File::open(&log).unwrap();
+        let name = format!("/dev/fd/{}", file.as_raw_fd());
+        assert!(write_atomically(name.as_ref(), |out| out.write_all(NEW)).is_err());
+        assert_eq!(fs::read(&log).unwrap(), b"abcdef6789");
+    }
+
     /// A file system that is really full, where one may be mounted (a user and mount namespace of our own).
     #[cfg(target_os = "linux")]
     #[test]

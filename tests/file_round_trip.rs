@@ -152,6 +152,62 @@ fn caps_may_share_a_tensor_and_unknown_values_survive() {
 }
 
 #[test]
+fn an_axis_is_written_once_but_for_what_llama_cpp_reads() {
+    let axis = |x: f32| Axis::from_direction(&[x, 1.0, -2.0]).unwrap();
+    // Equal values in memory of their own, too.
+    let caps = [(0, 1.0), (2, 1.0), (2, 1.0), (0, 5.0), (3, 1.0), (2, 5.0), (2, -0.0), (2, 0.0)];
+    let caps = caps.map(|(block, x)| BlockCap { block, cap: Cap::new(axis(x), Bound::NONE) });
+    let file = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 4));
+    let bytes = file.to_bytes().unwrap();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let written: Vec<_> = gguf.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let own = [
+        "axiscap.axis.0",
+        "direction.2",
+        "axiscap.axis.3",
+        "direction.3",
+        "axiscap.axis.6",
+        "axiscap.axis.7",
+    ];
+    assert_eq!(written, own);
+    let named = [own[0], own[1], own[0], own[2], own[3], own[2], own[4], own[5]];
+    assert_eq!(gguf.get("axiscap.cap.tensor"), Some(&named.map(str::to_owned).to_vec().into()));
+    let read = CapFile::from_bytes(&bytes).unwrap();
+    assert_eq!(read, file);
+    assert!(read.warnings().is_empty());
+
+    // One cap per block is a control vector, shared axis or not.
+    let caps = [1, 2, 3].map(|block| BlockCap { block, cap: Cap::new(axis(1.0), Bound::NONE) });
+    let file = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 4));
+    assert!(file.is_control_vector());
+    let bytes = file.to_bytes().unwrap();
+    let written: Vec<_> =
+        Gguf::parse(&bytes).unwrap().tensors.into_iter().map(|tensor| tensor.name).collect();
+    assert_eq!(written, ["direction.1", "direction.2", "direction.3"]);
+}
+
+#[test]
+fn an_empty_name_reads_back_as_none() {
+    let axis = Axis::from_direction(&[1.0, 1.0]).unwrap();
+    let caps = ["", "assistant"].map(|name| {
+        let cap = Cap::new(axis.clone(), Bound::NONE).with_name(name);
+        BlockCap { block: 1, cap }
+    });
+    let file = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 2));
+    assert_eq!(CapFile::from_bytes(&file.to_bytes().unwrap()).unwrap(), file);
+}
+
+/// A norm that no f32 holds: the axis is sound, its norm is not known.
+#[test]
+fn a_norm_beyond_f32_is_not_kept() {
+    let axis = Axis::from_direction(&[3e38, 3e38]).unwrap();
+    assert_eq!(axis.norm(), None);
+    let caps = [BlockCap { block: 1, cap: Cap::new(axis, Bound::NONE) }];
+    let file = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 2));
+    assert_eq!(CapFile::from_bytes(&file.to_bytes().unwrap()).unwrap(), file);
+}
+
+#[test]
 fn a_tensor_that_names_another_block_is_pointed_out() {
     let bytes = small().to_bytes().unwrap();
     let gguf = Gguf::parse(&bytes).unwrap();

@@ -60,9 +60,12 @@ impl<E: Element> Layout<E> {
 
     fn range(self, rows: Range<usize>) -> Option<Self> {
         let inside = rows.start <= rows.end && rows.end <= self.rows;
-        // An empty range may start at `self.rows`, where the next row would be beyond the memory: keep the pointer.
-        let skipped = if rows.is_empty() { 0 } else { rows.start * self.stride };
-        inside.then(|| Self { ptr: self.ptr.wrapping_add(skipped), rows: rows.len(), ..self })
+        inside.then(|| {
+            // An empty range may start at `self.rows`, where the next row would be beyond the memory: keep the
+            // pointer.
+            let skipped = if rows.is_empty() { 0 } else { rows.start * self.stride };
+            Self { ptr: self.ptr.wrapping_add(skipped), rows: rows.len(), ..self }
+        })
     }
 }
 
@@ -304,6 +307,13 @@ mod tests {
         assert_eq!(rows.range(1..2).unwrap().layout.ptr.cast_const(), &raw const values[6]);
         assert_eq!(rows.range(2..2).unwrap().rows(), 0);
         assert!(rows.range(1..3).is_none());
+        let backwards = Range { start: 2, end: 1 };
+        assert!(rows.range(backwards).is_none());
+        assert!(rows.range(usize::MAX - 1..usize::MAX).is_none());
+        let mut values = values;
+        let mut rows = RowsMut::with_stride(&mut values, 2, 4, 6).unwrap();
+        assert!(rows.reborrow().range(usize::MAX / 2..usize::MAX).is_none());
+        assert_eq!(rows.range(0..2).unwrap().rows(), 2);
     }
 
     #[test]

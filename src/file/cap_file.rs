@@ -1,7 +1,7 @@
 //! A cap file in memory.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use super::control_vector::ControlVector;
@@ -13,8 +13,8 @@ use super::warning::Warning;
 use super::{decode, encode};
 use crate::cap::CapSet;
 
-/// Largest file that is read. The caps of 80 blocks of width 8192 take 2.6 MB.
-const MOST_BYTES: u64 = 1 << 30;
+/// Largest file that is read or written. The caps of 80 blocks of width 8192 take 2.6 MB.
+pub(super) const MOST_BYTES: u64 = 1 << 30;
 
 /// The model a cap file was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +56,10 @@ pub struct CapFile {
 }
 
 impl CapFile {
+    /// Most caps of a file: 32 on each block of a model of 128. A file may let all of them share one axis, but
+    /// whoever caps with them holds an axis for each ([`CapTable`](crate::CapTable)).
+    pub const MOST_CAPS: usize = 4096;
+
     /// A new file's content, without orientation and origin yet.
     #[must_use]
     pub fn new(caps: CapSet, model: ModelInfo) -> Self {
@@ -110,7 +114,7 @@ impl CapFile {
     ///
     /// # Errors
     /// [`FileError::Invalid`] for what [`CapFile::from_bytes`] would refuse, e.g. a cap on a block that
-    /// [`ModelInfo::blocks`] does not have.
+    /// [`ModelInfo::blocks`] does not have, more than [`CapFile::MOST_CAPS`] caps, or more bytes than a file may have.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         encode::cap_file(self)
     }
@@ -205,15 +209,21 @@ pub(super) fn read_whole(path: &Path) -> Result<Vec<u8>> {
         Err(FileError::Invalid(Problem::boxed("file size", expected, format!("{length} bytes"), remedy)))
     };
     check(length)?;
-    // Whatever does not even begin like GGUF (a device, a pipe) is not read any further.
+    // One byte more than allowed, to notice a file that grew since its size was read, or has none.
+    let bytes = read_at_most(file, MOST_BYTES + 1).map_err(FileError::io(path, "read it"))?;
+    check(bytes.len() as u64)?;
+    Ok(bytes)
+}
+
+/// The first bytes of what may never end. Whatever does not even begin like GGUF (a device, a pipe) is not read any
+/// further.
+fn read_at_most(reader: impl Read, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut reader = file.take(gguf::MAGIC.len() as u64);
-    reader.read_to_end(&mut bytes).map_err(FileError::io(path, "read it"))?;
+    let mut reader = reader.take(most.min(gguf::MAGIC.len() as u64));
+    reader.read_to_end(&mut bytes)?;
     if bytes == gguf::MAGIC {
-        // One byte more than allowed, to notice a file that grew since its size was read.
-        reader.set_limit(MOST_BYTES + 1 - bytes.len() as u64);
-        reader.read_to_end(&mut bytes).map_err(FileError::io(path, "read it"))?;
-        check(bytes.len() as u64)?;
+        reader.set_limit(most - bytes.len() as u64);
+        reader.read_to_end(&mut bytes)?;
     }
     Ok(bytes)
 }
@@ -223,6 +233,28 @@ mod tests {
     use super::*;
     use crate::axis::Axis;
     use crate::cap::{BlockCap, Bound, Cap};
+
+    /// Says when more is read than can be wanted.
+    struct Guarded<R>(R, usize);
+
+    impl<R: Read> Read for Guarded<R> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let read = self.0.read(buffer)?;
+            self.1 = self.1.checked_sub(read).expect("read on and on");
+            Ok(read)
+        }
+    }
+
+    #[test]
+    fn what_never_ends_is_read_up_to_the_limit() {
+        let endless = || Guarded(gguf::MAGIC.chain(io::repeat(0)), 1 << 20);
+        assert_eq!(read_at_most(endless(), 70_000).unwrap().len(), 70_000);
+        let zeros = Guarded(io::repeat(0), 1 << 20);
+        assert_eq!(read_at_most(zeros, 70_000).unwrap(), [0; 4]);
+        let short = [&gguf::MAGIC[..], b"123"].concat();
+        assert_eq!(read_at_most(&short[..], 70_000).unwrap(), short);
+        assert_eq!(read_at_most(&b"GG"[..], 70_000).unwrap(), b"GG");
+    }
 
     #[test]
     fn a_fingerprint_is_compared_as_far_as_both_know_it() {

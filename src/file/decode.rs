@@ -95,6 +95,15 @@ fn positive(field: &str, value: i64) -> Result<usize> {
         .ok_or_else(|| invalid(field, "a number above 0", value.to_string(), MAKE_AGAIN))
 }
 
+/// Refuses more caps than a file may hold.
+pub(super) fn check_count(caps: usize) -> Result<()> {
+    if caps <= CapFile::MOST_CAPS {
+        return Ok(());
+    }
+    let expected = format!("at most {} caps", CapFile::MOST_CAPS);
+    Err(invalid(BLOCK, expected, caps.to_string(), "divide the caps over several files"))
+}
+
 /// The arrays of `axiscap.cap.*`, all of one length.
 struct Columns {
     block: Vec<i32>,
@@ -118,6 +127,7 @@ impl Columns {
             norm: fields.take(NORM)?,
         };
         let caps = columns.block.len();
+        check_count(caps)?;
         let lengths = [
             (TENSOR, columns.tensor.len()),
             (FLOOR, columns.floor.len()),
@@ -157,9 +167,9 @@ impl Columns {
             let remedy = "1 moves the projection onto the bound, 0 only observes";
             invalid(at(STRENGTH), "a value from 0 to 1", strength.to_string(), remedy)
         })?;
-        let cap = match self.name.as_ref().map(|names| names[index].as_str()) {
-            None | Some("") => cap,
-            Some(name) => cap.with_name(name),
+        let cap = match &self.name {
+            None => cap,
+            Some(names) => cap.with_name(names[index].as_str()),
         };
         Ok(BlockCap { block, cap })
     }

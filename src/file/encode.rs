@@ -1,8 +1,9 @@
 //! Caps as a GGUF file.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use super::cap_file::CapFile;
+use super::cap_file::{CapFile, MOST_BYTES};
+use super::decode::check_count;
 use super::error::Result;
 use super::fields::invalid;
 use super::gguf::{self, Value};
@@ -17,11 +18,13 @@ use crate::cap::{BlockCap, Cap};
 /// tensors in the order of the caps.
 pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     let caps = file.caps.caps();
+    check_count(caps.len())?;
     let blocks = check_blocks(file)?;
     let width = u32::try_from(file.caps.width()).map_err(|_| {
         invalid(WIDTH, "a u32", file.caps.width().to_string(), "no model is as wide: check the axes")
     })?;
-    let names = tensor_names(caps);
+    let (names, tensors) = tensors(caps);
+    check_size(tensors.iter().map(|(_, values)| size_of_val(*values) as u64).sum())?;
     let column = |of: fn(&Cap) -> f32| caps.iter().map(|entry| of(&entry.cap)).collect::<Vec<_>>();
 
     let mut values = Values(Vec::new());
@@ -32,7 +35,7 @@ pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     values.add(WIDTH, width);
     // `check_blocks` has seen that they fit.
     values.add(BLOCK, caps.iter().map(|entry| entry.block as i32).collect::<Vec<_>>());
-    values.add(TENSOR, names.clone());
+    values.add(TENSOR, names);
     values.add(FLOOR, column(|cap| cap.bound().lo()));
     values.add(CEILING, column(|cap| cap.bound().hi()));
     values.add(STRENGTH, column(Cap::strength));
@@ -54,8 +57,18 @@ pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     }
     values.0.extend(file.unknown.iter().cloned());
 
-    let tensors: Vec<_> = names.into_iter().zip(caps.iter().map(|entry| entry.cap.axis().values())).collect();
-    gguf::to_bytes(&values.0, &tensors)
+    let bytes = gguf::to_bytes(&values.0, &tensors)?;
+    check_size(bytes.len() as u64)?;
+    Ok(bytes)
+}
+
+/// Refuses what would be too large to be read again.
+fn check_size(bytes: u64) -> Result<()> {
+    if bytes <= MOST_BYTES {
+        return Ok(());
+    }
+    let remedy = "divide the caps over several files";
+    Err(invalid("file size", format!("at most {MOST_BYTES} bytes"), format!("{bytes} bytes"), remedy))
 }
 
 struct Values(Vec<(String, Value)>);
@@ -89,19 +102,31 @@ fn check_blocks(file: &CapFile) -> Result<i32> {
     }
 }
 
-/// `direction.N` for the first cap of block N, where llama.cpp can read it as a control vector, else a name of our
-/// own. Block 0 cannot be named there.
-fn tensor_names(caps: &[BlockCap]) -> Vec<String> {
+/// The tensor of each cap, by name, and the tensors in the order in which caps ask for them.
+///
+/// `direction.N` for the first cap of block N, where llama.cpp can read it as a control vector; block 0 cannot be
+/// named there. Caps with other tensors share one per axis, bit for bit; never a `direction.N`, or llama.cpp would
+/// accept a file of which it could use a part only.
+fn tensors(caps: &[BlockCap]) -> (Vec<String>, Vec<(String, &[f32])>) {
+    fn bits(entry: &BlockCap) -> &[u32] {
+        bytemuck::cast_slice(entry.cap.axis().values())
+    }
     let mut seen = HashSet::new();
-    let name = |(index, entry): (usize, &BlockCap)| {
-        let first = seen.insert(entry.block);
-        if first && entry.block > 0 {
-            format!("direction.{}", entry.block)
+    let first: Vec<bool> = caps.iter().map(|entry| seen.insert(entry.block) && entry.block > 0).collect();
+    let mut stored = HashMap::<_, String>::new();
+    let (mut names, mut tensors) = (Vec::with_capacity(caps.len()), Vec::new());
+    for (index, (entry, first)) in caps.iter().zip(first).enumerate() {
+        let mut add = |name: String| {
+            tensors.push((name.clone(), entry.cap.axis().values()));
+            name
+        };
+        names.push(if first {
+            add(format!("direction.{}", entry.block))
         } else {
-            format!("axiscap.axis.{index}")
-        }
-    };
-    caps.iter().enumerate().map(name).collect()
+            stored.entry(bits(entry)).or_insert_with(|| add(format!("axiscap.axis.{index}"))).clone()
+        });
+    }
+    (names, tensors)
 }
 
 /// The norms, 0 where one is not known; nothing at all where none is.

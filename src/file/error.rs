@@ -78,7 +78,9 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, field, expected, found, remedy } = self;
-        let (file, field, found) = (name_of(file.as_deref()), printable(field), printable(found));
+        let file = name_of(file.as_deref());
+        // Any of them may quote the file.
+        let [field, expected, found, remedy] = [field, expected, found, remedy].map(|text| printable(text));
         write!(f, "{file}: {field}: expected {expected}, found {found}; {remedy}")
     }
 }

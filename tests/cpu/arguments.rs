@@ -31,7 +31,24 @@ fn widths_must_agree() {
     let found = cpu::cap_norm_rows(&table(8), rows, norm, to, Options::new());
     assert!(matches!(found, Err(Error::Width { found: 7, expected: 8, .. })), "{found:?}");
     assert_eq!(found.unwrap_err().to_string().split(',').next(), Some("the norm's weight has width 7"));
-    assert_eq!(h, ones());
+    // Wider ones, and memory enough for them: nothing but the check is in the way.
+    let (mut wide, x) = (vec![0.0f32; 48], ones());
+    let found = cpu::cap_norm_rows(
+        &table(8),
+        rows_of(&mut h, 8),
+        Norm::new(&x[..8], 1e-5).unwrap(),
+        rows_of(&mut wide, 12),
+        Options::new(),
+    );
+    assert!(
+        matches!(&found, Err(Error::Width { what, found: 12, expected: 8, .. }) if what == "the normed output")
+    );
+    let (x, residual) = (Rows::from_slice(&x, 8).unwrap(), Rows::from_slice(&wide, 12).unwrap());
+    let found = cpu::add_cap_rows(&table(8), x, residual, rows_of(&mut h, 8), Options::new());
+    assert!(
+        matches!(&found, Err(Error::Width { what, found: 12, expected: 8, .. }) if what == "the residual")
+    );
+    assert_eq!((h, wide), (ones(), vec![0.0; 48]));
 }
 
 #[test]
@@ -45,7 +62,28 @@ fn counts_must_agree() {
     let mut stats = [RowStat::default(); 4];
     let found = cpu::cap_rows(&table(8), rows_of(&mut h, 8), Options::new().stats(&mut stats));
     assert!(matches!(found, Err(Error::Rows(RowsError::Count { found: 4, expected: 8, .. }))), "{found:?}");
-    assert_eq!(h, ones());
+    // More rows than there are to be capped.
+    let (mut more, x) = (vec![0.0f32; 48], ones());
+    let norm = Norm::new(&x[..8], 1e-5).unwrap();
+    let found =
+        cpu::cap_norm_rows(&table(8), rows_of(&mut h, 8), norm, rows_of(&mut more, 8), Options::new());
+    assert_eq!(found, Err(RowsError::Count { what: "the normed output", found: 6, expected: 4 }.into()));
+    let (x, residual) = (Rows::from_slice(&x, 8).unwrap(), Rows::from_slice(&more, 8).unwrap());
+    let found = cpu::add_cap_rows(&table(8), x, residual, rows_of(&mut h, 8), Options::new());
+    assert_eq!(found, Err(RowsError::Count { what: "the residual", found: 6, expected: 4 }.into()));
+    assert_eq!((h, more), (ones(), vec![0.0; 48]));
+}
+
+/// So many rows and caps that the number of statistics is 2^64, which is not 0.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn the_number_of_statistics_may_overflow() {
+    let cap = cap(&mut Random(1), 1);
+    let table = CapTable::new(vec![&cap; CapTable::MOST_CAPS]).unwrap();
+    // SAFETY: refused before anything is read or written.
+    let rows = unsafe { RowsMut::from_raw(std::ptr::dangling_mut::<f32>(), 1 << 48, 1, 1) }.unwrap();
+    let found = cpu::cap_rows(&table, rows, Options::new().stats(&mut []));
+    assert_eq!(found, Err(Error::Rows(RowsError::Overflow)));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! of threads, or which variant does the work.
 
 use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut, share};
-use axiscap::{Cap, CapTable, RowStat};
+use axiscap::{Axis, Bound, Cap, CapTable, RowStat};
 use bytemuck::Pod;
 
 use crate::numbers::Random;
@@ -192,6 +192,86 @@ fn write_to<E: Element>(values: &mut [E], width: usize) -> RowsMut<'_, E> {
     RowsMut::from_slice(values, width).unwrap()
 }
 
+/// Every kind of rows of a call, each with gaps of its own, shared out over threads.
+fn threads_do_not_matter_to_fused_forms<E: Element + Pod>(isa: Isa) {
+    // Enough bytes for several shares.
+    let (width, count) = (if isa == Isa::Portable { 1300 } else { 2600 }, 300);
+    let mut random = Random(8);
+    let table = profiled(&mut random, width);
+    let profiles = profiles(count);
+    let strides = [width + 3, width + 1, width + 7, width];
+    let [x, residual] = [strides[0], strides[1]].map(|stride| row::<E>(&mut random, count * stride, 1.0));
+    let weight: Vec<f32> = row(&mut random, width, 1.0);
+    let norm = Norm::new(&weight, 1e-6).unwrap();
+    let run = |parallel| {
+        let [mut sum, mut out] =
+            [strides[2], strides[3]].map(|stride| vec![E::from_f32(-7.0); count * stride]);
+        let mut stats = vec![RowStat { flags: 77, ..RowStat::default() }; count * DEPTH];
+        cpu::add_cap_norm_rows(
+            &table,
+            Rows::with_stride(&x, count, width, strides[0]).unwrap(),
+            Rows::with_stride(&residual, count, width, strides[1]).unwrap(),
+            RowsMut::with_stride(&mut sum, count, width, strides[2]).unwrap(),
+            norm,
+            RowsMut::with_stride(&mut out, count, width, strides[3]).unwrap(),
+            Options::new().isa(isa).profiles(&profiles).stats(&mut stats).parallel(parallel),
+        )
+        .unwrap();
+        (sum, out, stats)
+    };
+    let (sum, out, stats) = run(false);
+    for threads in [2, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let (found_sum, found_out, found_stats) = pool.install(|| run(true));
+        assert_same_bytes(&found_sum, &sum, &format!("{isa}, {threads} threads: rows"));
+        assert_same_bytes(&found_out, &out, &format!("{isa}, {threads} threads: normed"));
+        assert_eq!(found_stats, stats);
+    }
+}
+
+/// One cap on long rows is code of its own: with gaps between the rows, and in a table whose other profiles are
+/// deeper, so that statistics have gaps too.
+fn one_cap_on_long_rows_is_as_any<E: Element + Pod>(isa: Isa) {
+    let (width, count) = (2100, 6);
+    let stride = width + 5;
+    let mut random = Random(21);
+    let table = profiled(&mut random, width);
+    let original: Vec<E> = row(&mut random, count * stride, 1.0);
+    let run = |profiles: Option<&[u32]>| {
+        let (mut rows, mut stats) =
+            (original.clone(), vec![RowStat { flags: 77, ..RowStat::default() }; count * DEPTH]);
+        let to = RowsMut::with_stride(&mut rows, count, width, stride).unwrap();
+        let options = Options { profiles, ..Options::new().isa(isa).stats(&mut stats) };
+        cpu::cap_rows(&table, to, options).unwrap();
+        (rows, stats)
+    };
+    let (rows, stats) = run(None);
+    // Profile 1 for every row is what leaving the profiles out means.
+    let (expected, expected_stats) = run(Some(&vec![1; count]));
+    assert_same_bytes(&rows, &expected, &format!("{isa}: rows"));
+    assert_eq!(stats, expected_stats);
+    let alone = CapTable::new([&only_cap(&table)]).unwrap();
+    let mut without = original.clone();
+    let to = RowsMut::with_stride(&mut without, count, width, stride).unwrap();
+    cpu::cap_rows(&alone, to, Options::new().isa(isa)).unwrap();
+    assert_same_bytes(&without, &expected, &format!("{isa}: without statistics"));
+    for (r, stats) in stats.chunks(DEPTH).enumerate() {
+        let mut own = original[r * stride..][..width].to_vec();
+        assert_eq!(cap_rows(isa, &alone, &mut own), stats[..1], "row {r}");
+        assert_eq!(stats[1..], [RowStat::default(); DEPTH - 1], "row {r}");
+        assert_same_bytes(&rows[r * stride..][..width], &own, &format!("{isa}: row {r}"));
+        assert_same_bytes(&rows[r * stride + width..][..5], &original[r * stride + width..][..5], "a gap");
+    }
+    assert!(stats.iter().any(RowStat::engaged));
+}
+
+/// The cap of profile 1 of `profiled`.
+fn only_cap(table: &CapTable) -> Cap {
+    let params = table.params()[0];
+    let axis = Axis::from_unit(table.axis(0), None).unwrap();
+    Cap::new(axis, Bound::band(params.lo, params.hi).unwrap())
+}
+
 fn no_rows_and_no_caps<E: Element + Pod>(isa: Isa) {
     let mut random = Random(5);
     let table = profiled(&mut random, 64);
@@ -221,5 +301,7 @@ on_every_isa!(
     threads_do_not_matter,
     strides_and_alignment_do_not_matter,
     fused_is_unfused,
+    threads_do_not_matter_to_fused_forms,
+    one_cap_on_long_rows_is_as_any,
     no_rows_and_no_caps,
 );

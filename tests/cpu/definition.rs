@@ -179,4 +179,78 @@ fn unusual_bounds<E: Element>(isa: Isa) {
     check_batch(isa, &tiny, &tiny, &caps, &format!("{isa}, underflow"));
 }
 
-on_every_isa!(every_width, unusual_values, unusual_bounds);
+/// More caps than are projected together, idle and acting, and some of each.
+fn many_caps<E: Element>(isa: Isa) {
+    for width in [600, 2100] {
+        for count in [9, 11] {
+            let mut random = Random((width + count) as u64);
+            let x: Vec<E> = row(&mut random, 5 * width, 1.0);
+            let acting: Vec<Cap> = (0..count).map(|_| cap(&mut random, width)).collect();
+            let idle: Vec<Cap> = acting.iter().map(|cap| cap.clone().with_bound(Bound::NONE)).collect();
+            // The last one alone acts, behind all that are projected ahead.
+            let last: Vec<Cap> = idle[1..].iter().chain(&acting[..1]).cloned().collect();
+            for (caps, which) in [(&acting, "acting"), (&idle, "idle"), (&last, "the last one")] {
+                check_batch(isa, &x, &x, caps, &format!("{isa}, width {width}, {count} caps, {which}"));
+            }
+        }
+    }
+}
+
+/// More segments than slots, in four rows at once.
+fn very_long_rows<E: Element>(isa: Isa) {
+    let width = 40_000;
+    let mut random = Random(40);
+    let x: Vec<E> = row(&mut random, 4 * width, 1.0);
+    let caps = [cap(&mut random, width), cap(&mut random, width)];
+    check_batch(isa, &x, &x, &caps, &format!("{isa}, acting"));
+    let caps = caps.map(|cap| cap.with_bound(Bound::NONE));
+    check_batch(isa, &x, &x, &caps, &format!("{isa}, idle"));
+}
+
+/// Terms that all underflow to -0 keep that sign in lanes, segments and slots without padding; one +0 from padding
+/// or from an empty slot takes it away.
+#[test]
+fn zeros_have_the_sign_that_the_sum_gives_them() {
+    let widths = [
+        (128, false),
+        (256, false),
+        (384, false),
+        (512, true),
+        (513, false),
+        (1024, true),
+        (1536, false),
+        (2048, true),
+        (16384, true),
+        (16896, true),
+    ];
+    for (width, negative) in widths {
+        let mut random = Random(width as u64);
+        let caps = [0, 1].map(|_| {
+            let direction: Vec<f32> =
+                (0..width).map(|_| random.signed()).map(|x| x + 0.5f32.copysign(x)).collect();
+            Cap::new(axiscap::Axis::from_direction(&direction).unwrap(), Bound::NONE)
+        });
+        let against = |cap: &Cap| -> Vec<f32> {
+            cap.axis().values().iter().map(|&v| -f32::from_bits(1).copysign(v)).collect()
+        };
+        for (cap, others) in [(&caps[0], 0), (&caps[0], 1), (&caps[1], 1)] {
+            let table = CapTable::new(caps.iter().take(others + 1)).unwrap();
+            let index = usize::from(std::ptr::eq(cap, &caps[1]));
+            // Alone, and four at once with one behind.
+            for rows in [1, 5] {
+                for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+                    let mut h = against(cap).repeat(rows);
+                    let expected = literal::fixed_order_sum(&h[..width], cap.axis().values(), 4);
+                    assert_eq!(expected.to_bits(), if negative { -0f32 } else { 0.0 }.to_bits(), "{width}");
+                    let stats = crate::support::cap_rows(isa, &table, &mut h);
+                    for stat in stats.chunks(others + 1).map(|stats| stats[index]) {
+                        let found = (stat.before.to_bits(), stat.after.to_bits());
+                        assert_eq!(found, (expected.to_bits(), expected.to_bits()), "{isa}, width {width}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+on_every_isa!(every_width, unusual_values, unusual_bounds, many_caps, very_long_rows);

@@ -1,5 +1,6 @@
 //! As close to the f64 oracle as docs/operation.md says.
 
+use approx::assert_relative_eq;
 use axiscap::cpu::{Element, Isa, oracle};
 use axiscap::{Bound, CapTable};
 
@@ -101,9 +102,25 @@ fn rms_norm_of_the_oracle_is_that_of_the_definition() {
         let exact = oracle::rms_norm(&exact, &weight, 1e-5);
         let found: Vec<f32> = crate::literal::rms_norm(&h, &weight, 1e-5);
         for (found, exact) in found.iter().zip(&exact) {
-            assert!((f64::from(*found) - exact).abs() <= 1e-5 * exact.abs());
+            assert_relative_eq!(f64::from(*found), *exact, epsilon = 0.0, max_relative = 1e-5);
         }
     }
+}
+
+/// The bounds that all else is held to, once in figures: 14 roundings for 4096 values of f32.
+#[test]
+fn the_bounds_are_those_of_the_definition() {
+    assert_eq!(oracle::UNIT_ROUNDOFF, 2f64.powi(-24));
+    let unit = 2f64.powi(-24);
+    // Terms of 1 / 64 each.
+    let bound = oracle::projection_bound(&[1.0; 4096], &[1.0 / 64.0; 4096], 4);
+    assert_relative_eq!(bound, 14.0 * unit / (1.0 - 14.0 * unit) * 64.0, epsilon = 0.0, max_relative = 1e-12);
+    assert_relative_eq!(bound, 5.3405806e-5, epsilon = 0.0, max_relative = 1e-7);
+    let bound = oracle::capped_bound(4096, 4, -2.0, 10.0);
+    assert_relative_eq!(bound, 17.0 * unit * 12.0, epsilon = 0.0, max_relative = 1e-12);
+    // Near zero denormals are what is left.
+    assert_eq!(oracle::capped_bound(4096, 4, 0.0, 0.0), 8192.0 * 2f64.powi(-149));
+    assert_eq!(oracle::projection_bound(&[0.0; 4096], &[0.0; 4096], 4), 8192.0 * 2f64.powi(-149));
 }
 
 on_every_isa!(projections, capped_projections, rows);

@@ -133,14 +133,43 @@ fn the_negated_axis_with_mirrored_bounds_is_the_same_cap<E: Element + Pod>(isa: 
 /// Rows in memory that cannot be written: a store of even the same bits would end the process.
 #[test]
 fn rows_on_which_no_cap_acts_are_not_stored() {
-    use axiscap::cpu::{self, Options, RowsMut};
+    const VALUES: usize = 5 * 2100;
+    static F32: [f32; VALUES] = [0.25; VALUES];
+    static F16: [half::f16; VALUES] = [half::f16::from_f32_const(0.25); VALUES];
+    static BF16: [half::bf16; VALUES] = [half::bf16::from_f32_const(0.25); VALUES];
+    not_stored(&F32);
+    not_stored(&F16);
+    not_stored(&BF16);
+}
 
-    static READ_ONLY: [f32; 4 * 600] = [0.25; 4 * 600];
-    let table = CapTable::new([&cap(&mut Random(1), 600).with_bound(Bound::NONE)]).unwrap();
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
-        // SAFETY: nothing else writes there, and that nothing is written here either is what is being tested.
-        let rows = unsafe { RowsMut::from_raw(READ_ONLY.as_ptr().cast_mut(), 4, 600, 600) }.unwrap();
-        cpu::cap_rows(&table, rows, Options::new().isa(isa)).unwrap();
+fn not_stored<E: Element>(read_only: &'static [E]) {
+    use axiscap::cpu::{self, Norm, Options, RowsMut};
+
+    for width in [600, 2100] {
+        let mut random = Random(1);
+        let (idle, observing) = (cap(&mut random, width).with_bound(Bound::NONE), cap(&mut random, width));
+        // Outside its bounds, but of no strength.
+        let observing = observing.with_bound(Bound::floor(1e6).unwrap()).with_strength(0.0).unwrap();
+        let tables =
+            [CapTable::new([&idle]), CapTable::new([&observing]), CapTable::new([&idle, &observing, &idle])];
+        let weight = vec![1.0; width];
+        let norm = Norm::new(&weight, 1e-5).unwrap();
+        for table in tables.map(Result::unwrap) {
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+                // Four together and one alone, and fewer than four.
+                for count in [5, 3] {
+                    // SAFETY: nothing else writes there, and that nothing is written here either is what is being
+                    // tested.
+                    let rows =
+                        || unsafe { RowsMut::from_raw(read_only.as_ptr().cast_mut(), count, width, width) };
+                    cpu::cap_rows(&table, rows().unwrap(), Options::new().isa(isa)).unwrap();
+                    let mut normed = vec![E::default(); count * width];
+                    let out = RowsMut::from_slice(&mut normed, width).unwrap();
+                    cpu::cap_norm_rows(&table, rows().unwrap(), norm, out, Options::new().isa(isa)).unwrap();
+                    assert!(normed.iter().all(|y| (y.to_f32() - 1.0).abs() < 0.01));
+                }
+            }
+        }
     }
 }
 

@@ -131,7 +131,7 @@ pub fn converse(
     options: &GenerateOptions,
     mut on_turn: impl FnMut(usize),
 ) -> Result<(Vec<DriftTurn>, Option<Unfinished>), Error> {
-    let observing = caps.map(|cap| cap.clone().with_bound(Bound::NONE));
+    let observing = caps.with_bounds(|_| Bound::NONE);
     context.set_caps(Some(if capped { caps } else { &observing }))?;
     context.set_tracing(true)?;
     let mut chat = Chat::new(script.system.as_deref(), template);

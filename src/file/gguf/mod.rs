@@ -12,8 +12,10 @@
 //! ```
 //! A string is a u64 length and that many bytes of UTF-8.
 //!
-//! [`Gguf::parse`] accepts a subset of what llama.cpp accepts, so a file that passes here loads there. It is
-//! stricter in this: versions below 3 are refused, strings must be UTF-8, and nothing may follow the last tensor.
+//! [`Gguf::parse`] and [`Gguf::vectors`] together accept a subset of what llama.cpp accepts, so a file that passes
+//! both loads there. They are stricter in this: versions below 3 are refused and strings must be UTF-8 (`parse`), all
+//! tensors are vectors of f32, and nothing may follow the last one (`vectors`; `parse` alone looks neither at what
+//! tensors claim nor at what lies behind them).
 
 mod read;
 mod value;
@@ -42,3 +44,15 @@ const ALIGNMENT_KEY: &str = "general.alignment";
 const LARGEST_ALIGNMENT: u32 = 1 << 20;
 /// ggml's type number of f32.
 const TYPE_F32: u32 = 0;
+
+/// The alignment that a file's values ask for; what was expected and what was found where they ask for none.
+fn alignment(metadata: &[(String, Value)]) -> Result<u32, (String, String)> {
+    match metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
+        None => Ok(DEFAULT_ALIGNMENT),
+        Some((_, Value::U32(n))) if n.is_power_of_two() && *n <= LARGEST_ALIGNMENT => Ok(*n),
+        Some((_, other)) => Err((
+            format!("a u32 that is a power of two, at most {LARGEST_ALIGNMENT}"),
+            format!("{} {}", other.type_name(), other.summary()),
+        )),
+    }
+}

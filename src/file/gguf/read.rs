@@ -3,10 +3,7 @@
 use std::collections::HashSet;
 
 use super::value::{Element, TYPE_ARRAY, Value};
-use super::{
-    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, LARGEST_ALIGNMENT, LONGEST_KEY, LONGEST_TENSOR_NAME, MAGIC, TYPE_F32,
-    VERSION,
-};
+use super::{ALIGNMENT_KEY, LONGEST_KEY, LONGEST_TENSOR_NAME, MAGIC, TYPE_F32, VERSION, alignment};
 use crate::file::error::{FileError, Problem, Result};
 
 /// ggml's `GGML_MAX_DIMS`.
@@ -55,7 +52,9 @@ impl<'a> Gguf<'a> {
         cursor.expect_room(tensor_count, 24, "tensor count", "tensors")?;
 
         let metadata = metadata(&mut cursor, value_count)?;
-        let alignment = alignment(&metadata)?;
+        let alignment = alignment(&metadata)
+            .map(u64::from)
+            .map_err(|(expected, found)| malformed(ALIGNMENT_KEY, expected, found, DAMAGED))?;
         let tensors = tensor_infos(&mut cursor, tensor_count)?;
         let start = (cursor.at as u64).next_multiple_of(alignment);
         let data = match usize::try_from(start).ok().and_then(|start| bytes.get(start..)) {
@@ -231,18 +230,6 @@ fn typed(cursor: &mut Cursor<'_>, key: &str, id: u32, count: Option<u64>) -> Res
             )))
         }
         other => Err(malformed(key, "a metadata type from 0 to 12", other.to_string(), DAMAGED)),
-    }
-}
-
-fn alignment(metadata: &[(String, Value)]) -> Result<u64> {
-    let expected = || format!("a u32 that is a power of two, at most {LARGEST_ALIGNMENT}");
-    match metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
-        None => Ok(u64::from(DEFAULT_ALIGNMENT)),
-        Some((_, Value::U32(n))) if n.is_power_of_two() && *n <= LARGEST_ALIGNMENT => Ok(u64::from(*n)),
-        Some((_, other)) => {
-            let found = format!("{} {}", other.type_name(), other.summary());
-            Err(malformed(ALIGNMENT_KEY, expected(), found, DAMAGED))
-        }
     }
 }
 

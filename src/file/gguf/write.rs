@@ -3,10 +3,7 @@
 use std::collections::HashSet;
 
 use super::value::{Element, Value};
-use super::{
-    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, LARGEST_ALIGNMENT, LONGEST_KEY, LONGEST_TENSOR_NAME, MAGIC, TYPE_F32,
-    VERSION,
-};
+use super::{ALIGNMENT_KEY, LONGEST_KEY, LONGEST_TENSOR_NAME, MAGIC, TYPE_F32, VERSION, alignment};
 use crate::file::error::{FileError, Problem, Result};
 
 /// A whole GGUF file with these values and these vectors of f32, in this order.
@@ -17,7 +14,10 @@ use crate::file::error::{FileError, Problem, Result};
 pub fn to_bytes(metadata: &[(String, Value)], tensors: &[(String, &[f32])]) -> Result<Vec<u8>> {
     check_names("metadata key", metadata.iter().map(|(key, _)| key), LONGEST_KEY)?;
     check_names("tensor name", tensors.iter().map(|(name, _)| name), LONGEST_TENSOR_NAME)?;
-    let alignment = alignment(metadata)?;
+    let alignment = alignment(metadata).map_err(|(expected, found)| {
+        let remedy = "leave it out for the default of 32";
+        FileError::Invalid(Problem::boxed(ALIGNMENT_KEY, expected, found, remedy))
+    })? as usize;
 
     let mut out = MAGIC.to_vec();
     VERSION.put(&mut out);
@@ -58,17 +58,4 @@ fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a String>, longest:
         return Err(FileError::Invalid(Problem::boxed(what, expected, found, "choose another name")));
     }
     Ok(())
-}
-
-fn alignment(metadata: &[(String, Value)]) -> Result<usize> {
-    match metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
-        None => Ok(DEFAULT_ALIGNMENT as usize),
-        Some((_, Value::U32(n))) if n.is_power_of_two() && *n <= LARGEST_ALIGNMENT => Ok(*n as usize),
-        Some((_, other)) => {
-            let expected = format!("a u32 that is a power of two, at most {LARGEST_ALIGNMENT}");
-            let found = format!("{} {}", other.type_name(), other.summary());
-            let remedy = "leave it out for the default of 32";
-            Err(FileError::Invalid(Problem::boxed(ALIGNMENT_KEY, expected, found, remedy)))
-        }
-    }
 }
