@@ -104,7 +104,7 @@ impl Best {
     ///
     /// Rows in host memory travel to a GPU and back, which takes longer than capping them on the CPU: this is for
     /// programs that want one code path, and for comparing. Rows that live on a GPU are capped there by
-    /// [`cuda`](crate::cuda).
+    /// `axiscap::cuda` (feature `cuda`).
     ///
     /// ```
     /// use axiscap::backend::{Backend, Best, Call};
