@@ -55,7 +55,7 @@ pub trait Backend {
     /// Makes one call and returns when it is done.
     ///
     /// # Errors
-    /// [`BackendError::Invalid`] for arguments that do not fit; [`BackendError::Cuda`] where a GPU failed.
+    /// [`BackendError::Invalid`] for arguments that do not fit; `BackendError::Cuda` where a GPU failed.
     fn run<E: Element>(&self, call: Call<'_, E>, options: Options<'_>) -> Result<(), BackendError>;
 }
 
