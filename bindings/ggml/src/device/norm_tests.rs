@@ -8,9 +8,9 @@ use llama_cpp_sys_2 as sys;
 
 use super::recording::{Log, Op, Recording, use_next};
 use super::tests::{
-    cap, context, decode, expected, generate, on_device, on_the_cpu, prompt, shape, taken, views,
+    cap, context, decode, expected, generate, on_device, on_the_cpu, pass_over, prompt, shape, taken, views,
 };
-use super::{DevicePath, FusedNorms, NormObstacle, Pass};
+use super::{DevicePath, FusedNorms, NormObstacle};
 use crate::find::Output;
 use crate::graph::Graph;
 use crate::layout::{Arena, Layout};
@@ -314,20 +314,7 @@ impl HandMade {
             self.raw.byte_add(layout.graph_uid).cast::<u64>().write(uid);
             Graph::new(self.raw, layout)
         };
-        let compute = |graph: &Graph| {
-            log.lock().unwrap().push(Op::View { nodes: graph.nodes().len(), uid: graph.uid() });
-            sys::GGML_STATUS_SUCCESS
-        };
-        let status = path.compute(Pass {
-            graph: &graph,
-            outputs: &self.outputs,
-            backend: std::ptr::null_mut(),
-            staging: &mut Vec::new(),
-            config: &session.0.config(),
-            session: &session.0,
-            compute: &compute,
-            one_graph: true,
-        });
+        let status = pass_over(path, (&graph, &self.outputs), session, true, log, || {});
         assert_eq!(status, sys::GGML_STATUS_SUCCESS);
         taken(log)
     }

@@ -352,6 +352,32 @@ fn two_blocks() -> Session {
     session
 }
 
+/// Has the path compute a graph. What ggml is given goes into the log, and something may happen in each view.
+pub(super) fn pass_over(
+    path: &mut DevicePath,
+    (graph, outputs): (&Graph, &[Output]),
+    session: &Session,
+    one_graph: bool,
+    log: &Log,
+    happens: impl Fn(),
+) -> sys::ggml_status {
+    let compute = |view: &Graph| {
+        log.lock().unwrap().push(Op::View { nodes: view.nodes().len(), uid: view.uid() });
+        happens();
+        sys::GGML_STATUS_SUCCESS
+    };
+    path.compute(Pass {
+        graph,
+        outputs,
+        backend: std::ptr::null_mut(),
+        staging: &mut Vec::new(),
+        config: &session.0.config(),
+        session: &session.0,
+        compute: &compute,
+        one_graph,
+    })
+}
+
 /// A graph of `l_out-0`, one node behind it, `l_out-1`, and, unless it ends there, one more.
 pub(super) struct HandMade {
     graph: Graph,
@@ -409,21 +435,7 @@ impl HandMade {
         one_graph: bool,
         happens: impl Fn(),
     ) -> sys::ggml_status {
-        let compute = |graph: &Graph| {
-            self.log.lock().unwrap().push(Op::View { nodes: graph.nodes().len(), uid: graph.uid() });
-            happens();
-            sys::GGML_STATUS_SUCCESS
-        };
-        path.compute(Pass {
-            graph: &self.graph,
-            outputs: &self.outputs,
-            backend: std::ptr::null_mut(),
-            staging: &mut Vec::new(),
-            config: &session.0.config(),
-            session: &session.0,
-            compute: &compute,
-            one_graph,
-        })
+        pass_over(path, (&self.graph, &self.outputs), session, one_graph, &self.log, happens)
     }
 }
 
