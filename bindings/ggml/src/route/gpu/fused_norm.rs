@@ -1,24 +1,23 @@
-//! Finds the RMSNorm behind a block output that one launch can do together with the block's caps.
+//! Finds the RMSNorm after a block output that one launch can include with the block's caps.
 //!
 //! ```text
 //! l_out-N -> RMS_NORM -> MUL(., weight) -> the next block, or the output
 //! ```
 //!
-//! What is asked for is what makes skipping the two nodes right: that they follow the block output at once, that
-//! nobody but the MUL ever reads the RMS_NORM, and that no memory is written that the launch, or anyone later, still
-//! reads. Only graph and tensors are looked at; names play no part.
+//! The two nodes can be left out of the graph if they follow the block output directly, if only the MUL reads the
+//! RMS_NORM, and if the launch writes no memory that is still to be read. The match is by structure. Names play no part.
 
 use std::ops::Range;
 
 use llama_cpp_sys_2 as sys;
 
-use super::NormObstacle;
 use crate::find::Output;
 use crate::graph::Graph;
+use crate::report::NotFused;
 
-/// An RMSNorm right behind a block output.
+/// An RMSNorm right after a block output.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Behind {
+pub(super) struct FollowingNorm {
     /// Index of its last node, the MUL.
     pub(super) last: usize,
     /// The weight: f32, one per channel.
@@ -29,68 +28,68 @@ pub(super) struct Behind {
     pub(super) eps: f32,
 }
 
-/// The RMSNorm behind a block output, or why one launch cannot do both. `next` is the node of the next block output
-/// of this graph that the hook is to look at.
-pub(super) fn behind(graph: &Graph, output: &Output, next: Option<usize>) -> Result<Behind, NormObstacle> {
+/// Returns the RMSNorm after a block output, or why one launch cannot do both. `next` is the node of the next capped or
+/// tapped block output of the graph.
+pub(super) fn match_rms_norm(graph: &Graph, output: &Output, next: Option<usize>) -> Result<FollowingNorm, NotFused> {
     let nodes = graph.nodes();
-    let Some(&norm_node) = nodes.get(output.node + 1) else { return Err(NormObstacle::GraphEnds) };
+    let Some(&norm_node) = nodes.get(output.node + 1) else { return Err(NotFused::GraphEnds) };
     // SAFETY: nodes of the graph being computed, and their sources, are valid.
     let (residual, norm) = unsafe { (&*output.tensor, &*norm_node) };
     if norm.op != sys::GGML_OP_RMS_NORM || !std::ptr::eq(norm.src[0], residual) {
-        return Err(NormObstacle::NoNorm);
+        return Err(NotFused::NoNorm);
     }
-    let Some(&scaled_node) = nodes.get(output.node + 2) else { return Err(NormObstacle::GraphEnds) };
-    // SAFETY: as above.
+    let Some(&scaled_node) = nodes.get(output.node + 2) else { return Err(NotFused::GraphEnds) };
+    // SAFETY: nodes of the graph being computed are valid.
     let scaled = unsafe { &*scaled_node };
     let weight = scaled.src[1].cast_const();
     if scaled.op != sys::GGML_OP_MUL || !std::ptr::eq(scaled.src[0], norm) || weight.is_null() {
-        return Err(NormObstacle::NoWeight);
+        return Err(NotFused::NoWeight);
     }
-    // SAFETY: as above; it is not null.
+    // SAFETY: sources of nodes of the graph being computed are valid, and this one is not null.
     let weights = unsafe { &*weight };
     let last = output.node + 2;
     if next.is_some_and(|next| next <= last) {
-        return Err(NormObstacle::BlockOutput);
+        return Err(NotFused::BlockOutput);
     }
     let flagged = |tensor: &sys::ggml_tensor, flag: sys::ggml_tensor_flag| tensor.flags & flag as i32 != 0;
     if [norm, scaled].iter().any(|node| !flagged(node, sys::GGML_TENSOR_FLAG_COMPUTE)) {
-        return Err(NormObstacle::NotComputed);
+        return Err(NotFused::NotComputed);
     }
     if [norm, scaled].iter().any(|node| !node.view_src.is_null()) {
-        return Err(NormObstacle::View);
+        return Err(NotFused::View);
     }
     match graph.uses_of(norm) {
-        None => return Err(NormObstacle::UsesUnknown),
-        // An output of the graph is read by whoever runs it. The MUL may be one: its rows are written.
+        None => return Err(NotFused::UsesUnknown),
+        // The caller of a graph reads its outputs. The MUL may be one, because its rows are written.
         Some(1) if !flagged(norm, sys::GGML_TENSOR_FLAG_OUTPUT) => {}
-        Some(_) => return Err(NormObstacle::ReadElsewhere),
+        Some(_) => return Err(NotFused::ReadElsewhere),
     }
     if ![norm, scaled].iter().all(|node| node.ne == residual.ne && are_rows(node)) {
-        return Err(NormObstacle::Shape);
+        return Err(NotFused::Shape);
     }
     let width = residual.ne[0];
     if weights.type_ != sys::GGML_TYPE_F32 || weights.ne != [width, 1, 1, 1] || weights.nb[0] != F32 {
-        return Err(NormObstacle::Weight);
+        return Err(NotFused::Weight);
     }
-    // The first parameter of the operation; ggml stores parameters as words.
+    // The first parameter of the operation. ggml stores parameters as words.
     let eps = f32::from_bits(norm.op_params[0].cast_unsigned());
     if !(eps.is_finite() && eps >= 0.0) {
-        return Err(NormObstacle::Epsilon);
+        return Err(NotFused::Epsilon);
     }
     let [residual, normed, weighted] = [residual, scaled, weights].map(memory);
     let (Some(residual), Some(normed), Some(weighted)) = (residual, normed, weighted) else {
-        return Err(NormObstacle::OtherMemory);
+        return Err(NotFused::OtherMemory);
     };
-    // ggml's allocator gives the memory of a block output that nothing else reads to the norm of it.
+    // ggml's allocator gives the memory of a block output to its norm, if only the norm reads it.
     if overlap(&normed, &residual) || overlap(&normed, &weighted) || overlap(&residual, &weighted) {
-        return Err(NormObstacle::Overlap);
+        return Err(NotFused::Overlap);
     }
-    Ok(Behind { last, weight, normed: scaled_node, eps })
+    Ok(FollowingNorm { last, weight, normed: scaled_node, eps })
 }
 
 const F32: usize = size_of::<f32>();
 
-/// Whether a tensor is what the block output was checked to be: f32 rows without holes in them.
+/// Whether a tensor has contiguous f32 rows, as the block output was checked to have.
 fn are_rows(tensor: &sys::ggml_tensor) -> bool {
     tensor.type_ == sys::GGML_TYPE_F32
         && tensor.nb[0] == F32
@@ -98,7 +97,7 @@ fn are_rows(tensor: &sys::ggml_tensor) -> bool {
         && usize::try_from(tensor.ne[0]).is_ok_and(|width| tensor.nb[1] / F32 >= width)
 }
 
-/// The addresses from the first element of a matrix to one past its last; `None` where it has no memory.
+/// Returns the addresses from the first element of a matrix to one past its last, or `None` where it has no memory.
 fn memory(tensor: &sys::ggml_tensor) -> Option<Range<usize>> {
     let start = tensor.data as usize;
     let [width, rows] = [tensor.ne[0], tensor.ne[1]].map(|n| usize::try_from(n).unwrap_or(0));
@@ -157,22 +156,22 @@ mod tests {
         }
 
         fn both(&self, op: Binary, a: Tensor, b: Tensor) -> Tensor {
-            // SAFETY: as above.
+            // SAFETY: tensors of this context, which has room for one more.
             unsafe { op(self.c, a, b) }
         }
 
         fn normed(&self, op: Norming, a: Tensor) -> Tensor {
-            // SAFETY: as above.
+            // SAFETY: a tensor of this context, which has room for one more.
             unsafe { op(self.c, a, EPS) }
         }
 
         fn view(&self, a: Tensor) -> Tensor {
-            // SAFETY: as above; the view is all of the tensor.
+            // SAFETY: a tensor of this context, which has room for one more. The view is all of the tensor.
             unsafe { sys::ggml_view_2d(self.c, a, WIDTH, ROWS, (*a).nb[1], 0) }
         }
     }
 
-    /// A graph whose norm is made by `norm`, the product by `scale`, and what reads it by `tail`.
+    /// A graph whose norm is made by `norm`, the product by `scale`, and its readers by `tail`.
     fn pattern(
         norm: impl FnOnce(&Parts) -> Tensor,
         scale: impl FnOnce(&Parts, Tensor) -> Tensor,
@@ -207,7 +206,7 @@ mod tests {
         p.both(sys::ggml_mul, norm, p.weight)
     }
 
-    /// As in a block: the residual stream is read again, behind the norm.
+    /// As in a block, the residual stream is read again after the norm.
     fn block(p: &Parts, _: Tensor, scaled: Tensor) -> Tensor {
         p.both(sys::ggml_add, p.of(sys::ggml_silu, scaled), p.residual)
     }
@@ -217,17 +216,17 @@ mod tests {
             pattern(norm, scale, block)
         }
 
-        fn find(&self) -> Result<Behind, NormObstacle> {
+        fn find(&self) -> Result<FollowingNorm, NotFused> {
             self.find_before(None)
         }
 
-        fn find_before(&self, next: Option<usize>) -> Result<Behind, NormObstacle> {
+        fn find_before(&self, next: Option<usize>) -> Result<FollowingNorm, NotFused> {
             let node = self.graph.nodes().iter().position(|&node| node == self.residual).unwrap();
-            behind(&self.graph, &Output { node, block: 0, tensor: self.residual }, next)
+            match_rms_norm(&self.graph, &Output { node, block: 0, tensor: self.residual }, next)
         }
 
-        /// What the plain pattern is refused for once `change` has been made to it.
-        fn changed(change: impl FnOnce(&Pattern)) -> NormObstacle {
+        /// Returns why the plain pattern is refused after a change.
+        fn changed(change: impl FnOnce(&Pattern)) -> NotFused {
             let pattern = Self::plain();
             change(&pattern);
             pattern.find().unwrap_err()
@@ -235,16 +234,16 @@ mod tests {
     }
 
     /// # Safety
-    /// The tensor must be alive, and nobody else look at it.
+    /// The tensor must be alive, and this must be its only reference.
     unsafe fn at(tensor: Tensor) -> &'static mut sys::ggml_tensor {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises a live tensor without other references.
         unsafe { &mut *tensor }
     }
 
     #[test]
     fn the_norm_of_a_block_is_found() {
         let pattern = Pattern::plain();
-        let expected = Behind { last: 2, weight: pattern.weight, normed: pattern.scaled, eps: EPS };
+        let expected = FollowingNorm { last: 2, weight: pattern.weight, normed: pattern.scaled, eps: EPS };
         assert_eq!(pattern.find(), Ok(expected));
         assert_eq!(pattern.find_before(Some(3)), Ok(expected));
         // The product may be an output, as the final norm is where embeddings are asked for.
@@ -260,27 +259,27 @@ mod tests {
         for kept in [1, 2] {
             let pattern = Pattern::plain();
             let found = pattern.graph.with_view(0..kept, || pattern.find());
-            assert_eq!(found, Err(NormObstacle::GraphEnds), "{kept} nodes");
+            assert_eq!(found, Err(NotFused::GraphEnds), "{kept} nodes");
         }
     }
 
     #[test]
-    fn other_operations_behind_the_block_output() {
+    fn other_operations_after_the_block_output() {
         let layer_norm = |p: &Parts| p.normed(sys::ggml_norm, p.residual);
-        assert_eq!(pattern(layer_norm, scale, block).find(), Err(NormObstacle::NoNorm));
+        assert_eq!(pattern(layer_norm, scale, block).find(), Err(NotFused::NoNorm));
         // The block output first, then the norm of something else.
         let of_another = |p: &Parts| p.normed(sys::ggml_rms_norm, p.rows());
         let beside = |p: &Parts, _, scaled| p.both(sys::ggml_add, p.residual, scaled);
-        assert_eq!(pattern(of_another, scale, beside).find(), Err(NormObstacle::NoNorm));
-        let behind_more = |p: &Parts| p.normed(sys::ggml_rms_norm, p.of(sys::ggml_silu, p.residual));
-        assert_eq!(pattern(behind_more, scale, block).find(), Err(NormObstacle::NoNorm));
+        assert_eq!(pattern(of_another, scale, beside).find(), Err(NotFused::NoNorm));
+        let after_more = |p: &Parts| p.normed(sys::ggml_rms_norm, p.of(sys::ggml_silu, p.residual));
+        assert_eq!(pattern(after_more, scale, block).find(), Err(NotFused::NoNorm));
 
         let shifted = |p: &Parts, norm| p.both(sys::ggml_add, norm, p.weight);
-        assert_eq!(pattern(norm, shifted, block).find(), Err(NormObstacle::NoWeight));
+        assert_eq!(pattern(norm, shifted, block).find(), Err(NotFused::NoWeight));
         let of_more = |p: &Parts, norm| p.both(sys::ggml_mul, p.of(sys::ggml_silu, norm), p.weight);
-        assert_eq!(pattern(norm, of_more, block).find(), Err(NormObstacle::NoWeight));
+        assert_eq!(pattern(norm, of_more, block).find(), Err(NotFused::NoWeight));
         let the_other_way_round = |p: &Parts, norm| p.both(sys::ggml_mul, p.rows(), norm);
-        assert_eq!(pattern(norm, the_other_way_round, block).find(), Err(NormObstacle::NoWeight));
+        assert_eq!(pattern(norm, the_other_way_round, block).find(), Err(NotFused::NoWeight));
     }
 
     #[test]
@@ -288,48 +287,48 @@ mod tests {
         let twice = pattern(norm, scale, |p, norm, scaled| {
             p.both(sys::ggml_add, p.both(sys::ggml_add, scaled, norm), p.residual)
         });
-        assert_eq!(twice.find(), Err(NormObstacle::ReadElsewhere));
+        assert_eq!(twice.find(), Err(NotFused::ReadElsewhere));
         // Also where the other reader is in a part of the graph that another backend computes.
         let found = twice.graph.with_view(0..3, || twice.find());
-        assert_eq!(found, Err(NormObstacle::ReadElsewhere));
+        assert_eq!(found, Err(NotFused::ReadElsewhere));
         let through_a_view =
             pattern(norm, scale, |p, norm, scaled| p.both(sys::ggml_add, scaled, p.view(norm)));
-        assert_eq!(through_a_view.find(), Err(NormObstacle::ReadElsewhere));
+        assert_eq!(through_a_view.find(), Err(NotFused::ReadElsewhere));
         let squared = pattern(norm, |p, norm| p.both(sys::ggml_mul, norm, norm), block);
-        assert_eq!(squared.find(), Err(NormObstacle::ReadElsewhere));
+        assert_eq!(squared.find(), Err(NotFused::ReadElsewhere));
         // SAFETY: the tensor lives as long as the pattern.
         let output = |p: &Pattern| unsafe { at(p.norm).flags |= sys::GGML_TENSOR_FLAG_OUTPUT as i32 };
-        assert_eq!(Pattern::changed(output), NormObstacle::ReadElsewhere);
+        assert_eq!(Pattern::changed(output), NotFused::ReadElsewhere);
     }
 
     #[test]
-    fn readers_that_nobody_counted() {
+    fn unknown_use_counts() {
         let pattern = Pattern::plain();
         let layout = Layout { graph_uses: None, ..Layout::probe().unwrap() };
         // SAFETY: the pattern's graph, by the same layout otherwise.
         let graph = unsafe { Graph::new(pattern.graph.raw(), layout) };
         let output = Output { node: 0, block: 0, tensor: pattern.residual };
-        assert_eq!(behind(&graph, &output, None), Err(NormObstacle::UsesUnknown));
+        assert_eq!(match_rms_norm(&graph, &output, None), Err(NotFused::UsesUnknown));
     }
 
     #[test]
     fn views_and_nodes_that_are_not_computed() {
         let in_place = |p: &Parts| p.normed(sys::ggml_rms_norm_inplace, p.residual);
-        assert_eq!(pattern(in_place, scale, block).find(), Err(NormObstacle::View));
+        assert_eq!(pattern(in_place, scale, block).find(), Err(NotFused::View));
         let product = |p: &Parts, norm| p.both(sys::ggml_mul_inplace, norm, p.weight);
-        assert_eq!(pattern(norm, product, block).find(), Err(NormObstacle::View));
+        assert_eq!(pattern(norm, product, block).find(), Err(NotFused::View));
         let skip = |tensor: Tensor| {
             // SAFETY: a tensor of a pattern that lives.
             unsafe { at(tensor).flags &= !(sys::GGML_TENSOR_FLAG_COMPUTE as i32) }
         };
-        assert_eq!(Pattern::changed(|p| skip(p.norm)), NormObstacle::NotComputed);
-        assert_eq!(Pattern::changed(|p| skip(p.scaled)), NormObstacle::NotComputed);
+        assert_eq!(Pattern::changed(|p| skip(p.norm)), NotFused::NotComputed);
+        assert_eq!(Pattern::changed(|p| skip(p.scaled)), NotFused::NotComputed);
     }
 
     #[test]
     fn the_product_is_a_block_output_itself() {
         for next in [1, 2] {
-            assert_eq!(Pattern::plain().find_before(Some(next)), Err(NormObstacle::BlockOutput));
+            assert_eq!(Pattern::plain().find_before(Some(next)), Err(NotFused::BlockOutput));
         }
     }
 
@@ -337,27 +336,27 @@ mod tests {
     fn other_shapes_types_and_parameters() {
         type Change = fn(&Pattern);
         // SAFETY: the tensors live as long as the pattern.
-        let changes: [(Change, NormObstacle); 9] = unsafe {
+        let changes: [(Change, NotFused); 9] = unsafe {
             [
-                (|p| at(p.scaled).ne[1] += 1, NormObstacle::Shape),
-                (|p| at(p.scaled).ne[2] = 2, NormObstacle::Shape),
-                (|p| at(p.norm).type_ = sys::GGML_TYPE_F16, NormObstacle::Shape),
-                (|p| at(p.scaled).nb[1] = 2, NormObstacle::Shape),
-                (|p| at(p.weight).type_ = sys::GGML_TYPE_F16, NormObstacle::Weight),
-                (|p| at(p.weight).ne[1] = ROWS, NormObstacle::Weight),
-                (|p| at(p.weight).nb[0] = 8, NormObstacle::Weight),
-                (|p| at(p.norm).op_params[0] = f32::NAN.to_bits().cast_signed(), NormObstacle::Epsilon),
-                (|p| at(p.norm).op_params[0] = (-EPS).to_bits().cast_signed(), NormObstacle::Epsilon),
+                (|p| at(p.scaled).ne[1] += 1, NotFused::Shape),
+                (|p| at(p.scaled).ne[2] = 2, NotFused::Shape),
+                (|p| at(p.norm).type_ = sys::GGML_TYPE_F16, NotFused::Shape),
+                (|p| at(p.scaled).nb[1] = 2, NotFused::Shape),
+                (|p| at(p.weight).type_ = sys::GGML_TYPE_F16, NotFused::Weight),
+                (|p| at(p.weight).ne[1] = ROWS, NotFused::Weight),
+                (|p| at(p.weight).nb[0] = 8, NotFused::Weight),
+                (|p| at(p.norm).op_params[0] = f32::NAN.to_bits().cast_signed(), NotFused::Epsilon),
+                (|p| at(p.norm).op_params[0] = (-EPS).to_bits().cast_signed(), NotFused::Epsilon),
             ]
         };
-        for (i, (change, obstacle)) in changes.into_iter().enumerate() {
-            assert_eq!(Pattern::changed(change), obstacle, "change {i}");
+        for (i, (change, reason)) in changes.into_iter().enumerate() {
+            assert_eq!(Pattern::changed(change), reason, "change {i}");
         }
         // One weight for all channels is spread by ggml.
         let scalar = pattern(norm, |p, norm| p.both(sys::ggml_mul, norm, p.leaf(1, 1)), block);
-        assert_eq!(scalar.find(), Err(NormObstacle::Weight));
+        assert_eq!(scalar.find(), Err(NotFused::Weight));
         let per_row = pattern(norm, |p, norm| p.both(sys::ggml_mul, norm, p.rows()), block);
-        assert_eq!(per_row.find(), Err(NormObstacle::Weight));
+        assert_eq!(per_row.find(), Err(NotFused::Weight));
     }
 
     #[test]
@@ -367,19 +366,19 @@ mod tests {
         unsafe {
             for offset in [0, 4, bytes - 4] {
                 let above = |p: &Pattern| at(p.scaled).data = at(p.residual).data.wrapping_byte_add(offset);
-                assert_eq!(Pattern::changed(above), NormObstacle::Overlap, "{offset} bytes above");
+                assert_eq!(Pattern::changed(above), NotFused::Overlap, "{offset} bytes above");
                 let below = |p: &Pattern| at(p.scaled).data = at(p.residual).data.wrapping_byte_sub(offset);
-                assert_eq!(Pattern::changed(below), NormObstacle::Overlap, "{offset} bytes below");
+                assert_eq!(Pattern::changed(below), NotFused::Overlap, "{offset} bytes below");
             }
             let weight = |p: &Pattern| at(p.scaled).data = at(p.weight).data.wrapping_byte_sub(bytes - 4);
-            assert_eq!(Pattern::changed(weight), NormObstacle::Overlap);
+            assert_eq!(Pattern::changed(weight), NotFused::Overlap);
             let missing = |p: &Pattern| at(p.weight).data = std::ptr::null_mut();
-            assert_eq!(Pattern::changed(missing), NormObstacle::OtherMemory);
+            assert_eq!(Pattern::changed(missing), NotFused::OtherMemory);
 
             let beside = Pattern::plain();
             at(beside.scaled).data = at(beside.residual).data.wrapping_byte_add(bytes);
-            assert!(beside.find().is_ok(), "right behind each other");
-            // The norm's own memory is never written: it may lie anywhere.
+            assert!(beside.find().is_ok(), "adjacent");
+            // The norm's own memory is never written, so it may lie anywhere.
             let under = Pattern::plain();
             at(under.norm).data = at(under.residual).data;
             assert!(under.find().is_ok());

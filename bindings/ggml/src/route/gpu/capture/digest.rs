@@ -1,4 +1,4 @@
-//! What a graph is made of, as one number: by it a graph is known again that llama.cpp has built anew.
+//! Digests of graphs, by which a graph is recognised that llama.cpp has rebuilt.
 
 use llama_cpp_sys_2 as sys;
 
@@ -6,16 +6,15 @@ use crate::by_uid::ByUid;
 use crate::graph::Graph;
 use crate::uid::mix;
 
-/// Remembers the digests of the last graphs: looking at every node is not free, and while llama.cpp reuses a graph its
-/// uid stays.
+/// Digests of the last graphs, by uid. Digesting every node takes time, and while llama.cpp reuses a graph its uid stays.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
+pub(crate) struct GraphDigests {
     seen: ByUid<u64>,
 }
 
-impl Contents {
-    /// The digest of a graph; `None` for one without a uid, which nobody promises to be the same for a while.
-    pub(super) fn of(&mut self, graph: &Graph) -> Option<u64> {
+impl GraphDigests {
+    /// Returns the digest of a graph, or `None` for one without a uid, which may change at any time.
+    pub(crate) fn of(&mut self, graph: &Graph) -> Option<u64> {
         let uid = graph.uid();
         if uid == 0 {
             return None;
@@ -29,9 +28,9 @@ impl Contents {
     }
 }
 
-/// All that ggml's CUDA backend compares before it replays a CUDA graph of its own, and the use counts by which it
-/// fuses nodes. Whatever a kernel is launched with follows from it: operations, parameters, shapes, strides and
-/// addresses.
+/// Digests everything that ggml's CUDA backend compares before it replays a CUDA graph of its own, and the use counts by
+/// which it fuses nodes. All that a kernel is launched with follows from them: operations, parameters, shapes, strides
+/// and addresses.
 fn digest(graph: &Graph) -> u64 {
     let mut digest = Digest::default();
     for &node in graph.nodes() {
@@ -39,7 +38,7 @@ fn digest(graph: &Graph) -> u64 {
         let t = unsafe { &*node };
         let sources = (0..t.src.len()).filter(|&i| !t.src[i].is_null());
         digest.words(identity(node, t));
-        // Tells how many sources follow, so that those of one node are not taken for the next node.
+        // The set of sources says how many follow. Otherwise those of one node could be taken for the next node.
         digest.words([
             u64::from(t.op),
             u64::from(t.flags.cast_unsigned()),
@@ -57,15 +56,16 @@ fn digest(graph: &Graph) -> u64 {
     digest.finish()
 }
 
-/// Which tensor, what it looks like, and where it lies.
+/// The words that identify a tensor: its address, type, shape, strides and memory.
 fn identity(address: *const sys::ggml_tensor, t: &sys::ggml_tensor) -> [u64; 13] {
     let ([a, b, c, d], [e, f, g, h]) = (t.ne.map(i64::cast_unsigned), t.nb.map(|stride| stride as u64));
     let (data, buffer, extra) = (t.data as u64, t.buffer as u64, t.extra as u64);
     [address as u64, u64::from(t.type_), data, buffer, extra, a, b, c, d, e, f, g, h]
 }
 
-/// Half a megabyte per graph goes through it, whenever llama.cpp builds one: four chains that a processor follows side
-/// by side. A chain's step is a bijection of its state and of the word, so that a single difference never vanishes.
+/// A hash of 64-bit words. Half a megabyte goes through it for each rebuilt graph, so it has four chains that a processor
+/// computes in parallel. A chain's step is a bijection of its state and of the word, so a single difference never
+/// vanishes.
 #[derive(Default)]
 struct Digest([u64; 4]);
 
@@ -158,22 +158,22 @@ mod tests {
     }
 
     #[test]
-    fn a_graph_is_looked_at_once_per_uid_and_not_known_without_one() {
+    fn a_graph_is_digested_once_per_uid_and_not_recognised_without_one() {
         let arena = Arena::new(16).unwrap();
         let (graph, [_, scaled], _) = graph(&arena);
-        let mut contents = Contents::default();
-        assert_eq!(contents.of(&graph), None);
+        let mut digests = GraphDigests::default();
+        assert_eq!(digests.of(&graph), None);
         set_uid(&graph, 7);
-        let first = contents.of(&graph);
+        let first = digests.of(&graph);
         assert!(first.is_some());
         // SAFETY: a tensor of the arena.
         unsafe { (*scaled).op_params[0] ^= 1 };
-        assert_eq!(contents.of(&graph), first, "ggml says that nothing has changed");
+        assert_eq!(digests.of(&graph), first, "ggml says that nothing has changed");
         set_uid(&graph, 8);
-        assert_ne!(contents.of(&graph), first);
+        assert_ne!(digests.of(&graph), first);
         // SAFETY: as above.
         unsafe { (*scaled).op_params[0] ^= 1 };
         set_uid(&graph, 9);
-        assert_eq!(contents.of(&graph), first, "the same again");
+        assert_eq!(digests.of(&graph), first, "the same again");
     }
 }

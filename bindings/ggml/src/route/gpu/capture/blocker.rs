@@ -1,4 +1,4 @@
-//! Graphs that must not be captured, whatever else is known of them.
+//! Graphs that must not be captured.
 
 use std::ffi::CStr;
 
@@ -10,58 +10,59 @@ use crate::layout::ggml_version;
 
 /// Why a graph must not be captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Obstacle {
+pub(super) struct CaptureBlocker {
     pub(super) reason: &'static str,
-    /// Whether it stays, whatever batches llama.cpp makes: then somebody may want to know.
-    pub(super) lasting: bool,
+    /// True if no batch size can avoid it. Logged once as a warning.
+    pub(super) permanent: bool,
 }
 
-/// An obstacle of this graph, which the next may not have.
-pub(super) const fn passing(reason: &'static str) -> Obstacle {
-    Obstacle { reason, lasting: false }
+/// Returns a blocker of this graph that the next graph may not have.
+pub(super) const fn temporary(reason: &'static str) -> CaptureBlocker {
+    CaptureBlocker { reason, permanent: false }
 }
 
 /// Tokens that ggml's CUDA backend multiplies by quantised experts without waiting for its stream, on every NVIDIA GPU
-/// and for every type: the least that `get_mmvq_mmid_max_batch` of ggml 0.26 returns (4 before Volta, 5 on Turing and
-/// Ampere, 8 on the others). Whether it waits with more depends on GPU, type and shapes in ways that are ggml's own
-/// business, and a wait in a capture ends the process.
-const FEW_TOKENS: i64 = 4;
+/// and for every type. It is the least that `get_mmvq_mmid_max_batch` of ggml 0.26 returns (4 before Volta, 5 on Turing
+/// and Ampere, 8 on the others). With more tokens it may wait, depending on GPU, type and shapes, and a wait in a capture
+/// ends the process.
+const MAX_EXPERT_TOKENS: i64 = 4;
 
-/// The version that this was read in. Others are only trusted with one token, which all have captured themselves.
-const READ_IN: &str = "0.26.";
+/// The version of ggml that `MAX_EXPERT_TOKENS` is true of. With other versions one token is allowed, for which every
+/// version makes CUDA graphs of its own.
+const KNOWN_VERSION: &str = "0.26.";
 
-/// Remembers what it found for the last graphs: looking at every node is not free.
+/// Blockers of the last graphs, by uid. Checking every node takes time.
 #[derive(Debug)]
-pub(super) struct Obstacles {
-    seen: ByUid<Option<Obstacle>>,
-    few_tokens: i64,
+pub(super) struct CaptureBlockers {
+    seen: ByUid<Option<CaptureBlocker>>,
+    max_expert_tokens: i64,
 }
 
-impl Default for Obstacles {
+impl Default for CaptureBlockers {
     fn default() -> Self {
-        let few_tokens = if ggml_version().starts_with(READ_IN) { FEW_TOKENS } else { 1 };
-        Self { seen: ByUid::default(), few_tokens }
+        let known = ggml_version().starts_with(KNOWN_VERSION);
+        Self { seen: ByUid::default(), max_expert_tokens: if known { MAX_EXPERT_TOKENS } else { 1 } }
     }
 }
 
-impl Obstacles {
-    pub(super) fn of(&mut self, graph: &Graph) -> Option<Obstacle> {
+impl CaptureBlockers {
+    /// Returns the blocker of a graph, a permanent one if there are several.
+    pub(super) fn of(&mut self, graph: &Graph) -> Option<CaptureBlocker> {
         let uid = graph.uid();
-        if let Some(&obstacle) = self.seen.get(uid) {
-            return obstacle;
+        if let Some(&blocker) = self.seen.get(uid) {
+            return blocker;
         }
         // SAFETY: nodes of the graph being computed are valid.
-        let found = graph.nodes().iter().filter_map(|&node| unsafe { obstacle(node, self.few_tokens) });
-        // One that stays says more than one that passes.
-        let obstacle = found.max_by_key(|obstacle| obstacle.lasting);
-        self.seen.insert(uid, obstacle);
-        obstacle
+        let found = graph.nodes().iter().filter_map(|&node| unsafe { blocker(node, self.max_expert_tokens) });
+        let blocker = found.max_by_key(|blocker| blocker.permanent);
+        self.seen.insert(uid, blocker);
+        blocker
     }
 }
 
 /// # Safety
 /// `node` must be a valid node of a graph.
-unsafe fn obstacle(node: *const sys::ggml_tensor, few_tokens: i64) -> Option<Obstacle> {
+unsafe fn blocker(node: *const sys::ggml_tensor, max_expert_tokens: i64) -> Option<CaptureBlocker> {
     // SAFETY: the caller's promise.
     let node = unsafe { &*node };
     // SAFETY: sources of valid nodes are valid, or null.
@@ -71,13 +72,13 @@ unsafe fn obstacle(node: *const sys::ggml_tensor, few_tokens: i64) -> Option<Obs
         // SAFETY: a query of a table by a type that ggml made.
         let quantised = weights.is_some_and(|weights| unsafe { sys::ggml_is_quantized(weights.type_) });
         if !(f32s && quantised) {
-            return Some(Obstacle {
+            return Some(CaptureBlocker {
                 reason: "ggml may wait for the GPU within it: its experts are not quantised",
-                lasting: true,
+                permanent: true,
             });
         }
-        if node.ne[2] > few_tokens {
-            return Some(passing("ggml may wait for the GPU within it: several tokens choose experts"));
+        if node.ne[2] > max_expert_tokens {
+            return Some(temporary("ggml may wait for the GPU within it: several tokens choose experts"));
         }
     }
     // SAFETY: a buffer has a type, whose name is a NUL-terminated string that lives as long.
@@ -88,7 +89,7 @@ unsafe fn obstacle(node: *const sys::ggml_tensor, few_tokens: i64) -> Option<Obs
         }
     });
     // ggml's CUDA backend had such buffers before 0.26 (LLAMA_SPLIT_MODE_ROW): it computes on other GPUs' streams.
-    split.then_some(Obstacle { reason: "its weights are split by rows over several GPUs", lasting: true })
+    split.then_some(CaptureBlocker { reason: "its weights are split by rows over several GPUs", permanent: true })
 }
 
 #[cfg(test)]
@@ -96,12 +97,12 @@ mod tests {
     use super::*;
     use crate::layout::{Arena, Layout};
 
-    /// The obstacle of one multiplication by experts.
+    /// The blocker of one multiplication by experts.
     fn of(
         weights: sys::ggml_type,
         tokens: i64,
         change: impl FnOnce(&mut sys::ggml_tensor),
-    ) -> Option<Obstacle> {
+    ) -> Option<CaptureBlocker> {
         let arena = Arena::new(16).unwrap();
         // SAFETY: all tensors and the graph live in the arena, which has room for them.
         let graph = unsafe {
@@ -115,7 +116,7 @@ mod tests {
             sys::ggml_build_forward_expand(raw, product);
             Graph::new(raw, Layout::probe().unwrap())
         };
-        Obstacles::default().of(&graph)
+        CaptureBlockers::default().of(&graph)
     }
 
     #[test]
@@ -128,20 +129,21 @@ mod tests {
                 assert_eq!(of(quantised, tokens, unchanged), None, "{quantised} {tokens}");
             }
             for tokens in [5, 8, 64] {
-                let obstacle = of(quantised, tokens, unchanged).unwrap();
-                assert!(!obstacle.lasting && obstacle.reason.contains("tokens"));
+                let blocker = of(quantised, tokens, unchanged).unwrap();
+                assert!(!blocker.permanent && blocker.reason.contains("tokens"));
             }
         }
         for plain in [sys::GGML_TYPE_F16, sys::GGML_TYPE_BF16, sys::GGML_TYPE_F32] {
             for tokens in [1, 5] {
-                assert!(of(plain, tokens, unchanged).unwrap().lasting);
+                assert!(of(plain, tokens, unchanged).unwrap().permanent);
             }
         }
-        assert!(of(sys::GGML_TYPE_Q4_K, 1, |product| product.type_ = sys::GGML_TYPE_F16).unwrap().lasting);
+        assert!(of(sys::GGML_TYPE_Q4_K, 1, |product| product.type_ = sys::GGML_TYPE_F16).unwrap().permanent);
     }
 
     #[test]
-    fn the_few_tokens_were_read_in_this_version() {
-        assert_eq!(Obstacles::default().few_tokens, FEW_TOKENS, "read get_mmvq_mmid_max_batch again");
+    fn the_number_of_expert_tokens_is_known_for_this_version() {
+        let known = CaptureBlockers::default().max_expert_tokens;
+        assert_eq!(known, MAX_EXPERT_TOKENS, "read get_mmvq_mmid_max_batch again");
     }
 }

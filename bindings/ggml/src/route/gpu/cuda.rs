@@ -1,4 +1,4 @@
-//! The driver on a real GPU: axiscap's kernels on a stream of ours, ordered with ggml's stream by ggml's own events.
+//! The driver of a real GPU: axiscap's kernels on a stream for caps, ordered with the backend's stream by ggml's events.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -10,34 +10,31 @@ use axiscap::cuda::{
 use axiscap::{CapParams, CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
 
-use super::driver::{Attempt, Driver, Kernel, Launch, Result, Ticket};
+use super::driver::{Attempt, CaptureDriver, Driver, Kernel, Launch, Result, Ticket};
 use crate::error::HookError;
 
-/// Whether this process can cap on GPUs at all.
+/// Returns whether this process can cap on GPUs.
 pub(super) fn usable() -> std::result::Result<(), String> {
     probe().map_err(|error| error.to_string())?;
     if image().archs.is_empty() {
-        return Err(
-            "axiscap was built without nvcc, so without device code; run scripts/setup-nvcc and build again"
-                .into(),
-        );
+        return Err("axiscap was built without nvcc, and so without device code".into());
     }
     Ok(())
 }
 
-/// An event of ggml's, for its backend and, as a `cudaEvent_t`, for our stream.
+/// An event of ggml's, which the backend uses as such, and the cap stream as a `cudaEvent_t`.
 #[derive(Debug)]
 struct GgmlEvent {
     raw: sys::ggml_backend_event_t,
     event: EventRef<'static>,
 }
 
-// SAFETY: a handle without ties to a thread.
+// SAFETY: a CUDA event may be used from any thread.
 unsafe impl Send for GgmlEvent {}
 
 impl GgmlEvent {
-    /// `ggml_backend_event` is private to ggml: its device, then its context, which on CUDA is the event. The
-    /// first is compared with what it must be, and the driver is asked whether the second is an event.
+    /// Creates an event. `ggml_backend_event` is private to ggml. It holds a device and a context, which on CUDA is the
+    /// event. The device is compared with the backend's, and the driver checks that the context is an event.
     ///
     /// # Safety
     /// `backend` must be a live backend of ggml's CUDA on `device`.
@@ -54,7 +51,7 @@ impl GgmlEvent {
         }
         // SAFETY: the event is an allocation of two pointers, which ggml's `new` aligns.
         let [first, context] = unsafe { raw.cast::<[*mut c_void; 2]>().read() };
-        // SAFETY: only made use of where it is known to be an event, below; freed on drop.
+        // SAFETY: used only after the checks below have shown that it is an event, and freed on drop.
         let this = Self { raw, event: unsafe { EventRef::from_raw(context) } };
         if first != owner.cast() || context.is_null() {
             return Err("ggml_backend_event is not laid out as a device and a context".into());
@@ -74,60 +71,57 @@ impl Drop for GgmlEvent {
     }
 }
 
-/// An event of ours that takes the time, on our stream or on ggml's.
+/// Two events, one per direction.
 #[derive(Debug)]
-struct Stamp {
-    event: Event,
-    /// The event as ggml knows events, so that its backend records it on its stream: the device and the context that
-    /// [`GgmlEvent::new`] has found in ggml's own. Nothing but `ggml_backend_event_record` is given it.
-    for_ggml: Box<[*mut c_void; 2]>,
+struct EventPair {
+    /// Recorded by the backend. The cap stream waits for it.
+    of_backend: GgmlEvent,
+    /// Recorded by the cap stream. The backend waits for it.
+    of_cap_stream: GgmlEvent,
 }
 
-// SAFETY: handles without ties to a thread.
-unsafe impl Send for Stamp {}
-
-impl Stamp {
+impl EventPair {
     /// # Safety
-    /// `backend` must be a live backend of ggml's CUDA on `device`, and outlive the value.
-    unsafe fn new(backend: sys::ggml_backend_t, device: &Device) -> std::result::Result<Self, CudaError> {
-        let event = Event::with_time(device)?;
-        // SAFETY: a live backend has a device.
-        let owner = unsafe { sys::ggml_backend_get_device(backend) };
-        let for_ggml = Box::new([owner.cast(), event.as_ref().as_raw()]);
-        Ok(Self { event, for_ggml })
+    /// The contract of [`GgmlEvent::new`].
+    unsafe fn new(backend: sys::ggml_backend_t, device: &Device) -> std::result::Result<Self, String> {
+        // SAFETY: the caller's promise is the contract of `GgmlEvent::new`.
+        unsafe {
+            Ok(Self {
+                of_backend: GgmlEvent::new(backend, device)?,
+                of_cap_stream: GgmlEvent::new(backend, device)?,
+            })
+        }
     }
 }
 
-/// Page-locked memory and the event behind the copy into it.
+/// A copy of statistics to page-locked memory, and the event after it.
 #[derive(Debug)]
-struct Landing {
+struct StatsReadback {
     memory: PinnedBuffer,
     arrived: Event,
     count: usize,
 }
 
-/// The GPU of one backend. Fields are dropped in order, after the stream has run dry.
+/// The GPU of one backend. Fields are dropped in order, when the cap stream is idle.
 #[derive(Debug)]
 pub(super) struct Cuda {
     backend: sys::ggml_backend_t,
     name: String,
     device: Device,
-    /// For each hop, the event that the backend records and the one that our stream records.
-    hops: Vec<[GgmlEvent; 2]>,
+    pairs: Vec<EventPair>,
     tables: HashMap<usize, DeviceTable>,
     stats: Option<Buffer>,
-    landings: HashMap<Ticket, Landing>,
-    free: Vec<Landing>,
+    readbacks: HashMap<Ticket, StatsReadback>,
+    idle_readbacks: Vec<StatsReadback>,
     tickets: u64,
     captured: Option<CapturedGraph>,
-    /// By number.
+    /// By slot.
     executables: Vec<Option<GraphExec>>,
-    stamps: Vec<Stamp>,
-    stream: Stream,
+    cap_stream: Stream,
 }
 
-// SAFETY: the backend is used by whichever thread computes its graph, one at a time, which is when our caller holds
-// the lock around this value; everything else may be used from any thread.
+// SAFETY: one thread at a time computes a graph of the backend, and holds the lock around this value while it does.
+// Everything else may be used from any thread.
 unsafe impl Send for Cuda {}
 
 impl Cuda {
@@ -141,8 +135,8 @@ impl Cuda {
         address: u64,
     ) -> std::result::Result<Self, String> {
         let text = |error: CudaError| error.to_string();
-        // Making an event makes the backend's context current on this thread, which asking for an address needs.
-        // SAFETY: a live backend has a device, which makes events or returns null; an event is freed once.
+        // A new event makes the backend's context current on this thread, which `gpu_of` needs.
+        // SAFETY: a live backend has a device, which makes events or returns null. The event is freed once.
         unsafe {
             let event = sys::ggml_backend_event_new(sys::ggml_backend_get_device(backend));
             if !event.is_null() {
@@ -152,12 +146,12 @@ impl Cuda {
         let ordinal = gpu_of(address).map_err(text)?;
         let ordinal = ordinal.ok_or("the block outputs are not in GPU memory")?;
         let device = Device::open(ordinal).map_err(text)?;
-        // SAFETY: the caller's promise.
-        let hop = unsafe { [GgmlEvent::new(backend, &device)?, GgmlEvent::new(backend, &device)?] };
-        if hop[0].event == hop[1].event {
+        // SAFETY: the caller promises a live backend of ggml's CUDA, and `device` is its GPU.
+        let pair = unsafe { EventPair::new(backend, &device)? };
+        if pair.of_backend.event == pair.of_cap_stream.event {
             return Err("two events of ggml's have one context".into());
         }
-        let stream = Stream::new(&device).map_err(text)?;
+        let cap_stream = Stream::new(&device).map_err(text)?;
         tracing::info!(
             device = name,
             gpu = ordinal,
@@ -168,16 +162,15 @@ impl Cuda {
             backend,
             name: name.into(),
             device,
-            hops: vec![hop],
+            pairs: vec![pair],
             tables: HashMap::new(),
             stats: None,
-            landings: HashMap::new(),
-            free: Vec::new(),
+            readbacks: HashMap::new(),
+            idle_readbacks: Vec::new(),
             tickets: 0,
             captured: None,
             executables: Vec::new(),
-            stamps: Vec::new(),
-            stream,
+            cap_stream,
         })
     }
 
@@ -213,11 +206,12 @@ impl Cuda {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        if let Err(error) = self.stream.synchronize() {
+        if let Err(error) = self.cap_stream.synchronize() {
+            // `finish` has returned this error, unless the driver is dropped by a panic.
             tracing::warn!(device = self.name, %error, "the GPU's last caps failed");
             return;
         }
-        // SAFETY: only our stream uses tables and figures, and that has run dry.
+        // SAFETY: only the cap stream uses tables and statistics, and it is idle.
         unsafe {
             self.tables.drain().for_each(|(_, table)| table.free_idle());
             if let Some(stats) = self.stats.take() {
@@ -232,20 +226,17 @@ impl Driver for Cuda {
         self.device.holds(address).map_err(|error| self.failed(error))
     }
 
-    fn reserve(&mut self, hops: usize, stats: usize) -> Result<()> {
-        while self.hops.len() < hops {
+    fn reserve(&mut self, pairs: usize, stats: usize) -> Result<()> {
+        while self.pairs.len() < pairs {
             // SAFETY: `open`'s caller promised that the backend outlives this value.
-            let hop = unsafe {
-                GgmlEvent::new(self.backend, &self.device)
-                    .and_then(|first| Ok([first, GgmlEvent::new(self.backend, &self.device)?]))
-            };
-            self.hops.push(hop.map_err(|what| self.refused(what))?);
+            let pair = unsafe { EventPair::new(self.backend, &self.device) };
+            self.pairs.push(pair.map_err(|what| self.refused(what))?);
         }
         let bytes = stats * size_of::<RowStat>();
         if stats > 0 && self.stats.as_ref().is_none_or(|buffer| buffer.bytes() < bytes) {
             if let Some(old) = self.stats.take() {
-                self.stream.synchronize().map_err(|error| self.failed(error))?;
-                // SAFETY: only our stream uses it, and that has run dry.
+                self.cap_stream.synchronize().map_err(|error| self.failed(error))?;
+                // SAFETY: only the cap stream uses it, and it is idle.
                 unsafe { old.free_idle() };
             }
             let buffer = Buffer::new(&self.device, bytes.next_power_of_two().max(4096));
@@ -254,23 +245,18 @@ impl Driver for Cuda {
         Ok(())
     }
 
-    fn record_on_backend(&mut self, hop: usize) -> Result<()> {
+    fn hand_to_cap_stream(&mut self, pair: usize) -> Result<()> {
+        let event = &self.pairs[pair].of_backend;
         // SAFETY: a live backend and an event of its device.
-        unsafe { sys::ggml_backend_event_record(self.hops[hop][0].raw, self.backend) };
-        Ok(())
+        unsafe { sys::ggml_backend_event_record(event.raw, self.backend) };
+        self.cap_stream.wait(event.event).map_err(|error| self.failed(error))
     }
 
-    fn wait_on_ours(&mut self, hop: usize) -> Result<()> {
-        self.stream.wait(self.hops[hop][0].event).map_err(|error| self.failed(error))
-    }
-
-    fn record_on_ours(&mut self, hop: usize) -> Result<()> {
-        self.stream.record(self.hops[hop][1].event).map_err(|error| self.failed(error))
-    }
-
-    fn wait_on_backend(&mut self, hop: usize) -> Result<()> {
-        // SAFETY: as above.
-        unsafe { sys::ggml_backend_event_wait(self.backend, self.hops[hop][1].raw) };
+    fn hand_to_backend(&mut self, pair: usize) -> Result<()> {
+        let event = &self.pairs[pair].of_cap_stream;
+        self.cap_stream.record(event.event).map_err(|error| self.failed(error))?;
+        // SAFETY: a live backend and an event of its device.
+        unsafe { sys::ggml_backend_event_wait(self.backend, event.raw) };
         Ok(())
     }
 
@@ -282,13 +268,13 @@ impl Driver for Cuda {
 
     fn update(&mut self, block: usize, params: &[CapParams]) -> Result<()> {
         let table = self.table(block)?;
-        table.update_params(params, self.stream.as_ref()).map_err(|error| self.failed(error))
+        table.update_params(params, self.cap_stream.as_ref()).map_err(|error| self.failed(error))
     }
 
     fn forget(&mut self, block: usize) {
         // Where waiting fails, dropping the table waits for the whole GPU.
-        if let (Some(table), Ok(())) = (self.tables.remove(&block), self.stream.synchronize()) {
-            // SAFETY: only our stream uses it, and that has run dry.
+        if let (Some(table), Ok(())) = (self.tables.remove(&block), self.cap_stream.synchronize()) {
+            // SAFETY: only the cap stream uses it, and it is idle.
             unsafe { table.free_idle() };
         }
     }
@@ -304,82 +290,82 @@ impl Driver for Cuda {
 
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()> {
         let (table, job) = (self.table(launch.block)?, self.job(launch));
-        // SAFETY: the caller answers for the rows and for the norm's weight and rows; the figures have room since
-        // `reserve`, and table and figures live until the stream has run dry.
-        unsafe { self.device.launch(&job, table, self.stream.as_ref(), Overlap::None) }
+        // SAFETY: the caller promises the rows, and the norm's weight and rows. `reserve` made space for the statistics.
+        // Table and statistics live until the cap stream is idle.
+        unsafe { self.device.launch(&job, table, self.cap_stream.as_ref(), Overlap::None) }
             .map_err(|error| self.failed(error))
     }
 
     unsafe fn read_rows(&mut self, address: u64, to: &mut [f32]) -> Result<()> {
         // SAFETY: f32 are plain bytes, of which any are valid.
         let bytes = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast(), size_of_val(to)) };
-        // SAFETY: the caller's promise.
-        unsafe { read(bytes, address, &self.stream) }.map_err(|error| self.failed(error))
+        // SAFETY: the caller promises that many values at the address.
+        unsafe { read(bytes, address, &self.cap_stream) }.map_err(|error| self.failed(error))
     }
 
     fn read_stats(&mut self, first: usize, to: &mut [RowStat]) -> Result<()> {
-        let Some(from) = self.stats_at(first) else { return Err(self.refused("there are no figures")) };
-        // SAFETY: figures are plain bytes, of which any are valid.
+        let Some(from) = self.stats_at(first) else { return Err(self.refused(NO_STATS)) };
+        // SAFETY: statistics are plain bytes, of which any are valid.
         let bytes = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast(), size_of_val(to)) };
-        // SAFETY: the buffer has room for the figures that were reserved.
-        unsafe { read(bytes, from, &self.stream) }.map_err(|error| self.failed(error))
+        // SAFETY: the buffer has space for the statistics that were reserved.
+        unsafe { read(bytes, from, &self.cap_stream) }.map_err(|error| self.failed(error))
     }
 
     fn fetch_stats(&mut self, count: usize) -> Result<Ticket> {
         let bytes = count * size_of::<RowStat>();
-        let from = self.stats_at(0).ok_or_else(|| self.refused("there are no figures"))?;
-        let landing = match self.free.iter().position(|landing| landing.memory.bytes() >= bytes) {
-            Some(i) => Ok(self.free.swap_remove(i)),
-            None => PinnedBuffer::new(&self.device, bytes.next_power_of_two().max(4096))
-                .and_then(|memory| Ok(Landing { memory, arrived: Event::new(&self.device)?, count: 0 })),
+        let from = self.stats_at(0).ok_or_else(|| self.refused(NO_STATS))?;
+        let readback = match self.idle_readbacks.iter().position(|idle| idle.memory.bytes() >= bytes) {
+            Some(i) => Ok(self.idle_readbacks.swap_remove(i)),
+            None => PinnedBuffer::new(&self.device, bytes.next_power_of_two().max(4096)).and_then(|memory| {
+                Ok(StatsReadback { memory, arrived: Event::new(&self.device)?, count: 0 })
+            }),
         };
-        let mut landing = landing.map_err(|error| self.failed(error))?;
-        landing.count = count;
-        // SAFETY: the figures lie there; the memory is read and dropped only after `arrived`, or after the stream
-        // has run dry.
-        let ordered = unsafe { landing.memory.copy_from(from, bytes, &self.stream) }
-            .and_then(|()| self.stream.record(landing.arrived.as_ref()));
+        let mut readback = readback.map_err(|error| self.failed(error))?;
+        readback.count = count;
+        // SAFETY: the buffer holds as many statistics. The memory is read and dropped only after `arrived`, or when the
+        // cap stream is idle.
+        let submitted = unsafe { readback.memory.copy_from(from, bytes, &self.cap_stream) }
+            .and_then(|()| self.cap_stream.record(readback.arrived.as_ref()));
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
-        self.landings.insert(ticket, landing);
-        ordered.map_err(|error| self.failed(error))?;
+        self.readbacks.insert(ticket, readback);
+        submitted.map_err(|error| self.failed(error))?;
         Ok(ticket)
     }
 
     fn take_stats(&mut self, ticket: Ticket, wait: bool) -> Result<Option<Vec<RowStat>>> {
-        let Some(landing) = self.landings.remove(&ticket) else {
-            return Err(self.refused("figures were asked for twice"));
+        let Some(readback) = self.readbacks.remove(&ticket) else {
+            return Err(self.refused("the statistics of a graph were taken twice"));
         };
         let arrived =
-            if wait { landing.arrived.synchronize().map(|()| true) } else { landing.arrived.is_done() };
-        match arrived {
-            Ok(true) => {}
-            Ok(false) => {
-                self.landings.insert(ticket, landing);
-                return Ok(None);
-            }
-            Err(error) => {
-                // The copy may still be under way: kept until the stream has run dry.
-                self.landings.insert(ticket, landing);
-                return Err(self.failed(error));
-            }
+            if wait { readback.arrived.synchronize().map(|()| true) } else { readback.arrived.is_done() };
+        if !matches!(arrived, Ok(true)) {
+            // After an error the copy may still be in progress. Its memory is kept until the cap stream is idle.
+            self.readbacks.insert(ticket, readback);
+            return arrived.map(|_| None).map_err(|error| self.failed(error));
         }
-        let mut stats = vec![RowStat::default(); landing.count];
-        // SAFETY: the copy has arrived; as many figures were copied, and any bytes are figures.
+        let mut stats = vec![RowStat::default(); readback.count];
+        // SAFETY: the copy of as many statistics is done, and any bytes are valid statistics.
         unsafe {
-            let from = landing.memory.as_bytes();
+            let from = readback.memory.as_bytes();
             stats.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(from.as_ptr(), size_of_val(&stats[..]));
         }
-        self.free.push(landing);
+        self.idle_readbacks.push(readback);
         Ok(Some(stats))
     }
 
+    fn finish(&mut self) -> Result<()> {
+        self.cap_stream.synchronize().map_err(|error| self.failed(error))
+    }
+}
+
+impl CaptureDriver for Cuda {
     fn begin_capture(&mut self) -> Attempt {
-        self.stream.begin_capture().map_err(|error| error.to_string())
+        self.cap_stream.begin_capture().map_err(|error| error.to_string())
     }
 
     fn end_capture(&mut self) -> Attempt {
-        self.captured = Some(self.stream.end_capture().map_err(|error| error.to_string())?);
+        self.captured = Some(self.cap_stream.end_capture().map_err(|error| error.to_string())?);
         Ok(())
     }
 
@@ -407,37 +393,13 @@ impl Driver for Cuda {
         let Some(Some(executable)) = self.executables.get(slot) else {
             return Err(self.refused("there is no graph to launch"));
         };
-        // SAFETY: the caller's promise.
-        unsafe { self.stream.launch_graph(executable) }.map_err(|error| self.failed(error))
-    }
-
-    fn reserve_stamps(&mut self, count: usize) -> Result<()> {
-        while self.stamps.len() < count {
-            // SAFETY: `open`'s caller promised that the backend outlives this value.
-            let stamp = unsafe { Stamp::new(self.backend, &self.device) };
-            self.stamps.push(stamp.map_err(|error| self.failed(error))?);
-        }
-        Ok(())
-    }
-
-    fn stamp_on_backend(&mut self, stamp: usize) -> Result<()> {
-        let for_ggml = std::ptr::from_ref(&*self.stamps[stamp].for_ggml).cast_mut();
-        // SAFETY: a live backend, and what recording reads of an event of its device; `open` has seen that ggml's own
-        // events begin with the same two words. ggml keeps no pointer to it.
-        unsafe { sys::ggml_backend_event_record(for_ggml.cast(), self.backend) };
-        Ok(())
-    }
-
-    fn stamp_on_ours(&mut self, stamp: usize) -> Result<()> {
-        self.stream.record(self.stamps[stamp].event.as_ref()).map_err(|error| self.failed(error))
-    }
-
-    fn micros_between(&mut self, from: usize, to: usize) -> Result<f64> {
-        let [from, to] = [from, to].map(|stamp| &self.stamps[stamp].event);
-        to.micros_since(from).map_err(|error| self.failed(error))
+        // SAFETY: the caller promises that the memory of the captured work is still there.
+        unsafe { self.cap_stream.launch_graph(executable) }.map_err(|error| self.failed(error))
     }
 
     fn discard_graphs(&mut self) {
         self.executables.clear();
     }
 }
+
+const NO_STATS: &str = "there is no buffer of statistics";

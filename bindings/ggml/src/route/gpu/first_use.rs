@@ -1,7 +1,7 @@
-//! The first rows that a GPU caps are compared with the CPU's, bit for bit.
+//! Compares the first rows that a kernel caps with the CPU's, bit for bit.
 //!
-//! The kernels and their CPU twin are made to give the same bits (docs/operation.md). So a GPU, driver or build that
-//! nobody has met yet proves itself on the caps and rows at hand, or stops.
+//! The kernels and their CPU twin give the same bits by design (docs/operation.md). The comparison checks this for the
+//! GPU, driver and build at hand, and fails the decode otherwise.
 
 use axiscap::cpu::{self, Norm, RowsMut};
 use axiscap::{CapTable, RowStat};
@@ -9,10 +9,10 @@ use axiscap::{CapTable, RowStat};
 use super::driver::{Driver, Launch, Result};
 use crate::error::HookError;
 
-/// Launches, and compares what came out with what [`cpu`] makes of the same rows. Waits for the GPU.
+/// Launches, and compares the result with that of [`cpu`] for the same rows. Waits for the GPU.
 ///
 /// # Safety
-/// That of [`Driver::launch`].
+/// The contract of [`Driver::launch`].
 pub(super) unsafe fn launch_checked(
     driver: &mut dyn Driver,
     launch: &Launch,
@@ -24,7 +24,7 @@ pub(super) unsafe fn launch_checked(
     let (mut expected, mut found) = (values(launch.stride), values(launch.stride));
     let mut weight = vec![0.0; if launch.norm.is_some() { width } else { 0 }];
     let mut normed = launch.norm.map(|norm| (norm, values(norm.stride), values(norm.stride)));
-    // SAFETY: the rows of the launch, and its norm's weight and rows.
+    // SAFETY: the caller promises the rows of the launch, and its norm's weight and rows.
     unsafe {
         driver.read_rows(launch.address, &mut expected)?;
         if let Some(norm) = launch.norm {
@@ -83,7 +83,7 @@ pub(super) unsafe fn launch_checked(
     Ok(())
 }
 
-/// The first place at which rows differ: row, column, and the two values.
+/// Returns the first difference of rows: row, column, and the two values.
 fn difference(
     expected: &[f32],
     found: &[f32],
@@ -97,7 +97,7 @@ fn difference(
     })
 }
 
-/// The payload of a NaN is the one thing that implementations may differ in.
+/// Whether two values have the same bits. Two NaNs may differ in their payload.
 fn same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }
