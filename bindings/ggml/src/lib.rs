@@ -19,26 +19,22 @@
 //! Hook::install -> Hook::bind(session, || new llama_context) -> session.watch(rows, outputs, || llama_decode)
 //! ```
 
-mod architecture;
 mod by_uid;
 // Without the feature there is no driver to run it with.
 #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
 mod device;
 mod engine;
-mod environment;
 mod error;
 mod eval_callback;
-mod find;
 mod graph;
+mod host;
 mod hook;
-mod layout;
 mod session;
 mod stock_chain;
 mod tap;
-mod uid;
-mod uses;
 
-pub use architecture::ModelShape;
+pub use host::Symbols;
+pub use host::architecture::ModelShape;
 pub use device::{BlockTiming, FusedNorms, GraphCounts, GraphTimeline, NormObstacle};
 pub use error::{HookError, Seen};
 pub use eval_callback::EvalCallback;
