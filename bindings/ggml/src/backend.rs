@@ -3,18 +3,15 @@
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
-use llama_cpp_sys_2 as sys;
-
 use crate::config::Config;
 use crate::error::HookError;
-use crate::find::{Finder, Output};
-use crate::graph::Graph;
-use crate::layout::Arena;
+use crate::graph::find::{Finder, Output};
+use crate::host::{self, Arena, Device, FAILED, Graph, SUCCESS, Status};
 use crate::record::{BlockStats, Order, lock};
 use crate::route::gpu::{BackendGpu, DriverFactory};
 use crate::route::{
     Compute, ComputeError, ComputeHook, GraphCall, Outcome, Route, RouteChoice, compute_custom,
-    compute_untouched, host, inserted,
+    compute_untouched, host as host_route, inserted,
 };
 use crate::session::SessionState;
 
@@ -87,7 +84,7 @@ impl Backend {
     /// [`HookError::Layout`] when ggml refuses memory for nodes.
     pub(crate) fn new(
         session: Arc<SessionState>,
-        device: sys::ggml_backend_dev_t,
+        device: Device,
         name: String,
         is_cpu: bool,
         ggml_graphs_off: bool,
@@ -109,10 +106,10 @@ impl Backend {
     /// `backend` must be the live backend that this value belongs to, and `compute` its own `graph_compute`.
     pub(crate) unsafe fn compute(
         &self,
-        backend: sys::ggml_backend_t,
+        backend: host::Backend,
         graph: &Graph,
         compute: Compute<'_>,
-    ) -> sys::ggml_status {
+    ) -> Status {
         let (session, record) = (&self.session, &self.session.record);
         let config = session.config();
         let Some(wanted) = config.wanted(session.model.width) else { return compute(graph) };
@@ -160,7 +157,7 @@ impl Backend {
             (Route::GpuViews, Some(gpu), _) => lock(&gpu).compute(&mut call, false),
             (Route::OneGraph, Some(gpu), _) => lock(&gpu).compute(&mut call, true),
             (Route::Custom(_), _, Some(hook)) => compute_custom(&mut call, &**hook),
-            (Route::HostViews, ..) => host::compute(&mut call),
+            (Route::HostViews, ..) => host_route::compute(&mut call),
             _ => compute_untouched(&call),
         };
         match route {
@@ -180,12 +177,13 @@ impl Backend {
     unsafe fn open_gpu(
         &self,
         gpu: &mut BackendGpu,
-        backend: sys::ggml_backend_t,
+        backend: host::Backend,
         graph: &Graph,
         outputs: &[Output],
     ) -> bool {
         // Block outputs without rows may have no memory.
-        let capped = outputs.iter().find(|output| output.rows() > 0).map(|output| output.place().0 as u64);
+        let capped =
+            outputs.iter().find(|output| output.rows() > 0).map(|output| output.tensor.data() as u64);
         let Some(address) = capped.or_else(|| own_address(graph)) else { return false };
         // SAFETY: the caller promises the backend, and `close` is called before it is freed.
         match unsafe { gpu.open(backend, &self.device, address) } {
@@ -209,7 +207,7 @@ impl Backend {
     }
 
     /// Writes down what happened to a graph, and returns its status.
-    fn record(&self, config: &Arc<Config>, graph: u64, outcome: Outcome) -> sys::ggml_status {
+    fn record(&self, config: &Arc<Config>, graph: u64, outcome: Outcome) -> Status {
         let record = &self.session.record;
         outcome.routes.iter().for_each(|&route| record.record_route(&self.device, route));
         outcome.slow.iter().for_each(|reason| record.warn_slow_route(&self.device, reason));
@@ -223,7 +221,7 @@ impl Backend {
             }
         }
         let status = match outcome.ended {
-            Ok(()) => sys::GGML_STATUS_SUCCESS,
+            Ok(()) => SUCCESS,
             Err(ComputeError::Graph(status)) => status,
             Err(ComputeError::Hook(error)) => self.fail(error),
         };
@@ -232,13 +230,13 @@ impl Backend {
     }
 
     /// Keeps an error for the session's caller, and returns the status of a failed graph.
-    pub(crate) fn fail(&self, error: HookError) -> sys::ggml_status {
+    pub(crate) fn fail(&self, error: HookError) -> Status {
         self.session.record.fail(error);
-        sys::GGML_STATUS_FAILED
+        FAILED
     }
 
     /// Frees what is on the GPU, and records the last statistics. The backend is about to be freed.
-    pub(crate) fn close(&self, backend: sys::ggml_backend_t) {
+    pub(crate) fn close(&self, backend: host::Backend) {
         let mut tools = lock(&self.tools);
         let arrived = tools.gpu.close();
         switch_hook(&mut tools.hook, None, backend);
@@ -251,7 +249,7 @@ impl Backend {
 fn switch_hook(
     used: &mut Option<Arc<dyn ComputeHook>>,
     next: Option<Arc<dyn ComputeHook>>,
-    backend: sys::ggml_backend_t,
+    backend: host::Backend,
 ) {
     let same = match (&*used, &next) {
         (Some(used), Some(next)) => Arc::ptr_eq(used, next),
@@ -265,9 +263,8 @@ fn switch_hook(
 /// Returns an address in memory of the backend that computes a graph. A view may lie in memory of another backend, the
 /// results of other nodes do not.
 fn own_address(graph: &Graph) -> Option<u64> {
-    // SAFETY: nodes of the graph being computed are valid.
-    let mut own = graph.nodes().iter().map(|&node| unsafe { &*node }).filter(|t| t.view_src.is_null());
-    own.find_map(|t| (!t.data.is_null()).then_some(t.data as u64))
+    let mut own = graph.nodes().iter().filter(|node| node.view_source().is_none());
+    own.find_map(|node| (node.data() != 0).then_some(node.data() as u64))
 }
 
 const NEEDS_GRAPHS_OFF: &str = "one graph per token was asked for, but ggml makes graphs of its own; start the \

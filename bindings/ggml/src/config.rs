@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use axiscap::{Bound, CapSet, CapTable};
 
-use crate::architecture::{ModelShape, block_output};
 use crate::error::HookError;
-use crate::find::Wanted;
+use crate::graph::find::Wanted;
+use crate::host::architecture::{ModelShape, block_output};
 use crate::route::choice::RouteChoice;
 use crate::tap::Tap;
 
@@ -151,8 +151,7 @@ impl Config {
             let index = caps.indices.iter().position(|&index| index == cap)?;
             Some((block, index))
         });
-        let (block, index) =
-            place.ok_or(axiscap::Error::NoSuchCap { index: cap, caps: self.cap_count })?;
+        let (block, index) = place.ok_or(axiscap::Error::NoSuchCap { index: cap, caps: self.cap_count })?;
         change(&mut Arc::make_mut(&mut self.blocks)[block].table, index)?;
         self.revision += 1;
         Ok(())

@@ -19,6 +19,15 @@ pub enum HookError {
         /// What was expected and what was found.
         what: String,
     },
+    /// This build of ggml does not export a function that the hook calls.
+    #[error("this build of ggml has no function `{name}`, which the hook needs; use ggml 0.9.4 or newer")]
+    Symbol {
+        /// The function's name.
+        name: &'static str,
+    },
+    /// Two builds of ggml are loaded in this process.
+    #[error("the hook already serves another build of ggml in this process; load one llama.cpp per process")]
+    OtherHost,
     /// ggml has no device.
     #[error(
         "ggml has no device to hook, not even a CPU; with dynamically loaded backends, load them first (LlamaBackend::init, or GGML_BACKEND_PATH)"

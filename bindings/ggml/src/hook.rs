@@ -6,20 +6,20 @@ use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 
-use llama_cpp_sys_2 as sys;
-
 use crate::backend::Backend;
-use crate::environment::ggml_graphs_off;
 use crate::error::HookError;
-use crate::graph::Graph;
-use crate::layout::{Layout, ggml_version};
+use crate::host::environment::ggml_graphs_off;
+use crate::host::{
+    self, Api, Device, FAILED, Graph, Layout, RawGraph, Status, Symbols, api, ggml_version, named_offsets,
+    use_host,
+};
 use crate::route::Route;
 use crate::route::gpu::{CudaDrivers, DriverFactory, between_captures};
 use crate::session::Session;
 
-type InitBackend = unsafe extern "C" fn(sys::ggml_backend_dev_t, *const c_char) -> sys::ggml_backend_t;
-type FreeBackend = unsafe extern "C" fn(sys::ggml_backend_t);
-type GraphCompute = unsafe extern "C" fn(sys::ggml_backend_t, *mut sys::ggml_cgraph) -> sys::ggml_status;
+type InitBackend = unsafe extern "C" fn(Device, *const c_char) -> host::Backend;
+type FreeBackend = unsafe extern "C" fn(host::Backend);
+type GraphCompute = unsafe extern "C" fn(host::Backend, *mut RawGraph) -> Status;
 
 /// The hook in ggml's devices. It stays installed while a clone of this handle or a context created under
 /// [`Hook::bind`] lives. Then every slot gets its own function back.
@@ -52,10 +52,10 @@ pub struct DeviceReport {
 
 #[derive(Debug)]
 struct Installed {
-    layout: Layout,
+    layout: &'static Layout,
     /// Whether ggml's CUDA backend makes no CUDA graphs of its own.
     ggml_graphs_off: bool,
-    devices: Vec<sys::ggml_backend_dev_t>,
+    devices: Vec<Device>,
 }
 
 // SAFETY: devices are static objects of ggml's registry, valid until the process ends. Only their init_backend slot is
@@ -105,16 +105,37 @@ impl Hook {
     /// ggml's backends must be registered before (`LlamaBackend::init`). Those loaded at run time must be loaded.
     ///
     /// # Errors
-    /// [`HookError::Layout`] when this ggml is not laid out as needed, [`HookError::NoDevice`].
+    /// [`HookError::Layout`] when this ggml is not laid out as needed, [`HookError::NoDevice`],
+    /// [`HookError::OtherHost`].
+    #[cfg(feature = "linked")]
     pub fn install() -> Result<Self, HookError> {
+        use_host(Api::linked())?;
+        Self::install_in_host()
+    }
+
+    /// As `Hook::install`, in the ggml that the process has loaded, whose functions are found by their symbols.
+    ///
+    /// # Errors
+    /// Those of `Hook::install`, and [`HookError::Symbol`].
+    ///
+    /// # Safety
+    /// Each symbol must be the function of ggml of that name, and stay loaded until the process ends.
+    pub unsafe fn install_from(symbols: Symbols<'_>) -> Result<Self, HookError> {
+        // SAFETY: the caller promises ggml's functions.
+        use_host(unsafe { Api::look_up(symbols)? })?;
+        Self::install_in_host()
+    }
+
+    fn install_in_host() -> Result<Self, HookError> {
         let mut slot = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(installed) = slot.upgrade() {
             return Ok(Self(installed));
         }
         let layout = Layout::probe()?;
         // SAFETY: plain queries of ggml's registry.
-        let devices: Vec<_> =
-            unsafe { (0..sys::ggml_backend_dev_count()).map(|i| sys::ggml_backend_dev_get(i)).collect() };
+        let devices: Vec<_> = unsafe {
+            (0..(api().ggml_backend_dev_count)()).map(|i| (api().ggml_backend_dev_get)(i)).collect()
+        };
         if devices.is_empty() {
             return Err(HookError::NoDevice);
         }
@@ -183,20 +204,9 @@ impl Hook {
     /// Returns what was found in this process.
     #[must_use]
     pub fn report(&self) -> HookReport {
-        let layout = self.0.layout;
-        let uses = layout.graph_uses.map(|uses| ("ggml_cgraph.use_counts", uses.counts));
-        let slots = [
-            ("ggml_backend_device.iface.init_backend", layout.device_init_backend),
-            ("ggml_backend.iface.free", layout.backend_free),
-            ("ggml_backend.iface.graph_compute", layout.backend_graph_compute),
-            ("ggml_cgraph.n_nodes", layout.graph_n_nodes),
-            ("ggml_cgraph.n_leafs", layout.graph_n_leafs),
-            ("ggml_cgraph.nodes", layout.graph_nodes),
-            ("ggml_cgraph.uid", layout.graph_uid),
-        ];
         HookReport {
             ggml: ggml_version(),
-            slots: slots.into_iter().chain(uses).collect(),
+            slots: named_offsets(self.0.layout),
             devices: self.0.devices.iter().map(|&d| device_report(d)).collect(),
         }
     }
@@ -223,10 +233,11 @@ impl Drop for Installed {
     }
 }
 
-fn device_report(device: sys::ggml_backend_dev_t) -> DeviceReport {
+fn device_report(device: Device) -> DeviceReport {
     // SAFETY: the description is a NUL-terminated string that lives as long as the device.
-    let description =
-        unsafe { CStr::from_ptr(sys::ggml_backend_dev_description(device)) }.to_string_lossy().into_owned();
+    let description = unsafe { CStr::from_ptr((api().ggml_backend_dev_description)(device)) }
+        .to_string_lossy()
+        .into_owned();
     let (route, reason) = match CudaDrivers.usable(device) {
         _ if is_cpu(device) => (Route::Inserted, None),
         None => (Route::HostViews, None),
@@ -236,46 +247,43 @@ fn device_report(device: sys::ggml_backend_dev_t) -> DeviceReport {
     DeviceReport { name: device_name(device), description, route, reason }
 }
 
-fn device_name(device: sys::ggml_backend_dev_t) -> String {
+fn device_name(device: Device) -> String {
     // SAFETY: the name is a NUL-terminated string that lives as long as the device.
-    unsafe { CStr::from_ptr(sys::ggml_backend_dev_name(device)) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr((api().ggml_backend_dev_name)(device)) }.to_string_lossy().into_owned()
 }
 
 /// Whether this is ggml's own CPU backend, which can run GGML_OP_MAP_CUSTOM1 nodes.
-fn is_cpu(device: sys::ggml_backend_dev_t) -> bool {
+fn is_cpu(device: Device) -> bool {
     // SAFETY: plain queries of a device of the registry. The name is NUL-terminated.
-    unsafe {
-        sys::ggml_backend_dev_type(device) == sys::GGML_BACKEND_DEVICE_TYPE_CPU
-            && CStr::from_ptr(sys::ggml_backend_reg_name(sys::ggml_backend_dev_backend_reg(device))) == c"CPU"
-    }
+    let registry = unsafe {
+        CStr::from_ptr((api().ggml_backend_reg_name)((api().ggml_backend_dev_backend_reg)(device)))
+    };
+    registry == c"CPU"
 }
 
 /// # Safety
 /// `device` must be a device of ggml's registry.
-unsafe fn init_slot(device: sys::ggml_backend_dev_t, layout: Layout) -> *mut Option<InitBackend> {
+unsafe fn init_slot(device: Device, layout: &Layout) -> *mut Option<InitBackend> {
     // SAFETY: the offset is within the device.
     unsafe { device.byte_add(layout.device_init_backend).cast() }
 }
 
 /// # Safety
 /// `backend` must be a live ggml backend.
-unsafe fn compute_slot(backend: sys::ggml_backend_t, layout: Layout) -> *mut Option<GraphCompute> {
+unsafe fn compute_slot(backend: host::Backend, layout: &Layout) -> *mut Option<GraphCompute> {
     // SAFETY: the offset is within the backend.
     unsafe { backend.byte_add(layout.backend_graph_compute).cast() }
 }
 
 /// # Safety
 /// `backend` must be a live ggml backend.
-unsafe fn free_slot(backend: sys::ggml_backend_t, layout: Layout) -> *mut Option<FreeBackend> {
+unsafe fn free_slot(backend: host::Backend, layout: &Layout) -> *mut Option<FreeBackend> {
     // SAFETY: the offset is within the backend.
     unsafe { backend.byte_add(layout.backend_free).cast() }
 }
 
 /// Replaces a device's `init_backend`. Creates the backend as before, and hooks it if a context is being bound.
-unsafe extern "C" fn init_backend(
-    device: sys::ggml_backend_dev_t,
-    params: *const c_char,
-) -> sys::ggml_backend_t {
+unsafe extern "C" fn init_backend(device: Device, params: *const c_char) -> host::Backend {
     let original = ORIGINALS.read().unwrap_or_else(PoisonError::into_inner).get(&(device as usize)).copied();
     // ggml's own functions return null for a backend that could not be created.
     let Some(original) = original else { return std::ptr::null_mut() };
@@ -299,11 +307,7 @@ unsafe extern "C" fn init_backend(
 
 /// # Safety
 /// `backend` must have been made by `device` and not be in use yet.
-unsafe fn hook_backend(
-    backend: sys::ggml_backend_t,
-    device: sys::ggml_backend_dev_t,
-    binding: &Binding,
-) -> Result<(), HookError> {
+unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding) -> Result<(), HookError> {
     let Binding { session, installed, drivers } = binding;
     let layout = installed.layout;
     // SAFETY: the slots are where ggml itself reads them. Each backend has its own copy of its interface.
@@ -334,7 +338,7 @@ unsafe fn hook_backend(
 }
 
 /// Replaces a backend's `free`. Removes the hook from the backend, then frees it as before.
-unsafe extern "C" fn hooked_free(backend: sys::ggml_backend_t) {
+unsafe extern "C" fn hooked_free(backend: host::Backend) {
     let hooked = BACKENDS.write().unwrap_or_else(PoisonError::into_inner).remove(&(backend as usize));
     let Some(hooked) = hooked else { return };
     let layout = hooked.installed.layout;
@@ -352,15 +356,12 @@ unsafe extern "C" fn hooked_free(backend: sys::ggml_backend_t) {
 }
 
 /// Replaces a backend's `graph_compute`.
-unsafe extern "C" fn hooked_compute(
-    backend: sys::ggml_backend_t,
-    graph: *mut sys::ggml_cgraph,
-) -> sys::ggml_status {
+unsafe extern "C" fn hooked_compute(backend: host::Backend, graph: *mut RawGraph) -> Status {
     let hooked = BACKENDS.read().unwrap_or_else(PoisonError::into_inner).get(&(backend as usize)).cloned();
-    let Some(hooked) = hooked else { return sys::GGML_STATUS_FAILED };
+    let Some(hooked) = hooked else { return FAILED };
     let computed = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: ggml gives us the graph for the duration of this call.
-        let graph = unsafe { Graph::new(graph, hooked.installed.layout) };
+        let graph = unsafe { Graph::new(graph) };
         // SAFETY: the backend's own function, on the backend that it came from.
         let compute = |graph: &Graph| unsafe { (hooked.graph_compute)(backend, graph.raw()) };
         // SAFETY: ggml calls with a live backend, and `compute` is that backend's own function.

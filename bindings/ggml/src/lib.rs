@@ -19,30 +19,26 @@
 //! Hook::install -> Hook::bind(session, || new llama_context) -> session.watch(rows, outputs, || llama_decode)
 //! ```
 
-mod architecture;
 mod backend;
-#[cfg(any(test, feature = "baselines"))]
+#[cfg(all(feature = "linked", any(test, feature = "baselines")))]
 pub mod baselines;
 mod by_uid;
 mod config;
-mod environment;
 mod error;
-mod find;
 mod graph;
 mod hook;
-mod layout;
+mod host;
 mod record;
 mod report;
 mod route;
 mod session;
 mod tap;
-mod uid;
-mod uses;
 
-pub use architecture::ModelShape;
 pub use config::Settings;
 pub use error::{HookError, Seen};
 pub use hook::{DeviceReport, Hook, HookReport};
+pub use host::Symbols;
+pub use host::architecture::ModelShape;
 pub use report::{BlockTrace, FusedNorms, GraphCounts, NotFusedReason, RouteUse};
 #[doc(hidden)]
 pub use route::{BlockOutput, ComputeError, ComputeHook, GraphCall, OwnedGraph};

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use axiscap::{Bound, CapSet, CapStats};
 
-use crate::architecture::ModelShape;
 use crate::config::{Config, Settings};
 use crate::error::HookError;
+use crate::host::architecture::ModelShape;
 use crate::record::{Record, lock};
 use crate::report::{BlockTrace, FusedNorms, GraphCounts, RouteUse};
 use crate::route::ComputeHook;

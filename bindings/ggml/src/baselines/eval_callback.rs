@@ -142,13 +142,19 @@ impl State {
 
     /// Returns N for the name `<prefix>-N`.
     fn block_of(&self, name: &[u8]) -> Option<usize> {
-        let digits = std::str::from_utf8(name.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b"-")?).ok()?;
+        let digits =
+            std::str::from_utf8(name.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b"-")?).ok()?;
         if digits.bytes().all(|digit| digit.is_ascii_digit()) { digits.parse().ok() } else { None }
     }
 
     /// # Safety
     /// `tensor` must be a valid node that its backend has computed, and the backend must be idle.
-    unsafe fn cap(&self, tensor: *mut sys::ggml_tensor, block: usize, table: &CapTable) -> Result<(), HookError> {
+    unsafe fn cap(
+        &self,
+        tensor: *mut sys::ggml_tensor,
+        block: usize,
+        table: &CapTable,
+    ) -> Result<(), HookError> {
         // SAFETY: the caller promises a valid node.
         let t = unsafe { &*tensor };
         let width = self.model.width;

@@ -155,9 +155,8 @@ impl BackendOps {
         if std::mem::replace(&mut self.revision, call.caps_revision()) == call.caps_revision() {
             return;
         }
-        let changed = |(block, axes): (&usize, &Axes)| {
-            (call.caps(*block) != Some(&axes.table)).then_some(*block)
-        };
+        let changed =
+            |(block, axes): (&usize, &Axes)| (call.caps(*block) != Some(&axes.table)).then_some(*block);
         let stale: Vec<_> = self.axes.iter().filter_map(changed).collect();
         if !stale.is_empty() {
             synchronize(call);
@@ -170,9 +169,8 @@ impl BackendOps {
     fn cap(&mut self, call: &GraphCall<'_>, output: BlockOutput) -> std::result::Result<(), ComputeError> {
         let Some(table) = call.caps(output.block()) else { return Ok(()) };
         let device = || call.device().to_owned();
-        let graph = self
-            .graph(call, output, table)
-            .map_err(|what| HookError::Device { device: device(), what })?;
+        let graph =
+            self.graph(call, output, table).map_err(|what| HookError::Device { device: device(), what })?;
         // SAFETY: `build` has asked the backend for each operation. The tensors go only after a wait for the backend.
         unsafe { call.compute_owned(graph) }
     }
@@ -332,8 +330,11 @@ impl Context {
         // SAFETY: the two functions only compute sizes. A null buffer has ggml allocate the memory.
         let context = unsafe {
             let bytes = tensors * sys::ggml_tensor_overhead() + sys::ggml_graph_overhead_custom(graph, false);
-            let params =
-                sys::ggml_init_params { mem_size: bytes + 1024, mem_buffer: std::ptr::null_mut(), no_alloc: true };
+            let params = sys::ggml_init_params {
+                mem_size: bytes + 1024,
+                mem_buffer: std::ptr::null_mut(),
+                no_alloc: true,
+            };
             sys::ggml_init(params)
         };
         if context.is_null() { Err("ggml_init returned null".into()) } else { Ok(Self(context)) }

@@ -9,7 +9,7 @@ use axiscap::{CapTable, RowStat};
 
 use super::{BlockDone, GraphCall, Result};
 use crate::error::HookError;
-use crate::find::Output;
+use crate::graph::find::Output;
 use crate::tap::{Tap, TapRows};
 
 /// Work on one block output, shared by the threads that do it.

@@ -4,13 +4,13 @@ use std::ffi::c_void;
 use std::fmt::Debug;
 
 use axiscap::CapTable;
-use llama_cpp_sys_2 as sys;
 
 use super::host::show_computed;
 use super::{BlockDone, ComputeError, Cut, GraphCall, Outcome, Route, check, compute_in_views};
 use crate::error::HookError;
-use crate::find::Output;
-use crate::graph::Graph;
+use crate::graph::find::Output;
+use crate::host::Graph;
+use crate::host::uid::own_uid;
 use crate::report::NotFused;
 
 /// Computes graphs of a session in the place of the hook's own routes ([`Session::set_compute_hook`]).
@@ -54,7 +54,7 @@ impl BlockOutput {
     /// Returns the `ggml_tensor`: f32, `[width, rows]`. It is valid while its graph is computed.
     #[must_use]
     pub fn tensor(&self) -> *mut c_void {
-        self.0.tensor.cast()
+        self.0.tensor.raw().cast()
     }
 }
 
@@ -119,8 +119,12 @@ impl<'a> GraphCall<'a> {
     /// the returned value alone, while that value lives.
     #[must_use]
     pub unsafe fn own_graph(&self, graph: *mut c_void) -> OwnedGraph {
-        // SAFETY: the caller's promise is the contract of `sibling`.
-        OwnedGraph(unsafe { self.graph.sibling(graph.cast::<sys::ggml_cgraph>()) })
+        // SAFETY: the caller promises a valid graph of this ggml, which no scheduler has seen.
+        unsafe {
+            let graph = Graph::new(graph.cast());
+            graph.set_uid(own_uid());
+            OwnedGraph(graph)
+        }
     }
 
     /// Computes another graph on the same backend, after everything that the backend was given so far.
@@ -150,4 +154,3 @@ pub(crate) fn compute(call: &mut GraphCall<'_>, hook: &dyn ComputeHook) -> Outco
         Ok(())
     })
 }
-

@@ -2,11 +2,10 @@
 //!
 //! Rows are capped in their own memory where the host can reach it, else in a copy that is read and written back.
 
-use llama_cpp_sys_2 as sys;
-
 use super::block_work::BlockWork;
 use super::{BlockDone, Cut, GraphCall, Outcome, Result, Route, compute_in_views};
-use crate::find::Output;
+use crate::graph::find::Output;
+use crate::host::api;
 use crate::report::NotFused;
 
 /// Computes the graph in views, and caps on the host between them.
@@ -45,15 +44,14 @@ fn run(work: BlockWork<'_>, staging: &mut Vec<f32>) -> Result<BlockDone> {
     // SAFETY: the output has been computed and its backend is idle, so only this call uses its memory until the next
     // view. `staging` holds as many bytes as the tensor.
     unsafe {
-        let buffer =
-            if (*tensor).view_src.is_null() { (*tensor).buffer } else { (*(*tensor).view_src).buffer };
-        let on_host = !buffer.is_null() && sys::ggml_backend_buffer_is_host(buffer);
-        let bytes = sys::ggml_nbytes(tensor);
+        let buffer = tensor.owning_buffer();
+        let on_host = !buffer.is_null() && (api().ggml_backend_buffer_is_host)(buffer);
+        let bytes = tensor.bytes();
         let data = if on_host {
-            (*tensor).data.cast::<f32>()
+            tensor.data() as *mut f32
         } else {
             staging.resize(bytes.div_ceil(size_of::<f32>()), 0.0);
-            sys::ggml_backend_tensor_get(tensor, staging.as_mut_ptr().cast(), 0, bytes);
+            (api().ggml_backend_tensor_get)(tensor.raw(), staging.as_mut_ptr().cast(), 0, bytes);
             staging.as_mut_ptr()
         };
         if let Some(tap) = work.tap {
@@ -62,7 +60,7 @@ fn run(work: BlockWork<'_>, staging: &mut Vec<f32>) -> Result<BlockDone> {
         if let Some(table) = work.table {
             work.cap(table, data, 0, 1);
             if !on_host {
-                sys::ggml_backend_tensor_set(tensor, data.cast(), 0, bytes);
+                (api().ggml_backend_tensor_set)(tensor.raw(), data.cast(), 0, bytes);
             }
         }
     }

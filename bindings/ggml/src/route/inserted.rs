@@ -5,11 +5,10 @@
 
 use std::ffi::{c_int, c_void};
 
-use llama_cpp_sys_2 as sys;
-
 use super::block_work::BlockWork;
-use super::{GraphCall, Outcome, Route, check};
-use crate::layout::Arena;
+use super::{GraphCall, Outcome, Result, Route, check};
+use crate::error::HookError;
+use crate::host::{Arena, RawContext, RawTensor, Tensor, api, ggml_version};
 use crate::report::NotFused;
 
 /// Computes the graph with cap nodes inserted. The arena holds the nodes.
@@ -28,11 +27,11 @@ pub(crate) fn compute(call: &GraphCall<'_>, arena: &mut Arena) -> Outcome {
             next = block.output.node + 1;
             if block.tap.is_some() {
                 // SAFETY: the arena has room for two tensors per block, and `work` outlives the computation.
-                nodes.push(unsafe { insert(context, block, tap_node) });
+                nodes.push(unsafe { insert(context, block, tap_node)? });
             }
             if block.table.is_some() {
                 // SAFETY: the arena has room for two tensors per block, and `work` outlives the computation.
-                nodes.push(unsafe { insert(context, block, cap_node) });
+                nodes.push(unsafe { insert(context, block, cap_node)? });
             }
         }
         nodes.extend_from_slice(&old[next..]);
@@ -44,9 +43,6 @@ pub(crate) fn compute(call: &GraphCall<'_>, arena: &mut Arena) -> Outcome {
     })
 }
 
-type CustomOp =
-    unsafe extern "C" fn(*mut sys::ggml_tensor, *const sys::ggml_tensor, c_int, c_int, *mut c_void);
-
 /// `GGML_N_TASKS_MAX`: the node runs on all threads of the graph.
 const EVERY_THREAD: c_int = -1;
 
@@ -55,24 +51,28 @@ const EVERY_THREAD: c_int = -1;
 /// # Safety
 /// The context must have room for a tensor, and `block` must outlive the computation of the node.
 unsafe fn insert(
-    context: *mut sys::ggml_context,
+    context: *mut RawContext,
     block: &BlockWork<'_>,
-    op: CustomOp,
-) -> *mut sys::ggml_tensor {
+    op: unsafe extern "C" fn(*mut RawTensor, *const RawTensor, c_int, c_int, *mut c_void),
+) -> Result<Tensor> {
     let source = block.output.tensor;
     // SAFETY: `source` is a node of the graph, and ggml_map_custom1_inplace makes a view of it. A node that
     // ggml_build_forward_expand adds has the flag "compute" as well, which is copied from the source.
     unsafe {
         let user_data = std::ptr::from_ref(block).cast_mut().cast();
-        let node = sys::ggml_map_custom1_inplace(context, source, Some(op), EVERY_THREAD, user_data);
-        (*node).flags |= (*source).flags & sys::GGML_TENSOR_FLAG_COMPUTE as i32;
-        node
+        let node = (api().ggml_map_custom1_inplace)(context, source.raw(), Some(op), EVERY_THREAD, user_data);
+        let node = Tensor::new(node).ok_or_else(|| HookError::Layout {
+            version: ggml_version(),
+            what: "ggml_map_custom1_inplace returned null".into(),
+        })?;
+        node.compute_like(source);
+        Ok(node)
     }
 }
 
 unsafe extern "C" fn tap_node(
-    _: *mut sys::ggml_tensor,
-    source: *const sys::ggml_tensor,
+    _: *mut RawTensor,
+    _: *const RawTensor,
     ith: c_int,
     _: c_int,
     block: *mut c_void,
@@ -85,14 +85,14 @@ unsafe extern "C" fn tap_node(
     unsafe {
         let block = &*block.cast::<BlockWork<'_>>();
         if let Some(tap) = block.tap {
-            block.show(tap, (*source).data.cast());
+            block.show(tap, block.output.tensor.data() as *const f32);
         }
     }
 }
 
 unsafe extern "C" fn cap_node(
-    _: *mut sys::ggml_tensor,
-    source: *const sys::ggml_tensor,
+    _: *mut RawTensor,
+    _: *const RawTensor,
     ith: c_int,
     nth: c_int,
     block: *mut c_void,
@@ -102,7 +102,7 @@ unsafe extern "C" fn cap_node(
     unsafe {
         let block = &*block.cast::<BlockWork<'_>>();
         if let Some(table) = block.table {
-            block.cap(table, (*source).data.cast(), ith as usize, nth as usize);
+            block.cap(table, block.output.tensor.data() as *mut f32, ith as usize, nth as usize);
         }
     }
 }

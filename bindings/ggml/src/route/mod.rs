@@ -17,7 +17,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use axiscap::RowStat;
-use llama_cpp_sys_2 as sys;
 
 pub use choice::{Route, RouteChoice};
 pub(crate) use custom::compute as compute_custom;
@@ -25,20 +24,20 @@ pub use custom::{BlockOutput, ComputeHook, OwnedGraph};
 
 use crate::config::Config;
 use crate::error::HookError;
-use crate::find::Output;
-use crate::graph::Graph;
+use crate::graph::find::Output;
+use crate::host::{Backend, Graph, SUCCESS, Status, api};
 use crate::record::Arrived;
 use crate::report::NotFused;
 
 /// The backend's own `graph_compute`.
-pub(crate) type Compute<'a> = &'a dyn Fn(&Graph) -> sys::ggml_status;
+pub(crate) type Compute<'a> = &'a dyn Fn(&Graph) -> Status;
 
 /// A graph to compute with its caps.
 pub struct GraphCall<'a> {
     pub(crate) graph: &'a Graph,
     /// The capped and tapped block outputs in the order of their nodes.
     pub(crate) outputs: &'a [Output],
-    pub(crate) backend: sys::ggml_backend_t,
+    pub(crate) backend: Backend,
     /// ggml's name of the device.
     pub(crate) device: &'a str,
     /// Number of the graph, from [`Record::next_graph`](crate::record::Record::next_graph).
@@ -62,7 +61,7 @@ impl fmt::Debug for GraphCall<'_> {
 #[derive(Debug)]
 pub enum ComputeError {
     /// ggml returned this `ggml_status`.
-    Graph(sys::ggml_status),
+    Graph(i32),
     /// The hook failed.
     Hook(HookError),
 }
@@ -183,12 +182,12 @@ impl GraphCall<'_> {
     /// Waits until the backend is idle.
     pub(crate) fn synchronize(&self) {
         // SAFETY: the backend is alive. It is computing this graph, and its `graph_compute` waits for this call.
-        unsafe { sys::ggml_backend_synchronize(self.backend) };
+        unsafe { (api().ggml_backend_synchronize)(self.backend) };
     }
 }
 
-pub(crate) fn check(status: sys::ggml_status) -> Result {
-    if status == sys::GGML_STATUS_SUCCESS { Ok(()) } else { Err(ComputeError::Graph(status)) }
+pub(crate) fn check(status: Status) -> Result {
+    if status == SUCCESS { Ok(()) } else { Err(ComputeError::Graph(status)) }
 }
 
 /// Computes a graph in views that end at the cuts, and calls `at_cut` after each of them.

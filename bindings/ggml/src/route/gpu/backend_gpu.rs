@@ -3,10 +3,9 @@
 use std::ffi::CStr;
 use std::sync::{Arc, Mutex};
 
-use llama_cpp_sys_2 as sys;
-
 use super::GpuRoute;
 use super::driver::{Driver, DriverFactory};
+use crate::host::{Backend, Device, api};
 use crate::record::{Arrived, lock};
 
 /// State of a backend's GPU.
@@ -21,7 +20,7 @@ pub(crate) enum BackendGpu {
 }
 
 impl BackendGpu {
-    pub(crate) fn new(device: sys::ggml_backend_dev_t, drivers: &Arc<dyn DriverFactory>) -> Self {
+    pub(crate) fn new(device: Device, drivers: &Arc<dyn DriverFactory>) -> Self {
         match drivers.usable(device) {
             None => Self::Host(None),
             Some(Err(reason)) => Self::Host(Some(reason)),
@@ -41,7 +40,7 @@ impl BackendGpu {
     /// freed.
     pub(crate) unsafe fn open(
         &mut self,
-        backend: sys::ggml_backend_t,
+        backend: Backend,
         name: &str,
         address: u64,
     ) -> Result<Option<Arc<Mutex<GpuRoute>>>, String> {
@@ -83,10 +82,11 @@ impl BackendGpu {
 pub(crate) struct CudaDrivers;
 
 impl DriverFactory for CudaDrivers {
-    fn usable(&self, device: sys::ggml_backend_dev_t) -> Option<Result<(), String>> {
+    fn usable(&self, device: Device) -> Option<Result<(), String>> {
         // SAFETY: plain queries of a device of ggml's registry. The name is NUL-terminated.
-        let name =
-            unsafe { CStr::from_ptr(sys::ggml_backend_reg_name(sys::ggml_backend_dev_backend_reg(device))) };
+        let name = unsafe {
+            CStr::from_ptr((api().ggml_backend_reg_name)((api().ggml_backend_dev_backend_reg)(device)))
+        };
         if name != c"CUDA" {
             return None;
         }
@@ -98,18 +98,13 @@ impl DriverFactory for CudaDrivers {
     }
 
     #[cfg(feature = "gpu")]
-    unsafe fn open(
-        &self,
-        backend: sys::ggml_backend_t,
-        name: &str,
-        address: u64,
-    ) -> Result<Box<dyn Driver>, String> {
+    unsafe fn open(&self, backend: Backend, name: &str, address: u64) -> Result<Box<dyn Driver>, String> {
         // SAFETY: the caller's promise is the contract of `Cuda::open`.
         Ok(Box::new(unsafe { super::cuda::Cuda::open(backend, name, address)? }))
     }
 
     #[cfg(not(feature = "gpu"))]
-    unsafe fn open(&self, _: sys::ggml_backend_t, _: &str, _: u64) -> Result<Box<dyn Driver>, String> {
+    unsafe fn open(&self, _: Backend, _: &str, _: u64) -> Result<Box<dyn Driver>, String> {
         Err(WITHOUT_FEATURE.into())
     }
 }

@@ -8,10 +8,10 @@ use axiscap::cuda::{
     GraphExec, Job, Overlap, PinnedBuffer, Plan, Stream, gpu_of, image, is_done, probe, read,
 };
 use axiscap::{CapParams, CapTable, RowStat};
-use llama_cpp_sys_2 as sys;
 
 use super::driver::{Attempt, CaptureDriver, Driver, Kernel, Launch, Result, Ticket};
 use crate::error::HookError;
+use crate::host::{Backend, Event as GgmlEventHandle, api};
 
 /// Returns whether this process can cap on GPUs.
 pub(super) fn usable() -> std::result::Result<(), String> {
@@ -25,7 +25,7 @@ pub(super) fn usable() -> std::result::Result<(), String> {
 /// An event of ggml's, which the backend uses as such, and the cap stream as a `cudaEvent_t`.
 #[derive(Debug)]
 struct GgmlEvent {
-    raw: sys::ggml_backend_event_t,
+    raw: GgmlEventHandle,
     event: EventRef<'static>,
 }
 
@@ -38,11 +38,11 @@ impl GgmlEvent {
     ///
     /// # Safety
     /// `backend` must be a live backend of ggml's CUDA on `device`.
-    unsafe fn new(backend: sys::ggml_backend_t, device: &Device) -> std::result::Result<Self, String> {
+    unsafe fn new(backend: Backend, device: &Device) -> std::result::Result<Self, String> {
         // SAFETY: a live backend has a device, which makes events or returns null.
         let (owner, raw) = unsafe {
-            let owner = sys::ggml_backend_get_device(backend);
-            (owner, sys::ggml_backend_event_new(owner))
+            let owner = (api().ggml_backend_get_device)(backend);
+            (owner, (api().ggml_backend_event_new)(owner))
         };
         if raw.is_null() {
             return Err(
@@ -67,7 +67,7 @@ impl GgmlEvent {
 impl Drop for GgmlEvent {
     fn drop(&mut self) {
         // SAFETY: made by ggml_backend_event_new, freed once.
-        unsafe { sys::ggml_backend_event_free(self.raw) };
+        unsafe { (api().ggml_backend_event_free)(self.raw) };
     }
 }
 
@@ -83,7 +83,7 @@ struct EventPair {
 impl EventPair {
     /// # Safety
     /// The contract of [`GgmlEvent::new`].
-    unsafe fn new(backend: sys::ggml_backend_t, device: &Device) -> std::result::Result<Self, String> {
+    unsafe fn new(backend: Backend, device: &Device) -> std::result::Result<Self, String> {
         // SAFETY: the caller's promise is the contract of `GgmlEvent::new`.
         unsafe {
             Ok(Self {
@@ -105,7 +105,7 @@ struct StatsReadback {
 /// The GPU of one backend. Fields are dropped in order, when the cap stream is idle.
 #[derive(Debug)]
 pub(super) struct Cuda {
-    backend: sys::ggml_backend_t,
+    backend: Backend,
     name: String,
     device: Device,
     pairs: Vec<EventPair>,
@@ -130,7 +130,7 @@ impl Cuda {
     /// # Safety
     /// `backend` must be a live backend of ggml's CUDA, and outlive the value.
     pub(super) unsafe fn open(
-        backend: sys::ggml_backend_t,
+        backend: Backend,
         name: &str,
         address: u64,
     ) -> std::result::Result<Self, String> {
@@ -138,9 +138,9 @@ impl Cuda {
         // A new event makes the backend's context current on this thread, which `gpu_of` needs.
         // SAFETY: a live backend has a device, which makes events or returns null. The event is freed once.
         unsafe {
-            let event = sys::ggml_backend_event_new(sys::ggml_backend_get_device(backend));
+            let event = (api().ggml_backend_event_new)((api().ggml_backend_get_device)(backend));
             if !event.is_null() {
-                sys::ggml_backend_event_free(event);
+                (api().ggml_backend_event_free)(event);
             }
         }
         let ordinal = gpu_of(address).map_err(text)?;
@@ -248,7 +248,7 @@ impl Driver for Cuda {
     fn hand_to_cap_stream(&mut self, pair: usize) -> Result<()> {
         let event = &self.pairs[pair].of_backend;
         // SAFETY: a live backend and an event of its device.
-        unsafe { sys::ggml_backend_event_record(event.raw, self.backend) };
+        unsafe { (api().ggml_backend_event_record)(event.raw, self.backend) };
         self.cap_stream.wait(event.event).map_err(|error| self.failed(error))
     }
 
@@ -256,7 +256,7 @@ impl Driver for Cuda {
         let event = &self.pairs[pair].of_cap_stream;
         self.cap_stream.record(event.event).map_err(|error| self.failed(error))?;
         // SAFETY: a live backend and an event of its device.
-        unsafe { sys::ggml_backend_event_wait(self.backend, event.raw) };
+        unsafe { (api().ggml_backend_event_wait)(self.backend, event.raw) };
         Ok(())
     }
 

@@ -3,9 +3,9 @@
 use std::fmt::Debug;
 
 use axiscap::{CapParams, CapTable, RowStat};
-use llama_cpp_sys_2 as sys;
 
 use crate::error::HookError;
+use crate::host::{Backend, Device};
 
 pub(crate) type Result<T> = std::result::Result<T, HookError>;
 
@@ -139,7 +139,7 @@ pub(crate) trait CaptureDriver {
 pub(crate) trait DriverFactory: Debug + Send + Sync {
     /// Returns whether backends of a device can have a driver, with the reason if they cannot. Returns `None` for a
     /// device that is not a GPU of ggml's CUDA backend.
-    fn usable(&self, device: sys::ggml_backend_dev_t) -> Option<std::result::Result<(), String>>;
+    fn usable(&self, device: Device) -> Option<std::result::Result<(), String>>;
 
     /// Opens the GPU whose memory has this address.
     ///
@@ -147,7 +147,7 @@ pub(crate) trait DriverFactory: Debug + Send + Sync {
     /// `backend` must be a live backend of a device that is usable, and must outlive the driver.
     unsafe fn open(
         &self,
-        backend: sys::ggml_backend_t,
+        backend: Backend,
         name: &str,
         address: u64,
     ) -> std::result::Result<Box<dyn Driver>, String>;

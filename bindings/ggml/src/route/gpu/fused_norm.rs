@@ -9,10 +9,8 @@
 
 use std::ops::Range;
 
-use llama_cpp_sys_2 as sys;
-
-use crate::find::Output;
-use crate::graph::Graph;
+use crate::graph::find::Output;
+use crate::host::{Graph, Tensor, ops};
 use crate::report::NotFused;
 
 /// An RMSNorm right after a block output.
@@ -21,62 +19,60 @@ pub(super) struct FollowingNorm {
     /// Index of its last node, the MUL.
     pub(super) last: usize,
     /// The weight: f32, one per channel.
-    pub(super) weight: *const sys::ggml_tensor,
+    pub(super) weight: Tensor,
     /// The MUL, whose memory takes the normed rows.
-    pub(super) normed: *const sys::ggml_tensor,
+    pub(super) normed: Tensor,
     /// Added to the mean of squares.
     pub(super) eps: f32,
 }
 
 /// Returns the RMSNorm after a block output, or why one launch cannot do both. `next` is the node of the next capped or
 /// tapped block output of the graph.
-pub(super) fn match_rms_norm(graph: &Graph, output: &Output, next: Option<usize>) -> Result<FollowingNorm, NotFused> {
-    let nodes = graph.nodes();
-    let Some(&norm_node) = nodes.get(output.node + 1) else { return Err(NotFused::GraphEnds) };
-    // SAFETY: nodes of the graph being computed, and their sources, are valid.
-    let (residual, norm) = unsafe { (&*output.tensor, &*norm_node) };
-    if norm.op != sys::GGML_OP_RMS_NORM || !std::ptr::eq(norm.src[0], residual) {
+pub(super) fn match_rms_norm(
+    graph: &Graph,
+    output: &Output,
+    next: Option<usize>,
+) -> Result<FollowingNorm, NotFused> {
+    let (nodes, residual) = (graph.nodes(), output.tensor);
+    let Some(&norm) = nodes.get(output.node + 1) else { return Err(NotFused::GraphEnds) };
+    if norm.op() != ops().rms_norm || norm.source(0) != Some(residual) {
         return Err(NotFused::NoNorm);
     }
-    let Some(&scaled_node) = nodes.get(output.node + 2) else { return Err(NotFused::GraphEnds) };
-    // SAFETY: nodes of the graph being computed are valid.
-    let scaled = unsafe { &*scaled_node };
-    let weight = scaled.src[1].cast_const();
-    if scaled.op != sys::GGML_OP_MUL || !std::ptr::eq(scaled.src[0], norm) || weight.is_null() {
+    let Some(&scaled) = nodes.get(output.node + 2) else { return Err(NotFused::GraphEnds) };
+    let Some(weight) =
+        scaled.source(1).filter(|_| scaled.op() == ops().mul && scaled.source(0) == Some(norm))
+    else {
         return Err(NotFused::NoWeight);
-    }
-    // SAFETY: sources of nodes of the graph being computed are valid, and this one is not null.
-    let weights = unsafe { &*weight };
+    };
     let last = output.node + 2;
     if next.is_some_and(|next| next <= last) {
         return Err(NotFused::BlockOutput);
     }
-    let flagged = |tensor: &sys::ggml_tensor, flag: sys::ggml_tensor_flag| tensor.flags & flag as i32 != 0;
-    if [norm, scaled].iter().any(|node| !flagged(node, sys::GGML_TENSOR_FLAG_COMPUTE)) {
+    if ![norm, scaled].into_iter().all(Tensor::is_computed) {
         return Err(NotFused::NotComputed);
     }
-    if [norm, scaled].iter().any(|node| !node.view_src.is_null()) {
+    if [norm, scaled].iter().any(|node| node.view_source().is_some()) {
         return Err(NotFused::View);
     }
     match graph.uses_of(norm) {
         None => return Err(NotFused::UsesUnknown),
         // The caller of a graph reads its outputs. The MUL may be one, because its rows are written.
-        Some(1) if !flagged(norm, sys::GGML_TENSOR_FLAG_OUTPUT) => {}
+        Some(1) if !norm.is_output() => {}
         Some(_) => return Err(NotFused::ReadElsewhere),
     }
-    if ![norm, scaled].iter().all(|node| node.ne == residual.ne && are_rows(node)) {
+    if ![norm, scaled].into_iter().all(|node| node.ne() == residual.ne() && has_f32_rows(node)) {
         return Err(NotFused::Shape);
     }
-    let width = residual.ne[0];
-    if weights.type_ != sys::GGML_TYPE_F32 || weights.ne != [width, 1, 1, 1] || weights.nb[0] != F32 {
+    let width = residual.ne()[0];
+    if !weight.is_f32() || weight.ne() != [width, 1, 1, 1] || weight.nb()[0] != F32 {
         return Err(NotFused::Weight);
     }
     // The first parameter of the operation. ggml stores parameters as words.
-    let eps = f32::from_bits(norm.op_params[0].cast_unsigned());
+    let eps = f32::from_bits(norm.op_params()[0].cast_unsigned());
     if !(eps.is_finite() && eps >= 0.0) {
         return Err(NotFused::Epsilon);
     }
-    let [residual, normed, weighted] = [residual, scaled, weights].map(memory);
+    let [residual, normed, weighted] = [residual, scaled, weight].map(memory);
     let (Some(residual), Some(normed), Some(weighted)) = (residual, normed, weighted) else {
         return Err(NotFused::OtherMemory);
     };
@@ -84,24 +80,25 @@ pub(super) fn match_rms_norm(graph: &Graph, output: &Output, next: Option<usize>
     if overlap(&normed, &residual) || overlap(&normed, &weighted) || overlap(&residual, &weighted) {
         return Err(NotFused::Overlap);
     }
-    Ok(FollowingNorm { last, weight, normed: scaled_node, eps })
+    Ok(FollowingNorm { last, weight, normed: scaled, eps })
 }
 
 const F32: usize = size_of::<f32>();
 
 /// Whether a tensor has contiguous f32 rows, as the block output was checked to have.
-fn are_rows(tensor: &sys::ggml_tensor) -> bool {
-    tensor.type_ == sys::GGML_TYPE_F32
-        && tensor.nb[0] == F32
-        && tensor.nb[1].is_multiple_of(F32)
-        && usize::try_from(tensor.ne[0]).is_ok_and(|width| tensor.nb[1] / F32 >= width)
+fn has_f32_rows(tensor: Tensor) -> bool {
+    let nb = tensor.nb();
+    tensor.is_f32()
+        && nb[0] == F32
+        && nb[1].is_multiple_of(F32)
+        && usize::try_from(tensor.ne()[0]).is_ok_and(|width| nb[1] / F32 >= width)
 }
 
 /// Returns the addresses from the first element of a matrix to one past its last, or `None` where it has no memory.
-fn memory(tensor: &sys::ggml_tensor) -> Option<Range<usize>> {
-    let start = tensor.data as usize;
-    let [width, rows] = [tensor.ne[0], tensor.ne[1]].map(|n| usize::try_from(n).unwrap_or(0));
-    let bytes = rows.checked_sub(1)?.checked_mul(tensor.nb[1])?.checked_add(width.checked_mul(F32)?)?;
+fn memory(tensor: Tensor) -> Option<Range<usize>> {
+    let start = tensor.data();
+    let [width, rows] = [0, 1].map(|i| usize::try_from(tensor.ne()[i]).unwrap_or(0));
+    let bytes = rows.checked_sub(1)?.checked_mul(tensor.nb()[1])?.checked_add(width.checked_mul(F32)?)?;
     (start != 0).then_some(start..start.checked_add(bytes)?)
 }
 

@@ -7,7 +7,8 @@ use super::driver::{Driver, Kernel, Launch, LaunchNorm, Result};
 use super::fused_norm::{FollowingNorm, match_rms_norm};
 use crate::by_uid::ByUid;
 use crate::config::{BlockCaps, Config};
-use crate::find::{Output, place_of};
+use crate::graph::find::Output;
+use crate::host::Tensor;
 use crate::report::NotFused;
 use crate::route::{Cut, GraphCall};
 
@@ -60,9 +61,8 @@ pub(super) enum CutAction {
 impl Plan {
     /// Whether every launch has passed its first-use check. The plan can then be reused.
     fn is_proven(&self) -> bool {
-        let unproven = |planned: &PlannedOutput| {
-            matches!(planned.action, CutAction::Launch { unproven: Some(_), .. })
-        };
+        let unproven =
+            |planned: &PlannedOutput| matches!(planned.action, CutAction::Launch { unproven: Some(_), .. });
         !self.outputs.iter().any(unproven)
     }
 
@@ -129,46 +129,48 @@ impl OutputRows {
         Self {
             node: output.node,
             block: output.block,
-            tensor: output.tensor as usize,
-            place: output.place(),
+            tensor: output.tensor.raw() as usize,
+            place: place_of(output.tensor),
             rows: output.rows(),
             stride: output.stride(),
         }
     }
 }
 
-/// Whether buffers are in memory of the GPU, asked once per address and buffer.
+/// Returns the address of a tensor's elements, and that of its buffer.
+fn place_of(tensor: Tensor) -> (usize, usize) {
+    (tensor.data(), tensor.owning_buffer() as usize)
+}
+
+/// Whether tensors are in memory of the GPU, asked once per address and buffer.
 #[derive(Debug, Default)]
 struct ResidencyCache(HashMap<(usize, usize), bool>);
 
 impl ResidencyCache {
-    /// Whether the GPU holds an address of a buffer.
-    fn holds(&mut self, driver: &mut dyn Driver, (address, buffer): (usize, usize)) -> Result<bool> {
-        if let Some(&held) = self.0.get(&(address, buffer)) {
+    /// Whether the GPU holds a tensor.
+    fn holds(&mut self, driver: &mut dyn Driver, tensor: Tensor) -> Result<bool> {
+        let place = place_of(tensor);
+        if let Some(&held) = self.0.get(&place) {
             return Ok(held);
         }
-        let held = driver.holds(address as u64)?;
-        self.0.insert((address, buffer), held);
+        let held = driver.holds(tensor.data() as u64)?;
+        self.0.insert(place, held);
         Ok(held)
     }
 
     /// Whether the GPU holds a norm's weight and rows.
     fn holds_norm(&mut self, driver: &mut dyn Driver, norm: &FollowingNorm) -> Result<bool> {
-        // SAFETY: both are tensors of the graph being computed.
-        let [weight, normed] = [norm.weight, norm.normed].map(|tensor| unsafe { place_of(tensor) });
-        Ok(self.holds(driver, weight)? && self.holds(driver, normed)?)
+        Ok(self.holds(driver, norm.weight)? && self.holds(driver, norm.normed)?)
     }
 }
 
 impl FollowingNorm {
     fn launch(&self) -> LaunchNorm {
-        // SAFETY: both are tensors of the graph being computed.
-        let (weight, normed) = unsafe { (&*self.weight, &*self.normed) };
         LaunchNorm {
-            weight: weight.data as u64,
+            weight: self.weight.data() as u64,
             eps: self.eps.to_bits(),
-            out: normed.data as u64,
-            stride: normed.nb[1] / size_of::<f32>(),
+            out: self.normed.data() as u64,
+            stride: self.normed.nb()[1] / size_of::<f32>(),
         }
     }
 }
@@ -272,10 +274,9 @@ impl Planner {
         for (index, &output) in call.outputs.iter().enumerate() {
             let rows = output.rows();
             let shown = rows > 0 && call.config.tap_of(output.block).is_some();
-            let mut planned =
-                PlannedOutput { index, output, shown, action: CutAction::Nothing, norm: None };
+            let mut planned = PlannedOutput { index, output, shown, action: CutAction::Nothing, norm: None };
             if let Some(caps) = call.config.caps_of(output.block).filter(|_| rows > 0) {
-                let held = self.residency.holds(driver, output.place())?;
+                let held = self.residency.holds(driver, output.tensor)?;
                 if call.config.settings.fused_norm {
                     let norm = self.norm(driver, call, index, held)?;
                     norms.push((output.block, norm.err()));
@@ -332,7 +333,7 @@ impl Planner {
         }
         let mut launch = Launch {
             block: output.block,
-            address: output.place().0 as u64,
+            address: output.tensor.data() as u64,
             rows: output.rows(),
             stride: output.stride(),
             stats: None,

@@ -2,11 +2,8 @@
 
 use std::ffi::CStr;
 
-use llama_cpp_sys_2 as sys;
-
 use crate::by_uid::ByUid;
-use crate::graph::Graph;
-use crate::layout::ggml_version;
+use crate::host::{Graph, Tensor, api, ggml_version, ops};
 
 /// Why a graph must not be captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,44 +49,41 @@ impl CaptureBlockers {
         if let Some(&blocker) = self.seen.get(uid) {
             return blocker;
         }
-        // SAFETY: nodes of the graph being computed are valid.
-        let found = graph.nodes().iter().filter_map(|&node| unsafe { blocker(node, self.max_expert_tokens) });
+        let found = graph.nodes().iter().filter_map(|&node| blocker(node, self.max_expert_tokens));
         let blocker = found.max_by_key(|blocker| blocker.permanent);
         self.seen.insert(uid, blocker);
         blocker
     }
 }
 
-/// # Safety
-/// `node` must be a valid node of a graph.
-unsafe fn blocker(node: *const sys::ggml_tensor, max_expert_tokens: i64) -> Option<CaptureBlocker> {
-    // SAFETY: the caller's promise.
-    let node = unsafe { &*node };
-    // SAFETY: sources of valid nodes are valid, or null.
-    let (weights, rows) = unsafe { (node.src[0].as_ref(), node.src[1].as_ref()) };
-    if node.op == sys::GGML_OP_MUL_MAT_ID {
-        let f32s = [rows, Some(node)].into_iter().all(|t| t.is_some_and(|t| t.type_ == sys::GGML_TYPE_F32));
+fn blocker(node: Tensor, max_expert_tokens: i64) -> Option<CaptureBlocker> {
+    let (weights, rows) = (node.source(0), node.source(1));
+    if node.op() == ops().mul_mat_id {
+        let f32s = [rows, Some(node)].into_iter().all(|t| t.is_some_and(Tensor::is_f32));
         // SAFETY: a query of a table by a type that ggml made.
-        let quantised = weights.is_some_and(|weights| unsafe { sys::ggml_is_quantized(weights.type_) });
+        let quantised = weights.is_some_and(|weights| unsafe { (api().ggml_is_quantized)(weights.dtype()) });
         if !(f32s && quantised) {
             return Some(CaptureBlocker {
                 reason: "ggml may wait for the GPU within it: its experts are not quantised",
                 permanent: true,
             });
         }
-        if node.ne[2] > max_expert_tokens {
+        if node.ne()[2] > max_expert_tokens {
             return Some(temporary("ggml may wait for the GPU within it: several tokens choose experts"));
         }
     }
+    let buffer = weights.map_or(std::ptr::null_mut(), Tensor::buffer);
     // SAFETY: a buffer has a type, whose name is a NUL-terminated string that lives as long.
-    let split = weights.is_some_and(|weights| unsafe {
-        !weights.buffer.is_null() && {
-            let name = sys::ggml_backend_buft_name(sys::ggml_backend_buffer_get_type(weights.buffer));
+    let split = !buffer.is_null()
+        && unsafe {
+            let name = (api().ggml_backend_buft_name)((api().ggml_backend_buffer_get_type)(buffer));
             CStr::from_ptr(name).to_bytes().ends_with(b"_Split")
-        }
-    });
-    // ggml's CUDA backend had such buffers before 0.26 (LLAMA_SPLIT_MODE_ROW): it computes on other GPUs' streams.
-    split.then_some(CaptureBlocker { reason: "its weights are split by rows over several GPUs", permanent: true })
+        };
+    // ggml's CUDA backend had such buffers before 0.26 (LLAMA_SPLIT_MODE_ROW). It computes on other GPUs' streams then.
+    split.then_some(CaptureBlocker {
+        reason: "its weights are split by rows over several GPUs",
+        permanent: true,
+    })
 }
 
 #[cfg(test)]

@@ -69,11 +69,7 @@ enum State {
     /// Between `BeginCapture` and `capture_ended`.
     Capturing(Identity, usize),
     /// Between `Instantiate` or `Update` and `instantiated`.
-    Instantiating {
-        identity: Identity,
-        slot: usize,
-        update: bool,
-    },
+    Instantiating { identity: Identity, slot: usize, update: bool },
     /// Eager for good.
     Broken,
 }
@@ -239,7 +235,9 @@ mod tests {
                 Action::Eager | Action::Replay(_) => return steps,
                 Action::BeginCapture => cache.capture_ended(Ok(())),
                 Action::Instantiate(_) => cache.instantiated(Ok(())),
-                Action::Update(_) => cache.instantiated(if updates { Ok(()) } else { Err("topology".into()) }),
+                Action::Update(_) => {
+                    cache.instantiated(if updates { Ok(()) } else { Err("topology".into()) })
+                }
             };
             steps.push(next);
         }
@@ -359,11 +357,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(run(&mut cache, &blocked, true), [Action::Eager]);
         }
-        assert_eq!(
-            run(&mut cache, &key(1), true),
-            [Action::Eager],
-            "warming up begins without the blocker"
-        );
+        assert_eq!(run(&mut cache, &key(1), true), [Action::Eager], "warming up begins without the blocker");
         assert_eq!(run(&mut cache, &key(1), true), capture(0));
         assert_eq!(run(&mut cache, &blocked, true), [Action::Eager]);
         assert_eq!(run(&mut cache, &key(1), true), [Action::Replay(0)]);
@@ -454,7 +448,9 @@ mod tests {
                             assert_eq!(made_from[slot], Some(content), "{seed}");
                             break;
                         }
-                        Action::BeginCapture if fails && failure == 1 => cache.capture_ended(Err("end".into())),
+                        Action::BeginCapture if fails && failure == 1 => {
+                            cache.capture_ended(Err("end".into()))
+                        }
                         Action::BeginCapture => cache.capture_ended(Ok(())),
                         Action::Instantiate(_) if fails && failure == 2 => {
                             cache.instantiated(Err("instantiate".into()))

@@ -1,10 +1,8 @@
 //! Digests of graphs, by which a graph is recognised that llama.cpp has rebuilt.
 
-use llama_cpp_sys_2 as sys;
-
 use crate::by_uid::ByUid;
-use crate::graph::Graph;
-use crate::uid::mix;
+use crate::host::uid::mix;
+use crate::host::{Graph, Tensor};
 
 /// Digests of the last graphs, by uid. Digesting every node takes time, and while llama.cpp reuses a graph its uid stays.
 #[derive(Debug, Default)]
@@ -34,33 +32,32 @@ impl GraphDigests {
 fn digest(graph: &Graph) -> u64 {
     let mut digest = Digest::default();
     for &node in graph.nodes() {
-        // SAFETY: nodes of the graph being computed are valid.
-        let t = unsafe { &*node };
-        let sources = (0..t.src.len()).filter(|&i| !t.src[i].is_null());
-        digest.words(identity(node, t));
+        let sources = || Tensor::source_places().filter_map(|i| Some((i, node.source(i)?)));
+        digest.words(identity(node));
         // The set of sources says how many follow. Otherwise those of one node could be taken for the next node.
         digest.words([
-            u64::from(t.op),
-            u64::from(t.flags.cast_unsigned()),
-            t.view_src as u64,
-            t.view_offs as u64,
+            u64::from(node.op().0),
+            u64::from(node.flags().cast_unsigned()),
+            node.view_source().map_or(0, |source| source.raw() as u64),
+            node.view_offset() as u64,
             graph.uses_of(node).map_or(u64::MAX, |uses| u64::from(uses.cast_unsigned())),
-            sources.clone().fold(0, |set, i| set | 1 << i),
+            sources().fold(0, |set, (i, _)| set | 1 << i),
         ]);
-        digest.words(t.op_params.map(|param| u64::from(param.cast_unsigned())));
-        for i in sources {
-            // SAFETY: sources of valid nodes are valid.
-            digest.words(identity(t.src[i], unsafe { &*t.src[i] }));
+        for params in node.op_params().chunks(16) {
+            digest.words(std::array::from_fn::<_, 16, _>(|i| {
+                params.get(i).map_or(0, |param| u64::from(param.cast_unsigned()))
+            }));
         }
+        sources().for_each(|(_, source)| digest.words(identity(source)));
     }
     digest.finish()
 }
 
 /// The words that identify a tensor: its address, type, shape, strides and memory.
-fn identity(address: *const sys::ggml_tensor, t: &sys::ggml_tensor) -> [u64; 13] {
-    let ([a, b, c, d], [e, f, g, h]) = (t.ne.map(i64::cast_unsigned), t.nb.map(|stride| stride as u64));
-    let (data, buffer, extra) = (t.data as u64, t.buffer as u64, t.extra as u64);
-    [address as u64, u64::from(t.type_), data, buffer, extra, a, b, c, d, e, f, g, h]
+fn identity(t: Tensor) -> [u64; 13] {
+    let ([a, b, c, d], [e, f, g, h]) = (t.ne().map(i64::cast_unsigned), t.nb().map(|stride| stride as u64));
+    let (data, buffer, extra) = (t.data() as u64, t.buffer() as u64, t.extra() as u64);
+    [t.raw() as u64, u64::from(t.dtype()), data, buffer, extra, a, b, c, d, e, f, g, h]
 }
 
 /// A hash of 64-bit words. Half a megabyte goes through it for each rebuilt graph, so it has four chains that a processor

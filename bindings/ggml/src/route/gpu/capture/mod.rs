@@ -16,7 +16,7 @@ use super::driver::{Attempt, Driver};
 use super::planner::{CutAction, Plan};
 use crate::by_uid::ByUid;
 use crate::error::HookError;
-use crate::graph::Graph;
+use crate::host::Graph;
 use crate::report::GraphCounts;
 use crate::route::{ComputeError, GraphCall, Outcome, Result, Route};
 use blocker::{CaptureBlocker, CaptureBlockers, temporary};
@@ -37,8 +37,7 @@ pub(crate) fn between_captures() -> RwLockWriteGuard<'static, ()> {
 }
 
 /// Runs the views and launches of a graph.
-pub(super) type Views<'a> =
-    &'a mut dyn FnMut(&mut GraphCall<'_>, &mut dyn Driver, &mut Outcome) -> Result;
+pub(super) type Views<'a> = &'a mut dyn FnMut(&mut GraphCall<'_>, &mut dyn Driver, &mut Outcome) -> Result;
 
 /// Captures and replays the graphs of one backend.
 #[derive(Debug, Default)]

@@ -1,8 +1,8 @@
-//! Which node of a graph is the output of a block, per architecture, and where there is none.
+//! The names of block outputs per architecture, and the architectures that cannot be capped.
 
 use crate::error::HookError;
 
-/// What the hook has to know of a model before it can cap it.
+/// The properties of a model that the hook needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelShape {
     /// `general.architecture` of the GGUF, e.g. `llama`.
@@ -13,15 +13,18 @@ pub struct ModelShape {
     pub width: usize,
 }
 
-/// Names of the node that leaves block N, up to the `-N`: llama.cpp's `cb(cur, "l_out", il)`.
+/// The name of the node that leaves block N, without its `-N`: llama.cpp's `cb(cur, "l_out", il)`.
 const BLOCK_OUTPUT: &str = "l_out";
 
-/// Nodes that, where an architecture has them, change the residual stream after `l_out`, and how many blocks further
-/// than that they count: images of Qwen3-VL and of Granite Vision, and the norm between the loops of Nanbeige.
+/// Nodes that change the residual stream after `l_out` in some architectures, with the distance of their number from
+/// the block's: images of Qwen3-VL and of Granite Vision, and the norm between the loops of Nanbeige.
 pub(crate) const LATER_CHANGES: [(&str, usize); 3] =
     [("deepstack_out", 0), ("loop_norm", 0), ("deepstack_in", 1)];
 
-/// The prefix of the names of block outputs, or why there is none (llama.cpp, `src/models/*.cpp`).
+/// Returns the prefix of the names of block outputs (llama.cpp, `src/models/*.cpp`).
+///
+/// # Errors
+/// [`HookError::Architecture`] with the reason why the architecture cannot be capped.
 pub(crate) fn block_output(architecture: &str) -> Result<&'static str, HookError> {
     let reason = match architecture {
         "bert" | "modern-bert" | "nomic-bert" | "nomic-bert-moe" | "neo-bert" | "jina-bert-v2"
@@ -34,12 +37,12 @@ pub(crate) fn block_output(architecture: &str) -> Result<&'static str, HookError
         "hy_v4" | "glm5-next" => {
             "its residual stream is several streams side by side (hyper-connections), not one row per token"
         }
-        // Its blocks read `res_mix` of the banked streams and `l_out`; the sums begin anew every few blocks.
+        // Its blocks read `res_mix` of the banked streams and `l_out`. The sums restart every few blocks.
         "kimi-k3" => {
             "its blocks read a learned mixture of earlier block outputs, not the output of the last block"
         }
-        // Some of them with hyper-connections, which their architecture does not tell.
-        "dflash" => "it drafts tokens for another model, whose caps decide what is said",
+        // Some of them have hyper-connections, which their architecture does not tell.
+        "dflash" => "it is a draft model; cap the target model instead",
         "hrm_text" => "it runs its blocks in loops, so that one name stands for several outputs",
         "clip" | "wavtokenizer-dec" | "qwen3tts" | "pockettts" => "it generates no text",
         // `l_out` is the mixer or feed-forward output before the residual is added.
@@ -49,7 +52,7 @@ pub(crate) fn block_output(architecture: &str) -> Result<&'static str, HookError
     Err(HookError::Architecture { architecture: architecture.into(), reason })
 }
 
-/// The block that a node is the output of: `l_out-17` gives 17. Views and copies of it have other names
+/// Returns the block that a node is the output of: `l_out-17` gives 17. Views and copies have other names
 /// (`l_out-17 (view)`, `CPU#l_out-17#0`) and give `None`.
 pub(crate) fn block_of(name: &[u8], prefix: &str) -> Option<usize> {
     let digits = name.strip_prefix(prefix.as_bytes())?.strip_prefix(b"-")?;
@@ -91,7 +94,7 @@ mod tests {
             ("hy_v4", "several streams"),
             ("glm5-next", "several streams"),
             ("kimi-k3", "mixture of earlier block outputs"),
-            ("dflash", "another model"),
+            ("dflash", "draft model"),
         ] {
             let message = block_output(architecture).unwrap_err().to_string();
             assert!(message.contains(architecture) && message.contains(reason), "{message}");

@@ -1,11 +1,9 @@
 //! Finds the block outputs in a graph.
 
-use llama_cpp_sys_2 as sys;
-
-use crate::architecture::{LATER_CHANGES, block_of};
 use crate::by_uid::ByUid;
 use crate::error::HookError;
-use crate::graph::{Graph, name_of};
+use crate::host::architecture::{LATER_CHANGES, block_of};
+use crate::host::{Graph, Tensor};
 
 /// A block output within a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,38 +13,18 @@ pub(crate) struct Output {
     /// The block.
     pub(crate) block: usize,
     /// The node: f32, `[width, rows]`.
-    pub(crate) tensor: *mut sys::ggml_tensor,
+    pub(crate) tensor: Tensor,
 }
 
 impl Output {
-    /// Rows of the block output: one per token, in the last block one per token with logits.
+    /// Returns the rows of the block output: one per token, in the last block one per token with logits.
     pub(crate) fn rows(&self) -> usize {
-        // SAFETY: the tensor belongs to the graph being computed.
-        unsafe { (*self.tensor).ne[1] as usize }
+        self.tensor.ne()[1] as usize
     }
 
-    /// Its address, and its buffer's: where it lies in which memory.
-    pub(crate) fn place(&self) -> (usize, usize) {
-        // SAFETY: as above.
-        unsafe { place_of(self.tensor) }
-    }
-
-    /// Elements from one row to the next.
+    /// Returns the number of elements from one row to the next.
     pub(crate) fn stride(&self) -> usize {
-        // SAFETY: as above.
-        unsafe { (*self.tensor).nb[1] / size_of::<f32>() }
-    }
-}
-
-/// The address of a tensor, and its buffer's: where it lies in which memory.
-///
-/// # Safety
-/// The tensor must be valid.
-pub(crate) unsafe fn place_of(tensor: *const sys::ggml_tensor) -> (usize, usize) {
-    // SAFETY: the caller's promise; a view's source lives as long as the view.
-    unsafe {
-        let owner = if (*tensor).view_src.is_null() { tensor } else { (*tensor).view_src.cast_const() };
-        ((*tensor).data as usize, (*owner).buffer as usize)
+        self.tensor.nb()[1] / size_of::<f32>()
     }
 }
 
@@ -59,18 +37,20 @@ pub(crate) struct Wanted<'a> {
     pub(crate) blocks: &'a [bool],
 }
 
-/// Where the block outputs were in the last graphs. llama.cpp sends the same graphs for token after token; looking at a
-/// few dozen names instead of a thousand is what makes an unchanged graph cheap to recognise.
+/// Finds block outputs, and remembers their places in the last graphs.
+///
+/// llama.cpp sends the same graphs for token after token. To recognise an unchanged graph, a few dozen names are
+/// compared instead of a thousand.
 #[derive(Debug, Default)]
 pub(crate) struct Finder {
     wanted: Vec<bool>,
     /// By uid: the parts that a model is split into take turns.
     known: ByUid<Known>,
-    /// The last one that had block outputs: a graph that was built anew mostly has them at the same places.
+    /// The last graph with block outputs. A rebuilt graph mostly has them at the same places.
     last: Option<Known>,
 }
 
-/// A graph that has been looked at.
+/// A graph that has been scanned.
 #[derive(Debug, Clone)]
 struct Known {
     nodes: usize,
@@ -83,10 +63,10 @@ struct Known {
 impl Known {
     fn ends(graph: &Graph) -> [usize; 2] {
         let nodes = graph.nodes();
-        [nodes.first(), nodes.last()].map(|node| node.map_or(0, |&node| node as usize))
+        [nodes.first(), nodes.last()].map(|node| node.map_or(0, |node| node.raw() as usize))
     }
 
-    /// The block outputs, if the graph has them at these places. The names are compared every time.
+    /// Returns the block outputs if the graph has them at these places. The names are compared every time.
     fn find(&self, graph: &Graph, wanted: Wanted<'_>) -> Option<Vec<Output>> {
         let nodes = graph.nodes();
         if nodes.len() != self.nodes {
@@ -94,16 +74,14 @@ impl Known {
         }
         let output = |&(node, block): &(usize, usize)| {
             let tensor = nodes[node];
-            // SAFETY: nodes of the graph being computed are valid.
-            let name = unsafe { name_of(tensor) };
-            (block_of(name, wanted.prefix) == Some(block)).then_some(Output { node, block, tensor })
+            (block_of(tensor.name(), wanted.prefix) == Some(block)).then_some(Output { node, block, tensor })
         };
         self.outputs.iter().map(output).collect()
     }
 }
 
 impl Finder {
-    /// The wanted block outputs of `graph`, in the order of its nodes.
+    /// Returns the wanted block outputs of `graph`, in the order of its nodes.
     ///
     /// # Errors
     /// A block output that is not f32 `[width, rows]`, two of the same block, or a node that changes the residual
@@ -124,11 +102,11 @@ impl Finder {
         Ok(outputs)
     }
 
-    /// The block outputs, if the graph has them where this one, or the last one, had them.
+    /// Returns the block outputs if the graph has them at the places of this graph, or of the last one.
     ///
     /// A graph of as many nodes with the same names at the same places is the same graph, or one built by the same
-    /// code for another batch; a configured block that is missing is noticed after the decode in any case. So it is
-    /// where a graph had no block outputs and is only known by its uid: rows are counted.
+    /// code for another batch. A configured block that is missing is noticed after the decode in any case, since rows
+    /// are counted. The same holds where a graph had no block outputs and is known by its uid alone.
     fn recognise(&mut self, graph: &Graph, wanted: Wanted<'_>) -> Option<Vec<Output>> {
         let uid = graph.uid();
         let known = self.known.get(uid).filter(|known| known.ends == Known::ends(graph));
@@ -145,8 +123,7 @@ impl Finder {
         let mut found = Vec::<Output>::new();
         let nodes = graph.nodes();
         for (node, &tensor) in nodes.iter().enumerate() {
-            // SAFETY: nodes of the graph being computed are valid.
-            let name = unsafe { name_of(tensor) };
+            let name = tensor.name();
             let is_wanted = |&block: &usize| wanted.blocks.get(block) == Some(&true);
             for (later, blocks_on) in LATER_CHANGES {
                 let block = block_of(name, later).and_then(|block| block.checked_sub(blocks_on));
@@ -174,42 +151,44 @@ fn lossy(name: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
 }
 
+/// Checks that a block output is f32 `[width, rows]`, its rows without holes.
 pub(crate) fn check_shape(output: &Output, width: usize) -> Result<(), HookError> {
-    // SAFETY: nodes of the graph being computed are valid.
-    let t = unsafe { &*output.tensor };
-    let fits = t.type_ == sys::GGML_TYPE_F32
-        && t.ne[0] == width as i64
-        && t.ne[1] >= 0
-        && t.ne[2..] == [1, 1]
-        && t.nb[0] == size_of::<f32>()
-        && t.nb[1] % size_of::<f32>() == 0
-        && t.nb[1] >= width * size_of::<f32>();
+    let t = output.tensor;
+    let (ne, nb) = (t.ne(), t.nb());
+    let fits = t.is_f32()
+        && ne[0] == width as i64
+        && ne[1] >= 0
+        && ne[2..] == [1, 1]
+        && nb[0] == size_of::<f32>()
+        && nb[1] % size_of::<f32>() == 0
+        && nb[1] >= width * size_of::<f32>();
     if fits {
         return Ok(());
     }
     Err(HookError::Shape {
         block: output.block,
-        // SAFETY: as above.
-        node: lossy(unsafe { name_of(t) }),
-        found: format!("of type {} with shape {:?} and strides {:?}", t.type_, t.ne, t.nb),
+        node: lossy(t.name()),
+        found: format!("of type {} with shape {ne:?} and strides {nb:?}", t.dtype()),
         expected: format!("f32 (type 0) of shape [{width}, tokens]"),
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "linked"))]
 mod tests {
     use std::ffi::CString;
 
-    use super::*;
-    use crate::layout::{Arena, Layout, chain};
+    use llama_cpp_sys_2 as sys;
 
-    /// A graph of f32 rows of one value whose nodes have these names.
+    use super::*;
+    use crate::host::{Arena, chain};
+
+    /// Returns a graph of f32 rows of one value whose nodes have these names.
     fn named(arena: &Arena, names: &[&str]) -> Graph {
         // SAFETY: the graph lives in the arena, and its nodes are valid.
         unsafe {
-            let graph = Graph::new(chain(arena, names.len()), Layout::probe().unwrap());
-            for (&node, &name) in graph.nodes().iter().zip(names) {
-                sys::ggml_set_name(node, CString::new(name).unwrap().as_ptr());
+            let graph = Graph::new(chain(arena, names.len()));
+            for (node, &name) in graph.nodes().iter().zip(names) {
+                sys::ggml_set_name(node.raw(), CString::new(name).unwrap().as_ptr());
             }
             graph
         }
@@ -223,19 +202,18 @@ mod tests {
         found.iter().map(|output| (output.node, output.block)).collect()
     }
 
-    /// Under a uid of its own.
     fn set_uid(graph: &Graph, uid: u64) {
-        // SAFETY: the uid has its place within the graph, which is the test's alone.
-        unsafe { graph.raw().byte_add(Layout::probe().unwrap().graph_uid).cast::<u64>().write(uid) }
+        // SAFETY: the graph is the test's alone.
+        unsafe { graph.set_uid(uid) }
     }
 
     fn rename(graph: &Graph, node: usize, name: &str) {
         // SAFETY: a node of the graph.
-        unsafe { sys::ggml_set_name(graph.nodes()[node], CString::new(name).unwrap().as_ptr()) };
+        unsafe { sys::ggml_set_name(graph.nodes()[node].raw(), CString::new(name).unwrap().as_ptr()) };
     }
 
     #[test]
-    fn names_are_compared_however_well_a_graph_is_known() {
+    fn names_are_compared_in_known_graphs_too() {
         let arena = Arena::new(64).unwrap();
         let [first, second, none] =
             [["a", "l_out-0", "b", "l_out-1"], ["l_out-2", "c", "d", "e"], ["f", "g", "h", "i"]]
@@ -250,7 +228,7 @@ mod tests {
             assert_eq!(places(&finder.find(&second, wanted(&all)).unwrap()), [(0, 2)]);
             assert_eq!(places(&finder.find(&none, wanted(&all)).unwrap()), []);
         }
-        // The uid stays, the block output does not: it is looked for again, and what is gone is not found.
+        // The uid stays and the block output moves: the graph is scanned again.
         rename(&first, 3, "x");
         assert_eq!(places(&finder.find(&first, wanted(&all)).unwrap()), [(1, 0)]);
         rename(&first, 0, "l_out-3");
@@ -263,7 +241,7 @@ mod tests {
         // Other blocks are wanted.
         assert_eq!(places(&finder.find(&second, wanted(&[true, false, false, false])).unwrap()), []);
         assert_eq!(places(&finder.find(&second, wanted(&all)).unwrap()), [(0, 1)]);
-        // Built anew, without a uid: only names tell.
+        // Rebuilt, without a uid: only names tell.
         for graph in [&first, &second, &none] {
             set_uid(graph, 0);
         }
@@ -275,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_still_changes_the_residual_stream_refuses_the_block_before_it() {
+    fn a_later_change_of_the_residual_stream_refuses_the_block_before_it() {
         let changed = |names: &[&str]| {
             let arena = Arena::new(64).unwrap();
             Finder::default().find(&named(&arena, names), wanted(&[false, false, false, true, false]))

@@ -1,25 +1,25 @@
-//! Whether ggml's CUDA backend makes graphs of its own.
+//! The environment variable that tells whether ggml's CUDA backend makes graphs of its own.
 //!
-//! It looks at the environment once, when it first computes anything, and keeps to what it saw. The hook may come
-//! later: what the environment says then may have been set, or taken away, since.
+//! The backend reads the environment once, at its first graph. The hook may read it later, when the process may have
+//! changed it. The environment that the process started with decides.
 
-/// ggml reads it once, at its first CUDA graph: it has to be there before the process starts.
+/// The variable that switches ggml's own CUDA graphs off by being set.
 const GRAPHS_OFF: &str = "GGML_CUDA_DISABLE_GRAPHS";
 
-/// Whether ggml makes no CUDA graphs of its own, for certain: the variable is there, and was when the process started.
-/// Where the latter cannot be known, which is everywhere but on Linux, it must not be set by the process itself.
+/// Tells whether ggml certainly makes no CUDA graphs of its own: the variable is set, and was when the process
+/// started. Only Linux tells the latter; elsewhere the process must not set the variable itself.
 pub(crate) fn ggml_graphs_off() -> bool {
     std::env::var_os(GRAPHS_OFF).is_some()
         && at_start().is_none_or(|environment| names(&environment, GRAPHS_OFF))
 }
 
-/// The environment that the process was started with; `None` where nobody keeps it. One that may not be read says
-/// nothing about the variable, and so counts as an environment without it.
+/// Returns the environment that the process was started with; `None` on systems that do not keep it. One that cannot
+/// be read counts as an environment without the variable.
 fn at_start() -> Option<Vec<u8>> {
     cfg!(target_os = "linux").then(|| std::fs::read("/proc/self/environ").unwrap_or_default())
 }
 
-/// Whether a variable is in an environment, `NAME=VALUE` with a NUL behind each.
+/// Tells whether a variable is in an environment: `NAME=VALUE`, each followed by a NUL.
 fn names(environment: &[u8], variable: &str) -> bool {
     let named =
         |entry: &[u8]| entry.strip_prefix(variable.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
@@ -45,7 +45,7 @@ mod tests {
         assert!(!names(b"", GRAPHS_OFF));
     }
 
-    /// In processes of their own: the environment is not this one's to change.
+    /// Runs each case in a child process, since changing the environment of this one would race with other tests.
     #[cfg(target_os = "linux")]
     #[test]
     fn only_what_the_process_was_started_with_counts() {
@@ -55,7 +55,7 @@ mod tests {
                 unsafe { std::env::set_var(GRAPHS_OFF, "1") };
             }
             if case == "taken away" {
-                // SAFETY: as above.
+                // SAFETY: nothing else runs in this process.
                 unsafe { std::env::remove_var(GRAPHS_OFF) };
             }
             println!("off: {}", ggml_graphs_off());
@@ -68,7 +68,8 @@ mod tests {
             ("taken away", true, false),
         ] {
             let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-            again.args(["--exact", "environment::tests::only_what_the_process_was_started_with_counts"]);
+            again
+                .args(["--exact", "host::environment::tests::only_what_the_process_was_started_with_counts"]);
             again.args(["--nocapture", "--test-threads", "1"]);
             again.env("AXISCAP_TEST_CASE", case).env_remove(GRAPHS_OFF);
             if at_start {

@@ -1,15 +1,16 @@
-//! How often a node's result is read: what ggml's own fusions go by.
+//! The use counts of a graph's tensors, by which ggml decides what it may fuse.
 //!
 //! ggml counts the uses of every tensor while it builds a graph, in an array beside the graph's hash set. The graphs
-//! that a scheduler splits off share both with the whole, so that the count is of all readers, also of those that
-//! another backend computes. There is no public getter; the four fields are found by a graph whose counts are known.
+//! that a scheduler splits off share both with the whole graph. A count therefore includes readers that another
+//! backend computes. ggml has no public getter; the four fields are found by graphs whose counts are known.
 
 use std::ffi::c_void;
 use std::ops::Range;
 
-use llama_cpp_sys_2 as sys;
-
-use crate::layout::{Arena, GRAPH_SIZE, GRAPH_WORDS};
+use super::api::api;
+use super::arena::{Arena, GRAPH_SIZE};
+use super::layout::GRAPH_WORDS;
+use super::types::{F32, RawGraph};
 
 /// Byte offsets within `ggml_cgraph`: `visited_hash_set.{size, used, keys}` and `use_counts`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,19 +25,19 @@ pub(crate) struct UseCounts {
 const SLOTS_PER_WORD: usize = u32::BITS as usize;
 
 impl UseCounts {
-    /// The fields, where they come out uniquely: the same in graphs of two sizes.
+    /// Measures the fields; `None` unless graphs of two sizes agree on a unique result.
     pub(crate) fn measure() -> Option<Self> {
         let [first, second] = [GRAPH_SIZE, 3 * GRAPH_SIZE].map(|size| Probe::new(size)?.fields());
         first.filter(|_| first == second)
     }
 
-    /// How often nodes of the whole graph name `tensor` as a source; `None` for a tensor that the graph does not
-    /// know.
+    /// Returns how often nodes of the whole graph name `tensor` as a source; `None` for a tensor that is not in the
+    /// graph.
     ///
     /// # Safety
     /// `graph` must be a valid graph of the ggml that was measured.
-    pub(crate) unsafe fn of(self, graph: *const sys::ggml_cgraph, tensor: *const c_void) -> Option<i32> {
-        // SAFETY: the caller's promise: the fields are there, and the arrays have `size` slots each.
+    pub(crate) unsafe fn of(self, graph: *const RawGraph, tensor: *const c_void) -> Option<i32> {
+        // SAFETY: by the caller's contract the fields are there, and the arrays have `size` slots each.
         unsafe {
             let size = graph.byte_add(self.size).cast::<usize>().read();
             let used = graph.byte_add(self.used).cast::<*const u32>().read();
@@ -58,15 +59,16 @@ impl UseCounts {
     }
 }
 
-/// Where ggml looks for a tensor, in order: linear probing from its address without the 4 bits that are always zero.
+/// Returns the slots in which ggml looks for a tensor, in order: linear probing, from its address without the 4 bits
+/// that are always zero.
 fn slots(tensor: *const c_void, size: usize) -> impl Iterator<Item = usize> {
     let start = (tensor as usize >> 4).checked_rem(size).unwrap_or(0);
     (start..size).chain(0..start)
 }
 
-/// A graph with known uses, in memory of ours: all of it is initialised, so that any word of it may be looked at.
+/// A graph with known uses, in memory of ours. All of it is initialised, and any word of it may be read.
 struct Probe {
-    graph: *const sys::ggml_cgraph,
+    graph: *const RawGraph,
     /// Its tensors, and how often each is used.
     tensors: Vec<(*const c_void, i32)>,
     /// The addresses of the memory.
@@ -78,24 +80,26 @@ struct Probe {
 impl Probe {
     fn new(size: usize) -> Option<Self> {
         // SAFETY: the two functions only compute sizes.
-        let bytes =
-            unsafe { 16 * sys::ggml_tensor_overhead() + sys::ggml_graph_overhead_custom(size, false) + 1024 };
+        let bytes = unsafe {
+            16 * (api().ggml_tensor_overhead)() + (api().ggml_graph_overhead_custom)(size, false) + 1024
+        };
         let mut memory = vec![0_u128; bytes.div_ceil(size_of::<u128>())];
         let range = memory.as_ptr_range();
         let within = range.start as usize..range.end as usize;
         // SAFETY: the probe keeps the memory for as long as the arena; moving the vector does not move what it holds.
         let arena = unsafe { Arena::within(&mut memory) }.ok()?;
+        let api = api();
         // SAFETY: all objects live in the arena, which has room for them.
         let (graph, tensors) = unsafe {
             let c = arena.context();
-            let leaf = || sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_F32, 1);
+            let leaf = || (api.ggml_new_tensor_1d)(c, F32, 1);
             let (a, b) = (leaf(), leaf());
-            let sum = sys::ggml_add(c, a, b);
-            let square = sys::ggml_mul(c, sum, sum);
-            let third = sys::ggml_add(c, square, sum);
-            let last = sys::ggml_mul(c, third, a);
-            let graph = sys::ggml_new_graph_custom(c, size, false);
-            sys::ggml_build_forward_expand(graph, last);
+            let sum = (api.ggml_add)(c, a, b);
+            let square = (api.ggml_mul)(c, sum, sum);
+            let third = (api.ggml_add)(c, square, sum);
+            let last = (api.ggml_mul)(c, third, a);
+            let graph = (api.ggml_new_graph_custom)(c, size, false);
+            (api.ggml_build_forward_expand)(graph, last);
             (graph, [(a, 2), (b, 1), (sum, 3), (square, 1), (third, 1), (last, 0)])
         };
         let tensors = tensors.map(|(tensor, uses)| (tensor.cast_const().cast(), uses)).to_vec();
@@ -120,17 +124,17 @@ impl Probe {
         unsafe { self.graph.byte_add(offset).cast::<usize>().read() }
     }
 
-    /// The word at `address` of an array of `count` words, if all of that lies in our memory.
+    /// Returns the array of `count` numbers at `address`, if all of it lies in our memory.
     fn array<T: Copy>(&self, address: usize, count: usize) -> Option<&[T]> {
         let bytes = count.checked_mul(size_of::<T>())?;
         let inside = address >= self.within.start && address.checked_add(bytes)? <= self.within.end;
         let aligned = address.is_multiple_of(align_of::<T>());
-        // SAFETY: inside our memory, which is initialised; called with integers and addresses, of which any bits are
-        // valid. Nothing writes there while the probe is looked at.
+        // SAFETY: inside our memory, which is initialised. Callers ask for integers and addresses, of which any bits
+        // are valid. The memory is not written while the probe is read.
         (inside && aligned).then(|| unsafe { std::slice::from_raw_parts(address as *const T, count) })
     }
 
-    /// The slot of each tensor, if this is the size of the hash set and the address of its keys.
+    /// Returns the slot of each tensor, if this is the size of the hash set and the address of its keys.
     fn places(&self, size: usize, keys: usize) -> Option<Vec<usize>> {
         if size < self.tensors.len() {
             return None;
@@ -144,7 +148,7 @@ impl Probe {
         self.tensors.iter().map(place).collect::<Option<Vec<_>>>().filter(|_| filled == self.tensors.len())
     }
 
-    /// Whether the bits at this address are those of the slots in use.
+    /// Tells whether the bits at this address are those of the slots in use.
     fn marks(&self, address: usize, size: usize, places: &[usize]) -> bool {
         let Some(words) = self.array::<u32>(address, size.div_ceil(SLOTS_PER_WORD)) else { return false };
         let is_set = |&slot: &usize| words[slot / SLOTS_PER_WORD] >> (slot % SLOTS_PER_WORD) & 1 == 1;
@@ -152,7 +156,7 @@ impl Probe {
         places.iter().all(is_set) && set as usize == places.len()
     }
 
-    /// Whether the numbers at this address are the uses of the tensors.
+    /// Tells whether the numbers at this address are the uses of the tensors.
     fn counts(&self, address: usize, size: usize, places: &[usize]) -> bool {
         let Some(counts) = self.array::<i32>(address, size) else { return false };
         let mut expected = vec![0; size];
@@ -163,21 +167,15 @@ impl Probe {
     }
 }
 
-/// The one thing there is; `None` where there are none or several.
+/// Returns the only item; `None` where there are none or several.
 fn only<T>(mut all: impl Iterator<Item = T>) -> Option<T> {
     let first = all.next()?;
     all.next().is_none().then_some(first)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "linked"))]
 mod tests {
     use super::*;
-
-    #[test]
-    fn this_ggml_counts_uses_where_its_headers_say() {
-        // ggml 0.26: ggml_cgraph = { .., leafs, use_counts, visited_hash_set { size, used, keys }, order, uid }.
-        assert_eq!(UseCounts::measure(), Some(UseCounts { counts: 48, size: 56, used: 64, keys: 72 }));
-    }
 
     #[test]
     fn counts_are_those_of_the_whole_graph() {
@@ -187,7 +185,7 @@ mod tests {
             // SAFETY: the probe's graph is one of this ggml.
             assert_eq!(unsafe { fields.of(probe.graph, tensor) }, Some(uses));
         }
-        // SAFETY: as above; the stranger is only compared.
+        // SAFETY: the probe's graph is one of this ggml; the other address is only compared.
         assert_eq!(unsafe { fields.of(probe.graph, (&raw const probe.tensors).cast()) }, None);
     }
 }
