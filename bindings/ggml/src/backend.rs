@@ -7,10 +7,10 @@ use crate::config::Config;
 use crate::error::HookError;
 use crate::graph::find::{Finder, Output};
 use crate::host::{self, Arena, Device, FAILED, Graph, SUCCESS, Status};
-use crate::record::{BlockStats, Order, lock};
+use crate::record::{BlockStats, Order, Record, lock};
 use crate::route::gpu::{BackendGpu, DriverFactory};
 use crate::route::{
-    Compute, ComputeError, ComputeHook, GraphCall, Outcome, Route, RouteChoice, compute_custom,
+    BlockDone, Compute, ComputeError, ComputeHook, GraphCall, Outcome, Route, RouteChoice, compute_custom,
     compute_untouched, host as host_route, inserted,
 };
 use crate::session::SessionState;
@@ -167,7 +167,7 @@ impl Backend {
             }
             _ => {}
         }
-        self.record(&config, call.number, outcome)
+        record_outcome(record, &self.device, &config, call.number, outcome)
     }
 
     /// Opens the GPU that computes a graph, and returns whether it is open.
@@ -206,29 +206,6 @@ impl Backend {
         }
     }
 
-    /// Writes down what happened to a graph, and returns its status.
-    fn record(&self, config: &Arc<Config>, graph: u64, outcome: Outcome) -> Status {
-        let record = &self.session.record;
-        outcome.routes.iter().for_each(|&route| record.record_route(&self.device, route));
-        outcome.slow.iter().for_each(|reason| record.warn_slow_route(&self.device, reason));
-        outcome.norms.iter().for_each(|&(block, refused)| record.record_norm(&self.device, block, refused));
-        for done in outcome.blocks {
-            record.record_block(done.block, done.rows);
-            if let Some(stats) = done.stats.filter(|_| config.records()) {
-                let order = Order { graph, output: done.output };
-                let (block, rows, config) = (done.block, done.rows, Arc::clone(config));
-                record.add_stats(BlockStats { order, config, block, rows, stats });
-            }
-        }
-        let status = match outcome.ended {
-            Ok(()) => SUCCESS,
-            Err(ComputeError::Graph(status)) => status,
-            Err(ComputeError::Hook(error)) => self.fail(error),
-        };
-        record.add_arrived(outcome.arrived);
-        status
-    }
-
     /// Keeps an error for the session's caller, and returns the status of a failed graph.
     pub(crate) fn fail(&self, error: HookError) -> Status {
         self.session.record.fail(error);
@@ -243,6 +220,36 @@ impl Backend {
         drop(tools);
         self.session.record.add_arrived(arrived);
     }
+}
+
+/// Writes down what happened to a graph, and returns its status.
+pub(crate) fn record_outcome(
+    record: &Record,
+    device: &str,
+    config: &Arc<Config>,
+    graph: u64,
+    outcome: Outcome,
+) -> Status {
+    outcome.routes.iter().for_each(|&route| record.record_route(device, route));
+    outcome.slow.iter().for_each(|reason| record.warn_slow_route(device, reason));
+    outcome.norms.iter().for_each(|&(block, refused)| record.record_norm(device, block, refused));
+    for BlockDone { output, block, rows, stats } in outcome.blocks {
+        record.record_block(block, rows);
+        if let Some(stats) = stats.filter(|_| config.records()) {
+            let order = Order { graph, output };
+            record.add_stats(BlockStats { order, config: Arc::clone(config), block, rows, stats });
+        }
+    }
+    let status = match outcome.ended {
+        Ok(()) => SUCCESS,
+        Err(ComputeError::Graph(status)) => status,
+        Err(ComputeError::Hook(error)) => {
+            record.fail(error);
+            FAILED
+        }
+    };
+    record.add_arrived(outcome.arrived);
+    status
 }
 
 /// Replaces the compute hook of a backend. The old one releases what belongs to the backend.
@@ -277,7 +284,7 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Clone, Copy)]
-    enum Device {
+    enum On {
         Cpu,
         /// Neither the CPU nor a GPU that caps can run on.
         Other,
@@ -294,7 +301,7 @@ mod tests {
     #[test]
     fn every_situation_has_its_route() {
         use Asked::{For, Hook};
-        use Device::{Cpu, Gpu, GpuWithoutGgmlGraphs, Other};
+        use On::{Cpu, Gpu, GpuWithoutGgmlGraphs, Other};
         use RouteChoice::{Auto, Inserted, OneGraph, Views};
         let (custom, untouched) = (Route::Custom("test"), Route::Untouched);
         // Routes of a graph without block outputs, with block outputs without rows, and with rows.

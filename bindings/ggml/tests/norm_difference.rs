@@ -1,67 +1,114 @@
-//! How far the fused norm is from ggml's, on real rows of a real model: the figures in docs/hook.md. Run with
+//! Distance of the fused norm from ggml's, on real rows of a real model: the numbers in docs/hook.md. Run with
 //! `--nocapture` to see them.
 
+use std::ffi::CString;
+use std::num::NonZeroU32;
+use std::ptr;
 use std::sync::{Arc, Mutex};
 
 use axiscap::cpu::{self, Norm, RowsMut};
-use axiscap::{Bound, CapSet, CapTable};
+use axiscap::{Axis, Bound, Cap, CapTable};
+use axiscap_ggml::{Hook, HookError, ModelShape, Session, Tap};
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
 use llama_cpp_sys_2 as sys;
 
-use super::driver::LaunchNorm;
-use super::recording::{Recording, use_next};
-use super::tests::{cap, context, generate, shape};
-use crate::layout::Arena;
-use crate::{Engine, Session, Tap};
+#[path = "support/model.rs"]
+mod model;
 
-/// Rows of a block, and the norm behind them.
+/// Rows of a block, and the norm that follows it.
 struct Sample {
     block: usize,
     rows: Vec<f32>,
-    norm: LaunchNorm,
+    weight: Vec<f32>,
+    eps: f32,
 }
 
-/// Block outputs of a prompt and four tokens, from the first to the last but one.
+/// The outputs of every fourth block but the last, for a prompt and three tokens.
 fn samples() -> Vec<Sample> {
-    let blocks: Vec<_> = (0..shape().blocks - 1).step_by(4).collect();
-    let session = Session::new(shape());
-    let caps = blocks.iter().map(|&block| cap(block, block, Bound::NONE));
-    session.set_caps(Some(&CapSet::new(caps).unwrap())).unwrap();
-    session.set_engine(Engine::Views);
-    session.set_fused_norm(true);
-    let seen = Arc::new(Mutex::new(vec![Vec::new(); shape().blocks]));
-    let tap = {
-        let seen = Arc::clone(&seen);
-        Tap {
-            blocks: blocks.clone(),
-            see: Arc::new(move |block, rows| {
-                for row in 0..rows.rows() {
-                    seen.lock().unwrap()[block].extend_from_slice(rows.row(row));
-                }
-            }),
+    let mut backend = LlamaBackend::init().unwrap();
+    backend.void_logs();
+    let model =
+        LlamaModel::load_from_file(&backend, model::path(), &LlamaModelParams::default()).expect("it loads");
+    let (layers, width) = (model.n_layer() as usize, model.n_embd() as usize);
+    let session = Session::new(ModelShape { architecture: "llama".into(), blocks: layers, width });
+    let blocks: Vec<_> = (0..layers - 1).step_by(4).collect();
+    let seen = Arc::new(Mutex::new(vec![Vec::new(); layers]));
+    let sink = Arc::clone(&seen);
+    let see = move |block: usize, rows: axiscap_ggml::TapRows<'_>| {
+        for row in 0..rows.rows() {
+            sink.lock().unwrap()[block].extend_from_slice(rows.row(row));
         }
     };
-    session.set_tap(Some(tap)).unwrap();
-    let (driver, _) = Recording::new();
-    let norms = Arc::clone(&driver.norms);
-    use_next(driver);
-    generate(&mut context(&session, 256), &session, 4);
+    session.set_tap(Some(Tap { blocks: blocks.clone(), see: Arc::new(see) })).unwrap();
+    let params = LlamaContextParams::default().with_n_ctx(NonZeroU32::new(512)).with_n_threads(2);
+    let hook = Hook::install().unwrap();
+    let mut context = hook.bind(&session, || model.new_context(&backend, params)).unwrap();
+    let mut tokens = model.vocab().tokenize(b"I feel so alone tonight. What are you, really?", false, true);
+    let mut position = 0;
+    for _ in 0..4 {
+        let mut batch = LlamaBatch::new(tokens.len(), 1);
+        for (i, &token) in tokens.iter().enumerate() {
+            batch.add(token, position + i as i32, &[0], i + 1 == tokens.len()).unwrap();
+        }
+        let decoded = session.watch(tokens.len(), 1, || Ok::<_, HookError>(context.decode(&mut batch)));
+        decoded.unwrap().unwrap();
+        let logits = context.get_logits_ith(tokens.len() as i32 - 1);
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        position += tokens.len() as i32;
+        tokens = vec![LlamaToken::new(best as i32)];
+    }
     let mut seen = seen.lock().unwrap();
-    let norm_of = |block| norms.lock().unwrap().iter().find(|(of, _)| *of == block).unwrap().1;
-    let sample =
-        |block: usize| Sample { block, rows: std::mem::take(&mut seen[block]), norm: norm_of(block) };
-    blocks.into_iter().map(sample).collect()
+    let norms = norms_after(&blocks, width);
+    let sample = |(&block, (weight, eps)): (&usize, (Vec<f32>, f32))| {
+        let rows = std::mem::take(&mut seen[block]);
+        Sample { block, rows, weight, eps }
+    };
+    blocks.iter().zip(norms).map(sample).collect()
 }
 
-/// Rows through ggml's RMS_NORM and MUL on its CPU backend.
+/// Reads weight and epsilon of the norm after each block from the model's file.
+fn norms_after(blocks: &[usize], width: usize) -> Vec<(Vec<f32>, f32)> {
+    let path = CString::new(model::path().to_str().unwrap()).unwrap();
+    let mut tensors = ptr::null_mut();
+    // SAFETY: the path is a C string, and ggml loads all tensors into a new context. The key is a float, and the weights
+    // are f32 of the model's width. File and context are freed once.
+    unsafe {
+        let file = sys::gguf_init_from_file(
+            path.as_ptr(),
+            sys::gguf_init_params { no_alloc: false, ctx: &mut tensors },
+        );
+        assert!(!file.is_null());
+        let key = sys::gguf_find_key(file, c"llama.attention.layer_norm_rms_epsilon".as_ptr());
+        let eps = sys::gguf_get_val_f32(file, key);
+        let weight = |block: usize| {
+            let name = CString::new(format!("blk.{}.attn_norm.weight", block + 1)).unwrap();
+            let tensor = sys::ggml_get_tensor(tensors, name.as_ptr());
+            assert_eq!(((*tensor).type_, (*tensor).ne[0]), (sys::GGML_TYPE_F32, width as i64));
+            std::slice::from_raw_parts((*tensor).data.cast::<f32>(), width).to_vec()
+        };
+        let norms = blocks.iter().map(|&block| (weight(block), eps)).collect();
+        sys::gguf_free(file);
+        sys::ggml_free(tensors);
+        norms
+    }
+}
+
+/// Returns rows through ggml's RMS_NORM and MUL on its CPU backend.
 fn by_ggml(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let width = weight.len();
     let (mut rows, mut weight) = (rows.to_vec(), weight.to_vec());
     let (mut between, mut out) = (vec![0.0_f32; rows.len()], vec![0.0_f32; rows.len()]);
-    let arena = Arena::new(16).unwrap();
-    // SAFETY: tensors and graph live in the arena, their data in vectors of the right length that outlive the call;
-    // the backend is freed once.
+    // SAFETY: tensors and graph live in the context, their data in vectors of the right length that outlive the call.
+    // Context and backend are freed once.
     unsafe {
-        let c = arena.context();
+        let params =
+            sys::ggml_init_params { mem_size: 1 << 20, mem_buffer: std::ptr::null_mut(), no_alloc: true };
+        let c = sys::ggml_init(params);
         let input = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, width as i64, (rows.len() / width) as i64);
         let weights = sys::ggml_new_tensor_1d(c, sys::GGML_TYPE_F32, width as i64);
         let norm = sys::ggml_rms_norm(c, input, eps);
@@ -76,13 +123,14 @@ fn by_ggml(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
         assert!(!backend.is_null());
         assert_eq!(sys::ggml_backend_graph_compute(backend, graph), sys::GGML_STATUS_SUCCESS);
         sys::ggml_backend_free(backend);
+        sys::ggml_free(c);
     }
     out
 }
 
-/// Rows through the arithmetic of ggml's CUDA kernel, as its source has it: each of 256 threads (1024 from 1024
-/// channels on) adds up every 256th square, then warps and then their sums are halved. Its reciprocal square root is
-/// an approximation of the hardware, here the right one.
+/// Returns rows through the arithmetic of ggml's CUDA kernel, as its source has it. Each of 256 threads (1024 from 1024
+/// channels on) adds every 256th square, then warps and then their sums are halved. Its reciprocal square root is an
+/// approximation of the hardware, here the exact one.
 fn in_the_order_of_ggml_cuda(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let width = weight.len();
     let threads = if width < 1024 { 256 } else { 1024 };
@@ -107,7 +155,7 @@ fn in_the_order_of_ggml_cuda(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32>
 fn by_axiscap(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let width = weight.len();
     let (mut rows, mut out) = (rows.to_vec(), vec![0.0; rows.len()]);
-    let table = CapTable::new(&[cap(0, 1, Bound::NONE).cap]).unwrap();
+    let table = CapTable::new(&[Cap::new(Axis::from_direction(weight).unwrap(), Bound::NONE)]).unwrap();
     let to = RowsMut::from_slice(&mut out, width).unwrap();
     let rows = RowsMut::from_slice(&mut rows, width).unwrap();
     let norm = Norm::new(weight, eps).unwrap();
@@ -121,7 +169,7 @@ struct Difference {
     values: usize,
     differing: usize,
     squares: f64,
-    most: f64,
+    max: f64,
 }
 
 impl Difference {
@@ -132,7 +180,7 @@ impl Difference {
             self.values += 1;
             self.differing += usize::from(ours != theirs);
             self.squares += relative * relative;
-            self.most = self.most.max(relative.abs());
+            self.max = self.max.max(relative.abs());
         }
     }
 
@@ -141,7 +189,7 @@ impl Difference {
         let rms = (self.squares / values as f64).sqrt();
         println!(
             "{what}: {values} values, {differing:.1} % differ; relative: rms {rms:.2e}, at most {:.2e}",
-            self.most
+            self.max
         );
     }
 }
@@ -149,18 +197,16 @@ impl Difference {
 #[test]
 fn the_difference_to_ggmls_norm_is_a_few_last_bits() {
     let (mut cpu, mut cuda) = (Difference::default(), Difference::default());
-    for Sample { block, rows, norm } in samples() {
-        assert!(rows.len() > 4 * shape().width, "block {block}");
-        // SAFETY: the launch names the weight of a model that is loaded for as long as the process runs.
-        let weight = unsafe { std::slice::from_raw_parts(norm.weight as *const f32, shape().width) };
-        let ours = by_axiscap(&rows, weight, norm.eps());
-        cpu.add(&ours, &by_ggml(&rows, weight, norm.eps()));
-        cuda.add(&ours, &in_the_order_of_ggml_cuda(&rows, weight, norm.eps()));
+    for Sample { block, rows, weight, eps } in samples() {
+        assert!(rows.len() > 4 * weight.len(), "block {block}");
+        let ours = by_axiscap(&rows, &weight, eps);
+        cpu.add(&ours, &by_ggml(&rows, &weight, eps));
+        cuda.add(&ours, &in_the_order_of_ggml_cuda(&rows, &weight, eps));
     }
     cpu.report("against ggml's CPU backend");
     cuda.report("against the order of ggml's CUDA kernel");
     // One factor per row: the rounding of the sum, the division and the root, and those of two products.
     for difference in [cpu, cuda] {
-        assert!(difference.most < 8.0 * f64::from(f32::EPSILON), "{difference:?}");
+        assert!(difference.max < 8.0 * f64::from(f32::EPSILON), "{difference:?}");
     }
 }

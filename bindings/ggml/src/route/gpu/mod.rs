@@ -22,7 +22,7 @@ mod driver;
 mod first_use;
 mod fused_norm;
 mod planner;
-#[cfg(test)]
+#[cfg(all(test, feature = "linked"))]
 pub(crate) mod tests;
 
 use std::collections::VecDeque;

@@ -7,7 +7,7 @@ use crate::host::{Graph, Tensor, api, ggml_version, ops};
 
 /// Why a graph must not be captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct CaptureBlocker {
+pub(crate) struct CaptureBlocker {
     pub(super) reason: &'static str,
     /// True if no batch size can avoid it. Logged once as a warning.
     pub(super) permanent: bool,
@@ -86,10 +86,12 @@ fn blocker(node: Tensor, max_expert_tokens: i64) -> Option<CaptureBlocker> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "linked"))]
 mod tests {
+    use llama_cpp_sys_2 as sys;
+
     use super::*;
-    use crate::layout::{Arena, Layout};
+    use crate::host::Arena;
 
     /// The blocker of one multiplication by experts.
     fn of(
@@ -108,7 +110,7 @@ mod tests {
             change(&mut *product);
             let raw = sys::ggml_new_graph_custom(c, 16, false);
             sys::ggml_build_forward_expand(raw, product);
-            Graph::new(raw, Layout::probe().unwrap())
+            Graph::new(raw)
         };
         CaptureBlockers::default().of(&graph)
     }

@@ -35,18 +35,18 @@ const STALE: u64 = 2 * MAX_SEEN as u64;
 
 /// What identifies a graph, and whether it may be captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct GraphKey {
+pub(crate) struct GraphKey {
     /// A digest of ggml's nodes, or `None` where the graph cannot be recognised.
-    pub(super) content: Option<u64>,
+    pub(crate) content: Option<u64>,
     /// A digest of our launches: blocks, addresses, rows, norms, statistics.
-    pub(super) launches: u64,
+    pub(crate) launches: u64,
     /// Why the graph must not be captured.
-    pub(super) blocker: Option<CaptureBlocker>,
+    pub(crate) blocker: Option<CaptureBlocker>,
 }
 
 /// The next step. The number is the slot of an executable graph, below [`MAX_GRAPHS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action {
+pub(crate) enum Action {
     /// Run views and launches one by one.
     Eager,
     /// Begin a capture, run views and launches into it, end it, and call [`GraphCache::capture_ended`].
@@ -85,7 +85,7 @@ struct CachedGraph {
 
 /// The executable graphs of one backend, and the state of making another.
 #[derive(Debug, Default)]
-pub(super) struct GraphCache {
+pub(crate) struct GraphCache {
     state: State,
     graphs: Vec<CachedGraph>,
     /// The last graphs that ran eagerly and could be captured, the latest at the end.
@@ -99,7 +99,7 @@ pub(super) struct GraphCache {
 
 impl GraphCache {
     /// A graph is about to run.
-    pub(super) fn begin(&mut self, key: &GraphKey) -> Action {
+    pub(crate) fn begin(&mut self, key: &GraphKey) -> Action {
         self.now += 1;
         let content = key.content.filter(|_| key.blocker.is_none() && self.state != State::Broken);
         if let Some(content) = content {
@@ -126,7 +126,7 @@ impl GraphCache {
     }
 
     /// The capture ended, or failed for a reason.
-    pub(super) fn capture_ended(&mut self, outcome: Result<(), String>) -> Action {
+    pub(crate) fn capture_ended(&mut self, outcome: Result<(), String>) -> Action {
         match (self.state, outcome) {
             (State::Capturing(identity, slot), Ok(())) => {
                 self.counts.captures += 1;
@@ -144,7 +144,7 @@ impl GraphCache {
     }
 
     /// The executable graph was made, or could not be for a reason. A failed update is followed by an instantiation.
-    pub(super) fn instantiated(&mut self, outcome: Result<(), String>) -> Action {
+    pub(crate) fn instantiated(&mut self, outcome: Result<(), String>) -> Action {
         match (self.state, outcome) {
             (State::Instantiating { identity, slot, update }, Ok(())) => {
                 self.counts.updates += u64::from(update);

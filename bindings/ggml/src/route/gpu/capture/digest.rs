@@ -79,15 +79,17 @@ impl Digest {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "linked"))]
 mod tests {
-    use super::*;
-    use crate::layout::{Arena, Layout};
+    use llama_cpp_sys_2 as sys;
 
-    type Tensor = *mut sys::ggml_tensor;
+    use super::*;
+    use crate::host::Arena;
+
+    type Raw = *mut sys::ggml_tensor;
 
     /// `a + b`, scaled; the nodes' and the leafs' tensors.
-    fn graph(arena: &Arena) -> (Graph, [Tensor; 2], [Tensor; 2]) {
+    fn graph(arena: &Arena) -> (Graph, [Raw; 2], [Raw; 2]) {
         // SAFETY: tensors and graph live in the arena, which has room for them.
         unsafe {
             let c = arena.context();
@@ -97,13 +99,13 @@ mod tests {
             let scaled = sys::ggml_scale(c, sum, 2.0);
             let raw = sys::ggml_new_graph_custom(c, 16, false);
             sys::ggml_build_forward_expand(raw, scaled);
-            (Graph::new(raw, Layout::probe().unwrap()), [sum, scaled], leafs)
+            (Graph::new(raw), [sum, scaled], leafs)
         }
     }
 
     fn set_uid(graph: &Graph, uid: u64) {
-        // SAFETY: the uid has its place within the graph, which is the test's alone.
-        unsafe { graph.raw().byte_add(Layout::probe().unwrap().graph_uid).cast::<u64>().write(uid) }
+        // SAFETY: the graph is the test's alone.
+        unsafe { graph.set_uid(uid) }
     }
 
     #[test]
@@ -113,7 +115,7 @@ mod tests {
         let before = digest(&graph);
         assert_eq!(digest(&graph), before);
         type Change = fn(&mut sys::ggml_tensor);
-        let changes: [(Tensor, Change); 13] = [
+        let changes: [(Raw, Change); 13] = [
             (scaled, |t| t.op_params[0] ^= 1),
             (scaled, |t| t.op_params[15] ^= 1 << 31),
             (scaled, |t| t.op = sys::GGML_OP_SQR),
@@ -147,10 +149,12 @@ mod tests {
         let (graph, [sum, _], _) = graph(&arena);
         let first_two = || graph.with_view(0..2, || digest(&graph));
         let before = first_two();
-        assert_eq!(graph.uses_of(sum), Some(1));
+        // SAFETY: a tensor of the arena.
+        let sum_tensor = unsafe { Tensor::new(sum) }.unwrap();
+        assert_eq!(graph.uses_of(sum_tensor), Some(1));
         // SAFETY: the graph and its arena have room for another reader of the sum.
         unsafe { sys::ggml_build_forward_expand(graph.raw(), sys::ggml_silu(arena.context(), sum)) };
-        assert_eq!((graph.uses_of(sum), graph.nodes().len()), (Some(2), 3));
+        assert_eq!((graph.uses_of(sum_tensor), graph.nodes().len()), (Some(2), 3));
         assert_ne!(first_two(), before);
     }
 
@@ -168,7 +172,7 @@ mod tests {
         assert_eq!(digests.of(&graph), first, "ggml says that nothing has changed");
         set_uid(&graph, 8);
         assert_ne!(digests.of(&graph), first);
-        // SAFETY: as above.
+        // SAFETY: a tensor of the arena.
         unsafe { (*scaled).op_params[0] ^= 1 };
         set_uid(&graph, 9);
         assert_eq!(digests.of(&graph), first, "the same again");

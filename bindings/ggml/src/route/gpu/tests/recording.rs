@@ -1,35 +1,34 @@
-//! A driver for tests: it notes what it is asked to do, and caps rows in host memory as late as the events allow.
+//! A driver that notes its calls, and caps rows in host memory as late as the calls allow. A missing
+//! `hand_to_backend` leaves rows uncapped.
 
-use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axiscap::cpu::{self, Norm, RowsMut};
 use axiscap::{CapParams, CapTable, RowStat};
 
+use super::super::driver::{Attempt, CaptureDriver, Driver, DriverFactory, Kernel, Launch, Result, Ticket};
 use crate::error::HookError;
+use crate::host::{Backend, Device};
 
-use super::driver::{Attempt, Driver, Kernel, Launch, LaunchNorm, Result, Ticket};
-
-/// What the driver was asked to do.
+/// A call of the driver.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Op {
-    RecordOnBackend(usize),
-    WaitOnOurs(usize),
+    /// `hand_to_cap_stream`
+    ToCapStream(usize),
     Launch {
         block: usize,
         rows: usize,
         stats: Option<usize>,
     },
-    /// A launch that does the norm too.
-    LaunchNormed {
+    /// A launch that includes the norm.
+    LaunchWithNorm {
         block: usize,
         rows: usize,
         stats: Option<usize>,
     },
-    RecordOnOurs(usize),
-    WaitOnBackend(usize),
+    /// `hand_to_backend`
+    ToBackend(usize),
     Upload(usize),
     Update(usize),
     Forget(usize),
@@ -38,29 +37,32 @@ pub(super) enum Op {
     BeginCapture,
     EndCapture,
     Instantiate(usize),
-    Refit(usize),
+    /// `update_graph`
+    UpdateGraph(usize),
     Replay(usize),
     Discard,
-    StampOnBackend(usize),
-    StampOnOurs(usize),
-    /// Not the driver's: tests note here which nodes ggml was given, under which uid.
+    /// No call of the driver. Tests note here the nodes and the uid of the graph that ggml was given.
     View {
         nodes: usize,
         uid: u64,
     },
+    /// The driver was dropped.
     Closed,
 }
 
 pub(super) type Log = Arc<Mutex<Vec<Op>>>;
 
-/// Work on our stream that has not run yet.
+/// Takes the calls since the last time.
+pub(super) fn taken(log: &Log) -> Vec<Op> {
+    std::mem::take(&mut *log.lock().unwrap())
+}
+
+/// Work on the cap stream that has not run yet.
 #[derive(Debug)]
 enum Queued {
     Launch(Launch),
     Update(usize, Vec<CapParams>),
     Fetch(Ticket, usize),
-    Record(usize),
-    Stamp(usize),
 }
 
 #[derive(Debug, Default)]
@@ -71,87 +73,51 @@ pub(super) struct Recording {
     queue: VecDeque<Queued>,
     fetched: HashMap<Ticket, Vec<RowStat>>,
     tickets: u64,
-    /// Flips the last bit of the first value of every capped row: a GPU that is not to be trusted.
-    pub(super) wrong: bool,
-    /// The same of rows that this kernel caps.
+    /// Flips the last bit of the first value of all rows that it caps.
+    pub(super) wrong_rows: bool,
+    /// Flips the last bit of the first value of all rows that this kernel caps.
     pub(super) wrong_kernel: Option<Kernel>,
-    /// The same of every normed row.
+    /// Flips the last bit of the first value of all normed rows.
     pub(super) wrong_norm: bool,
-    /// The step of making a graph, or the update, that fails.
+    /// The call that fails.
     pub(super) fails: Option<Op>,
-    /// Notes nothing and caps nothing: for measurements.
-    pub(super) quiet: Arc<AtomicBool>,
-    /// Claims to hold no memory.
-    pub(super) elsewhere: bool,
-    /// Claims not to hold the address of this number, in the order in which it is asked for addresses.
+    /// Holds no memory.
+    pub(super) holds_nothing: bool,
+    /// Does not hold the address of this number, in the order in which `holds` is called.
     pub(super) not_held: Option<usize>,
+    /// Calls of `holds`.
     asked: usize,
-    /// Microseconds so far: a launch takes ten, a stamp one.
-    now: f64,
-    /// When each stamp was reached last.
-    stamps: Vec<f64>,
-    /// The norms that it was asked for.
-    pub(super) norms: Arc<Mutex<Vec<(usize, LaunchNorm)>>>,
 }
 
-/// As on a GPU, many rows run another kernel than few.
+/// Returns the kernel for a number of rows. As on a GPU, many rows run another kernel than few.
 fn kernel(rows: usize) -> Kernel {
     if rows <= 256 { "direct" } else { "staged" }
 }
 
-thread_local! {
-    static NOTING: Cell<bool> = const { Cell::new(false) };
-    static NEXT: RefCell<Option<Box<dyn Driver>>> = const { RefCell::new(None) };
-    static GRAPHS: RefCell<Vec<(u64, Option<u64>)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A graph of this uid and content is computed on this thread.
-pub(super) fn note_graph(uid: u64, content: impl FnOnce() -> Option<u64>) {
-    if NOTING.get() {
-        GRAPHS.with_borrow_mut(|graphs| graphs.push((uid, content())));
-    }
-}
-
-/// From now on graphs are noted on this thread.
-pub(super) fn note_graphs() {
-    NOTING.set(true);
-}
-
-/// The graphs that were computed on this thread since the last call.
-pub(super) fn graphs() -> Vec<(u64, Option<u64>)> {
-    GRAPHS.take()
-}
-
-/// The driver of the next backend that is hooked on this thread.
-pub(super) fn use_next(driver: Recording) {
-    NEXT.set(Some(Box::new(driver)));
-}
-
-pub(super) fn for_this_thread() -> Option<Box<dyn Driver>> {
-    NEXT.take()
-}
-
 impl Recording {
     pub(super) fn new() -> (Self, Log) {
-        let this = Self::default();
-        let log = Arc::clone(&this.log);
-        (this, log)
+        let driver = Self::default();
+        let log = Arc::clone(&driver.log);
+        (driver, log)
+    }
+
+    /// Returns a factory that opens this driver for one backend of the CPU.
+    pub(super) fn factory(self) -> Arc<dyn DriverFactory> {
+        Arc::new(OneDriver(Mutex::new(Some(self))))
     }
 
     fn note(&self, op: Op) {
-        if !self.quiet.load(Ordering::Relaxed) {
-            self.log.lock().unwrap().push(op);
-        }
+        self.log.lock().unwrap().push(op);
     }
 
     fn attempt(&self, op: Op) -> Attempt {
         let fails = self.fails.as_ref() == Some(&op);
         self.note(op);
-        if fails { Err("the test says so".into()) } else { Ok(()) }
+        if fails { Err("as the test asked".into()) } else { Ok(()) }
     }
 
-    /// Runs our stream up to the record of a hop, or dry.
-    fn run(&mut self, until: Option<usize>) {
+    /// Runs everything on the cap stream.
+    fn run(&mut self) {
         while let Some(work) = self.queue.pop_front() {
             match work {
                 Queued::Launch(launch) => self.cap(&launch),
@@ -166,24 +132,11 @@ impl Recording {
                 Queued::Fetch(ticket, count) => {
                     self.fetched.insert(ticket, self.stats[..count].to_vec());
                 }
-                Queued::Record(hop) if Some(hop) == until => return,
-                Queued::Record(_) => {}
-                Queued::Stamp(stamp) => self.reach(stamp),
             }
         }
-        assert!(until.is_none(), "the backend waits for an event that was never recorded");
-    }
-
-    fn reach(&mut self, stamp: usize) {
-        self.now += 1.0;
-        self.stamps[stamp] = self.now;
     }
 
     fn cap(&mut self, launch: &Launch) {
-        self.now += 10.0;
-        if self.quiet.load(Ordering::Relaxed) {
-            return;
-        }
         let table = &self.tables[&launch.block];
         let depth = table.caps();
         // SAFETY: the planner's launches name rows of tensors in host memory that the test keeps alive.
@@ -198,7 +151,7 @@ impl Recording {
         match launch.norm {
             None => cpu::cap_rows(table, rows.reborrow(), options).unwrap(),
             Some(norm) => {
-                // SAFETY: as above, of the norm's weight and rows.
+                // SAFETY: the planner's launches name weight and rows in host memory that the test keeps alive.
                 let (weight, out) = unsafe {
                     (
                         std::slice::from_raw_parts(norm.weight as *const f32, table.width()),
@@ -210,13 +163,13 @@ impl Recording {
             }
         }
         let flip = |address: u64| {
-            // SAFETY: as above.
+            // SAFETY: the address is that of the first row, which the test keeps alive.
             unsafe {
                 let value = address as *mut u32;
                 value.write(value.read() ^ 1);
             }
         };
-        if self.wrong || self.wrong_kernel == Some(kernel(launch.rows)) {
+        if self.wrong_rows || self.wrong_kernel == Some(kernel(launch.rows)) {
             flip(launch.address);
         }
         if let Some(norm) = launch.norm.filter(|_| self.wrong_norm) {
@@ -231,39 +184,43 @@ impl Drop for Recording {
     }
 }
 
+/// A factory with one driver.
+#[derive(Debug)]
+struct OneDriver(Mutex<Option<Recording>>);
+
+impl DriverFactory for OneDriver {
+    fn usable(&self, _: Device) -> Option<std::result::Result<(), String>> {
+        Some(Ok(()))
+    }
+
+    unsafe fn open(&self, _: Backend, _: &str, _: u64) -> std::result::Result<Box<dyn Driver>, String> {
+        let driver = self.0.lock().unwrap().take();
+        Ok(Box::new(driver.ok_or("the test has one driver")?))
+    }
+}
+
 impl Driver for Recording {
     fn holds(&mut self, _: u64) -> Result<bool> {
         self.asked += 1;
-        Ok(!self.elsewhere && self.not_held != Some(self.asked))
+        Ok(!self.holds_nothing && self.not_held != Some(self.asked))
     }
 
     fn reserve(&mut self, _: usize, stats: usize) -> Result<()> {
         if self.stats.len() < stats {
-            self.run(None);
+            self.run();
             self.stats.resize(stats, RowStat::default());
         }
         Ok(())
     }
 
-    fn record_on_backend(&mut self, hop: usize) -> Result<()> {
-        self.note(Op::RecordOnBackend(hop));
+    fn hand_to_cap_stream(&mut self, pair: usize) -> Result<()> {
+        self.note(Op::ToCapStream(pair));
         Ok(())
     }
 
-    fn wait_on_ours(&mut self, hop: usize) -> Result<()> {
-        self.note(Op::WaitOnOurs(hop));
-        Ok(())
-    }
-
-    fn record_on_ours(&mut self, hop: usize) -> Result<()> {
-        self.note(Op::RecordOnOurs(hop));
-        self.queue.push_back(Queued::Record(hop));
-        Ok(())
-    }
-
-    fn wait_on_backend(&mut self, hop: usize) -> Result<()> {
-        self.note(Op::WaitOnBackend(hop));
-        self.run(Some(hop));
+    fn hand_to_backend(&mut self, pair: usize) -> Result<()> {
+        self.note(Op::ToBackend(pair));
+        self.run();
         Ok(())
     }
 
@@ -282,7 +239,7 @@ impl Driver for Recording {
 
     fn forget(&mut self, block: usize) {
         self.note(Op::Forget(block));
-        self.run(None);
+        self.run();
         self.tables.remove(&block);
     }
 
@@ -293,27 +250,24 @@ impl Driver for Recording {
 
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()> {
         let Launch { block, rows, stats, norm, .. } = *launch;
-        match norm {
-            None => self.note(Op::Launch { block, rows, stats }),
-            Some(norm) => {
-                self.note(Op::LaunchNormed { block, rows, stats });
-                self.norms.lock().unwrap().push((block, norm));
-            }
-        }
+        self.note(match norm {
+            None => Op::Launch { block, rows, stats },
+            Some(_) => Op::LaunchWithNorm { block, rows, stats },
+        });
         self.queue.push_back(Queued::Launch(*launch));
         Ok(())
     }
 
     unsafe fn read_rows(&mut self, address: u64, to: &mut [f32]) -> Result<()> {
         self.note(Op::ReadRows(to.len()));
-        self.run(None);
-        // SAFETY: the caller's promise, on host memory.
+        self.run();
+        // SAFETY: the caller promises as many values at the address, which is in host memory.
         unsafe { to.as_mut_ptr().copy_from_nonoverlapping(address as *const f32, to.len()) };
         Ok(())
     }
 
     fn read_stats(&mut self, first: usize, to: &mut [RowStat]) -> Result<()> {
-        self.run(None);
+        self.run();
         to.copy_from_slice(&self.stats[first..][..to.len()]);
         Ok(())
     }
@@ -328,11 +282,23 @@ impl Driver for Recording {
 
     fn take_stats(&mut self, ticket: Ticket, wait: bool) -> Result<Option<Vec<RowStat>>> {
         if wait {
-            self.run(None);
+            self.run();
         }
         Ok(self.fetched.remove(&ticket))
     }
 
+    fn finish(&mut self) -> Result<()> {
+        self.run();
+        match &self.fails {
+            Some(Op::Closed) => {
+                Err(HookError::Device { device: "test".into(), what: "as the test asked".into() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl CaptureDriver for Recording {
     fn begin_capture(&mut self) -> Attempt {
         self.attempt(Op::BeginCapture)
     }
@@ -346,34 +312,12 @@ impl Driver for Recording {
     }
 
     fn update_graph(&mut self, slot: usize) -> Attempt {
-        self.attempt(Op::Refit(slot))
+        self.attempt(Op::UpdateGraph(slot))
     }
 
     unsafe fn replay(&mut self, slot: usize) -> Result<()> {
         self.note(Op::Replay(slot));
         Ok(())
-    }
-
-    fn reserve_stamps(&mut self, count: usize) -> Result<()> {
-        self.stamps.resize(self.stamps.len().max(count), f64::NAN);
-        Ok(())
-    }
-
-    fn stamp_on_backend(&mut self, stamp: usize) -> Result<()> {
-        self.note(Op::StampOnBackend(stamp));
-        self.reach(stamp);
-        Ok(())
-    }
-
-    fn stamp_on_ours(&mut self, stamp: usize) -> Result<()> {
-        self.note(Op::StampOnOurs(stamp));
-        self.queue.push_back(Queued::Stamp(stamp));
-        Ok(())
-    }
-
-    fn micros_between(&mut self, from: usize, to: usize) -> Result<f64> {
-        self.run(None);
-        Ok(self.stamps[to] - self.stamps[from])
     }
 
     fn discard_graphs(&mut self) {
