@@ -1,4 +1,4 @@
-// The kernel argument: one struct, passed by value, in the layout that src/cuda/args.rs packs.
+// The kernel argument: one struct, passed by value, in the layout that src/cuda/launch/args.rs packs.
 //
 // This folder includes no header of the CUDA toolkit. The kernels are C++ over the operations of
 // hardware.cuh, which has one version for nvcc and one for the emulator.
@@ -61,6 +61,6 @@ struct CapArgs {
 
 static_assert(sizeof(CapParams) == 12 && sizeof(RowStat) == 12, "the layouts of table.rs and stats.rs");
 static_assert(sizeof(Faults) == 16, "the layout of src/cuda/faults.rs");
-static_assert(sizeof(CapArgs) == 160, "the layout of src/cuda/args.rs");
+static_assert(sizeof(CapArgs) == 160, "the layout of src/cuda/launch/args.rs");
 
 }  // namespace axiscap
