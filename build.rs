@@ -50,7 +50,7 @@ fn main() {
         return;
     }
     if let Err(error) = run() {
-        // Each line is an error of its own for Cargo.
+        // Cargo shows each line as a separate error.
         println!("cargo::error={}", error.to_string().trim_end().replace('\n', "\ncargo::error="));
         std::process::exit(1);
     }

@@ -34,7 +34,7 @@ AXISCAP_DEVICE float thread_dot(const float (&a)[VALUES], const float (&b)[VALUE
 // Returns the same as thread_dot, with b read from a padded f32 vector one quad at a time, for kernels that
 // lack the registers to hold b.
 template <class E>
-AXISCAP_DEVICE float streamed_dot(const float (&a)[VALUES], const float* b) {
+AXISCAP_DEVICE float thread_dot_by_quad(const float (&a)[VALUES], const float* b) {
     float lane[E::V];
 #pragma unroll
     for (int j = 0; j < E::V; j++) lane[j] = 0.0f;

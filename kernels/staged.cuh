@@ -132,7 +132,7 @@ class StagedRows : ResidentRows<E> {
             if constexpr (KEEPS_AXIS) {
                 part = thread_dot<E>(h, axis);
             } else {
-                part = streamed_dot<E>(h, Base::axis_at(cap));
+                part = thread_dot_by_quad<E>(h, Base::axis_at(cap));
             }
             float p = sum_(warp_sum(part));
             // The bounds are loaded after the sum, which needs the registers. Other rows hide the latency of
