@@ -15,7 +15,7 @@
 
 #define AXISCAP_DEVICE __device__ __forceinline__
 // Defines a kernel whose blocks have at most `threads` threads. 512 threads leave 128 registers per thread,
-// 1024 leave 64 (src/cuda/launch/shape.rs).
+// 1024 leave 64 (src/cuda/launch/kernel.rs).
 #define AXISCAP_KERNEL(name, threads) \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ axiscap::CapArgs args)
 

@@ -151,7 +151,7 @@ class StagedRows : ResidentRows<E> {
         return acted;
     }
 
-    // The most groups of more than one warp that a block has (src/cuda/launch/shape.rs). Each takes a
+    // The most groups of more than one warp that a block has (src/cuda/launch/kernel.rs). Each takes a
     // barrier.
     static constexpr u32 MAX_GROUPS = 4;
 
