@@ -65,6 +65,7 @@ def _peers(visit: Visit, folder: Path, step: Data) -> None:
             lines = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
             step["samples"] = [line for line in lines if "peer" in line]
             step["notes"] = [line["note"] for line in lines if "note" in line]
+            step["model"] = [one for line in lines for one in line.get("model", [])]
     if done.status == "timeout":
         raise OutOfTime
     if not step.get("samples"):

@@ -30,14 +30,14 @@ def text(result: Data, steps: dict[str, Data]) -> str:
     """Returns the tables, what failed, what is open, and the verdict in the last line."""
     bench = steps.get(measure.BENCH, {}).get("bench")
     tables = [targets.speeds(steps), targets.kernels(bench)]
-    if measured := steps.get(measure.PEERS, {}).get("samples"):
-        tables.append(targets.peers(bench, measured))
+    peers = steps.get(measure.PEERS, {})
+    tables.append(targets.peers(bench, peers.get("samples", []), peers.get("model", [])))
     if result["rehearsal"]:
         for row in (row for rows in tables for row in rows if row.median is not None):
             row.verdict = "rehearsed"
     parts = ["REHEARSAL: tiny models on the CPU, the numbers mean nothing"] if result["rehearsal"] else []
     parts += [targets.table(rows) for rows in tables if any(row.median is not None for row in rows)]
-    parts += [f"note of the peers: {note}" for note in steps.get(measure.PEERS, {}).get("notes", [])]
+    parts += [f"note of the peers: {note[:200]}" for note in peers.get("notes", [])]
     wanted = [*smoke.SECONDS, smoke.NAME, *measure.steps(result["rehearsal"])]
     failed = [name for name, step in steps.items() if step["status"] == FAILED]
     # A step that was killed is still marked as running.

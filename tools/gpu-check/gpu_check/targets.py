@@ -158,8 +158,8 @@ def quartiles(sample: Sample) -> tuple[float, float, float]:
     return (low, median, high) if min(low, median, high) > 0 else (math.nan, math.nan, math.nan)
 
 
-def peers(bench: Data | None, measured: list[Sample]) -> list[Row]:
-    """Compares every peer with our kernel of the same name and shape in the same run."""
+def peers(bench: Data | None, measured: list[Sample], model: list[dict[str, float]]) -> list[Row]:
+    """Compares every peer with our kernel of the same name and shape, and reports hooks in a transformers model."""
     ours = {(sample["name"], sample["shape"]): sample for sample in (bench or {}).get("samples", [])}
     by_peer: dict[str, list[tuple[float, float, Sample]]] = {}
     for sample in measured:
@@ -173,7 +173,8 @@ def peers(bench: Data | None, measured: list[Sample]) -> list[Row]:
                   f"{fastest[2]['name']} {fastest[2]['shape']}")
         row.verdict = HELD if fastest[1] > 1 else MISSED
         rows.append(row)
-    return rows
+    hooks = [one["ratio"] for one in model]
+    return [*rows, judged("8B, 8 layers, hooks in transformers", hooks, None, of="rounds")] if hooks else rows
 
 
 def table(rows: list[Row]) -> str:
