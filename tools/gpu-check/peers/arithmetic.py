@@ -11,16 +11,17 @@ STRENGTH = 1e-9
 def cap(rows: Any, axes: Any, floors: Any, strength: Any = 1.0) -> Any:
     """Caps `rows[n, d]` in place, axis after axis: p = h v, h += strength (max(p, floor) - p) v. Returns them."""
     for axis, floor in zip(axes, floors):
-        _add_change(rows, rows @ axis, axis, floor, strength)
+        projection = rows @ axis
+        rows += ((projection.clip(min=floor) - projection) * strength)[:, None] * axis
     return rows
 
 
-def cap_by_sums(rows: Any, axes: Any, floors: Any, strength: Any = 1.0) -> Any:
-    """Caps rows likewise. A compiler can fuse products and sums, but calls a library for a matrix product."""
+def capped(rows: Any, axes: Any, floors: Any, strength: Any = 1.0) -> Any:
+    """Returns capped rows. For torch.compile 2.11, which fails on several caps in place.
+
+    Sums of products take the place of the matrix product: a compiler can fuse them.
+    """
     for axis, floor in zip(axes, floors):
-        _add_change(rows, (rows * axis).sum(-1), axis, floor, strength)
+        projection = (rows * axis).sum(-1)
+        rows = rows + ((projection.clip(min=floor) - projection) * strength)[:, None] * axis
     return rows
-
-
-def _add_change(rows: Any, projection: Any, axis: Any, floor: Any, strength: Any) -> None:
-    rows += ((projection.clip(min=floor) - projection) * strength)[:, None] * axis
