@@ -86,7 +86,7 @@ def _tiers(visit: Visit, ready: programs.Programs, only_smoke: bool, wheels: Pat
             signal.signal(number, _interrupt)
     models, ended = Models(visit), ""
     try:
-        models.start(["1b", "8b"])
+        models.start(["1b", "8b", "135m"])
         device.describe(visit.logs, "gpu-at-the-start")
         if smoke.run(visit, ready, models) and not only_smoke:
             measure.run(visit, ready, models, wheels)

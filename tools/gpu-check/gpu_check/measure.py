@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,9 @@ from .models import Models
 from .programs import Programs
 from .visit import Data, OutOfTime, Unavailable, Visit
 
-BENCH, PEERS, SANITIZER = "kernel-bench", "peers", "sanitizer-"
+BENCH, PEERS, HOOK, SANITIZER = "kernel-bench", "peers", "hook-tests", "sanitizer-"
+# The name under which the tests look for their model. A synthetic one of the same shape stands in.
+TEST_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # docs/gpu-check.md has the same table. A step begins only if its seconds are left.
 PLAN = {
     "8b-8": 150,
@@ -24,6 +27,7 @@ PLAN = {
     "8b-8-ggml-ops": 20,
     "8b-8-statistics": 85,
     PEERS: 100,
+    HOOK: 30,
     **{f"{SANITIZER}{tool}": 40 for tool in kernels.TOOLS},
 }
 
@@ -47,6 +51,8 @@ def run(visit: Visit, programs: Programs, models: Models, peers: Path) -> None:
             work = partial(kernels.bench, visit, programs)
         elif name == PEERS:
             work = partial(_peers, visit, peers)
+        elif name == HOOK:
+            work = partial(_hook_tests, visit, programs, models)
         else:
             work = partial(kernels.sanitize, visit, programs, name.removeprefix(SANITIZER))
         visit.step(name, work, 0 if visit.rehearsal else min(seconds, 20))
@@ -70,3 +76,16 @@ def _peers(visit: Visit, folder: Path, step: Data) -> None:
         raise OutOfTime
     if not step.get("samples"):
         raise Unavailable(f"no peer was measured: {'; '.join(step.get('notes', [])) or done.text[-300:]}")
+
+
+def _hook_tests(visit: Visit, programs: Programs, models: Models, step: Data) -> None:
+    """Runs the hook's own tests. Some of them are about the CPU's routes alone, so a failure is noted, no verdict."""
+    if not programs.hook_tests:
+        raise Unavailable("not part of a rehearsal")
+    folder = visit.work / "cache/axiscap/models"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TEST_MODEL).unlink(missing_ok=True)
+    (folder / TEST_MODEL).symlink_to(models.wait("135m").resolve())
+    environment = programs.gpu | {"XDG_CACHE_HOME": str((visit.work / "cache").resolve())}
+    done = visit.run("hook-tests", [*programs.hook_tests, "--test-threads", "1"], 100, environment)
+    step["tests"] = dict(re.findall(r"^test (\S+) \.\.\. (ok|FAILED)$", done.text, re.MULTILINE))

@@ -16,7 +16,7 @@ import sys
 from gpu_check import synthetic_model
 folder, *shapes = sys.argv[1:]
 for shape in shapes:
-    sys.argv[1:] = [shape, f"{folder}/synthetic-{shape}.gguf"]
+    sys.argv[1:] = [shape, f"{folder}/synthetic-{shape}.gguf", *(["--type", "q8_0"] if shape == "135m" else [])]
     synthetic_model.main()
 """
 

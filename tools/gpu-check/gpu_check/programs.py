@@ -10,7 +10,7 @@ from typing import Any
 
 from . import device
 
-BACKEND, MANIFEST = "libggml-cuda.so", "manifest.json"
+BACKEND, MANIFEST = "cuda/libggml-cuda.so", "manifest.json"
 # Variables that change what llama.cpp does.
 NOT_INHERITED = ("GGML_", "LLAMA_", "AXISCAP_")
 # ggml reads this one only once per process. One graph per token needs it.
@@ -31,6 +31,7 @@ class Programs:
     bench: Command
     digest: str
     commit: str = "unknown"
+    hook_tests: Command = field(default_factory=list)
     gpu: dict[str, str] = field(default_factory=dict)
 
 
@@ -52,7 +53,8 @@ def packed(folder: Path) -> Programs:
         raise Damaged(f"{', '.join(wrong)} in {folder} is not what was packed; unpack it again")
     sums = json.dumps(manifest["sha256"], sort_keys=True).encode()
     return Programs([folder / "axiscap"], [folder / "gpu-tests"], [folder / "gpu-bench"],
-                    hashlib.sha256(sums).hexdigest()[:16], manifest["commit"], _gpu_environment(folder / BACKEND))
+                    hashlib.sha256(sums).hexdigest()[:16], manifest["commit"], [folder / "hook-tests"],
+                    _gpu_environment(folder / BACKEND))
 
 
 def rehearsed(folder: Path, inject: bool) -> Programs:

@@ -103,7 +103,10 @@ def ratios(steps: dict[str, Data], name: str, mode: str, phase: str = "decode", 
         step = steps.get(f"{name}/{mode}/{turn}")
         if not step or step["status"] != PASSED:
             continue
-        part = (step["report"][against] if against else step["report"])[phase]
+        measured = step["report"].get(against) if against else step["report"]
+        if measured is None:
+            continue
+        part = measured[phase]
         if not MODES[mode].graph:
             found += [compare.number(ratio) for ratio in part["ratios"]]
             continue

@@ -6,6 +6,7 @@
     8b          32   4096  14336     32         8   128256    Llama 3 8B           4.7 GB (q4_k)
     3b          28   3072   8192     24         8   128256    Llama 3.2 3B         1.9 GB
     1b          16   2048   8192     32         8   128256    Llama 3.2 1B         0.8 GB
+    135m        30    576   1536      9         3    49152    SmolLM2 135M         0.1 GB (q8_0 alone)
     tiny         4    256    512      4         2     1024    for tests            1.6 MB
 
 The architecture (llama), every matrix's shape and its number format are those of the real model (q4_k: Q4_K, and Q6_K
@@ -31,6 +32,7 @@ SHAPES = {
     "8b": Shape(32, 4096, 14336, 32, 8, 128256, False),
     "3b": Shape(28, 3072, 8192, 24, 8, 128256, True),
     "1b": Shape(16, 2048, 8192, 32, 8, 128256, True),
+    "135m": Shape(30, 576, 1536, 9, 3, 49152, True),
     "tiny": Shape(4, 256, 512, 4, 2, 1024, True),
 }
 # GGUF's numbers: of value types, and of tensor formats with (elements, bytes) per block.

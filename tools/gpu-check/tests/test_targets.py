@@ -1,137 +1,124 @@
 """What is called held, and what is not."""
 
 import unittest
+from pathlib import Path
 
-from gpu_check import targets
+from gpu_check import measure, models, speed, targets
 
-
-def step(median, low, high=1.1, uncapped=200.0, **more):
-    ratio = {"ratio_median": median, "ratio_ci95": [low, high], "uncapped_tps": uncapped,
-             "capped_tps": None if None in (median, uncapped) else uncapped * median}
-    return {"report": {"decode": ratio, "prefill": ratio}, "passed": True, "card": "one", **more}
+HELD, MISSED, NO_INTERVAL = targets.HELD, targets.MISSED, targets.NO_INTERVAL
+NAN = float("nan")
 
 
-def verdicts(steps, **options):
-    return {row.get("step", row["what"]): row["verdict"] for row in targets.compare(steps, **options)}
+def step(ratios, uncapped=200.0, capped=200.0, **more):
+    part = {"ratios": ratios, "uncapped_tps": uncapped, "capped_tps": capped, "ratio_median": ratios[0]}
+    return {"status": "passed", "visit": "1", "card": "a", "report": {"decode": part, "prefill": part}, **more}
+
+
+class Interval(unittest.TestCase):
+    def test_six_values_span_it_and_five_have_none(self):
+        self.assertIsNone(targets.interval([1, 2, 3, 4, 5]))
+        self.assertEqual(targets.interval([6, 1, 2, 3, 4, 5]), (1, 6))
+        # Of 15 values the fourth and the twelfth: 3.5 % lie outside.
+        self.assertEqual(targets.interval(list(range(1, 16))), (4, 12))
+        self.assertIsNone(targets.interval([]))
+
+    def test_the_whole_interval_holds(self):
+        for values, verdict in [([0.996] * 6, HELD), ([0.999] * 5 + [0.99], MISSED), ([0.999] * 5, NO_INTERVAL),
+                                ([0.999] * 5 + [NAN], targets.BROKEN), ([], "not measured")]:
+            self.assertEqual(targets.judged("", values, 0.995).verdict, verdict)
+        self.assertEqual(targets.judged("", [0.001] * 6, 0.002, at_least=False).verdict, HELD)
 
 
 class Speed(unittest.TestCase):
-    def test_the_whole_interval_holds(self):
-        steps = {"8b-8-views": step(0.999, 0.997), "8b-all-views": step(0.991, 0.98), "1b-8-views": step(0.97, 0.9),
-                 "8b-8-views-batch16": step(0.9, 0.8, passed=False)}
-        found = verdicts(steps)
-        self.assertEqual([found[name] for name in [*steps, "8b-8-views-prefill"]],
-                         ["held", "median only", "missed", "the step failed", "not measured"])
+    def row(self, steps, what):
+        return next(row for row in targets.speeds(steps) if row.what == what)
 
-    def test_no_number_holds_nothing(self):
-        nan = float("nan")
-        for broken in [step(None, None, None), step(nan, nan, nan), step(nan, 1.0)]:
-            self.assertEqual(verdicts({"8b-8-views": broken})["8b-8-views"], "not a number")
-        for broken in [step(0.999, None), step(0.999, nan)]:
-            self.assertEqual(verdicts({"8b-8-views": broken})["8b-8-views"], "median only")
+    def test_pairs_of_all_rounds_count_in_views(self):
+        steps = {f"8b-8/views/{turn}": step([0.996, 0.997, 0.998]) for turn in (1, 2)}
+        row = self.row(steps, "8B, 8 blocks, decode, views")
+        self.assertEqual((row.verdict, row.of), (HELD, "6 pairs"))
+        steps["8b-8/views/2"] = step([0.5], status="failed")
+        self.assertEqual(self.row(steps, "8B, 8 blocks, decode, views").verdict, NO_INTERVAL)
 
-    def test_without_ggmls_graphs_nothing_is_stock(self):
-        found = verdicts({"8b-8-views": step(0.999, 0.997), "8b-8-graph": step(1.0, 0.999)}, stock=False)
-        self.assertEqual((found["8b-8-views"], found["8b-8-graph"]), ("no stock baseline",) * 2)
+    def test_one_graph_is_held_to_the_stock_baseline_of_its_round(self):
+        what = "8B, 8 blocks, decode, one graph"
+        # Its own baseline has no graphs and is slow, which says nothing.
+        graph = {f"8b-8/graph/{turn}": step([1.05], uncapped=190.0, capped=199.5) for turn in range(1, 7)}
+        self.assertEqual(self.row(graph, what).verdict, "not measured")
+        views = {f"8b-8/views/{turn}": step([0.99], uncapped=200.0) for turn in range(1, 7)}
+        row = self.row(graph | views, what)
+        self.assertEqual((row.verdict, round(row.median, 4), row.of), (HELD, 0.9975, "6 rounds"))
+        for other in ({"visit": "2"}, {"card": "b"}, {"status": "failed"}):
+            views["8b-8/views/6"] = step([0.99], **other)
+            self.assertEqual(self.row(graph | views, what).of, "5 rounds")
 
-    def test_a_rehearsal_holds_nothing(self):
-        self.assertEqual(verdicts({"8b-8-views": step(0.999, 0.997)}, rehearsal=True)["8b-8-views"], "rehearsed")
+    def test_statistics_cost_the_difference_of_a_round(self):
+        steps = {f"8b-8-statistics/{mode}/{turn}": step([ratio]) for turn in range(1, 7)
+                 for mode, ratio in (("views", 0.998), ("uncounted", 0.999))}
+        row = self.row(steps, "8B, 8 blocks, cost of statistics")
+        self.assertEqual((row.verdict, round(row.median, 4)), (HELD, 0.001))
 
-    def test_one_graph_is_held_to_stock(self):
-        # Its own baseline has no graphs and is slow; that says nothing.
-        graph = {"8b-8-graph": step(1.05, 1.049, 1.051, 190.0)}
-        self.assertEqual(verdicts(graph)["8b-8-graph"], "no stock baseline")
-        # 190 * 1.05 = 199.5 against 200: from one process, there is no interval.
-        self.assertEqual(verdicts(graph | {"8b-8-views": step(0.99, 0.98)})["8b-8-graph"], "median only")
-        self.assertEqual(verdicts(graph | {"8b-8-views": step(0.99, 0.98, uncapped=202.0)})["8b-8-graph"], "missed")
+    def test_another_measurement_of_the_same_report(self):
+        report = step([1.0])
+        report["report"]["cb_eval"] = step([0.7])["report"]
+        row = self.row({"8b-8-cb-eval/views/1": report}, "8B, 8 blocks, caps through cb_eval")
+        self.assertEqual((row.median, row.verdict), (0.7, ""))
 
-    def test_enough_stock_runs_make_an_interval(self):
-        def found(speeds, **more):
-            names = ["8b-8-views", "8b-all-views", "8b-8-fused-norm", "8b-8-cb-eval", "8b-8-stock-chain", "8b-all-cb-eval"]
-            steps = {name: step(0.9, 0.9, uncapped=speed, **more) for name, speed in zip(names, speeds)}
-            rows = targets.compare(steps | {"8b-8-graph": step(1.05, 1.049, 1.051, 190.0)})
-            return next(row for row in rows if row.get("step") == "8b-8-graph")
+    def test_every_target_has_its_case_and_every_case_its_seconds(self):
+        self.assertTrue({case for _, case, *_ in targets.SPEEDS} <= set(speed.CASES) <= set(measure.PLAN))
+        for _, case, mode, *_ in targets.SPEEDS:
+            self.assertIn(mode, speed.CASES[case].modes)
+        names = measure.steps(False)
+        self.assertEqual(len(names), len(set(names)))
 
-        held = found([200.0, 199.0, 199.5, 199.8, 199.7, 200.1])
-        self.assertEqual(held["verdict"], "held")
-        self.assertAlmostEqual(held["ci95"][0], 1.049 * 190 / 200.1)
-        self.assertAlmostEqual(held["ci95"][1], 1.051 * 190 / 199.0)
-        self.assertIn("6 stock runs", held["of"])
-        # One slow, one fast: the interval grows by both.
-        self.assertEqual(found([200.0, 199.0, 199.5, 199.8, 199.7, 201.0])["verdict"], "median only")
-        self.assertEqual(found([200.0, 199.0, 199.5, 199.8, 199.7])["verdict"], "median only")
-        self.assertEqual(found([200.0] * 6, card="another")["verdict"], "no stock baseline")
-        self.assertEqual(found([200.0] * 6, passed=False)["verdict"], "no stock baseline")
-        self.assertEqual(found([None] * 6)["verdict"], "no stock baseline")
-
-    def test_what_is_no_baseline(self):
-        self.assertEqual(targets.speed.baselines("8b-8-graph-batch16"), ["8b-8-views-batch16", "8b-all-views-batch16"])
-        self.assertGreaterEqual(len(targets.speed.baselines("8b-8-graph")), targets.ENOUGH)
-        for name in ("8b-8-views-prefill", "8b-8-views-timeline", "8b-8-graph", "8b-8-views-batch16", "1b-8-views"):
-            self.assertNotIn(name, targets.speed.baselines("8b-8-graph"))
-
-    def test_statistics_need_both_intervals(self):
-        def found(counted, free):
-            return verdicts({"8b-8-views": counted, "8b-8-views-no-statistics": free})["statistics, 8b-8-views: cost"]
-
-        self.assertEqual(found(step(0.998, 0.9978, 0.9982), step(0.999, 0.9988, 0.9992)), "held")
-        self.assertEqual(found(step(0.998, 0.9950, 0.9985), step(0.999, 0.9988, 0.9992)), "median only")
-        self.assertEqual(found(step(0.990, 0.9895, 0.9905), step(0.999, 0.9988, 0.9992)), "missed")
-        self.assertEqual(found(step(0.998, None, None), step(0.999, 0.9988, 0.9992)), "median only")
-        self.assertEqual(found(step(None, None, None), step(0.999, 0.9988, 0.9992)), "not a number")
-
-    def test_tables_have_a_line_per_row(self):
-        rows = targets.compare({"8b-8-views": step(0.999, 0.997), "8b-8-views-batch16": step(None, None, None)})
-        self.assertEqual(len(targets.table(rows).splitlines()), len(rows) + 1)
+    def test_capped_blocks_are_there(self):
+        self.assertEqual([models.blocks(8, of) for of in (32, 4, 16)], [(20, 27), (0, 3), (8, 15)])
+        self.assertEqual(models.blocks(None, 30), (0, 29))
 
 
 class Kernels(unittest.TestCase):
-    def sample(self, name, shape, median, spread=0.01, size=0):
+    def sample(self, name, shape, median, spread=0.01, size=0, **more):
         return {"name": name, "shape": shape, "us_q1": median * (1 - spread), "us_median": median,
-                "us_q3": median * (1 + spread), "bytes": size, "runs": 60}
+                "us_q3": median * (1 + spread), "bytes": size, "runs": 60, **more}
 
     def row(self, what, *samples):
-        rows = targets.kernels({"samples": list(samples)})
-        return next(row for row in rows if row["what"] == what)
+        return next(row for row in targets.kernels({"samples": list(samples)}) if row.what == what)
 
-    def test_share_of_the_copy(self):
-        what = "in place, none acts: copy's rate / its"
+    def test_share_of_the_faster_copy(self):
+        what = "in place, none acts, time per byte / copy's"
         copy = self.sample("copy", "8192 x 8192", 120.0, size=2)
-        for us, spread, expected in [(62.0, 0.01, "held"), (66.0, 0.02, "median only"), (70.0, 0.01, "missed")]:
-            row = self.row(what, copy, self.sample("cap, none acts", "8192 x 8192", us, spread, size=1))
-            self.assertEqual(row["verdict"], expected)
-        self.assertEqual(self.row(what, self.sample("cap, none acts", "8192 x 8192", 62.0, size=1))["verdict"], "not measured")
-        # Of two copies the faster one counts, whatever its shape.
+        for us, verdict in [(62.0, HELD), (66.6, MISSED), (70.0, MISSED)]:
+            cap = self.sample("cap, none acts", "8192 x 8192", us, size=1)
+            self.assertEqual(self.row(what, copy, cap).verdict, verdict)
         cap = self.sample("cap, none acts", "8192 x 8192", 62.0, size=1)
-        again = self.sample("copy, at the end", "4096 x 8192", 50.0, size=1)
-        self.assertEqual(self.row(what, copy, again, cap)["verdict"], "missed")
+        self.assertEqual(self.row(what, cap).verdict, "not measured")
+        again = self.sample("copy, at the end", "8192 x 8192", 100.0, size=2)
+        self.assertEqual(self.row(what, copy, again, cap).verdict, MISSED)
 
-    def test_the_worst_of_the_widths_counts(self):
-        what = "one row in a graph, us"
-        samples = [self.sample(f"node: cap, {acts}", f"1 x {width}", 1.5) for acts in ("none acts", "all act") for width in (4096, 5120, 8192)]
-        self.assertEqual(self.row(what, *samples)["verdict"], "held")
+    def test_the_worst_sample_counts(self):
+        what = "one row in a graph, us a node"
+        samples = [self.sample(f"node: cap, {acts}", shape, 1.5) for acts in ("none acts", "all act") for shape in targets.WIDTHS]
+        self.assertEqual(self.row(what, *samples).verdict, HELD)
         slow = self.row(what, *samples[:-1], self.sample("node: cap, all act", "1 x 8192", 2.1))
-        self.assertEqual((slow["verdict"], slow["of"]), ("missed", "1 x 8192"))
-        some = self.row(what, *samples[:-1])
-        self.assertIn("5 of 6 samples", some["of"])
-        self.assertEqual(some["verdict"], "not all measured")
+        self.assertEqual((slow.verdict, slow.of), (MISSED, "1 x 8192"))
+        self.assertEqual(self.row(what, *samples[:-1]).verdict, NO_INTERVAL)
+        self.assertEqual(self.row(what, *samples[:-1], self.sample("node: cap, all act", "1 x 8192", NAN)).verdict, targets.BROKEN)
+        self.assertEqual({row.verdict for row in targets.kernels(None)}, {"not measured"})
 
-    def test_no_number_holds_nothing(self):
-        broken = self.sample("node: cap, all act", "1 x 8192", float("nan"))
-        good = [self.sample("node: cap, all act", "1 x 4096", 1.5)]
-        self.assertEqual(self.row("one row in a graph, us", broken, *good)["verdict"], "not all measured")
-        nan = self.sample("cap, all act", "8192 x 8192", float("nan"))
-        self.assertEqual(self.row("5 caps / one cap, all act", nan, self.sample("5 caps, all act", "8192 x 8192", 1.5))["verdict"], "not a number")
-        self.assertEqual({row["verdict"] for row in targets.kernels({})}, {"not measured"})
-        self.assertEqual({row["verdict"] for row in targets.kernels(None)}, {"not measured"})
+    def test_a_peer_is_compared_with_our_sample_of_the_same_name(self):
+        ours = {"samples": [self.sample("cap, all act", "16 x 4096", 10.0), self.sample("cap, all act", "1 x 4096", 5.0)]}
+        peers = [self.sample("cap, all act", shape, us, peer="eager") for shape, us in
+                 [("16 x 4096", 30.0), ("1 x 4096", 6.0), ("512 x 4096", 1.0)]]
+        row, = targets.peers(ours, peers, [])
+        self.assertEqual((row.verdict, row.median, row.of), (HELD, 1.2, "cap, all act 1 x 4096"))
+        peers[1] = self.sample("cap, all act", "1 x 4096", 4.0, peer="eager")
+        self.assertEqual(targets.peers(ours, peers, [{"ratio": 0.5}])[0].verdict, MISSED)
 
     def test_the_names_are_the_benchmarks(self):
-        source = targets.__file__.replace("scripts/gpu_check/targets.py", "benches/gpu/main.rs")
-        with open(source) as file:
-            text = file.read()
+        text = (Path(__file__).resolve().parents[3] / "benches/gpu/main.rs").read_text()
         for _, names, over, _, _ in targets.KERNELS:
             for name in filter(None, [*names, over]):
-                self.assertIn(f'"{name.removesuffix(", overlapping")}"', text)
+                self.assertIn(f'"{name}"', text)
 
 
 if __name__ == "__main__":
