@@ -50,7 +50,7 @@ def run(visit: Visit, programs: Programs, models: Models, peers: Path) -> None:
         if name == BENCH:
             work = partial(kernels.bench, visit, programs)
         elif name == PEERS:
-            work = partial(_peers, visit, peers)
+            work = partial(_peers, visit, programs, peers)
         elif name == HOOK:
             work = partial(_hook_tests, visit, programs, models)
         else:
@@ -58,12 +58,20 @@ def run(visit: Visit, programs: Programs, models: Models, peers: Path) -> None:
         visit.step(name, work, 0 if visit.rehearsal else min(seconds, 20))
 
 
-def _peers(visit: Visit, folder: Path, step: Data) -> None:
-    """Runs other implementations of the same arithmetic. What they measured before they were stopped counts."""
+def _peers(visit: Visit, programs: Programs, wheels: Path, step: Data) -> None:
+    """Runs other implementations of the same arithmetic, beside the kernels' benchmark of the same visit.
+
+    What they measured before they were stopped counts.
+    """
+    ours = visit.steps.get(BENCH, {})
+    if ours.get("visit") == visit.name and "bench" in ours:
+        step["bench"] = ours["bench"]
+    else:
+        kernels.bench(visit, programs, step)
     file = visit.logs / "peers.jsonl"
-    wheels = [str(wheel.resolve()) for wheel in sorted(folder.glob("*.whl"))]
+    carried = [wheel.resolve() for wheel in sorted(wheels.glob("*.whl"))]
     command = [sys.executable, "-B", "-m", "peers", "--out", file, "--seconds", max(visit.left() - 5, 1),
-               *(["--tiny"] if visit.rehearsal else []), *wheels]
+               *(["--tiny"] if visit.rehearsal else []), *carried]
     try:
         done = visit.run("peers", command, 200, {"TORCHINDUCTOR_CACHE_DIR": os.path.abspath(visit.work / "inductor")})
     finally:
@@ -72,7 +80,7 @@ def _peers(visit: Visit, folder: Path, step: Data) -> None:
             step["samples"] = [line for line in lines if "peer" in line]
             step["notes"] = [line["note"] for line in lines if "note" in line]
             step["model"] = [one for line in lines for one in line.get("model", [])]
-    if done.status == "timeout":
+    if done.status == "timeout" or any("time ended" in note for note in step.get("notes", [])):
         raise OutOfTime
     if not step.get("samples"):
         raise Unavailable(f"no peer was measured: {'; '.join(step.get('notes', [])) or done.text[-300:]}")

@@ -31,7 +31,7 @@ def text(result: Data, steps: dict[str, Data]) -> str:
     bench = steps.get(measure.BENCH, {}).get("bench")
     tables = [targets.speeds(steps), targets.kernels(bench)]
     peers = steps.get(measure.PEERS, {})
-    tables.append(targets.peers(bench, peers.get("samples", []), peers.get("model", [])))
+    tables.append(targets.peers(peers.get("bench"), peers.get("samples", []), peers.get("model", [])))
     if result["rehearsal"]:
         for row in (row for rows in tables for row in rows if row.median is not None):
             row.verdict = "rehearsed"

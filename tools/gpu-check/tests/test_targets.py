@@ -1,9 +1,10 @@
 """What is called held, and what is not."""
 
+import re
 import unittest
 from pathlib import Path
 
-from gpu_check import measure, models, speed, targets
+from gpu_check import measure, models, smoke, speed, targets
 
 HELD, MISSED, NO_INTERVAL = targets.HELD, targets.MISSED, targets.NO_INTERVAL
 NAN = float("nan")
@@ -70,6 +71,12 @@ class Speed(unittest.TestCase):
             self.assertIn(mode, speed.CASES[case].modes)
         names = measure.steps(False)
         self.assertEqual(len(names), len(set(names)))
+
+    def test_the_documented_seconds_are_the_planned_ones(self):
+        text = (Path(__file__).resolve().parents[3] / "docs/gpu-check.md").read_text()
+        rows = {name: int(seconds) for name, seconds in re.findall(r"^\| `([^`]+)` \|.*\| (\d+) \|$", text, re.MULTILINE)}
+        self.assertEqual(rows, smoke.SECONDS | measure.PLAN)
+        self.assertLessEqual(sum(smoke.SECONDS.values()), 100)
 
     def test_capped_blocks_are_there(self):
         self.assertEqual([models.blocks(8, of) for of in (32, 4, 16)], [(20, 27), (0, 3), (8, 15)])
