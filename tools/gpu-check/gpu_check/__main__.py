@@ -47,15 +47,10 @@ def main() -> int:
         return 0
     _clean_environment(here)
     visit = Visit(options.out, options.work, options.minutes, options.rehearse)
-    found = None
-    if not options.rehearse:
-        found, reason = device.driver()
-        if found is None:
-            print(f"gpu-check: {reason}; nothing was tested", file=sys.stderr)
-            return 3
-        if found["folder"]:
-            path = [found["folder"], *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-            os.environ["LD_LIBRARY_PATH"] = ":".join(path)
+    found = None if options.rehearse else device.find(visit.logs)
+    if found is None and not options.rehearse:
+        print("gpu-check: nvidia-smi finds no GPU; nothing was tested", file=sys.stderr)
+        return 3
     folder = options.bin or here
     try:
         ready = programs.rehearsed(folder, options.inject) if options.rehearse else programs.packed(folder)
@@ -64,7 +59,7 @@ def main() -> int:
         return 2
     visit.result["identity"] = {"pack": ready.digest, "gpu": found and found["name"]}
     visit.result["machine"] |= {"device": found, "commit": ready.commit}
-    visit.card = found and found["uuid"]
+    visit.card = found["uuid"] if found else None
     for line in visit.learn(options.known):
         print(f"gpu-check: left out {line}", file=sys.stderr)
     return _tiers(visit, ready, options.smoke, folder / "wheels")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from .models import Models
 from .programs import Programs
 from .visit import Data, OutOfTime, Unavailable, Visit
 
-BENCH, PEERS, HOOK, SANITIZER = "kernel-bench", "peers", "hook-tests", "sanitizer-"
+BENCH, PEERS, HOOK, SANITIZERS = "kernel-bench", "peers", "hook-tests", "sanitizers"
 # The name under which the tests look for their model. A synthetic one of the same shape stands in.
 TEST_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# docs/gpu-check.md has the same table. A step begins only if its seconds are left.
+# Seconds without which a step is not worth beginning.
+LEAST = 20
+# docs/gpu-check.md has the same table.
 PLAN = {
     "8b-8": 150,
     BENCH: 60,
@@ -26,36 +29,36 @@ PLAN = {
     "8b-8-cb-eval": 30,
     "8b-8-ggml-ops": 20,
     "8b-8-statistics": 85,
-    PEERS: 100,
+    PEERS: 130,
     HOOK: 30,
-    **{f"{SANITIZER}{tool}": 40 for tool in kernels.TOOLS},
+    SANITIZERS: 160,
 }
 
 
 def steps(rehearsal: bool) -> list[str]:
     """Returns the names of all steps of this tier."""
-    names: list[str] = []
-    for name in PLAN:
-        names += [part for part, _ in speed.CASES[name].parts(name, rehearsal)] if name in speed.CASES else [name]
-    return names
+    parts = {name: [part for part, _ in case.parts(name, rehearsal)] for name, case in speed.CASES.items()}
+    parts[SANITIZERS] = [f"sanitizer-{tool}" for tool in kernels.TOOLS]
+    return [part for name in PLAN for part in parts.get(name, [name])]
 
 
-def run(visit: Visit, programs: Programs, models: Models, peers: Path) -> None:
+def run(visit: Visit, programs: Programs, models: Models, wheels: Path) -> None:
     """Runs the plan as far as there is time. A later step that fits is run even if an earlier one does not fit."""
+    others: dict[str, Callable[[Data], None]] = {
+        BENCH: partial(kernels.bench, visit, programs),
+        PEERS: partial(_peers, visit, programs, wheels),
+        HOOK: partial(_hook_tests, visit, programs, models),
+    }
     for name, seconds in PLAN.items():
         if name in speed.CASES:
             models.wait_for_all()
             speed.measure(visit, programs, models, name, seconds)
-            continue
-        if name == BENCH:
-            work = partial(kernels.bench, visit, programs)
-        elif name == PEERS:
-            work = partial(_peers, visit, programs, peers)
-        elif name == HOOK:
-            work = partial(_hook_tests, visit, programs, models)
+        elif name == SANITIZERS:
+            for tool in kernels.TOOLS:
+                visit.step(f"sanitizer-{tool}", partial(kernels.sanitize, visit, programs, tool), LEAST)
         else:
-            work = partial(kernels.sanitize, visit, programs, name.removeprefix(SANITIZER))
-        visit.step(name, work, 0 if visit.rehearsal else min(seconds, 20))
+            # What is stopped half way counts.
+            visit.step(name, others[name], 0 if visit.rehearsal else LEAST)
 
 
 def _peers(visit: Visit, programs: Programs, wheels: Path, step: Data) -> None:

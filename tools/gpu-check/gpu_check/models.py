@@ -1,5 +1,6 @@
 """The synthetic models, written in the background, and their caps."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ class Models:
 
     def __init__(self, visit: Visit) -> None:
         self.visit = visit
-        self.writer = None
+        self.writer: subprocess.Popen[bytes] | None = None
         self.log = visit.logs / "synthetic-models.log"
 
     def _shape(self, name: str) -> str:

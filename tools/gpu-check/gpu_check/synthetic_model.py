@@ -20,14 +20,30 @@ arguments give the same bytes.
 import argparse
 import contextlib
 import fcntl
+import math
 import os
 import random
 import shutil
 import struct
 import sys
-from collections import namedtuple
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
 
-Shape = namedtuple("Shape", "blocks width ffn heads kv_heads tokens tied")
+
+class Shape(NamedTuple):
+    """Sizes of a model. `tied`: the output matrix is that of the embeddings."""
+
+    blocks: int
+    width: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    tokens: int
+    tied: bool
+
+
+# Name, dimensions (fastest first), format, deviation of the weights (`None`: all ones).
+Tensor = tuple[str, tuple[int, ...], str, float | None]
 SHAPES = {
     "8b": Shape(32, 4096, 14336, 32, 8, 128256, False),
     "3b": Shape(28, 3072, 8192, 24, 8, 128256, True),
@@ -44,23 +60,23 @@ ALIGNMENT = 32
 BRANCH, LOGITS, TIED_LOGITS = 0.5, 3.0, 1.0
 
 
-def string(text):
+def string(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
 
 
-def strings(texts):
+def strings(texts: list[str]) -> bytes:
     return struct.pack("<IQ", STRING, len(texts)) + b"".join(map(string, texts))
 
 
-def byte_letters():
+def byte_letters() -> dict[int, str]:
     """Maps each byte to its letter in byte-level tokenisers: itself where it prints, else one from U+0100 on."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {**{byte: chr(byte) for byte in plain}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
 
 
-def vocabulary(count):
+def vocabulary(count: int) -> tuple[list[str], list[int], list[str]]:
     """Returns tokens, their kinds, and the one pair that is merged (llama.cpp wants a list of merges)."""
     tokens = [byte_letters()[byte] for byte in range(256)] + ["<|begin|>", "<|end|>", "th"]
     kinds = [1] * 256 + [3, 3, 1]
@@ -68,18 +84,18 @@ def vocabulary(count):
     return tokens + padding, kinds + [1] * len(padding), ["t h"]
 
 
-def f16(value):
+def f16(value: float) -> bytes:
     return struct.pack("<e", value)
 
 
-def q8_0(numbers, count, deviation):
+def q8_0(numbers: random.Random, count: int, deviation: float) -> bytes:
     # Values of -127..127, uniform: their deviation is 73.6. llama.cpp never writes -128.
     scale = f16(deviation / 73.6)
     values = numbers.randbytes(32 * count).replace(b"\x80", b"\x7f")
     return b"".join(scale + values[at : at + 32] for at in range(0, len(values), 32))
 
 
-def q4_k(numbers, count, deviation):
+def q4_k(numbers: random.Random, count: int, deviation: float) -> bytes:
     # d * s * (q - 7.5) with q of 0..15, uniform (deviation 4.61), and one s of 20..43 per block for all its scales
     # and minima, which are 6-bit numbers in three packed groups of four bytes.
     heads = []
@@ -91,7 +107,7 @@ def q4_k(numbers, count, deviation):
     return b"".join(numbers.choice(heads) + values[at : at + 128] for at in range(0, len(values), 128))
 
 
-def q6_k(numbers, count, deviation):
+def q6_k(numbers: random.Random, count: int, deviation: float) -> bytes:
     # d * s * (q - 32) with q of 0..63, uniform (deviation 18.5), in ql and qh; then 16 scales, then d.
     tails = [bytes([s] * 16) + f16(deviation / (18.5 * 32)) for s in range(20, 44)]
     values = numbers.randbytes(192 * count)
@@ -101,7 +117,7 @@ def q6_k(numbers, count, deviation):
 MAKERS = {"q8_0": q8_0, "q4_k": q4_k, "q6_k": q6_k}
 
 
-def next_prime(number):
+def next_prime(number: int) -> int:
     while any(number % divisor == 0 for divisor in range(2, int(number**0.5) + 1)):
         number += 1
     return number
@@ -110,7 +126,7 @@ def next_prime(number):
 class Pool:
     """Blocks of one format and size of weights. A matrix is a run through them from a random start."""
 
-    def __init__(self, form, deviation, rows, seed):
+    def __init__(self, form: str, deviation: float, rows: int, seed: int) -> None:
         # Row r begins at block (r * blocks per row) modulo the period. A prime period larger than the number of rows
         # gives every row another start.
         self.period = next_prime(max(rows, 1021))
@@ -118,7 +134,7 @@ class Pool:
         self.numbers = random.Random(f"{seed} {form} {deviation}")
         self.data = memoryview(MAKERS[form](self.numbers, self.period, deviation))
 
-    def write(self, file, blocks):
+    def write(self, file: BinaryIO, blocks: int) -> None:
         at = self.numbers.randrange(self.period)
         while blocks > 0:
             count = min(blocks, self.period - at)
@@ -126,8 +142,8 @@ class Pool:
             blocks, at = blocks - count, 0
 
 
-def matrices(shape, form, out_form):
-    """Yields every tensor: name, dimensions (fastest first), format, deviation of its weights (none: all ones)."""
+def matrices(shape: Shape, form: str, out_form: str) -> Iterator[Tensor]:
+    """Yields every tensor in the order of the file."""
     width, ffn = shape.width, shape.ffn
     kv = width // shape.heads * shape.kv_heads
     unit, branch = width**-0.5, BRANCH * width**-0.5
@@ -151,7 +167,7 @@ def matrices(shape, form, out_form):
         yield "output.weight", (width, shape.tokens), out_form, logits
 
 
-def head(name, shape, form, tensors):
+def head(name: str, shape: Shape, form: str, tensors: list[Tensor]) -> tuple[bytes, int]:
     """Returns everything before the tensors' data, and the size of that data."""
     tokens, kinds, merges = vocabulary(shape.tokens)
     key = "llama."
@@ -188,20 +204,19 @@ def head(name, shape, form, tensors):
     return data + bytes(-len(data) % ALIGNMENT), offset
 
 
-def bytes_of(dimensions, form):
-    elements = 1
-    for dimension in dimensions:
-        elements *= dimension
+def bytes_of(dimensions: tuple[int, ...], form: str) -> int:
     _, per_block, size = FORMATS[form]
-    return elements // per_block * size
+    if dimensions[0] % per_block:
+        sys.exit(f"make-synthetic-model: rows of {dimensions[0]} do not fit blocks of {form}; take --type q8_0")
+    return math.prod(dimensions) // per_block * size
 
 
-def padded(size):
+def padded(size: int) -> int:
     return size + -size % ALIGNMENT
 
 
 @contextlib.contextmanager
-def alone(path):
+def alone(path: str) -> Iterator[BinaryIO]:
     """Opens a file for one writer at a time: a second one waits. What an earlier writer left is overwritten."""
     while True:
         with open(path, "ab") as file:
@@ -234,7 +249,7 @@ def main() -> None:
         sys.exit(f"make-synthetic-model: there is no folder {folder}")
     if (free := shutil.disk_usage(folder).free) < len(start) + size:
         sys.exit(f"make-synthetic-model: {options.out} takes {size} bytes, but {folder} has only {free} left")
-    pools = {}
+    pools: dict[Any, Pool] = {}
     unfinished = options.out + ".unfinished"
     try:
         with alone(unfinished) as file:

@@ -104,7 +104,8 @@ class Visit:
     @property
     def steps(self) -> dict[str, Data]:
         """Every step of this visit, and the passed ones of earlier visits that it has not run."""
-        return self.known | self.result["steps"]
+        steps: dict[str, Data] = self.result["steps"]
+        return self.known | steps
 
     def left(self) -> float:
         """Returns the seconds left for steps."""
@@ -179,7 +180,7 @@ class Visit:
             why = f": {step['why'][:300]}" if "why" in step else ""
             print(f"[{time.monotonic() - self.begun:4.0f} s] {name}: {step['status']}{why}", file=sys.stderr, flush=True)
         self.archive()
-        return step["status"]
+        return str(step["status"])
 
     def save(self) -> None:
         """Writes the results to the output folder, and to the work folder for a later run on the same machine."""

@@ -83,7 +83,7 @@ def _sample(out: TextIO, device: str, peer: str, case: Case) -> None:
     rows = torch.randn(case.rows, case.width, generator=torch.Generator().manual_seed(case.width))
     rows = rows.to(device, implementations.DTYPES[case.dtype])
     if case.rows <= 16:
-        apart = implementations.deviation(case, made, rows.clone())
+        apart = implementations.deviation(case, peer, made, rows.clone())
         if not apart <= TOLERANCE[case.dtype]:
             raise ValueError(f"deviates by {apart:.2e} from f64")
     cuda = device == "cuda"

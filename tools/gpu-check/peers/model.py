@@ -8,9 +8,9 @@ import torch
 from .arithmetic import cap
 
 TOKENS, ROUNDS = 48, 6
-SHAPE = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+SHAPE: dict[str, Any] = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
          "num_key_value_heads": 8, "vocab_size": 128256}
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 256}
 
 
@@ -22,9 +22,10 @@ def speeds(device: str, tiny: bool) -> list[dict[str, Any]]:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            model = LlamaForCausalLM(LlamaConfig(**(TINY if tiny else SHAPE))).eval()
+            model: Any = LlamaForCausalLM(LlamaConfig(**(TINY if tiny else SHAPE)))
     finally:
         torch.set_default_dtype(torch.float32)
+    model.eval()
     width, layers = model.config.hidden_size, model.config.num_hidden_layers
     capped_layers = range(layers * 5 // 8, layers * 7 // 8)
     axes = torch.nn.functional.normalize(torch.randn(layers, width), dim=1).to(device, torch.bfloat16)
