@@ -23,10 +23,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=Path, metavar="FOLDER", help="the unpacked pack, or for --rehearse a build")
     parser.add_argument("--out", type=Path, default=Path("gpu-check-results"), metavar="FOLDER", help="for the results")
-    parser.add_argument("--work", type=Path, default=Path("gpu-check-work"), metavar="FOLDER", help="for models (6 GB) and logs")
+    parser.add_argument("--work", type=Path, default=Path("gpu-check-work"), metavar="FOLDER",
+                        help="for models (6 GB) and logs")
     parser.add_argument("--minutes", type=float, default=9, help="everything ends within this time")
     parser.add_argument("--known", type=Path, nargs="*", default=[], metavar="FILE",
                         help="gpu-check.json of earlier visits: their passed steps are not run again")

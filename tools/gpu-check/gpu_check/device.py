@@ -32,7 +32,7 @@ def find(logs: Path) -> dict[str, str] | None:
 
 def describe(logs: Path, name: str) -> None:
     """Logs the state of the GPU (clocks, power, ECC, other processes), the kernel's messages and the versions."""
-    packages = "import importlib.metadata as m; print(*sorted(f'{d.name} {d.version}' for d in m.distributions()), sep=', ')"
+    packages = "from importlib.metadata import distributions as d; print(sorted(f'{p.name} {p.version}' for p in d()))"
     for command in (["nvidia-smi", "-q"], ["nvcc", "--version"], [sys.executable, "--version"],
                     [sys.executable, "-c", packages], ["sh", "-c", "dmesg | grep -iE 'xid|nvrm' | tail -50"]):
         if shutil.which(command[0]):
@@ -50,8 +50,8 @@ def _roots() -> list[Path]:
 
 def sanitizer() -> str | None:
     """Returns the path of compute-sanitizer."""
-    return shutil.which("compute-sanitizer", path=":".join(
-        [os.environ.get("PATH", ""), *(str(root / folder) for root in _roots() for folder in ("bin", "compute-sanitizer"))]))
+    folders = [str(root / folder) for root in _roots() for folder in ("bin", "compute-sanitizer")]
+    return shutil.which("compute-sanitizer", path=":".join([os.environ.get("PATH", ""), *folders]))
 
 
 def _folders() -> Iterator[Path]:

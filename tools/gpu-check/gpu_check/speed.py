@@ -5,6 +5,7 @@ ggml's own graphs are off, which its baseline suffers from too. There the capped
 stock baseline of the same round, which the process in views beside it measures.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,20 +74,28 @@ def arguments(case: Case, rehearsal: bool) -> list[str]:
 
 
 def measure(visit: Visit, programs: Programs, models: Models, name: str, seconds: float) -> None:
-    """Runs the parts of a case that are not known yet. `seconds` is what the whole case is expected to take."""
+    """Runs the parts of a case that are not known yet.
+
+    `seconds` is what the whole case is expected to take. Past twice of that, its further rounds wait for a later visit.
+    """
     case = CASES[name]
     parts = case.parts(name, visit.rehearsal)
+    begun = time.monotonic()
     for part, mode in parts:
+        if time.monotonic() - begun > 2 * seconds:
+            return
+
         def work(step: Data, part: str = part, mode: str = mode) -> None:
             _measure_part(visit, programs, models, case, part, mode, step)
 
         visit.step(part, work, 0 if visit.rehearsal else seconds / len(parts))
 
 
-def _measure_part(visit: Visit, programs: Programs, models: Models, case: Case, part: str, mode: str, step: Data) -> None:
+def _measure_part(visit: Visit, programs: Programs, models: Models, case: Case, part: str, mode: str,
+                  step: Data) -> None:
     how = MODES[mode]
-    command: list[Any] = [*programs.axiscap, "bench", "--model", models.wait(case.model), "--caps",
-                          models.caps(case.model, case.blocks), "--json", *how.options, *arguments(case, visit.rehearsal)]
+    command: list[Any] = [*programs.axiscap, "bench", "--json", "--model", models.wait(case.model), "--caps",
+                          models.caps(case.model, case.blocks), *how.options, *arguments(case, visit.rehearsal)]
     environment = programs.gpu | (GGML_GRAPHS_OFF if how.graph else {})
     report = step["report"] = visit.run_json(part.replace("/", "-"), command, 120, environment)
     if not visit.rehearsal and (elsewhere := compare.on_gpu(report, how.graph, how.fused)):

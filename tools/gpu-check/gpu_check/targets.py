@@ -88,8 +88,8 @@ STATISTICS_AIM = 0.002
 
 def speeds(steps: dict[str, Data]) -> list[Row]:
     """Judges the measured speeds of capped over uncapped decoding."""
-    rows = [judged(what, speed.ratios(steps, case, mode, phase, other), aim, of="rounds" if speed.MODES[mode].graph else "pairs")
-            for what, case, mode, phase, other, aim in SPEEDS]
+    rows = [judged(what, speed.ratios(steps, case, mode, phase, other), aim,
+                   of="rounds" if speed.MODES[mode].graph else "pairs") for what, case, mode, phase, other, aim in SPEEDS]
     cost = speed.statistics_cost(steps, "8b-8-statistics")
     return [*rows, judged("8B, 8 blocks, cost of statistics", cost, STATISTICS_AIM, at_least=False, of="rounds")]
 

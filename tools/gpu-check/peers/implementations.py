@@ -19,7 +19,7 @@ def directions(case: Case) -> torch.Tensor:
 
 
 def _arguments(case: Case, device: str) -> list[torch.Tensor]:
-    """Returns axes, floors and strength. Tensors, since torch.compile would compile anew for other numbers."""
+    """Returns axes, floors and strength. Tensors, since torch.compile compiles again for other numbers."""
     floors = [ACTS if case.engaged else IDLE] * case.caps
     strength = STRENGTH if case.engaged else 1.0
     values = (directions(case), torch.tensor(floors), torch.tensor(strength))

@@ -54,7 +54,7 @@ def quartiles(times: list[float]) -> list[float]:
 
 
 def buffers(rows: torch.Tensor, cuda: bool) -> list[Any]:
-    """Returns copies that take turns, so that four times the L2 cache passes between two uses of one."""
+    """Returns copies that take turns. Four times the L2 cache passes between two uses of one."""
     if not cuda:
         return [rows]
     cache = torch.cuda.get_device_properties(0).L2_cache_size
