@@ -46,7 +46,7 @@ class Case:
 
     def parts(self, name: str, rehearsal: bool = False) -> list[tuple[str, str]]:
         """Returns the step names and modes in the order in which they run."""
-        rounds = min(self.rounds, 2) if rehearsal else self.rounds
+        rounds = 1 if rehearsal else self.rounds
         return [(f"{name}/{mode}/{turn}", mode) for turn in range(1, rounds + 1) for mode in self.modes]
 
 
