@@ -155,13 +155,16 @@ class Kernels(Folder):
         return made.steps["s"]["status"]
 
     def test_a_machine_that_the_sanitizer_does_not_work_on_is_no_failure(self):
-        self.assertEqual(self.sanitized("echo '========= Error: device not supported'; exit 1"), NOT_RUN)
+        script = "echo '========= Error: Device not supported'; echo '========= ERROR SUMMARY: 1 error'; exit 9"
+        self.assertEqual(self.sanitized(script), NOT_RUN)
 
     def test_a_finding_counts_though_the_time_ended(self):
         script = 'case "$*" in *small*) echo "========= Invalid __global__ read of size 4 bytes"; sleep 47;; esac'
         self.assertEqual(self.sanitized(script, 0.12), FAILED)
         self.assertEqual(self.sanitized("exit 9"), FAILED)
-        self.assertEqual(self.sanitized("exit 0"), PASSED)
+        self.assertEqual(self.sanitized("echo 'test result: ok. 1 passed; 0 failed'"), PASSED)
+        # No test has the name.
+        self.assertEqual(self.sanitized("echo 'test result: ok. 0 passed; 0 failed'"), FAILED)
 
 
 class Rehearsed(Folder):
