@@ -177,7 +177,9 @@ pub enum RowsError {
         expected: usize,
     },
     /// Rows of one call differ in type.
-    #[error("{what} is of type {found}, but the rows are of type {expected}; all rows of a call have one type")]
+    #[error(
+        "{what} is of type {found}, but the rows are of type {expected}; all rows of a call have one type"
+    )]
     Dtype {
         /// What has the wrong type.
         what: &'static str,

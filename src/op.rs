@@ -23,9 +23,6 @@ pub const MAX_STEPS: usize = 1024;
 /// Maximum number of rows of one launch on a GPU.
 pub const MAX_ROWS: usize = 1 << 31;
 
-/// Maximum width of a row on a GPU.
-pub(crate) const MAX_WIDTH: usize = 1 << 30;
-
 /// Elements of a segment, the unit of the fixed-order sum (docs/operation.md).
 pub(crate) const SEGMENT: usize = 512;
 

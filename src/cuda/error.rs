@@ -154,7 +154,9 @@ fn explain(built: &[u32], arch: u32) -> String {
 fn remedy(code: CUresult) -> Option<&'static str> {
     use CUresult as R;
     Some(match code {
-        R::CUDA_ERROR_OUT_OF_MEMORY => "free memory of the GPU (nvidia-smi shows its users), or use less of it",
+        R::CUDA_ERROR_OUT_OF_MEMORY => {
+            "free memory of the GPU (nvidia-smi shows its users), or use less of it"
+        }
         R::CUDA_ERROR_STUB_LIBRARY => {
             "the libcuda.so.1 that was found is the toolkit's stub: take its folder (lib64/stubs) out of LD_LIBRARY_PATH"
         }
@@ -207,11 +209,16 @@ mod tests {
         ] {
             let text = CudaError::from(DriverError { call: "cuInit", code }).to_string();
             let begin = format!("cuInit failed: {code:?} ({})", code as u32);
-            assert!(text.starts_with(&begin) && text.contains(&format!("; {}", &self::remedy(code).unwrap())));
+            assert!(
+                text.starts_with(&begin) && text.contains(&format!("; {}", &self::remedy(code).unwrap()))
+            );
             assert!(text.contains(remedy), "{text}");
         }
         let text = DriverError { call: "cuInit", code: CUresult::CUDA_ERROR_INVALID_VALUE }.to_string();
-        assert!(text.starts_with("cuInit failed: CUDA_ERROR_INVALID_VALUE (1)") && !text.contains(';'), "{text}");
+        assert!(
+            text.starts_with("cuInit failed: CUDA_ERROR_INVALID_VALUE (1)") && !text.contains(';'),
+            "{text}"
+        );
         // A missing GPU has a variant of its own.
         let error = CudaError::from(DriverError { call: "cuInit", code: CUresult::CUDA_ERROR_NO_DEVICE });
         assert_eq!(error, CudaError::NoDevice { ordinal: 0, found: 0 });

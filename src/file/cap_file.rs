@@ -222,9 +222,9 @@ fn read_at_most(reader: impl Read, max: u64) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use crate::file::*;
     use crate::axis::Axis;
     use crate::cap::{BlockCap, Bound, Cap};
+    use crate::file::*;
 
     /// Panics when more is read than necessary.
     struct Guarded<R>(R, usize);

@@ -99,7 +99,9 @@ impl FileError {
         match &mut self {
             Self::Io { path: file, .. } => *file = path.into(),
             Self::PlainControlVector { file } | Self::OtherModel { file, .. } => *file = Some(path.into()),
-            Self::Malformed(problem) | Self::Unsupported(problem) | Self::Invalid(problem) => problem.file = Some(path.into()),
+            Self::Malformed(problem) | Self::Unsupported(problem) | Self::Invalid(problem) => {
+                problem.file = Some(path.into())
+            }
         }
         self
     }

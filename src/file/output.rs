@@ -15,7 +15,10 @@ use crate::file::error::{FileError, Result};
 ///
 /// # Errors
 /// [`FileError::Io`], with the file and the step that failed.
-pub(super) fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+pub(super) fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
     let action = FileError::io;
     let old = match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {

@@ -80,12 +80,7 @@ impl<E: Element + DeviceRepr> op::Job<Slices<'_, E>> {
     /// # Errors
     /// [`CudaError::Invalid`] when lengths do not fit the table's width; [`CudaError::OtherContext`] when something is not
     /// in the primary context of the table's GPU; [`CudaError::Driver`].
-    pub fn launch(
-        self,
-        table: &DeviceTable,
-        stream: &CudaStream,
-        overlap: Overlap,
-    ) -> Result<(), CudaError> {
+    pub fn launch(self, table: &DeviceTable, stream: &CudaStream, overlap: Overlap) -> Result<(), CudaError> {
         let call = Call::new(table, stream, self.rows.len())?;
         // cudarc's guards record the use of the slices when they are dropped, after the launch.
         let rows = call.write("the slice of rows", self.rows)?;
@@ -113,9 +108,11 @@ impl<E: Element + DeviceRepr> op::Job<Slices<'_, E>> {
             add: add
                 .as_ref()
                 .map(|(x, residual)| Summands { x: x.value, residual: residual.as_ref().map(|r| r.value) }),
-            norm: norm
-                .as_ref()
-                .map(|(weight, epsilon, out)| Norm { weight: weight.value, epsilon: *epsilon, out: out.value }),
+            norm: norm.as_ref().map(|(weight, epsilon, out)| Norm {
+                weight: weight.value,
+                epsilon: *epsilon,
+                out: out.value,
+            }),
             row_profiles: profiles.as_ref().map(|profiles| profiles.value),
             stats: stats.as_ref().filter(|_| call.max_caps_per_row > 0).map(|stats| stats.value),
         };
@@ -205,10 +202,7 @@ impl<'a> Call<'a> {
         Ok(Guarded { value, _use })
     }
 
-    fn stats<'s>(
-        &'s self,
-        slice: &'s mut dyn WriteSlice<RowStat>,
-    ) -> Result<Guarded<'s, u64>, CudaError> {
+    fn stats<'s>(&'s self, slice: &'s mut dyn WriteSlice<RowStat>) -> Result<Guarded<'s, u64>, CudaError> {
         let length = self.count * self.max_caps_per_row;
         self.check("the slice of statistics", slice.stream(), slice.len(), length)?;
         let (value, _use) = slice.device_ptr_mut(self.stream);

@@ -21,6 +21,11 @@ pub unsafe fn stream(stream: &Stream) -> StreamRef<'_> {
 
 /// Returns `count` rows at a device pointer, `stride` elements apart.
 #[must_use]
-pub fn rows<T: DeviceCopy>(pointer: DevicePointer<T>, dtype: Dtype, count: usize, stride: usize) -> DeviceRows {
+pub fn rows<T: DeviceCopy>(
+    pointer: DevicePointer<T>,
+    dtype: Dtype,
+    count: usize,
+    stride: usize,
+) -> DeviceRows {
     DeviceRows { dtype, address: pointer.as_raw(), count, stride }
 }

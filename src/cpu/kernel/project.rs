@@ -47,7 +47,12 @@ impl<E: Element, T: Element> Kernel for ProjectRows<'_, E, T> {
                     let v = Dot(axes.add(k * width + at));
                     // The next segments of the four rows are prefetched, shared out among the axes.
                     let next = |r: usize| h[r % SEGMENTS_AT_ONCE].wrapping_add(SEGMENT);
-                    let ahead = [next(k * SEGMENTS_AT_ONCE / count), next(k * SEGMENTS_AT_ONCE / count + 1), next(2), next(3)];
+                    let ahead = [
+                        next(k * SEGMENTS_AT_ONCE / count),
+                        next(k * SEGMENTS_AT_ONCE / count + 1),
+                        next(2),
+                        next(3),
+                    ];
                     let sums = match (exist, count) {
                         (SEGMENT, 1) => four_segments::<S, E, T, _>(h, v, SEGMENT, ahead, 4),
                         (SEGMENT, 2) => four_segments::<S, E, T, _>(h, v, SEGMENT, ahead, 2),

@@ -175,7 +175,11 @@ impl<'a, E> Pass<'a, E> {
             count: self.count,
             rows: self.rows.cast(),
             add: self.add.map(|both| both.map(Strided::cast)),
-            norm: self.norm.map(|NormPass { weight, epsilon, out }| NormPass { weight, epsilon, out: out.cast() }),
+            norm: self.norm.map(|NormPass { weight, epsilon, out }| NormPass {
+                weight,
+                epsilon,
+                out: out.cast(),
+            }),
             profiles: self.profiles,
             stats: self.stats,
             scratch: self.scratch,

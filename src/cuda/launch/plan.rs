@@ -7,7 +7,10 @@ use crate::cuda::launch::limits::Limits;
 use crate::cuda::launch::shape::{Problem, Shape};
 use crate::cuda::table::TableView;
 use crate::error::{Error, RowsError};
-use crate::op::{DeviceJob, DeviceRows, Dtype, MAX_ROWS, MAX_STEPS, MAX_WIDTH, Operation};
+use crate::op::{DeviceJob, DeviceRows, Dtype, MAX_ROWS, MAX_STEPS, Operation};
+
+/// Maximum width of a row.
+const MAX_WIDTH: usize = 1 << 30;
 
 /// A kernel with its argument and launch shape. A device puts it on a stream, and the emulator in `kernels/emulate` runs
 /// it on the CPU.

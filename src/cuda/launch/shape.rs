@@ -229,9 +229,12 @@ mod tests {
                     for width in [1, 31, 512, 513, 4096, 8192, 8193, 16384, 16385, 50000] {
                         for rows in [1, 2, 19, 1000, 1 << 31] {
                             for aligned in [true, false] {
-                                for path in
-                                    [None, Some(KernelPath::Direct), Some(KernelPath::Staged), Some(KernelPath::General)]
-                                {
+                                for path in [
+                                    None,
+                                    Some(KernelPath::Direct),
+                                    Some(KernelPath::Staged),
+                                    Some(KernelPath::General),
+                                ] {
                                     let problem = Problem { operation, dtype, rows, width, aligned };
                                     let Some(shape) = Shape::choose(&problem, &limits, path) else {
                                         continue;

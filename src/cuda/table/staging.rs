@@ -42,11 +42,7 @@ impl Staging {
     /// # Safety
     /// The device's context is current. Each address is its memory for as many bytes until the stream has passed the
     /// copies.
-    pub(super) unsafe fn copy(
-        &self,
-        parts: &[(u64, &[u8])],
-        stream: StreamRef<'_>,
-    ) -> Result<(), CudaError> {
+    pub(super) unsafe fn copy(&self, parts: &[(u64, &[u8])], stream: StreamRef<'_>) -> Result<(), CudaError> {
         not_capturing(stream.0)?;
         // A panic while the lock is held leaves whole entries in the list.
         let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,7 +88,6 @@ impl Staging {
         copies[0].done.synchronize()?;
         Ok(copies.remove(0))
     }
-
 }
 
 impl Drop for Staging {
@@ -117,7 +112,11 @@ impl StagedCopy {
     ///
     /// # Safety
     /// As for [`Staging::copy`]. The bytes stay unchanged until the event is reached.
-    unsafe fn submit(&self, ranges: &[(u64, Range<usize>)], stream: sys::CUstream) -> Result<(), DriverError> {
+    unsafe fn submit(
+        &self,
+        ranges: &[(u64, Range<usize>)],
+        stream: sys::CUstream,
+    ) -> Result<(), DriverError> {
         for (to, range) in ranges {
             // SAFETY: the caller promises the address, and that the bytes stay unchanged until the copy is done.
             unsafe { copy_to_device_async(*to, &self.bytes[range.clone()], stream) }?;

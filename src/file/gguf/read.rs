@@ -328,9 +328,7 @@ impl<'a> Cursor<'a> {
     /// Refuses a count of items that cannot fit in the bytes that are left, before anything is allocated.
     fn expect_room(&self, count: u64, min_bytes: u64, field: &str, what: &str) -> Result<()> {
         if count > self.left() as u64 / min_bytes {
-            return Err(
-                self.cut_short(field, format!("{count} of {what}, at least {min_bytes} bytes each"))
-            );
+            return Err(self.cut_short(field, format!("{count} of {what}, at least {min_bytes} bytes each")));
         }
         Ok(())
     }
