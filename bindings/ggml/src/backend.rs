@@ -236,8 +236,8 @@ pub(crate) fn record_outcome(
     outcome.routes.iter().for_each(|&route| record.record_route(device, route));
     outcome.slow.iter().for_each(|reason| record.warn_slow_route(device, reason));
     outcome.norms.iter().for_each(|&(block, refused)| record.record_norm(device, block, refused));
+    record.record_blocks(outcome.blocks.iter().map(|done| (done.block, done.rows)));
     for BlockDone { output, block, rows, stats } in outcome.blocks {
-        record.record_block(block, rows);
         if let Some(stats) = stats.filter(|_| config.records()) {
             let order = Order { graph, output };
             record.add_stats(BlockStats { order, config: Arc::clone(config), block, rows, stats });

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use axiscap::{CapStats, RowStat};
@@ -54,6 +55,8 @@ pub(crate) trait PendingStats: Debug + Send {
 #[derive(Debug)]
 pub(crate) struct Record {
     recorded: Mutex<Recorded>,
+    /// Graphs numbered so far.
+    graphs: AtomicU64,
     /// Backends that hold statistics on a GPU.
     sources: Mutex<Vec<Weak<Mutex<dyn PendingStats>>>>,
 }
@@ -64,8 +67,6 @@ struct Recorded {
     generation: u64,
     stats: Vec<CapStats>,
     trace: Vec<(Order, BlockTrace)>,
-    /// Graphs numbered so far.
-    graphs: u64,
     /// By block, the rows seen since the decode began.
     seen: Vec<Option<usize>>,
     /// Tokens of the decode in progress.
@@ -89,6 +90,7 @@ impl Record {
         let (seen, claimed) = (vec![None; blocks], vec![None; blocks]);
         Self {
             recorded: Mutex::new(Recorded { seen, claimed, ..Recorded::default() }),
+            graphs: AtomicU64::new(0),
             sources: Mutex::default(),
         }
     }
@@ -170,14 +172,16 @@ impl Record {
 
     /// Returns the number of the next graph.
     pub(crate) fn next_graph(&self) -> u64 {
-        let mut recorded = self.lock();
-        recorded.graphs += 1;
-        recorded.graphs
+        self.graphs.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Notes that rows of a block output were computed. A block output without rows counts as seen.
-    pub(crate) fn record_block(&self, block: usize, rows: usize) {
-        *self.lock().seen[block].get_or_insert(0) += rows;
+    /// Notes that block outputs were computed, given as block and number of rows. A block output without rows
+    /// counts as seen.
+    pub(crate) fn record_blocks(&self, blocks: impl IntoIterator<Item = (usize, usize)>) {
+        let mut recorded = self.lock();
+        for (block, rows) in blocks {
+            *recorded.seen[block].get_or_insert(0) += rows;
+        }
     }
 
     /// Adds the statistics of one block output. Statistics from a decode that began under other caps are

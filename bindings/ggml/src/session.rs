@@ -245,7 +245,7 @@ mod tests {
                 while_it_runs();
                 session.0.set_bound();
                 let record = &session.0.record;
-                record.record_block(0, 1);
+                record.record_blocks([(0, 1)]);
                 let order = Order { graph: record.next_graph(), output: 0 };
                 let stats = vec![RowStat::default(); config.caps_of(0).unwrap().indices.len()];
                 record.add_stats(BlockStats { order, config, block: 0, rows: 1, stats });

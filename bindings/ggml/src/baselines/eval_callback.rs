@@ -109,7 +109,11 @@ unsafe extern "C" fn evaluate(tensor: *mut sys::ggml_tensor, ask: bool, user_dat
     match evaluated {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => state.fail(error),
-        Err(_) => state.fail(HookError::Panic("in the evaluation callback".into())),
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            state.fail(HookError::Panic(text.unwrap_or_else(|| "no message".into())))
+        }
     }
 }
 
