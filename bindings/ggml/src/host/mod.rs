@@ -12,6 +12,7 @@ pub(crate) mod environment;
 mod graph;
 mod layout;
 mod tensor;
+mod tensor_layout;
 mod types;
 pub(crate) mod uid;
 mod use_counts;
@@ -23,7 +24,8 @@ pub(crate) use arena::chain;
 pub(crate) use arena::{Arena, GRAPH_SIZE};
 pub(crate) use graph::Graph;
 pub(crate) use layout::{Layout, layout, named_offsets};
-pub(crate) use tensor::{Op, Tensor, ops};
+pub(crate) use tensor::{Tensor, ops};
+pub(crate) use tensor_layout::Op;
 pub(crate) use types::{
     Backend, Buffer, Device, Dtype, Event, F32, FAILED, RawContext, RawGraph, RawTensor, SUCCESS, Status,
 };
