@@ -10,7 +10,7 @@ use std::ptr::{NonNull, null};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-/// Width of the rows. Odd multiples of a register are capped by another path than even ones.
+/// Width of the rows.
 pub const WIDTH: usize = 72;
 /// Rows of the graph.
 pub const ROWS: usize = 5;
