@@ -68,7 +68,8 @@ mod tests {
             ("taken away", true, false),
         ] {
             let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-            again.args(["--exact", "host::environment::tests::only_what_the_process_was_started_with_counts"]);
+            again
+                .args(["--exact", "host::environment::tests::only_what_the_process_was_started_with_counts"]);
             again.args(["--nocapture", "--test-threads", "1"]);
             again.env("AXISCAP_TEST_CASE", case).env_remove(GRAPHS_OFF);
             if at_start {

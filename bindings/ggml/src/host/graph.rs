@@ -86,13 +86,7 @@ impl Graph {
     }
 
     /// Takes a pointer and a number, since ggml may write to the array: its CUDA backend puts nodes back in order.
-    fn with<R>(
-        &self,
-        nodes: *mut *mut RawTensor,
-        count: usize,
-        uid: u64,
-        compute: impl FnOnce() -> R,
-    ) -> R {
+    fn with<R>(&self, nodes: *mut *mut RawTensor, count: usize, uid: u64, compute: impl FnOnce() -> R) -> R {
         struct Restore {
             n_nodes: (*mut i32, i32),
             n_leafs: (*mut i32, i32),

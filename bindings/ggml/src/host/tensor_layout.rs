@@ -151,19 +151,18 @@ impl TensorLayout {
         let nb = four([[4, 28, 84, 420], [4, 44, 176, 1056]], "its strides")?;
 
         // SAFETY: as above.
-        let (a, b, sums, products, norms, experts, view, graph) = unsafe {
+        let (a, b, sums, products, norms, experts, view) = unsafe {
             let leaf = || (api.ggml_new_tensor_1d)(c, F32, 8);
             let (a, b) = (leaf(), leaf());
             let sums = [(api.ggml_add)(c, a, b), (api.ggml_add)(c, b, a)];
             let products = [(api.ggml_mul)(c, sums[0], b), (api.ggml_mul)(c, sums[1], a)];
-            let norms =
-                EPSILONS.map(|epsilon| (api.ggml_rms_norm)(c, products[0], epsilon));
+            let norms = EPSILONS.map(|epsilon| (api.ggml_rms_norm)(c, products[0], epsilon));
             let weights = (api.ggml_new_tensor_4d)(c, F32, 8, 2, 3, 1);
             let rows = (api.ggml_new_tensor_4d)(c, F32, 8, 1, 1, 1);
             let ids = (api.ggml_new_tensor_4d)(c, DTYPES[2].0, 1, 1, 1, 1);
             let experts = (api.ggml_mul_mat_id)(c, weights, rows, ids);
             let view = (api.ggml_view_1d)(c, a, 2, VIEW_OFFSET);
-            (a, b, sums, products, norms, experts, view, (api.ggml_new_graph_custom)(c, Probe::TENSORS, false))
+            (a, b, sums, products, norms, experts, view)
         };
         let pair = |tensor, offset| [at(tensor, offset), at(tensor, offset + size_of::<usize>())];
         let src = only_offset("its sources", words - size_of::<usize>(), 8, |offset| {
@@ -216,8 +215,11 @@ impl TensorLayout {
         let output_flag = (before[flags / 4] ^ after[flags / 4]).cast_signed();
         let compute_flag = {
             let before = half(norms[0], flags);
-            // SAFETY: the graph has room for the nodes that lead to the norm.
-            unsafe { (api.ggml_build_forward_expand)(graph, norms[0]) };
+            // SAFETY: the arena has room for the graph, and the graph for the nodes that lead to the norm.
+            unsafe {
+                let graph = (api.ggml_new_graph_custom)(c, Probe::TENSORS, false);
+                (api.ggml_build_forward_expand)(graph, norms[0]);
+            }
             (half(norms[0], flags) & !before).cast_signed()
         };
 

@@ -49,9 +49,8 @@ impl Scheduler {
         let backend = CpuBackend::new()?;
         let mut raw = backend.raw();
         // SAFETY: one backend, copied by the call; without buffer types the backend's own are used.
-        let scheduler = unsafe {
-            (api().ggml_backend_sched_new)(&mut raw, null_mut(), 1, GRAPH_SIZE, false, false)
-        };
+        let scheduler =
+            unsafe { (api().ggml_backend_sched_new)(&mut raw, null_mut(), 1, GRAPH_SIZE, false, false) };
         Ok(Self { scheduler, _backend: backend })
     }
 

@@ -79,8 +79,9 @@ struct Probe {
 impl Probe {
     fn new(size: usize) -> Option<Self> {
         // SAFETY: the two functions only compute sizes.
-        let bytes =
-            unsafe { 16 * (api().ggml_tensor_overhead)() + (api().ggml_graph_overhead_custom)(size, false) + 1024 };
+        let bytes = unsafe {
+            16 * (api().ggml_tensor_overhead)() + (api().ggml_graph_overhead_custom)(size, false) + 1024
+        };
         let mut memory = vec![0_u128; bytes.div_ceil(size_of::<u128>())];
         let range = memory.as_ptr_range();
         let within = range.start as usize..range.end as usize;
