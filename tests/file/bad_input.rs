@@ -220,7 +220,7 @@ fn values_of_another_type_and_absent_ones() {
 
 #[test]
 fn axes_that_are_none() {
-    let again = "axiscap extract";
+    let again = "extract the axes again";
     wrong_tensor(|values| values.fill(0.0), &["zeros only", again]);
     wrong_tensor(|values| values[4] = f32::NAN, &["NaN at index 4 of 6", again]);
     wrong_tensor(|values| values[0] = f32::INFINITY, &["inf at index 0 of 6", again]);
