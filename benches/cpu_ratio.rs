@@ -1,10 +1,11 @@
 //! The CPU kernel against plain loops, in interleaved pairs: `cargo bench --bench cpu_ratio > out.json`.
 //!
-//! Criterion times one function after the other, and on a shared machine the load changes in between. Here each pair runs
-//! both sides in succession over the same memory. The result is the median of the pairs' ratios with its 95 % interval
-//! (sign test, without an assumption about the distribution).
+//! Criterion times one function after the other, and on a shared machine the load changes in between. Here
+//! each pair runs both sides in succession over the same memory. The result is the median of the pairs'
+//! ratios with its 95 % interval (sign test, without an assumption about the distribution).
 //!
-//! Arguments: `--pairs N` (default 101, at least 6). Any other word keeps only the cases whose name contains it.
+//! Arguments: `--pairs N` (default 101, at least 6). Any other word keeps only the cases whose name contains
+//! it.
 
 mod support;
 
@@ -115,7 +116,8 @@ impl<E> Memory<E> {
 
     #[allow(clippy::mut_from_ref)]
     fn get<'a>(self) -> &'a mut [E] {
-        // SAFETY: the two sides of a pair run one after the other, and each holds the slice for one call only.
+        // SAFETY: the two sides of a pair run one after the other, and each holds the slice for one call
+        // only.
         unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
     }
 }

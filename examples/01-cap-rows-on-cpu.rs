@@ -10,7 +10,8 @@ fn main() -> Result<(), axiscap::Error> {
     let (rows, width) = (8, 64);
     let mut h: Vec<f32> = (0..rows * width).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.05).collect();
 
-    // The projection on the first axis, "more Assistant", is held at -1 or above. The second cap only observes.
+    // The projection on the first axis, "more Assistant", is held at -1 or above. The second cap only
+    // observes.
     let assistant = Axis::from_direction(&(0..width).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<_>>())?;
     let other = Axis::from_direction(&(0..width).map(|i| (i as f32 * 0.3).cos()).collect::<Vec<_>>())?;
     let table = CapTable::new(&[

@@ -1,4 +1,5 @@
-//! Captures a cap in a CUDA graph once, and changes its bound between two replays. Without a GPU it prints what is missing.
+//! Captures a cap in a CUDA graph once, and changes its bound between two replays. Without a GPU it prints
+//! what is missing.
 //!
 //!     cargo run --example 06-capture-in-a-graph
 
@@ -17,8 +18,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let mut table = CapTable::new(&[Cap::new(Axis::from_direction(&[1.0, 0.0])?, Bound::floor(1.0)?)])?;
     let on_gpu = device.upload(&table)?;
-    // SAFETY: everything below is on one stream, so no events of cudarc are needed to order streams. A capture would record
-    // them.
+    // SAFETY: everything below is on one stream, so no events of cudarc are needed to order streams. A
+    // capture would record them.
     unsafe { device.context().disable_event_tracking() };
     let stream = device.context().new_stream()?;
     let mut rows = stream.clone_htod(&[-1.0f32, 5.0])?;

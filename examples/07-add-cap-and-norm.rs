@@ -1,5 +1,5 @@
-//! The end of a decoder block and the start of the next one, in one launch on a GPU: the residual addition, the cap, and
-//! RMSNorm times weight. Without a GPU it prints what is missing.
+//! The end of a decoder block and the start of the next one, in one launch on a GPU: the residual addition,
+//! the cap, and RMSNorm times weight. Without a GPU it prints what is missing.
 //!
 //!     cargo run --example 07-add-cap-and-norm
 

@@ -5,8 +5,8 @@ use std::ptr;
 
 use cudarc::driver::{CudaStream, sys};
 
-/// An aligned value. The driver reads a fatbin's header as a struct of 8-byte words, and `include_bytes` promises no
-/// alignment.
+/// An aligned value. The driver reads a fatbin's header as a struct of 8-byte words, and `include_bytes`
+/// promises no alignment.
 #[repr(C, align(16))]
 struct Aligned<T: ?Sized>(T);
 

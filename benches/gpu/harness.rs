@@ -26,8 +26,8 @@ impl Sample {
     }
 }
 
-/// Times `work` on a stream: `runs` times after a warm-up, each between two events. The argument of `work` is its turn,
-/// with which it chooses its buffers.
+/// Times `work` on a stream: `runs` times after a warm-up, each between two events. The argument of `work` is
+/// its turn, with which it chooses its buffers.
 pub(crate) fn time(stream: &Arc<CudaStream>, runs: usize, mut work: impl FnMut(usize)) -> [f64; 3] {
     for turn in 0..runs.div_ceil(5) {
         work(turn);

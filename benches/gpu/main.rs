@@ -1,9 +1,11 @@
-//! The kernels on a GPU, compared with a copy, with the unfused chain, and with the addition and the norm alone.
+//! The kernels on a GPU, compared with a copy, with the unfused chain, and with the addition and the norm
+//! alone.
 //!
 //!     cargo bench --bench gpu --features gpu-bench [-- --json FILE]
 //!
-//! Measurements of bandwidth use sets of buffers in turn, so the L2 cache holds nothing of a run from the previous one. The
-//! file is written after each phase and keeps the results of completed phases. Without a GPU the exit status is 3.
+//! Measurements of bandwidth use sets of buffers in turn, so the L2 cache holds nothing of a run from the
+//! previous one. The file is written after each phase and keeps the results of completed phases. Without a
+//! GPU the exit status is 3.
 
 mod baselines;
 mod harness;
@@ -114,7 +116,8 @@ fn values(count: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// Makes `caps` caps that act on every row in every run (a far floor, approached by a millionth per run), or on no row.
+/// Makes `caps` caps that act on every row in every run (a far floor, approached by a millionth per run), or
+/// on no row.
 fn table(width: usize, caps: usize, acts: bool) -> CapTable {
     let caps: Vec<Cap> = (0..caps)
         .map(|k| {
@@ -155,8 +158,8 @@ impl Bench {
         unsafe { job.launch(table, (&*self.stream).into(), overlap) }.expect("a launch");
     }
 
-    /// Returns the number of buffers of `bytes` bytes that are used in turn. At least four times the size of the L2 cache
-    /// passes between two uses of one.
+    /// Returns the number of buffers of `bytes` bytes that are used in turn. At least four times the size of
+    /// the L2 cache passes between two uses of one.
     fn turns(&self, bytes: usize) -> usize {
         1 + (4 * self.report.l2_bytes as usize).div_ceil(bytes).max(1)
     }
@@ -256,7 +259,8 @@ impl Bench {
 
     /// Measures the bandwidth in half precision, in place.
     fn halves(&mut self, rows: usize, width: usize) {
-        // The time does not depend on the values as long as they are finite. 0x3c00 is 1 in f16 and a small number in bf16.
+        // The time does not depend on the values as long as they are finite. 0x3c00 is 1 in f16 and a small
+        // number in bf16.
         let pattern = vec![0x3c00u16; rows * width];
         let stream = self.stream.clone();
         let memory: Vec<_> = (0..self.turns(pattern.len() * 2))

@@ -5,8 +5,8 @@ use std::ops::{Deref, DerefMut};
 use axiscap::cpu::{Element, Isa};
 use axiscap::{Axis, Bound, Cap, CapTable};
 
-/// Sums all values, to measure the cost of reading memory. With 16 accumulators (AVX-512) or 8 (AVX2) only memory limits
-/// the speed.
+/// Sums all values, to measure the cost of reading memory. With 16 accumulators (AVX-512) or 8 (AVX2) only
+/// memory limits the speed.
 pub(crate) fn read_sum(isa: Isa, values: &[f32]) -> f32 {
     match isa {
         // SAFETY: callers pass only instruction sets of this machine, here AVX-512.
@@ -180,8 +180,8 @@ impl<E: Element> Deref for Aligned<E> {
 
 impl<E: Element> DerefMut for Aligned<E> {
     fn deref_mut(&mut self) -> &mut [E] {
-        // SAFETY: the lines hold as many values, and any bits are a value of the three element types. `self` is borrowed
-        // mutably.
+        // SAFETY: the lines hold as many values, and any bits are a value of the three element types. `self`
+        // is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
@@ -211,7 +211,8 @@ pub(crate) fn idle(width: usize, caps: usize) -> CapTable {
     table(width, caps, Bound::band(-1e30, 1e30).expect("a band"))
 }
 
-/// Makes two tables that move every row back and forth. If calls alternate between them, every cap acts on every row.
+/// Makes two tables that move every row back and forth. If calls alternate between them, every cap acts on
+/// every row.
 pub(crate) fn engaged(width: usize, caps: usize) -> [CapTable; 2] {
     [5.0, -5.0].map(|p| table(width, caps, Bound::band(p, p).expect("a band")))
 }

@@ -1,4 +1,5 @@
-//! Each field of a cap file made wrong in turn. The file is refused, with a message that names the field and the remedy.
+//! Each field of a cap file made wrong in turn. The file is refused, with a message that names the field and
+//! the remedy.
 
 use axiscap::file::gguf::{self, Gguf, Value};
 use axiscap::file::{CapFile, FileError, ModelInfo};
@@ -243,7 +244,8 @@ fn padded(bytes: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
     // Three tensors of six values, each padded to 32 bytes.
     const DATA: usize = 3 * 32;
     let (list, data) = bytes.split_at(bytes.len() - DATA);
-    // The list is padded by less than 32 zeros. They follow the last offset, whose upper bytes are zeros as well.
+    // The list is padded by less than 32 zeros. They follow the last offset, whose upper bytes are zeros as
+    // well.
     let last = list.len() - list.iter().rev().take_while(|&&byte| byte == 0).count();
     let end = last - 1 + 8;
     let mut list = patched(&list[..end], old, new);

@@ -64,7 +64,8 @@ fn memory_is_in_proportion_to_the_file() {
             check(&bytes);
         }
     }
-    // Values that take more in memory than in the file: empty texts, short keys, caps that share a wide tensor.
+    // Values that take more in memory than in the file: empty texts, short keys, caps that share a wide
+    // tensor.
     let metadata = |key: &str, value: Value| {
         let mut metadata = gguf::Gguf::parse(&good).unwrap().metadata;
         metadata.retain(|(k, _)| k != key);
@@ -88,8 +89,8 @@ fn memory_is_in_proportion_to_the_file() {
             assert!(message.contains("axiscap.cap.block: expected at most 4096 caps"), "{message}");
             continue;
         }
-        // Caps share their axis in memory and when they are written again, except for the first cap of the block. Names
-        // are a few bytes longer.
+        // Caps share their axis in memory and when they are written again, except for the first cap of the
+        // block. Names are a few bytes longer.
         let read = read.unwrap();
         assert_eq!(read.caps.caps().len(), caps);
         let before = NOW.load(Relaxed);
@@ -106,7 +107,8 @@ fn memory_is_in_proportion_to_the_file() {
         assert_eq!(CapFile::from_bytes(&again).unwrap().caps, read.caps);
     }
 
-    // First caps of their blocks have separate tensors. Too large a file is refused before memory is allocated for it.
+    // First caps of their blocks have separate tensors. Too large a file is refused before memory is
+    // allocated for it.
     let axis = Axis::from_direction(&vec![1.0; 1 << 20]).unwrap();
     let caps = (1..300).map(|block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::NONE) });
     let large = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 300));

@@ -154,7 +154,7 @@ fn caps_may_share_a_tensor_and_unknown_values_survive() {
 #[test]
 fn an_axis_is_written_once_except_for_the_directions_of_llama_cpp() {
     let axis = |x: f32| Axis::from_direction(&[x, 1.0, -2.0]).unwrap();
-    // Equal values in memory of their own, too.
+    // Equal values in separate memory as well.
     let caps = [(0, 1.0), (2, 1.0), (2, 1.0), (0, 5.0), (3, 1.0), (2, 5.0), (2, -0.0), (2, 0.0)];
     let caps = caps.map(|(block, x)| BlockCap { block, cap: Cap::new(axis(x), Bound::NONE) });
     let file = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 4));
