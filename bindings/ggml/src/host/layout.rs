@@ -10,7 +10,7 @@ use std::ffi::{CStr, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
 
-use super::api::{api, ggml_version, mismatch};
+use super::api::{api, mismatch};
 use super::arena::{Arena, GRAPH_WORDS, chain};
 use super::tensor_layout::TensorLayout;
 use super::types::{FAILED, RawTensor, SUCCESS};
