@@ -1,5 +1,6 @@
 //! One hooked backend: chooses the route of each graph, runs it, and records the outcome.
 
+use std::borrow::Cow;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
@@ -56,7 +57,8 @@ struct Situation {
 }
 
 impl Situation {
-    /// Whether the caller asks for one graph per token on a backend other than the CPU, which runs no captured graphs.
+    /// Whether the caller asks for one graph per token on a backend other than the CPU, which runs no
+    /// captured graphs.
     fn wants_capture(&self) -> bool {
         self.choice == RouteChoice::OneGraph && !self.is_cpu && self.hook.is_none()
     }
@@ -74,6 +76,17 @@ impl Situation {
             None if self.gpu => Route::GpuViews,
             None => Route::HostViews,
         }
+    }
+
+    /// Returns why the route is not the fastest one, if it is not. `no_gpu` is why a backend of a GPU caps on
+    /// the host.
+    fn slow_reason(&self, no_gpu: Option<&str>) -> Option<String> {
+        let reason = match self.route() {
+            Route::GpuViews if self.wants_capture() => Some(NEEDS_GRAPHS_OFF),
+            Route::HostViews => no_gpu.or((!self.is_cpu).then_some(NO_KERNELS)),
+            _ => None,
+        };
+        reason.map(str::to_owned)
     }
 }
 
@@ -102,6 +115,9 @@ impl Backend {
 
     /// Computes a graph with its caps.
     ///
+    /// # Errors
+    /// Those of [`Finder::find`] and [`Record::claim_blocks`]. An error of the route becomes the status.
+    ///
     /// # Safety
     /// `backend` must be the live backend that this value belongs to, and `compute` its own `graph_compute`.
     pub(crate) unsafe fn compute(
@@ -109,20 +125,15 @@ impl Backend {
         backend: host::Backend,
         graph: &Graph,
         compute: Compute<'_>,
-    ) -> Status {
+    ) -> Result<Status, HookError> {
         let (session, record) = (&self.session, &self.session.record);
         let config = session.config();
-        let Some(wanted) = config.wanted(session.model.width) else { return compute(graph) };
+        let Some(wanted) = config.wanted(session.model.width) else { return Ok(compute(graph)) };
         let mut tools = lock(&self.tools);
         let Tools { finder, arena, staging, gpu, hook } = &mut *tools;
-        let outputs = match finder.find(graph, wanted) {
-            Ok(outputs) => outputs,
-            Err(error) => return self.fail(error),
-        };
+        let outputs = finder.find(graph, wanted)?;
         let blocks = outputs.iter().map(|output| (output.block, output.rows()));
-        if let Err(error) = record.claim_blocks(backend as usize, blocks) {
-            return self.fail(error);
-        }
+        record.claim_blocks(backend as usize, blocks)?;
         switch_hook(hook, session.compute_hook(), backend);
         let mut situation = Situation {
             choice: config.settings.route,
@@ -133,14 +144,11 @@ impl Backend {
             blocks: !outputs.is_empty(),
             rows: outputs.iter().any(|output| output.rows() > 0),
         };
-        let mut route = situation.route();
-        if matches!(route, Route::GpuViews | Route::OneGraph)
+        if matches!(situation.route(), Route::GpuViews | Route::OneGraph) {
             // SAFETY: the caller promises the backend, and `close` is called before it is freed.
-            && !unsafe { self.open_gpu(gpu, backend, graph, &outputs) }
-        {
-            situation.gpu = false;
-            route = situation.route();
+            situation.gpu = unsafe { self.open_gpu(gpu, backend, graph, &outputs) };
         }
+        let route = situation.route();
         let mut call = GraphCall {
             graph,
             outputs: &outputs,
@@ -153,21 +161,16 @@ impl Backend {
             compute,
         };
         let mut outcome = match (route, gpu.route(), &hook) {
+            (Route::Untouched, ..) => compute_untouched(&call),
             (Route::Inserted, ..) => inserted::compute(&call, arena),
             (Route::GpuViews, Some(gpu), _) => lock(&gpu).compute(&mut call, false),
             (Route::OneGraph, Some(gpu), _) => lock(&gpu).compute(&mut call, true),
             (Route::Custom(_), _, Some(hook)) => compute_custom(&mut call, &**hook),
-            (Route::HostViews, ..) => host_route::compute(&mut call),
-            _ => compute_untouched(&call),
+            // The host can cap the blocks of any backend.
+            _ => host_route::compute(&mut call),
         };
-        match route {
-            Route::GpuViews if situation.wants_capture() => outcome.slow.push(NEEDS_GRAPHS_OFF.into()),
-            Route::HostViews if !self.is_cpu || gpu.reason().is_some() => {
-                outcome.slow.push(gpu.reason().unwrap_or(NO_KERNELS).to_owned().into());
-            }
-            _ => {}
-        }
-        record_outcome(record, &self.device, &config, call.number, outcome)
+        outcome.slow.extend(situation.slow_reason(gpu.reason()).map(Cow::Owned));
+        Ok(record_outcome(record, &self.device, &config, call.number, outcome))
     }
 
     /// Opens the GPU that computes a graph, and returns whether it is open.
@@ -267,8 +270,8 @@ fn switch_hook(
     }
 }
 
-/// Returns an address in memory of the backend that computes a graph. A view may lie in memory of another backend, the
-/// results of other nodes do not.
+/// Returns an address in memory of the backend that computes a graph. A view may lie in memory of another
+/// backend, the results of other nodes do not.
 fn own_address(graph: &Graph) -> Option<u64> {
     let mut own = graph.nodes().iter().filter(|node| node.view_source().is_none());
     own.find_map(|node| (node.data() != 0).then_some(node.data() as u64))

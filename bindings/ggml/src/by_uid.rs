@@ -1,11 +1,14 @@
-//! A bounded cache of what was found in the last graphs, by their uids. A graph that keeps its uid has not changed.
+//! A bounded cache of what was found in the last graphs, by their uids. A graph that keeps its uid has not
+//! changed.
 
 use std::collections::HashMap;
 
-/// Graphs remembered. With experts in host memory a model has one graph per block and token, with layers on the CPU two.
+/// Graphs remembered. With experts in host memory a model has one graph per block and token, with layers on
+/// the CPU two.
 const MAX_GRAPHS: usize = 256;
 
-/// Values by the uids of graphs. A graph with the uid zero is not remembered, because it may change at any time.
+/// Values by the uids of graphs. A graph with the uid zero is not remembered, because it may change at any
+/// time.
 #[derive(Debug)]
 pub(crate) struct ByUid<T>(HashMap<u64, T>);
 
@@ -20,8 +23,8 @@ impl<T> ByUid<T> {
         self.0.get(&uid)
     }
 
-    /// Inserts a value. Rebuilt graphs get new uids, so a full cache is mostly stale. It is cleared and refilled on
-    /// demand.
+    /// Inserts a value. Rebuilt graphs get new uids, so a full cache is mostly stale. It is cleared and
+    /// refilled on demand.
     pub(crate) fn insert(&mut self, uid: u64, value: T) {
         if uid == 0 {
             return;

@@ -16,18 +16,18 @@ use crate::tap::Tap;
 pub struct Settings {
     /// Whether caps and taps run. Without it graphs run untouched. On by default.
     pub enabled: bool,
-    /// Whether the statistics of every row are kept for [`Session::take_trace`](crate::Session::take_trace). Off by
-    /// default.
+    /// Whether the statistics of every row are kept for [`Session::take_trace`](crate::Session::take_trace).
+    /// Off by default.
     pub tracing: bool,
-    /// Whether the caps count what they do, for [`Session::stats`](crate::Session::stats). On by default. Without it and
-    /// without tracing, nothing is recorded.
+    /// Whether the caps count what they do, for [`Session::stats`](crate::Session::stats). On by default.
+    /// Without it and without tracing, nothing is recorded.
     pub statistics: bool,
-    /// Whether caps that run on a GPU include the RMSNorm that follows their block, where the graph allows it. A capped
-    /// block then needs no extra kernel launch. Off by default.
+    /// Whether caps that run on a GPU include the RMSNorm that follows their block, where the graph allows
+    /// it. A capped block then needs no extra kernel launch. Off by default.
     /// [`Session::fused_norms`](crate::Session::fused_norms) lists the blocks.
     ///
-    /// The normed rows have the bits of `axiscap::cpu::cap_norm_rows`. ggml adds the squares in another order, so its
-    /// normed rows may differ in the last bits.
+    /// The normed rows have the bits of `axiscap::cpu::cap_norm_rows`. ggml adds the squares in another
+    /// order, so its normed rows may differ in the last bits.
     pub fused_norm: bool,
     /// How graphs are computed with their caps.
     pub route: RouteChoice,

@@ -52,7 +52,8 @@ pub enum HookError {
         /// Blocks of the model.
         blocks: usize,
     },
-    /// A decode ran through a context whose backends were not created under [`Hook::bind`](crate::Hook::bind).
+    /// A decode ran through a context whose backends were not created under
+    /// [`Hook::bind`](crate::Hook::bind).
     #[error(
         "no backend of this context is hooked, so nothing would be capped; create the context inside Hook::bind, after Hook::install"
     )]

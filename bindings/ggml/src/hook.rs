@@ -58,10 +58,11 @@ struct Installed {
     devices: Vec<Device>,
 }
 
-// SAFETY: devices are static objects of ggml's registry, valid until the process ends. Only their init_backend slot is
-// written, under INSTALLED's lock.
+// SAFETY: devices are static objects of ggml's registry, valid until the process ends. Only their
+// init_backend slot is written, under INSTALLED's lock.
 unsafe impl Send for Installed {}
-// SAFETY: shared access only reads, apart from the init_backend slots, which are written under INSTALLED's lock.
+// SAFETY: shared access only reads, apart from the init_backend slots, which are written under INSTALLED's
+// lock.
 unsafe impl Sync for Installed {}
 
 /// A backend whose functions were replaced, with its own functions.
@@ -87,8 +88,8 @@ static INSTALLED: Mutex<Weak<Installed>> = Mutex::new(Weak::new());
 /// Our `init_backend`. A static gives it one address, because a function may have several.
 static OURS: InitBackend = init_backend;
 
-/// Each device's own `init_backend`, by the device's address. Entries are kept until the process ends, because a thread
-/// may be calling the replacement while it is taken back.
+/// Each device's own `init_backend`, by the device's address. Entries are kept until the process ends,
+/// because a thread may be calling the replacement while it is taken back.
 static ORIGINALS: LazyLock<RwLock<HashMap<usize, InitBackend>>> = LazyLock::new(RwLock::default);
 
 /// Hooked backends by address.
@@ -99,10 +100,12 @@ thread_local! {
 }
 
 impl Hook {
-    /// Installs the hook: measures ggml's layout and replaces `init_backend` of every device. Contexts created under
-    /// [`Hook::bind`] from now on can be capped. Others run as before. A second call returns the installed hook.
+    /// Installs the hook: measures ggml's layout and replaces `init_backend` of every device. Contexts
+    /// created under [`Hook::bind`] from now on can be capped. Others run as before. A second call returns
+    /// the installed hook.
     ///
-    /// ggml's backends must be registered before (`LlamaBackend::init`). Those loaded at run time must be loaded.
+    /// ggml's backends must be registered before (`LlamaBackend::init`). Those loaded at run time must be
+    /// loaded.
     ///
     /// # Errors
     /// [`HookError::Layout`] when this ggml is not laid out as needed, [`HookError::NoDevice`],
@@ -113,7 +116,8 @@ impl Hook {
         Self::install_in_host()
     }
 
-    /// As `Hook::install`, in the ggml that the process has loaded, whose functions are found by their symbols.
+    /// As `Hook::install`, in the ggml that the process has loaded, whose functions are found by their
+    /// symbols.
     ///
     /// # Errors
     /// Those of `Hook::install`, and [`HookError::Symbol`].
@@ -142,12 +146,13 @@ impl Hook {
         let mut originals = ORIGINALS.write().unwrap_or_else(PoisonError::into_inner);
         let mut unhooked = Vec::new();
         for &device in &devices {
-            // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads it.
+            // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads
+            // it.
             match unsafe { init_slot(device, layout).read() } {
                 Some(found) if std::ptr::fn_addr_eq(found, OURS) => {}
                 Some(found) => match originals.get(&(device as usize)) {
-                    // Another library has replaced our function by one that calls it. Ours is still reached, and calls
-                    // the device's own. If it called the other library's, neither would return.
+                    // Another library has replaced our function by one that calls it. Ours is still reached,
+                    // and calls the device's own. If it called the other library's, neither would return.
                     Some(&own) if !std::ptr::fn_addr_eq(found, own) => {
                         let device = device_name(device);
                         tracing::debug!(device, "another library has wrapped the hook, and calls it");
@@ -167,8 +172,8 @@ impl Hook {
         }
         drop(originals);
         for device in unhooked {
-            // SAFETY: the device is a mutable static of its backend. The slot is one aligned word, which holds a valid
-            // function before and after.
+            // SAFETY: the device is a mutable static of its backend. The slot is one aligned word, which
+            // holds a valid function before and after.
             unsafe { init_slot(device, layout).write(Some(OURS)) };
         }
         let ggml_graphs_off = ggml_graphs_off();
@@ -177,8 +182,8 @@ impl Hook {
         Ok(Self(installed))
     }
 
-    /// Runs `create`, which creates one llama_context on this thread, and binds the context's backends to `session`.
-    /// [`Session::is_bound`] tells whether any backend was created.
+    /// Runs `create`, which creates one llama_context on this thread, and binds the context's backends to
+    /// `session`. [`Session::is_bound`] tells whether any backend was created.
     pub fn bind<R>(&self, session: &Session, create: impl FnOnce() -> R) -> R {
         self.bind_with(session, Arc::new(CudaDrivers), create)
     }
@@ -221,8 +226,8 @@ impl Drop for Installed {
         }
         let originals = ORIGINALS.read().unwrap_or_else(PoisonError::into_inner);
         for &device in &self.devices {
-            // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads it. Only our
-            // own replacement is taken back.
+            // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads
+            // it. Only our own replacement is taken back.
             unsafe {
                 let slot = init_slot(device, self.layout);
                 if slot.read().is_some_and(|found| std::ptr::fn_addr_eq(found, OURS)) {
@@ -282,7 +287,8 @@ unsafe fn free_slot(backend: host::Backend, layout: &Layout) -> *mut Option<Free
     unsafe { backend.byte_add(layout.backend_free).cast() }
 }
 
-/// Replaces a device's `init_backend`. Creates the backend as before, and hooks it if a context is being bound.
+/// Replaces a device's `init_backend`. Creates the backend as before, and hooks it if a context is being
+/// bound.
 unsafe extern "C" fn init_backend(device: Device, params: *const c_char) -> host::Backend {
     let original = ORIGINALS.read().unwrap_or_else(PoisonError::into_inner).get(&(device as usize)).copied();
     // ggml's own functions return null for a backend that could not be created.
@@ -367,5 +373,6 @@ unsafe extern "C" fn hooked_compute(backend: host::Backend, graph: *mut RawGraph
         // SAFETY: ggml calls with a live backend, and `compute` is that backend's own function.
         unsafe { hooked.backend.compute(backend, &graph, &compute) }
     }));
-    computed.unwrap_or_else(|panic| hooked.backend.fail(HookError::panic(panic.as_ref())))
+    let computed = computed.unwrap_or_else(|panic| Err(HookError::panic(panic.as_ref())));
+    computed.unwrap_or_else(|error| hooked.backend.fail(error))
 }

@@ -1,19 +1,19 @@
 //! Activation capping inside an unmodified ggml.
 //!
-//! llama.cpp computes a token by handing graphs to ggml backends. [`Hook::install`] replaces one function slot of every
-//! ggml device, `init_backend`. Backends of contexts created under [`Hook::bind`] then get another `graph_compute`, which
-//! finds the outputs of the capped blocks in each graph (nodes named `l_out-N`). The graph takes a [`Route`] on which
-//! they are capped before another node reads them:
+//! llama.cpp computes a token by handing graphs to ggml backends. [`Hook::install`] replaces one function
+//! slot of every ggml device, `init_backend`. Backends of contexts created under [`Hook::bind`] then get
+//! another `graph_compute`, which finds the outputs of the capped blocks in each graph (nodes named
+//! `l_out-N`). The graph takes a [`Route`] on which they are capped before another node reads them:
 //!
-//! - on the CPU backend a node is *inserted* after each of them, which ggml's own worker threads run between their own
-//!   barriers ([`RouteChoice::Inserted`]);
-//! - elsewhere the graph is cut into *views* that end at them ([`RouteChoice::Views`]). On ggml's CUDA backend axiscap's
-//!   kernels run between the views on the GPU, in stream order, else the host caps. On request the kernels include the
-//!   norm after a block ([`Settings::fused_norm`]).
+//! - on the CPU backend a node is *inserted* after each of them, which ggml's own worker threads run between
+//!   their own barriers ([`RouteChoice::Inserted`]);
+//! - elsewhere the graph is cut into *views* that end at them ([`RouteChoice::Views`]). On ggml's CUDA
+//!   backend axiscap's kernels run between the views on the GPU, in stream order, else the host caps. On
+//!   request the kernels include the norm after a block ([`Settings::fused_norm`]).
 //!
-//! The private layout of ggml is measured, and a build with another layout is refused. Caps belong to a [`Session`], one
-//! per context. A decode goes through [`Session::watch`], which fails when a configured block was not computed, so that
-//! text is never silently uncapped.
+//! The private layout of ggml is measured, and a build with another layout is refused. Caps belong to a
+//! [`Session`], one per context. A decode goes through [`Session::watch`], which fails when a configured
+//! block was not computed, so that text is never silently uncapped.
 //!
 //! ```text
 //! Hook::install -> Hook::bind(session, || new llama_context) -> session.watch(rows, outputs, || llama_decode)

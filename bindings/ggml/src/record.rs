@@ -11,8 +11,8 @@ use crate::error::{HookError, Seen};
 use crate::report::{BlockTrace, FusedNorms, GraphCounts, NotFused, NotFusedReason, RouteUse};
 use crate::route::choice::Route;
 
-/// Position of a block output in the order of computation. Statistics from a GPU arrive later than those of blocks that
-/// the CPU computed in the meantime, so traces are sorted by it.
+/// Position of a block output in the order of computation. Statistics from a GPU arrive later than those of
+/// blocks that the CPU computed in the meantime, so traces are sorted by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Order {
     /// Number of the graph, from [`Record::next_graph`].
@@ -144,9 +144,10 @@ impl Record {
     /// Notes that a backend is about to compute these block outputs, given as block and number of rows.
     ///
     /// # Errors
-    /// [`HookError::SplitTensors`] when another backend has computed the same block in this decode, and both together
-    /// computed more rows than the decode has. ggml's meta backend hands the same nodes to each of its devices. The
-    /// devices are hooked one by one, and nothing in their graphs shows that they work on the same rows.
+    /// [`HookError::SplitTensors`] when another backend has computed the same block in this decode, and both
+    /// together computed more rows than the decode has. ggml's meta backend hands the same nodes to each of
+    /// its devices. The devices are hooked one by one, and nothing in their graphs shows that they work on
+    /// the same rows.
     pub(crate) fn claim_blocks(
         &self,
         backend: usize,
@@ -179,7 +180,8 @@ impl Record {
         *self.lock().seen[block].get_or_insert(0) += rows;
     }
 
-    /// Adds the statistics of one block output. Statistics from a decode that began under other caps are dropped.
+    /// Adds the statistics of one block output. Statistics from a decode that began under other caps are
+    /// dropped.
     pub(crate) fn add_stats(&self, block: BlockStats) {
         let BlockStats { order, config, block, rows, stats } = block;
         let Some(caps) = config.caps_of(block) else { return };
@@ -244,8 +246,8 @@ impl Record {
         }
     }
 
-    /// Discards statistics, traces and norms of the former caps. Statistics that arrive for them later are of another
-    /// generation and are dropped.
+    /// Discards statistics, traces and norms of the former caps. Statistics that arrive for them later are of
+    /// another generation and are dropped.
     pub(crate) fn reset_for_caps(&self, config: &Config) {
         let mut recorded = self.lock();
         recorded.generation = config.generation();
@@ -304,8 +306,8 @@ impl Record {
         self.each_source(|source| self.add_arrived(source.wait_for_stats()));
     }
 
-    /// Calls `with` for each source that is idle. A busy one may be locked by this very thread, when a tap asks for
-    /// statistics.
+    /// Calls `with` for each source that is idle. A busy one may be locked by this very thread, when a tap
+    /// asks for statistics.
     fn each_source(&self, mut with: impl FnMut(&mut dyn PendingStats)) {
         let sources: Vec<_> = lock(&self.sources).iter().filter_map(Weak::upgrade).collect();
         for source in sources {
@@ -325,8 +327,8 @@ impl Recorded {
     }
 }
 
-/// Locks a mutex, poisoned or not. Every change under these locks is one assignment or one push, so a panic leaves
-/// nothing half-changed.
+/// Locks a mutex, poisoned or not. Every change under these locks is one assignment or one push, so a panic
+/// leaves nothing half-changed.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -40,8 +40,8 @@ impl fmt::Display for RouteUse {
 pub struct FusedNorms {
     /// Blocks whose caps and following norm ran as one launch, ascending.
     pub fused: Vec<usize>,
-    /// Blocks whose following norm was left to ggml, ascending, with the reason. A block can be in both lists, because
-    /// graphs differ.
+    /// Blocks whose following norm was left to ggml, ascending, with the reason. A block can be in both
+    /// lists, because graphs differ.
     pub refused: Vec<(usize, NotFusedReason)>,
 }
 
@@ -84,8 +84,8 @@ pub(crate) enum NotFused {
     Weight,
     /// The epsilon is negative or not finite.
     Epsilon,
-    /// The normed rows overlap the block output or the weight. ggml puts them there after the last block, because only
-    /// the norm reads that block output.
+    /// The normed rows overlap the block output or the weight. ggml puts them there after the last block,
+    /// because only the norm reads that block output.
     Overlap,
     /// The weight or the normed rows are not in memory of the GPU that caps the block.
     OtherMemory,

@@ -15,8 +15,8 @@ use crate::tap::Tap;
 
 /// The caps of one llama.cpp context, and the record of what they did. A handle: clones are the same session.
 ///
-/// Caps, bounds, strengths, taps and [`Settings`] may change between two decodes, from any thread. A decode in progress
-/// keeps the configuration that it began with.
+/// Caps, bounds, strengths, taps and [`Settings`] may change between two decodes, from any thread. A decode
+/// in progress keeps the configuration that it began with.
 #[derive(Debug, Clone)]
 pub struct Session(pub(crate) Arc<SessionState>);
 
@@ -120,15 +120,15 @@ impl Session {
         self.change(|config| config.set_tap(tap, &self.0.model))
     }
 
-    /// Has `hook` compute graphs with caps, in the place of every route. `None` removes it. To be called between two
-    /// decodes.
+    /// Has `hook` compute graphs with caps, in the place of every route. `None` removes it. To be called
+    /// between two decodes.
     #[doc(hidden)]
     pub fn set_compute_hook(&self, hook: Option<Arc<dyn ComputeHook>>) {
         *lock(&self.0.compute_hook) = hook;
     }
 
-    /// Returns what each cap did since the caps were set or the statistics reset, in the order of the set. Waits for
-    /// GPUs that are still capping rows of earlier decodes.
+    /// Returns what each cap did since the caps were set or the statistics reset, in the order of the set.
+    /// Waits for GPUs that are still capping rows of earlier decodes.
     #[must_use]
     pub fn stats(&self) -> Vec<CapStats> {
         self.0.record.stats()
@@ -139,7 +139,8 @@ impl Session {
         self.0.record.reset_stats();
     }
 
-    /// Takes the rows traced since the last call ([`Settings::tracing`]), in the order in which blocks were computed.
+    /// Takes the rows traced since the last call ([`Settings::tracing`]), in the order in which blocks were
+    /// computed.
     #[must_use]
     pub fn take_trace(&self) -> Vec<BlockTrace> {
         self.0.record.take_trace()
@@ -151,27 +152,28 @@ impl Session {
         self.0.record.routes_used()
     }
 
-    /// Returns where caps included the norm after their block ([`Settings::fused_norm`]). Empty before the first decode,
-    /// and while the fused norm is off.
+    /// Returns where caps included the norm after their block ([`Settings::fused_norm`]). Empty before the
+    /// first decode, and while the fused norm is off.
     #[must_use]
     pub fn fused_norms(&self) -> FusedNorms {
         self.0.record.fused_norms()
     }
 
-    /// Returns how graphs were run on GPUs under [`RouteChoice::OneGraph`](crate::RouteChoice::OneGraph), summed over
-    /// the backends of the session's living contexts.
+    /// Returns how graphs were run on GPUs under [`RouteChoice::OneGraph`](crate::RouteChoice::OneGraph),
+    /// summed over the backends of the session's living contexts.
     #[must_use]
     pub fn graph_counts(&self) -> GraphCounts {
         self.0.record.graph_counts()
     }
 
-    /// Runs one `llama_decode` of `rows` tokens, `outputs` of them with logits, and checks that it was capped.
+    /// Runs one `llama_decode` of `rows` tokens, `outputs` of them with logits, and checks that it was
+    /// capped.
     ///
     /// # Errors
     /// The first error within the hook, or else the error of `decode`. After a successful `decode`
-    /// [`HookError::NotBound`], or [`HookError::NotSeen`] when a capped or tapped block was not computed with all its
-    /// rows. The last block may be computed for the `outputs` rows alone. On an error the result of `decode` is dropped,
-    /// and its logits must not be used.
+    /// [`HookError::NotBound`], or [`HookError::NotSeen`] when a capped or tapped block was not computed with
+    /// all its rows. The last block may be computed for the `outputs` rows alone. On an error the result of
+    /// `decode` is dropped, and its logits must not be used.
     pub fn watch<R, E: From<HookError>>(
         &self,
         rows: usize,
@@ -204,8 +206,8 @@ impl Session {
 }
 
 impl SessionState {
-    /// The configuration that graphs are computed with: that of the decode in progress, so that all its micro-batches
-    /// agree, or else the current one.
+    /// The configuration that graphs are computed with: that of the decode in progress, so that all its
+    /// micro-batches agree, or else the current one.
     pub(crate) fn config(&self) -> Arc<Config> {
         self.record.decoding().unwrap_or_else(|| Arc::clone(&lock(&self.config)))
     }

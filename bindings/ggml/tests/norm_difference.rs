@@ -1,5 +1,5 @@
-//! Distance of the fused norm from ggml's, on real rows of a real model: the numbers in docs/hook.md. Run with
-//! `--nocapture` to see them.
+//! Distance of the fused norm from ggml's, on real rows of a real model: the numbers in docs/hook.md. Run
+//! with `--nocapture` to see them.
 
 use std::ffi::CString;
 use std::num::NonZeroU32;
@@ -73,8 +73,8 @@ fn samples() -> Vec<Sample> {
 fn norms_after(blocks: &[usize], width: usize) -> Vec<(Vec<f32>, f32)> {
     let path = CString::new(axiscap_testing::small_model().to_str().unwrap()).unwrap();
     let mut tensors = ptr::null_mut();
-    // SAFETY: the path is a C string, and ggml loads all tensors into a new context. The key is a float, and the weights
-    // are f32 of the model's width. File and context are freed once.
+    // SAFETY: the path is a C string, and ggml loads all tensors into a new context. The key is a float, and
+    // the weights are f32 of the model's width. File and context are freed once.
     unsafe {
         let file = sys::gguf_init_from_file(
             path.as_ptr(),
@@ -101,8 +101,8 @@ fn by_ggml(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let width = weight.len();
     let (mut rows, mut weight) = (rows.to_vec(), weight.to_vec());
     let (mut between, mut out) = (vec![0.0_f32; rows.len()], vec![0.0_f32; rows.len()]);
-    // SAFETY: tensors and graph live in the context, their data in vectors of the right length that outlive the call.
-    // Context and backend are freed once.
+    // SAFETY: tensors and graph live in the context, their data in vectors of the right length that outlive
+    // the call. Context and backend are freed once.
     unsafe {
         let params =
             sys::ggml_init_params { mem_size: 1 << 20, mem_buffer: std::ptr::null_mut(), no_alloc: true };
@@ -126,9 +126,9 @@ fn by_ggml(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     out
 }
 
-/// Returns rows through the arithmetic of ggml's CUDA kernel, as its source has it. Each of 256 threads (1024 from 1024
-/// channels on) adds every 256th square, then warps and then their sums are halved. Its reciprocal square root is an
-/// approximation of the hardware, here the exact one.
+/// Returns rows through the arithmetic of ggml's CUDA kernel, as its source has it. Each of 256 threads (1024
+/// from 1024 channels on) adds every 256th square, then warps and then their sums are halved. Its reciprocal
+/// square root is an approximation of the hardware, here the exact one.
 fn in_the_order_of_ggml_cuda(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let width = weight.len();
     let threads = if width < 1024 { 256 } else { 1024 };

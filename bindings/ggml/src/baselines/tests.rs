@@ -1,5 +1,5 @@
-//! ggml's own operations on a real model, computed by the CPU backend. Rows before the caps, which a tap shows, and after
-//! them are compared with f64. The evaluation callback is compared with the hook.
+//! ggml's own operations on a real model, computed by the CPU backend. Rows before the caps, which a tap
+//! shows, and after them are compared with f64. The evaluation callback is compared with the hook.
 
 use std::sync::{Arc, Mutex};
 
@@ -201,8 +201,8 @@ fn statistics_are_refused() {
     }
 }
 
-/// A context of a second copy of the model, which caps through the evaluation callback. `llama-cpp-2` does not set
-/// `cb_eval`.
+/// A context of a second copy of the model, which caps through the evaluation callback. `llama-cpp-2` does
+/// not set `cb_eval`.
 struct CallbackContext {
     model: *mut sys::llama_model,
     context: *mut sys::llama_context,
@@ -213,7 +213,8 @@ impl CallbackContext {
     fn new(set: &CapSet) -> Self {
         let callback = EvalCallback::new(&shape(), set, true).unwrap();
         let path = std::ffi::CString::new(axiscap_testing::small_model().to_str().unwrap()).unwrap();
-        // SAFETY: the path is a C string. The callback is boxed, and this value keeps it while the context lives.
+        // SAFETY: the path is a C string. The callback is boxed, and this value keeps it while the context
+        // lives.
         unsafe {
             let mut params = sys::llama_model_default_params();
             params.n_gpu_layers = 0;

@@ -63,7 +63,8 @@ impl<'a> BlockWork<'a> {
         let (rows, stride) = (self.output.rows(), self.output.stride());
         let values = match rows {
             0 => &[],
-            // SAFETY: the caller promises the rows. The last row ends after `width` values, not after a whole stride.
+            // SAFETY: the caller promises the rows. The last row ends after `width` values, not after a whole
+            // stride.
             _ => unsafe { std::slice::from_raw_parts(data, (rows - 1) * stride + self.width) },
         };
         self.guarded(|| {
@@ -75,8 +76,8 @@ impl<'a> BlockWork<'a> {
     /// Caps worker `ith`'s share of the rows, and writes their statistics.
     ///
     /// # Safety
-    /// `data` must hold the output's rows. Concurrent calls must have different `ith` and the same `nth`, and no other
-    /// thread may use the rows or `stats` during the call.
+    /// `data` must hold the output's rows. Concurrent calls must have different `ith` and the same `nth`, and
+    /// no other thread may use the rows or `stats` during the call.
     pub(super) unsafe fn cap(&self, table: &CapTable, data: *mut f32, ith: usize, nth: usize) {
         let stride = self.output.stride();
         let share = split_rows(self.output.rows(), ith, nth);
@@ -86,8 +87,9 @@ impl<'a> BlockWork<'a> {
         let depth = if self.stats.is_empty() { 0 } else { table.cap_count() };
         self.guarded(|| {
             let stats = &self.stats[share.start * depth..share.end * depth];
-            // SAFETY: the rows of `share` exist, and by the caller's promise only this worker uses them and their
-            // statistics. An `UnsafeCell` may be written through its pointer, and a slice of them is one allocation.
+            // SAFETY: the rows of `share` exist, and by the caller's promise only this worker uses them and
+            // their statistics. An `UnsafeCell` may be written through its pointer, and a slice of them is
+            // one allocation.
             let (rows, stats) = unsafe {
                 (
                     RowsMut::from_raw(data.add(share.start * stride), share.len(), self.width, stride)?,

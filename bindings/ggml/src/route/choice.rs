@@ -44,14 +44,14 @@ pub enum RouteChoice {
     /// Inserted nodes on ggml's CPU backend, views elsewhere.
     #[default]
     Auto,
-    /// Cap nodes in ggml's own graph, run by its worker threads between its barriers. CPU backend only. Other backends
-    /// use views.
+    /// Cap nodes in ggml's own graph, run by its worker threads between its barriers. CPU backend only. Other
+    /// backends use views.
     Inserted,
-    /// Views that end at the capped block outputs. The caps between them run on the GPU on ggml's CUDA backend, on the
-    /// host elsewhere.
+    /// Views that end at the capped block outputs. The caps between them run on the GPU on ggml's CUDA
+    /// backend, on the host elsewhere.
     Views,
-    /// On ggml's CUDA backend, one CUDA graph of the graph and its caps, captured once and replayed whenever llama.cpp
-    /// computes the same graph again. Requires `GGML_CUDA_DISABLE_GRAPHS` in the environment from the start of the
-    /// process. Without it, and on other backends, the same as [`RouteChoice::Auto`].
+    /// On ggml's CUDA backend, one CUDA graph of the graph and its caps, captured once and replayed whenever
+    /// llama.cpp computes the same graph again. Requires `GGML_CUDA_DISABLE_GRAPHS` in the environment from
+    /// the start of the process. Without it, and on other backends, the same as [`RouteChoice::Auto`].
     OneGraph,
 }

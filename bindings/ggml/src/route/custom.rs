@@ -92,8 +92,9 @@ impl<'a> GraphCall<'a> {
         config.caps_of(block).map(|caps| &caps.table)
     }
 
-    /// Computes the graph in views. Each ends at a capped or tapped block output with rows. Shows the output to its tap,
-    /// then calls `at_cut` if it is capped. Where there is no tap, the backend may still be at work in `at_cut`.
+    /// Computes the graph in views. Each ends at a capped or tapped block output with rows. Shows the output
+    /// to its tap, then calls `at_cut` if it is capped. Where there is no tap, the backend may still be at
+    /// work in `at_cut`.
     ///
     /// # Errors
     /// The status of a view, an error of the tap, the error of `at_cut`.
@@ -115,8 +116,8 @@ impl<'a> GraphCall<'a> {
     /// Takes over a graph of the caller's and gives it a uid that no other graph has.
     ///
     /// # Safety
-    /// `graph` must be a `ggml_cgraph` of the ggml that `backend` belongs to. It must stay valid, and be used through
-    /// the returned value alone, while that value lives.
+    /// `graph` must be a `ggml_cgraph` of the ggml that `backend` belongs to. It must stay valid, and be used
+    /// through the returned value alone, while that value lives.
     #[must_use]
     pub unsafe fn own_graph(&self, graph: *mut c_void) -> OwnedGraph {
         // SAFETY: the caller promises a valid graph of this ggml, which no scheduler has seen.
@@ -133,7 +134,8 @@ impl<'a> GraphCall<'a> {
     /// The status that ggml returns.
     ///
     /// # Safety
-    /// The backend must be able to compute the graph, and its tensors must stay valid until the backend is done.
+    /// The backend must be able to compute the graph, and its tensors must stay valid until the backend is
+    /// done.
     pub unsafe fn compute_owned(&self, graph: &OwnedGraph) -> std::result::Result<(), ComputeError> {
         check((self.compute)(&graph.0))
     }

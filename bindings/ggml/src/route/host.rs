@@ -1,6 +1,7 @@
 //! The route for any backend: views that end at the block outputs, with caps on the host between them.
 //!
-//! Rows are capped in their own memory where the host can reach it, else in a copy that is read and written back.
+//! Rows are capped in their own memory where the host can reach it, else in a copy that is read and written
+//! back.
 
 use super::block_work::BlockWork;
 use super::{BlockDone, Cut, GraphCall, Outcome, Result, Route, compute_in_views};
@@ -41,8 +42,8 @@ fn run(work: BlockWork<'_>, staging: &mut Vec<f32>) -> Result<BlockDone> {
     if work.output.rows() == 0 {
         return work.finish();
     }
-    // SAFETY: the output has been computed and its backend is idle, so only this call uses its memory until the next
-    // view. `staging` holds as many bytes as the tensor.
+    // SAFETY: the output has been computed and its backend is idle, so only this call uses its memory until
+    // the next view. `staging` holds as many bytes as the tensor.
     unsafe {
         let buffer = tensor.owning_buffer();
         let on_host = !buffer.is_null() && (api().ggml_backend_buffer_is_host)(buffer);

@@ -1,7 +1,7 @@
 //! The route on ggml's CPU backend: a cap node after each block output, in ggml's own graph.
 //!
-//! The nodes run on ggml's worker threads, between its barriers. A cap costs one barrier and its own arithmetic. Nodes
-//! that read the block output come later in the list, so they read the capped rows.
+//! The nodes run on ggml's worker threads, between its barriers. A cap costs one barrier and its own
+//! arithmetic. Nodes that read the block output come later in the list, so they read the capped rows.
 
 use std::ffi::{c_int, c_void};
 
@@ -80,8 +80,9 @@ unsafe extern "C" fn tap_node(
     if ith != 0 {
         return;
     }
-    // SAFETY: `insert` stored a `BlockWork` that outlives the computation and is only shared. The rows are complete,
-    // because a barrier comes before this node. They are capped only after the barrier that follows it.
+    // SAFETY: `insert` stored a `BlockWork` that outlives the computation and is only shared. The rows are
+    // complete, because a barrier comes before this node. They are capped only after the barrier that follows
+    // it.
     unsafe {
         let block = &*block.cast::<BlockWork<'_>>();
         if let Some(tap) = block.tap {
@@ -97,8 +98,8 @@ unsafe extern "C" fn cap_node(
     nth: c_int,
     block: *mut c_void,
 ) {
-    // SAFETY: `insert` stored a `BlockWork` that outlives the computation and is only shared. ggml calls a node once
-    // per worker, with distinct `ith` below one `nth`, and barriers keep other nodes from the rows.
+    // SAFETY: `insert` stored a `BlockWork` that outlives the computation and is only shared. ggml calls a
+    // node once per worker, with distinct `ith` below one `nth`, and barriers keep other nodes from the rows.
     unsafe {
         let block = &*block.cast::<BlockWork<'_>>();
         if let Some(table) = block.table {

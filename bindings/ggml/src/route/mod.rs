@@ -1,6 +1,7 @@
 //! Routes: the ways to compute a graph with its caps.
 //!
-//! A route gets a [`GraphCall`] and returns an [`Outcome`]. It knows neither the session nor the other routes.
+//! A route gets a [`GraphCall`] and returns an [`Outcome`]. It knows neither the session nor the other
+//! routes.
 
 mod block_work;
 pub(crate) mod choice;
@@ -181,7 +182,8 @@ impl GraphCall<'_> {
 
     /// Waits until the backend is idle.
     pub(crate) fn synchronize(&self) {
-        // SAFETY: the backend is alive. It is computing this graph, and its `graph_compute` waits for this call.
+        // SAFETY: the backend is alive. It is computing this graph, and its `graph_compute` waits for this
+        // call.
         unsafe { (api().ggml_backend_synchronize)(self.backend) };
     }
 }
@@ -192,7 +194,8 @@ pub(crate) fn check(status: Status) -> Result {
 
 /// Computes a graph in views that end at the cuts, and calls `at_cut` after each of them.
 ///
-/// The end of a view guarantees that its last node is in memory, because ggml fuses nodes only within a graph.
+/// The end of a view guarantees that its last node is in memory, because ggml fuses nodes only within a
+/// graph.
 pub(crate) fn compute_in_views<T>(
     call: &mut GraphCall<'_>,
     cuts: impl IntoIterator<Item = (Cut, T)>,
@@ -205,16 +208,17 @@ pub(crate) fn compute_in_views<T>(
         next = cut.next;
         at_cut(call, at)?;
     }
-    // Where the scheduler splits a graph right after a block output, no node is left, and backends expect some.
+    // Where the scheduler splits a graph right after a block output, no node is left, and backends expect
+    // some.
     if next < nodes { call.compute_view(next..nodes) } else { Ok(()) }
 }
 
-/// Computes the graph as it is. Its block outputs have no rows to cap.
+/// Computes the graph as it is. Only block outputs without rows count as seen.
 pub(crate) fn compute_untouched(call: &GraphCall<'_>) -> Outcome {
     Outcome::of(|outcome| {
         call.compute_graph()?;
-        let blocks = call.outputs.iter().enumerate().map(|(i, output)| BlockDone::without_stats(i, output));
-        outcome.blocks.extend(blocks);
+        let without_rows = call.outputs.iter().enumerate().filter(|(_, output)| output.rows() == 0);
+        outcome.blocks.extend(without_rows.map(|(i, output)| BlockDone::without_stats(i, output)));
         Ok(())
     })
 }

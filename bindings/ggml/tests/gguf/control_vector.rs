@@ -9,8 +9,8 @@ use llama_cpp_sys_2 as sys;
 
 use crate::theirs::{Theirs, quiet};
 
-/// What llama.cpp's `common_control_vector_load_one` (common/common.cpp) does, step by step: the directions of
-/// blocks 1, 2, ... one after the other, zeros where there is none. `None` where it refuses the file.
+/// What llama.cpp's `common_control_vector_load_one` (common/common.cpp) does, step by step: the directions
+/// of blocks 1, 2, ... one after the other, zeros where there is none. `None` where it refuses the file.
 fn load(path: &Path, strength: f32) -> Option<(usize, Vec<f32>)> {
     let (mut width, mut data) = (None, Vec::<f32>::new());
     for (name, values) in Theirs::open(path)?.vectors() {
@@ -129,8 +129,8 @@ impl Model {
 
     /// The logits after one token, in a fresh context under this control vector.
     fn logits(&self, control_vector: Option<&[f32]>) -> Vec<f32> {
-        // SAFETY: the context belongs to the live model and is freed once, after its logits were copied; the batch
-        // points to a token that outlives the decoding, the control vector has the stated length.
+        // SAFETY: the context belongs to the live model and is freed once, after its logits were copied; the
+        // batch points to a token that outlives the decoding, the control vector has the stated length.
         unsafe {
             let mut params = sys::llama_context_default_params();
             (params.n_ctx, params.n_threads) = (64, 1);

@@ -139,8 +139,8 @@ fn is_comparable(value: &Value) -> bool {
 /// Has ggml write a file of these values and vectors.
 fn write_theirs(path: &Path, metadata: &[(String, Value)], vectors: &[(&str, Vec<f32>)]) {
     let c = |text: &str| CString::new(text).unwrap();
-    // SAFETY: all pointers are to live data of the stated type and length; ggml copies keys and values. The tensors
-    // and their data outlive the writing, and both contexts are freed once.
+    // SAFETY: all pointers are to live data of the stated type and length; ggml copies keys and values. The
+    // tensors and their data outlive the writing, and both contexts are freed once.
     unsafe {
         let file = sys::gguf_init_empty();
         for (key, value) in metadata {

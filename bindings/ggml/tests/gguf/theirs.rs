@@ -51,8 +51,8 @@ impl Theirs {
     /// There must be a key of this index.
     unsafe fn value(&self, key: i64) -> Value {
         let file = self.file;
-        // SAFETY: each getter is called for the type that the context reports for the key; array data of type T
-        // has as many elements as the context reports, and arrays of strings are asked for one by one.
+        // SAFETY: each getter is called for the type that the context reports for the key; array data of type
+        // T has as many elements as the context reports, and arrays of strings are asked for one by one.
         unsafe {
             match sys::gguf_get_kv_type(file, key) {
                 sys::GGUF_TYPE_UINT8 => sys::gguf_get_val_u8(file, key).into(),
@@ -96,7 +96,8 @@ impl Theirs {
     /// # Safety
     /// The value at `key` must be an array of `T`.
     unsafe fn elements<T: Copy>(&self, key: i64) -> Vec<T> {
-        // SAFETY: the caller's promise; ggml's vectors are aligned for their elements. An empty one has no data.
+        // SAFETY: the caller's promise; ggml's vectors are aligned for their elements. An empty one has no
+        // data.
         unsafe {
             match sys::gguf_get_arr_n(self.file, key) {
                 0 => Vec::new(),
@@ -110,8 +111,8 @@ impl Theirs {
 
     /// Every tensor by name, in the file's order; all must be vectors of f32.
     pub(crate) fn vectors(&self) -> Vec<(String, Vec<f32>)> {
-        // SAFETY: the contexts live, the indices are below the number of tensors, and a tensor that the file lists
-        // is in the context that was filled from it. Its data has the extent and type it reports.
+        // SAFETY: the contexts live, the indices are below the number of tensors, and a tensor that the file
+        // lists is in the context that was filled from it. Its data has the extent and type it reports.
         unsafe {
             (0..sys::gguf_get_n_tensors(self.file))
                 .map(|index| {

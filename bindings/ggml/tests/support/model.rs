@@ -1,4 +1,5 @@
-//! Where the small model is that the tests of every crate run on. Included by path, since it belongs to no crate.
+//! Where the small model is that the tests of every crate run on. Included by path, since it belongs to no
+//! crate.
 
 use std::path::PathBuf;
 

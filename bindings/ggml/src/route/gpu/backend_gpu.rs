@@ -33,11 +33,12 @@ impl BackendGpu {
         !matches!(self, Self::Host(_))
     }
 
-    /// Opens the GPU whose memory has this address, unless it is open. Returns the route if it was opened by this call.
+    /// Opens the GPU whose memory has this address, unless it is open. Returns the route if it was opened by
+    /// this call.
     ///
     /// # Safety
-    /// `backend` must be the live backend that this value belongs to. [`BackendGpu::close`] must be called before it is
-    /// freed.
+    /// `backend` must be the live backend that this value belongs to. [`BackendGpu::close`] must be called
+    /// before it is freed.
     pub(crate) unsafe fn open(
         &mut self,
         backend: Backend,

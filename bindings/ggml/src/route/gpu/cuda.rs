@@ -1,4 +1,5 @@
-//! The driver of a real GPU: axiscap's kernels on a stream for caps, ordered with the backend's stream by ggml's events.
+//! The driver of a real GPU: axiscap's kernels on a stream for caps, ordered with the backend's stream by
+//! ggml's events.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -33,8 +34,9 @@ struct GgmlEvent {
 unsafe impl Send for GgmlEvent {}
 
 impl GgmlEvent {
-    /// Creates an event. `ggml_backend_event` is private to ggml. It holds a device and a context, which on CUDA is the
-    /// event. The device is compared with the backend's, and the driver checks that the context is an event.
+    /// Creates an event. `ggml_backend_event` is private to ggml. It holds a device and a context, which on
+    /// CUDA is the event. The device is compared with the backend's, and the driver checks that the context
+    /// is an event.
     ///
     /// # Safety
     /// `backend` must be a live backend of ggml's CUDA on `device`.
@@ -120,8 +122,8 @@ pub(super) struct Cuda {
     cap_stream: Stream,
 }
 
-// SAFETY: one thread at a time computes a graph of the backend, and holds the lock around this value while it does.
-// Everything else may be used from any thread.
+// SAFETY: one thread at a time computes a graph of the backend, and holds the lock around this value while it
+// does. Everything else may be used from any thread.
 unsafe impl Send for Cuda {}
 
 impl Cuda {
@@ -283,8 +285,8 @@ impl Driver for Cuda {
 
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()> {
         let (table, job) = (self.table(launch.block)?, self.job(launch));
-        // SAFETY: the caller promises the rows, and the norm's weight and rows. `reserve` made space for the statistics.
-        // Table and statistics live until the cap stream is idle.
+        // SAFETY: the caller promises the rows, and the norm's weight and rows. `reserve` made space for the
+        // statistics. Table and statistics live until the cap stream is idle.
         unsafe { job.launch(table, self.cap_stream.handle(), Overlap::None) }
             .map_err(|error| self.failed(error))
     }
@@ -315,8 +317,8 @@ impl Driver for Cuda {
         };
         let mut readback = readback.map_err(|error| self.failed(error))?;
         readback.count = count;
-        // SAFETY: the buffer holds as many statistics. The memory is read and dropped only after `arrived`, or when the
-        // cap stream is idle.
+        // SAFETY: the buffer holds as many statistics. The memory is read and dropped only after `arrived`,
+        // or when the cap stream is idle.
         let submitted = unsafe { readback.memory.copy_from(from, bytes, &self.cap_stream) }
             .and_then(|()| self.cap_stream.record(readback.arrived.handle()));
         self.tickets += 1;
@@ -333,7 +335,8 @@ impl Driver for Cuda {
         let arrived =
             if wait { readback.arrived.synchronize().map(|()| true) } else { readback.arrived.is_done() };
         if !matches!(arrived, Ok(true)) {
-            // After an error the copy may still be in progress. Its memory is kept until the cap stream is idle.
+            // After an error the copy may still be in progress. Its memory is kept until the cap stream is
+            // idle.
             self.readbacks.insert(ticket, readback);
             return arrived.map(|_| None).map_err(|error| self.failed(error));
         }

@@ -1,4 +1,5 @@
-//! What the GPU route needs of a GPU and of ggml's events. The lowest layer, and the only one that tests replace.
+//! What the GPU route needs of a GPU and of ggml's events. The lowest layer, and the only one that tests
+//! replace.
 
 use std::fmt::Debug;
 
@@ -10,7 +11,8 @@ use crate::host::{Backend, Device};
 
 pub(crate) type Result<T> = std::result::Result<T, HookError>;
 
-/// A step of making a graph. It may fail without harm, because the graph then runs eagerly. The error is the reason.
+/// A step of making a graph. It may fail without harm, because the graph then runs eagerly. The error is the
+/// reason.
 pub(crate) type Attempt = std::result::Result<(), String>;
 
 /// One launch: the caps of a block's rows, and on request the norm after them.
@@ -40,8 +42,8 @@ pub(crate) struct Ticket(pub(crate) u64);
 
 /// A stream for caps on the GPU of one ggml backend, next to the backend's own stream.
 ///
-/// The host waits in `read_rows`, `read_stats` and `finish`, in `take_stats` on request, and in `upload` for its own
-/// copy. Everything else is only submitted.
+/// The host waits in `read_rows`, `read_stats` and `finish`, in `take_stats` on request, and in `upload` for
+/// its own copy. Everything else is only submitted.
 pub(crate) trait Driver: CaptureDriver + Debug + Send {
     /// Returns whether an address is in memory of this GPU.
     fn holds(&mut self, address: u64) -> Result<bool>;
@@ -70,9 +72,10 @@ pub(crate) trait Driver: CaptureDriver + Debug + Send {
     /// Launches caps, and the norm where there is one, on the cap stream.
     ///
     /// # Safety
-    /// The rows must be f32, as wide as the block's table, in memory for which `holds` returned true. The same is true
-    /// of the norm's weight and rows, which must overlap neither each other nor the capped rows. The backend must not
-    /// use them between `hand_to_cap_stream` before the launch and `hand_to_backend` after it.
+    /// The rows must be f32, as wide as the block's table, in memory for which `holds` returned true. The
+    /// same is true of the norm's weight and rows, which must overlap neither each other nor the capped rows.
+    /// The backend must not use them between `hand_to_cap_stream` before the launch and `hand_to_backend`
+    /// after it.
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()>;
 
     /// Waits for the cap stream and reads rows.
@@ -87,10 +90,12 @@ pub(crate) trait Driver: CaptureDriver + Debug + Send {
     /// Submits a copy of the first `count` statistics to the host, after everything on the cap stream.
     fn fetch_stats(&mut self, count: usize) -> Result<Ticket>;
 
-    /// Takes the statistics of a ticket, once. Returns `None` if they have not arrived, unless `wait` is true.
+    /// Takes the statistics of a ticket, once. Returns `None` if they have not arrived, unless `wait` is
+    /// true.
     fn take_stats(&mut self, ticket: Ticket, wait: bool) -> Result<Option<Vec<RowStat>>>;
 
-    /// Waits for the cap stream, before the driver is dropped. Returns an error of its work that was not seen yet.
+    /// Waits for the cap stream, before the driver is dropped. Returns an error of its work that was not seen
+    /// yet.
     fn finish(&mut self) -> Result<()>;
 }
 
@@ -120,8 +125,8 @@ pub(crate) trait CaptureDriver {
 
 /// Opens drivers for backends.
 pub(crate) trait DriverFactory: Debug + Send + Sync {
-    /// Returns whether backends of a device can have a driver, with the reason if they cannot. Returns `None` for a
-    /// device that is not a GPU of ggml's CUDA backend.
+    /// Returns whether backends of a device can have a driver, with the reason if they cannot. Returns `None`
+    /// for a device that is not a GPU of ggml's CUDA backend.
     fn usable(&self, device: Device) -> Option<std::result::Result<(), String>>;
 
     /// Opens the GPU whose memory has this address.

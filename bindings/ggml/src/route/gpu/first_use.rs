@@ -1,7 +1,7 @@
 //! Compares the first rows that a kernel caps with the CPU's, bit for bit.
 //!
-//! The kernels and their CPU twin give the same bits by design (docs/operation.md). The comparison checks this for the
-//! GPU, driver and build at hand, and fails the decode otherwise.
+//! The kernels and their CPU twin give the same bits by design (docs/operation.md). The comparison checks
+//! this for the GPU, driver and build at hand, and fails the decode otherwise.
 
 use axiscap::cpu::{self, RowsMut};
 use axiscap::{CapTable, RowStat};

@@ -4,8 +4,9 @@
 //! l_out-N -> RMS_NORM -> MUL(., weight) -> the next block, or the output
 //! ```
 //!
-//! The two nodes can be left out of the graph if they follow the block output directly, if only the MUL reads the
-//! RMS_NORM, and if the launch writes no memory that is still to be read. The match is by structure. Names play no part.
+//! The two nodes can be left out of the graph if they follow the block output directly, if only the MUL reads
+//! the RMS_NORM, and if the launch writes no memory that is still to be read. The match is by structure.
+//! Names play no part.
 
 use std::ops::Range;
 
@@ -28,8 +29,8 @@ pub(super) struct FollowingNorm {
     pub(super) epsilon: Epsilon,
 }
 
-/// Returns the RMSNorm after a block output, or why one launch cannot do both. `next` is the node of the next capped or
-/// tapped block output of the graph.
+/// Returns the RMSNorm after a block output, or why one launch cannot do both. `next` is the node of the next
+/// capped or tapped block output of the graph.
 pub(super) fn match_rms_norm(
     graph: &Graph,
     output: &Output,
@@ -94,7 +95,8 @@ fn has_f32_rows(tensor: Tensor) -> bool {
         && usize::try_from(tensor.ne()[0]).is_ok_and(|width| nb[1] / F32 >= width)
 }
 
-/// Returns the addresses from the first element of a matrix to one past its last, or `None` where it has no memory.
+/// Returns the addresses from the first element of a matrix to one past its last, or `None` where it has no
+/// memory.
 fn memory(tensor: Tensor) -> Option<Range<usize>> {
     let start = tensor.data();
     let [width, rows] = [0, 1].map(|i| usize::try_from(tensor.ne()[i]).unwrap_or(0));

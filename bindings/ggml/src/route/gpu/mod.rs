@@ -1,18 +1,19 @@
-//! The route on ggml's CUDA backend: views that end at the block outputs, with caps on the GPU between them, in stream
-//! order. The host does not wait between two nodes.
+//! The route on ggml's CUDA backend: views that end at the block outputs, with caps on the GPU between them,
+//! in stream order. The host does not wait between two nodes.
 //!
 //! ```text
 //! backend's stream   [view 1] r ............ w [view 2] r ............ w [view 3]
 //! cap stream                   w [cap] r                 w [cap] r    [statistics to host]
 //! ```
 //!
-//! After each view the backend records an event (r) that the cap stream waits for (w). The cap stream caps the rows and
-//! records an event that the backend waits for before the next view. The kernels write their statistics to a buffer on
-//! the GPU. One copy per graph takes them to page-locked memory, from where they are read by a later graph or on
-//! request.
+//! After each view the backend records an event (r) that the cap stream waits for (w). The cap stream caps
+//! the rows and records an event that the backend waits for before the next view. The kernels write their
+//! statistics to a buffer on the GPU. One copy per graph takes them to page-locked memory, from where they
+//! are read by a later graph or on request.
 //!
-//! [`planner`] decides what happens at each block output, [`first_use`] compares the first rows of each kernel with the
-//! CPU's, [`fused_norm`] finds norms that a launch can include, and [`capture`] replays whole graphs on request.
+//! [`planner`] decides what happens at each block output, [`first_use`] compares the first rows of each
+//! kernel with the CPU's, [`fused_norm`] finds norms that a launch can include, and [`capture`] replays whole
+//! graphs on request.
 
 mod backend_gpu;
 mod capture;
@@ -43,7 +44,7 @@ use crate::report::GraphCounts;
 use capture::Capturer;
 use driver::{Driver, Launch, Ticket};
 use first_use::launch_checked;
-use planner::{CutAction, Plan, PlannedOutput, Planner};
+use planner::{CutAction, ELSEWHERE, Plan, PlannedOutput, Planner};
 
 /// Graphs whose statistics may be on the way before the host waits for the oldest.
 const MAX_PENDING: usize = 256;
@@ -168,7 +169,8 @@ impl Pending {
 }
 
 impl PlannedOutput {
-    /// The block output once its graph was computed. `None` for one that the host capped, which was noted then.
+    /// The block output once its graph was computed. `None` for one that the host capped, which was noted
+    /// then.
     fn done(&self) -> Option<BlockDone> {
         let done = BlockDone::without_stats(self.index, &self.output);
         match self.action {
@@ -205,9 +207,9 @@ fn run_views(
         if let CutAction::Launch { pair, launch, unproven } = &planned.action {
             driver.hand_to_cap_stream(*pair)?;
             let check = unproven.and_then(|kernel| Some((kernel, &call.config.caps_of(launch.block)?.table)));
-            // SAFETY: the rows are the block output's, in memory of the GPU. The backend has computed them when the cap
-            // stream gets there, and waits for the cap stream before it continues. The planner checked the weight and
-            // the rows of a norm.
+            // SAFETY: the rows are the block output's, in memory of the GPU. The backend has computed them
+            // when the cap stream gets there, and waits for the cap stream before it continues. The planner
+            // checked the weight and the rows of a norm.
             unsafe {
                 match check {
                     Some((_, table)) => launch_checked(driver, launch, table, device)?,
@@ -224,8 +226,6 @@ fn run_views(
         Ok(())
     })
 }
-
-const ELSEWHERE: &str = "the block output is not in memory of the GPU that computes it";
 
 fn closed(device: &str) -> HookError {
     HookError::Device { device: device.into(), what: "its backend is gone".into() }

@@ -25,9 +25,9 @@ pub(super) struct Plan {
     pub(super) stats: usize,
 }
 
-// SAFETY: it points to tensors of a graph, and is kept while that graph may come again. The tensors are only read by the
-// thread that holds the route and has just found them to be the block outputs of the graph at hand. Of a norm's tensors
-// only what was read when the plan was made is used.
+// SAFETY: it points to tensors of a graph, and is kept while that graph may come again. The tensors are only
+// read by the thread that holds the route and has just found them to be the block outputs of the graph at
+// hand. Of a norm's tensors only what was read when the plan was made is used.
 unsafe impl Send for Plan {}
 // SAFETY: a plan is immutable, so shared access is as safe as sending it.
 unsafe impl Sync for Plan {}
@@ -51,7 +51,7 @@ pub(super) struct PlannedOutput {
 pub(super) enum CutAction {
     /// There are no rows, or no caps.
     Nothing,
-    /// The host caps. The rows are not in memory of the GPU.
+    /// The host caps, because of [`ELSEWHERE`].
     Host,
     /// The GPU caps.
     Launch {
@@ -61,6 +61,9 @@ pub(super) enum CutAction {
         unproven: Option<Kernel>,
     },
 }
+
+/// Why the host caps a block output that the GPU's backend computed.
+pub(super) const ELSEWHERE: &str = "the block output is not in memory of the GPU that computes it";
 
 impl Plan {
     /// Whether every launch has passed its first-use check. The plan can then be reused.
@@ -193,8 +196,8 @@ impl Planner {
         };
         self.prepared.clear();
         if let Err(error) = self.update_tables(driver, &old, config, discard) {
-            // The update failed half way. Drop every table, and before that the captured graphs that hold their
-            // addresses.
+            // The update failed half way. Drop every table, and before that the captured graphs that hold
+            // their addresses.
             discard(driver, "the tables could not be updated to the caps");
             self.proven.clear();
             self.uploaded.drain().for_each(|block| driver.forget(block));
@@ -241,8 +244,8 @@ impl Planner {
 
     /// Returns the plan of a graph, and appends the blocks with their norms to `norms` if it is a new plan.
     ///
-    /// While a graph keeps its uid, and its block outputs are the same rows at the same places, the plan is that of the
-    /// last token. The caller has found the block outputs by their names before.
+    /// While a graph keeps its uid, and its block outputs are the same rows at the same places, the plan is
+    /// that of the last token. The caller has found the block outputs by their names before.
     pub(super) fn plan(
         &mut self,
         driver: &mut dyn Driver,

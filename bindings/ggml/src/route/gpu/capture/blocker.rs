@@ -18,14 +18,14 @@ pub(super) const fn temporary(reason: &'static str) -> CaptureBlocker {
     CaptureBlocker { reason, permanent: false }
 }
 
-/// Tokens that ggml's CUDA backend multiplies by quantised experts without waiting for its stream, on every NVIDIA GPU
-/// and for every type. It is the least that `get_mmvq_mmid_max_batch` of ggml 0.26 returns (4 before Volta, 5 on Turing
-/// and Ampere, 8 on the others). With more tokens it may wait, depending on GPU, type and shapes, and a wait in a capture
-/// ends the process.
+/// Tokens that ggml's CUDA backend multiplies by quantised experts without waiting for its stream, on every
+/// NVIDIA GPU and for every type. It is the least that `get_mmvq_mmid_max_batch` of ggml 0.26 returns (4
+/// before Volta, 5 on Turing and Ampere, 8 on the others). With more tokens it may wait, depending on GPU,
+/// type and shapes, and a wait in a capture ends the process.
 const MAX_EXPERT_TOKENS: i64 = 4;
 
-/// The version of ggml that `MAX_EXPERT_TOKENS` is true of. With other versions one token is allowed, for which every
-/// version makes CUDA graphs of its own.
+/// The version of ggml that `MAX_EXPERT_TOKENS` is true of. With other versions one token is allowed, for
+/// which every version makes CUDA graphs of its own.
 const KNOWN_VERSION: &str = "0.26.";
 
 /// Blockers of the last graphs, by uid. Checking every node takes time.
@@ -79,7 +79,8 @@ fn blocker(node: Tensor, max_expert_tokens: i64) -> Option<CaptureBlocker> {
             let name = (api().ggml_backend_buft_name)((api().ggml_backend_buffer_get_type)(buffer));
             CStr::from_ptr(name).to_bytes().ends_with(b"_Split")
         };
-    // ggml's CUDA backend had such buffers before 0.26 (LLAMA_SPLIT_MODE_ROW). It computes on other GPUs' streams then.
+    // ggml's CUDA backend had such buffers before 0.26 (LLAMA_SPLIT_MODE_ROW). It computes on other GPUs'
+    // streams then.
     split.then_some(CaptureBlocker {
         reason: "its weights are split by rows over several GPUs",
         permanent: true,

@@ -1,7 +1,7 @@
 //! When a capped graph is captured as one CUDA graph, and when that one is replayed.
 //!
-//! A pure state machine. It sees what is known of each graph before it runs and how the last step ended, and returns the
-//! next step. It does not touch a GPU.
+//! A pure state machine. It sees what is known of each graph before it runs and how the last step ended, and
+//! returns the next step. It does not touch a GPU.
 //!
 //! ```text
 //! begin ---- never seen, long ago, not to be captured, cache full --------> Eager
@@ -9,11 +9,12 @@
 //!       ---- captured -------> Replay
 //! ```
 //!
-//! Two graphs are the same if the content of their nodes and our launches are ([`digest`](super::digest)). llama.cpp
-//! rebuilds a graph when the batch has another size than the last, when the padded size of the KV cache grows (every 256
-//! tokens), and after a context shift. The rebuilt graph has a new uid, but the same content if batch and padded size are
-//! those of an earlier one. Therefore the executable graphs of the last few are kept. Decoding one sequence and two in
-//! turn, or a prompt in between, needs no capture once both were seen.
+//! Two graphs are the same if the content of their nodes and our launches are ([`digest`](super::digest)).
+//! llama.cpp rebuilds a graph when the batch has another size than the last, when the padded size of the KV
+//! cache grows (every 256 tokens), and after a context shift. The rebuilt graph has a new uid, but the same
+//! content if batch and padded size are those of an earlier one. Therefore the executable graphs of the last
+//! few are kept. Decoding one sequence and two in turn, or a prompt in between, needs no capture once both
+//! were seen.
 //!
 //! A failed step makes all further graphs eager, and is logged with its reason.
 
@@ -28,9 +29,9 @@ const MAX_GRAPHS: usize = 8;
 /// Graphs remembered that ran eagerly.
 const MAX_SEEN: usize = 32;
 
-/// When the cache is full, its least recently used graph is evicted, but only after this many graphs ran without it.
-/// Otherwise a cycle of `MAX_GRAPHS + 1` graphs would evict each one just before its reuse. It is larger than
-/// [`MAX_SEEN`] for the same reason.
+/// When the cache is full, its least recently used graph is evicted, but only after this many graphs ran
+/// without it. Otherwise a cycle of `MAX_GRAPHS + 1` graphs would evict each one just before its reuse. It is
+/// larger than [`MAX_SEEN`] for the same reason.
 const STALE: u64 = 2 * MAX_SEEN as u64;
 
 /// What identifies a graph, and whether it may be captured.
@@ -130,7 +131,8 @@ impl GraphCache {
         match (self.state, outcome) {
             (State::Capturing(identity, slot), Ok(())) => {
                 self.counts.captures += 1;
-                // From now on the executable graph in the slot is no longer the old one, even if the update fails.
+                // From now on the executable graph in the slot is no longer the old one, even if the update
+                // fails.
                 let update = self.graphs.get_mut(slot).is_some_and(|graph| {
                     graph.identity = None;
                     true
@@ -143,7 +145,8 @@ impl GraphCache {
         }
     }
 
-    /// The executable graph was made, or could not be for a reason. A failed update is followed by an instantiation.
+    /// The executable graph was made, or could not be for a reason. A failed update is followed by an
+    /// instantiation.
     pub(crate) fn instantiated(&mut self, outcome: Result<(), String>) -> Action {
         match (self.state, outcome) {
             (State::Instantiating { identity, slot, update }, Ok(())) => {
@@ -414,9 +417,9 @@ mod tests {
         }
     }
 
-    /// Long random sequences of a few graphs, with resets and every way to fail, compared with a record of the graph that
-    /// each executable graph was made from. A graph is replayed only by an executable graph of its own, slots stay in
-    /// range, and only existing graphs are updated or launched.
+    /// Long random sequences of a few graphs, with resets and every way to fail, compared with a record of
+    /// the graph that each executable graph was made from. A graph is replayed only by an executable graph of
+    /// its own, slots stay in range, and only existing graphs are updated or launched.
     #[test]
     fn replays_are_only_of_what_the_executable_graph_was_made_from() {
         let mut updates = 0;

@@ -4,7 +4,8 @@ use crate::by_uid::ByUid;
 use crate::host::uid::mix;
 use crate::host::{Graph, Tensor};
 
-/// Digests of the last graphs, by uid. Digesting every node takes time, and while llama.cpp reuses a graph its uid stays.
+/// Digests of the last graphs, by uid. Digesting every node takes time, and while llama.cpp reuses a graph
+/// its uid stays.
 #[derive(Debug, Default)]
 pub(crate) struct GraphDigests {
     seen: ByUid<u64>,
@@ -26,15 +27,16 @@ impl GraphDigests {
     }
 }
 
-/// Digests everything that ggml's CUDA backend compares before it replays a CUDA graph of its own, and the use counts by
-/// which it fuses nodes. All that a kernel is launched with follows from them: operations, parameters, shapes, strides
-/// and addresses.
+/// Digests everything that ggml's CUDA backend compares before it replays a CUDA graph of its own, and the
+/// use counts by which it fuses nodes. All that a kernel is launched with follows from them: operations,
+/// parameters, shapes, strides and addresses.
 fn digest(graph: &Graph) -> u64 {
     let mut digest = Digest::default();
     for &node in graph.nodes() {
         let sources = || Tensor::source_places().filter_map(|i| Some((i, node.source(i)?)));
         digest.words(identity(node));
-        // The set of sources says how many follow. Otherwise those of one node could be taken for the next node.
+        // The set of sources says how many follow. Otherwise those of one node could be taken for the next
+        // node.
         digest.words([
             u64::from(node.op().0),
             u64::from(node.flags().cast_unsigned()),
@@ -60,9 +62,9 @@ fn identity(t: Tensor) -> [u64; 13] {
     [t.raw() as u64, u64::from(t.dtype()), data, buffer, extra, a, b, c, d, e, f, g, h]
 }
 
-/// A hash of 64-bit words. Half a megabyte goes through it for each rebuilt graph, so it has four chains that a processor
-/// computes in parallel. A chain's step is a bijection of its state and of the word, so a single difference never
-/// vanishes.
+/// A hash of 64-bit words. Half a megabyte goes through it for each rebuilt graph, so it has four chains that
+/// a processor computes in parallel. A chain's step is a bijection of its state and of the word, so a single
+/// difference never vanishes.
 #[derive(Default)]
 struct Digest([u64; 4]);
 

@@ -1,7 +1,8 @@
-//! One CUDA graph per token: views and caps captured as one, and replayed when llama.cpp computes the same graph again.
+//! One CUDA graph per token: views and caps captured as one, and replayed when llama.cpp computes the same
+//! graph again.
 //!
-//! [`cache`] decides when a graph is captured and replayed, [`digest`] recognises graphs that llama.cpp has rebuilt, and
-//! [`blocker`] finds graphs that must not be captured.
+//! [`cache`] decides when a graph is captured and replayed, [`digest`] recognises graphs that llama.cpp has
+//! rebuilt, and [`blocker`] finds graphs that must not be captured.
 
 mod blocker;
 pub(super) mod cache;
@@ -11,9 +12,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
-use super::ELSEWHERE;
 use super::driver::{Attempt, Driver};
-use super::planner::{CutAction, Plan};
+use super::planner::{CutAction, ELSEWHERE, Plan};
 use crate::by_uid::ByUid;
 use crate::error::HookError;
 use crate::host::Graph;
@@ -23,12 +23,13 @@ use blocker::{CaptureBlocker, CaptureBlockers, temporary};
 use cache::{Action, GraphCache, GraphKey};
 use digest::GraphDigests;
 
-/// Graphs with more rows are not captured. They keep the GPU busy for longer than their launches take, and would evict
-/// those that do not.
+/// Graphs with more rows are not captured. They keep the GPU busy for longer than their launches take, and
+/// would evict those that do not.
 const MAX_CAPTURED_ROWS: usize = 128;
 
-/// Read-locked by captures, write-locked while a hooked backend is freed. Freeing a backend destroys its cuBLAS handle,
-/// which invalidates a capture in progress on another thread. ggml's own lock covers its own captures only.
+/// Read-locked by captures, write-locked while a hooked backend is freed. Freeing a backend destroys its
+/// cuBLAS handle, which invalidates a capture in progress on another thread. ggml's own lock covers its own
+/// captures only.
 static CAPTURING: RwLock<()> = RwLock::new(());
 
 /// Waits until nothing is being captured. Captures wait until the guard is dropped.
@@ -77,8 +78,8 @@ impl Capturer {
                 Action::Replay(slot) => {
                     let pair = plan.pairs + 1;
                     driver.hand_to_cap_stream(pair)?;
-                    // SAFETY: nodes, launches and addresses are those of the capture. `discard` is called before
-                    // anything else that it uses is freed.
+                    // SAFETY: nodes, launches and addresses are those of the capture. `discard` is called
+                    // before anything else that it uses is freed.
                     unsafe { driver.replay(slot)? };
                     driver.hand_to_backend(pair)?;
                     outcome.took(Route::OneGraph);

@@ -35,7 +35,8 @@ impl ComputeHook for NotedGraphs {
     fn close(&self, _: *mut c_void) {}
 }
 
-/// Returns the steps of the cache for the graphs that llama.cpp computes for batches of these sizes, and their uids.
+/// Returns the steps of the cache for the graphs that llama.cpp computes for batches of these sizes, and
+/// their uids.
 ///
 /// One letter per graph: `e` for eager, `C` for captured and then replayed, `.` for replayed.
 fn steps(batches: &[usize]) -> (String, Vec<u64>) {
@@ -78,8 +79,8 @@ fn the_graphs_of_a_real_generation_are_captured_once_per_kv_size() {
     assert_eq!(steps(&batches).0, [prompt, until_256, after_256, second_prompt, after_it].concat());
 }
 
-/// llama.cpp rebuilds a graph whenever the batch has another size than the last. The rebuilt graph has a new uid, but the
-/// same content at the same addresses.
+/// llama.cpp rebuilds a graph whenever the batch has another size than the last. The rebuilt graph has a new
+/// uid, but the same content at the same addresses.
 #[test]
 fn batch_sizes_in_turn_are_captured_once_each() {
     let batches = [&[5][..], &[1, 2].repeat(6), &[4, 1, 2, 4, 2, 4, 1]].concat();

@@ -76,8 +76,8 @@ fn logits(context: &LlamaContext<'_>, row: usize) -> Vec<f32> {
     context.get_logits_ith(row as i32).to_vec()
 }
 
-/// Maximum distance of logits of the two contexts. Last bits flip roundings to 8 bits. A step of one millionth along one
-/// axis at one block moves logits of this small model by more than 1 within a few tokens.
+/// Maximum distance of logits of the two contexts. Last bits flip roundings to 8 bits. A step of one
+/// millionth along one axis at one block moves logits of this small model by more than 1 within a few tokens.
 const MAX_DISTANCE: f32 = 3.0;
 /// Maximum lead of a logit over another that the other context chooses.
 const MAX_LEAD: f32 = 0.5;

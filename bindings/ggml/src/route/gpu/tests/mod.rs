@@ -1,5 +1,5 @@
-//! The GPU route with a recording driver, over llama.cpp's graphs of a real model and over hand-made graphs. The CPU
-//! backend computes the graphs.
+//! The GPU route with a recording driver, over llama.cpp's graphs of a real model and over hand-made graphs.
+//! The CPU backend computes the graphs.
 
 mod capture;
 mod fused_norm;

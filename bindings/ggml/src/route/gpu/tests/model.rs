@@ -69,7 +69,7 @@ pub(super) fn session(route: RouteChoice) -> Session {
     session
 }
 
-fn context_with(
+pub(super) fn context_with(
     session: &Session,
     micro_batch: u32,
     drivers: Arc<dyn DriverFactory>,
@@ -168,8 +168,8 @@ pub(super) fn expected(launches: &[Launched]) -> Vec<Op> {
     log_of(launches, false)
 }
 
-/// Returns the log of the first graph with new tables: they are uploaded, and the rows before and after each launch are
-/// read to be compared.
+/// Returns the log of the first graph with new tables: they are uploaded, and the rows before and after each
+/// launch are read to be compared.
 pub(super) fn expected_first(launches: &[Launched]) -> Vec<Op> {
     log_of(launches, true)
 }

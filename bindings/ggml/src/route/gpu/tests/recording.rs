@@ -102,6 +102,11 @@ impl Recording {
         (driver, log)
     }
 
+    /// Returns a factory whose drivers cannot be opened.
+    pub(super) fn failing_factory() -> Arc<dyn DriverFactory> {
+        Arc::new(OneDriver(Mutex::new(None)))
+    }
+
     /// Returns a factory that opens this driver for one backend of the CPU.
     pub(super) fn factory(self) -> Arc<dyn DriverFactory> {
         Arc::new(OneDriver(Mutex::new(Some(self))))

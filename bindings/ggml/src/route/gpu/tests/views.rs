@@ -4,8 +4,8 @@ use axiscap::{Bound, CapSet};
 
 use super::hand_made::{HandMade, Passes, Runner, eager, floor, in_order, two_blocks, views};
 use super::model::{
-    Launched, cap, context_on, decode, expected, expected_first, generate, last_block, launches, on_the_cpu,
-    prompt, recorded_context, session, took,
+    Launched, cap, context_on, context_with, decode, expected, expected_first, generate, last_block,
+    launches, on_the_cpu, prompt, recorded_context, session, took,
 };
 use super::recording::{Op, Recording, taken};
 use crate::host::{FAILED, SUCCESS};
@@ -126,6 +126,16 @@ fn blocks_in_other_memory_are_capped_on_the_host() {
     assert_eq!(generate(&mut context, &session, 3), tokens);
     assert_eq!(session.take_trace(), trace);
     assert_eq!(taken(&log), []);
+    assert_eq!(session.routes_used(), [RouteUse { device: "CPU".into(), route: Route::HostViews }]);
+}
+
+#[test]
+fn a_gpu_that_cannot_be_opened_leaves_the_caps_to_the_host() {
+    let (tokens, trace) = on_the_cpu(256, 3);
+    let session = session(RouteChoice::Views);
+    let mut context = context_with(&session, 256, Recording::failing_factory());
+    assert_eq!(generate(&mut context, &session, 3), tokens);
+    assert_eq!(session.take_trace(), trace);
     assert_eq!(session.routes_used(), [RouteUse { device: "CPU".into(), route: Route::HostViews }]);
 }
 
