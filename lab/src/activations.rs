@@ -1,21 +1,18 @@
-//! Block outputs of given token sequences: one teacher-forced pass over prompts and answers, all blocks at once.
+//! Block outputs of given token sequences: one pass over prompts and answers, all blocks at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axiscap::Axis;
 use axiscap_ggml::{Tap, TapRows};
+use axiscap_llama::{BatchRow, Context, ContextOptions, Model, Token};
 
-use crate::Token;
 use crate::calibrate::BlockProjections;
-use crate::context::{BatchRow, Context, ContextOptions};
 use crate::error::Error;
-use crate::model::Model;
-use crate::rollout::{PASS_ROWS, slots};
-use crate::rollout_file::Rollout;
+use crate::rollout::{PASS_ROWS, Rollout, slots};
 
-/// Sequences decoded side by side, at most.
-const SEQUENCES: usize = 64;
+/// Maximum sequences decoded side by side.
+const MAX_SEQUENCES: usize = 64;
 
 /// Mean block outputs of many answers over their response tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,38 +24,38 @@ pub struct MeanActivations {
 }
 
 impl MeanActivations {
-    /// From means `[answers][blocks][width]`.
+    /// Takes means `[answers][blocks][width]`.
     ///
     /// # Panics
-    /// When the length is no multiple of `blocks * width`.
+    /// If the length is no multiple of `blocks * width`.
     #[must_use]
     pub fn new(blocks: usize, width: usize, means: Vec<f32>) -> Self {
         assert_eq!(means.len() % (blocks * width).max(1), 0, "means are [answers][{blocks}][{width}]");
         Self { blocks, width, means }
     }
 
-    /// Number of answers.
+    /// Returns the number of answers.
     #[must_use]
     pub fn answers(&self) -> usize {
         self.means.len() / (self.blocks * self.width).max(1)
     }
 
-    /// Number of blocks.
+    /// Returns the number of blocks.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.blocks
     }
 
-    /// Width of the residual stream.
+    /// Returns the width of the residual stream.
     #[must_use]
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// The mean output of a block over an answer's response tokens; zeros for an answer without tokens.
+    /// Returns the mean output of a block over an answer's response tokens, `[width]`. Zeros for an answer without tokens.
     ///
     /// # Panics
-    /// When there is no such answer or block.
+    /// If there is no such answer or block.
     #[must_use]
     pub fn mean(&self, answer: usize, block: usize) -> &[f32] {
         assert!(block < self.blocks, "block {block} of {}", self.blocks);
@@ -66,11 +63,11 @@ impl MeanActivations {
     }
 }
 
-/// Runs every answer through the uncapped model and averages each block's output over its response tokens (the
-/// token that ends the turn is not one of them), in f64. `on_progress` is told how many answers are done.
+/// Runs every answer through the uncapped model and averages each block's output over its response tokens, in f64. The
+/// token that ends the turn is not one of them. `on_progress` is called with the number of answers done.
 ///
 /// # Errors
-/// Those of [`Context::decode`], and [`Error::Hook`] for architectures whose block outputs cannot be found.
+/// [`Error::Llama`]: those of [`Context::decode`], and the hook's for architectures whose block outputs it cannot find.
 pub fn mean_activations(
     model: &Model,
     rollouts: &[Rollout],
@@ -93,8 +90,8 @@ pub fn mean_activations(
 /// Projects the block outputs of every answer's response tokens on one axis per block. `axes` names each block once.
 ///
 /// # Errors
-/// Those of [`Context::decode`], [`Error::Hook`] for blocks the model does not have and architectures whose block
-/// outputs cannot be found, [`Error::AxisWidth`] for axes of another model.
+/// [`Error::Llama`]: those of [`Context::decode`], and the hook's for blocks the model does not have and architectures
+/// whose block outputs it cannot find. [`Error::AxisWidth`] for axes of another model.
 pub fn project(
     model: &Model,
     rollouts: &[Rollout],
@@ -124,17 +121,17 @@ pub fn project(
     Ok(projector.sums.into_iter().zip(projector.tokens).map(block).collect())
 }
 
-/// Is shown the output of every observed block for every response token.
+/// Takes the output of every observed block for every response token.
 trait Observer: Send + 'static {
     fn row(&mut self, answer: usize, block: usize, row: &[f32]);
 }
 
-/// Averages rows. Only answers under way have their sums in f64.
+/// Averages rows. Only answers in progress have their sums in f64.
 struct Averager {
     blocks: usize,
     width: usize,
     lengths: Vec<usize>,
-    /// Per answer under way: rows still to come, and sums `[blocks][width]`.
+    /// Per answer in progress: rows still to come, and sums `[blocks][width]`.
     open: HashMap<usize, (usize, Vec<f64>)>,
     /// `[answers][blocks][width]`
     means: Vec<f32>,
@@ -176,20 +173,21 @@ impl Observer for Projector {
     }
 }
 
-/// What the tap needs to know of the batch under way, and whom it shows the rows to.
+/// What the tap needs to know of the current batch, and the observer of its rows.
 struct Watched<O> {
-    /// Per row of the batch: the answer it is a response token of; `None` for prompt tokens.
+    /// Per row of the batch, the answer it is a response token of. `None` for prompt tokens.
     answers: Vec<Option<usize>>,
-    /// The rows that have logits: the response tokens, where the last block is observed.
+    /// The rows with logits: the response tokens, if the last block is observed.
     outputs: Vec<usize>,
     observer: O,
-    /// The first block whose rows did not fit the batch, and how many it had.
+    /// The first block whose number of rows did not match the batch, and that number.
     misfit: Option<(usize, usize)>,
 }
 
 impl<O: Observer> Watched<O> {
-    /// A block has all rows of the batch, or (the last block) those with logits. A batch is one pass of llama.cpp.
-    fn see(&mut self, block: usize, rows: &TapRows<'_>) {
+    /// Gives the rows of a block to the observer. A batch is one pass of llama.cpp, and a block has all of its rows or,
+    /// the last block, those with logits.
+    fn observe(&mut self, block: usize, rows: &TapRows<'_>) {
         let all = rows.rows() == self.answers.len();
         if !all && rows.rows() != self.outputs.len() {
             self.misfit.get_or_insert((block, rows.rows()));
@@ -204,7 +202,7 @@ impl<O: Observer> Watched<O> {
     }
 }
 
-/// Feeds every prompt and answer through the uncapped model in full batches.
+/// Runs every prompt and answer through the uncapped model in full batches.
 fn observe<O: Observer>(
     model: &Model,
     rollouts: &[Rollout],
@@ -214,10 +212,10 @@ fn observe<O: Observer>(
     mut on_progress: impl FnMut(usize),
 ) -> Result<O, Error> {
     let longest = rollouts.iter().map(length).max().unwrap_or(0);
-    let sequences = slots(model, SEQUENCES.min(rollouts.len()));
-    // Whole answers are forgotten batch by batch, so at most one reaches back over several.
+    let sequences = slots(model, MAX_SEQUENCES.min(rollouts.len()));
+    // Complete answers are removed after each batch, so at most one spans several batches.
     let ctx = longest.saturating_add(PASS_ROWS as usize).min(model.rope_limit(longest).unwrap_or(usize::MAX));
-    // Logits cost a product with the whole vocabulary per row; only the last block needs them, since it computes no
+    // Logits cost a product with the whole vocabulary per row. Only the last block needs them, because it computes no
     // other rows.
     let last_block = blocks.contains(&(model.shape().blocks.saturating_sub(1)));
     let options = ContextOptions {
@@ -234,16 +232,17 @@ fn observe<O: Observer>(
     let seen = Arc::clone(&watched);
     let see = move |block: usize, rows: TapRows<'_>| {
         if let Some(watched) = locked(&seen).as_mut() {
-            watched.see(block, &rows);
+            watched.observe(block, &rows);
         }
     };
-    context.session()?.set_tap(Some(Tap { blocks: blocks.to_vec(), see: Arc::new(see) }))?;
+    let tap = Tap { blocks: blocks.to_vec(), see: Arc::new(see) };
+    context.session()?.set_tap(Some(tap)).map_err(axiscap_llama::Error::from)?;
     let (mut next, mut fed) = (0, 0);
     while next < rollouts.len() {
         let (mut rows, mut answers, mut ended) = (Vec::new(), Vec::new(), Vec::new());
-        // What is left of an answer longer than a batch is in the context with what it goes on from.
+        // The rest of an answer longer than a batch shares the context with its beginning.
         let room = context.batch().min(context.ctx().saturating_sub(fed)).max(1);
-        // A sequence may be used once per batch: rows of two answers must not meet in it.
+        // A sequence may be used once per batch: it must not hold rows of two answers.
         for _ in 0..sequences {
             let Some(rollout) = rollouts.get(next) else { break };
             let sequence = id(next % sequences);
@@ -269,14 +268,15 @@ fn observe<O: Observer>(
         if let Some(watched) = locked(&watched).as_ref()
             && let Some((block, found)) = watched.misfit
         {
-            return Err(Error::Trace { block, found, rows: rows.len(), outputs: watched.outputs.len() });
+            let outputs = watched.outputs.len();
+            return Err(axiscap_llama::Error::Trace { block, found, rows: rows.len(), outputs }.into());
         }
         for sequence in ended {
             context.truncate(sequence, 0)?;
         }
         on_progress(next);
     }
-    context.session()?.set_tap(None)?;
+    context.session()?.set_tap(None).map_err(axiscap_llama::Error::from)?;
     let watched = locked(&watched).take();
     Ok(watched.expect("only this function takes it").observer)
 }
@@ -294,7 +294,7 @@ fn token(rollout: &Rollout, position: usize) -> Token {
     Token(rollout.prompt.get(position).copied().unwrap_or_else(response))
 }
 
-/// Positions and sequences are below the context's size, which is an i32 itself.
+/// Converts positions and sequences, which are below the context's size and therefore fit.
 fn id(index: usize) -> i32 {
     i32::try_from(index).unwrap_or(i32::MAX)
 }
@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn means_are_over_response_tokens_and_sums_are_dropped() {
+    fn a_mean_is_over_the_response_tokens_and_its_sum_is_dropped() {
         let mut averager =
             Averager { blocks: 2, width: 2, lengths: vec![0, 2], open: HashMap::new(), means: vec![0.0; 8] };
         for (block, row) in [(0, [1.0, 2.0]), (1, [10.0, 20.0]), (0, [3.0, 2.0]), (1, [10.0, 0.0])] {

@@ -1,4 +1,4 @@
-//! Bounds: where on each axis the floor goes, from the projections of real answers of the very model it will serve.
+//! Bounds: the floor on each axis, from the projections of answers of the model that will be capped.
 //!
 //! # Which percentile
 //! Percentiles here are counted *from the role end*, on the axis whose positive side is "more Assistant": a floor at
@@ -8,7 +8,8 @@
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 
-use crate::extract_separation::Separation;
+use crate::error::Error;
+use crate::separation::Separation;
 
 /// The percentile the paper's released caps use, counted from the role end.
 pub const DEFAULT_PERCENTILE: f64 = 75.0;
@@ -19,8 +20,8 @@ pub const TABLE: [f64; 11] = [0.0, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0,
 /// Expected engagement outside this range usually means a wrong sign, norm or block.
 const SANE_ENGAGEMENT: std::ops::RangeInclusive<f64> = 0.05..=0.95;
 
-/// The blocks to cap in a model of `blocks` blocks where nothing better is known: 70 % to 90 % of its depth. The paper
-/// capped 72 % to 84 % (Qwen3-32B, 46 to 53 of 64) and 70 % to 90 % (Llama-3.3-70B, 56 to 71 of 80).
+/// Returns the blocks to cap by default in a model of `blocks` blocks: 70 % to 90 % of its depth. The paper capped 72 %
+/// to 84 % (Qwen3-32B, 46 to 53 of 64) and 70 % to 90 % (Llama-3.3-70B, 56 to 71 of 80).
 #[must_use]
 pub fn default_blocks(blocks: usize) -> std::ops::RangeInclusive<usize> {
     let share = |tenths: usize| (blocks * tenths + 5) / 10;
@@ -28,33 +29,10 @@ pub fn default_blocks(blocks: usize) -> std::ops::RangeInclusive<usize> {
     first..=share(9).saturating_sub(1).max(first)
 }
 
-/// Why no bounds could be set.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CalibrateError {
-    /// Not a percentile.
-    #[error("the percentile {0} is outside 0 to 100; it is counted from the role end, e.g. 75")]
-    Percentile(f64),
-    /// No answers, or none with a token.
-    #[error("there is no answer with at least one token to calibrate on; make the answers longer or more")]
-    NoAnswers,
-    /// A projection is NaN or infinite.
-    #[error(
-        "the projections on block {block} are not finite; the model's activations overflow there, so it cannot be capped"
-    )]
-    NonFinite {
-        /// The block.
-        block: usize,
-    },
-    /// The vocabulary refused the result.
-    #[error(transparent)]
-    Caps(#[from] axiscap::Error),
-}
-
 /// Projections of the answers' response tokens on the axis of one block.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct BlockProjections {
-    /// Mean projection of each answer that has a token, with whether it is a default Assistant's.
+    /// For each answer that has a token, whether it is the default Assistant's, and its mean projection.
     pub answers: Vec<(bool, f64)>,
     /// Projection of every response token.
     pub tokens: Vec<f32>,
@@ -69,21 +47,21 @@ pub struct BlockFloor {
     pub floor: f32,
     /// Mean projections at the percentiles of [`TABLE`].
     pub quantiles: [f64; TABLE.len()],
-    /// Mean projection of the default answers, if there are any.
+    /// Mean projection of the default answers, if any.
     pub default_mean: Option<f64>,
-    /// Mean projection of the role-play answers, if there are any.
+    /// Mean projection of the role-play answers, if any.
     pub role_mean: Option<f64>,
     /// Share of the answers whose mean projection is below the floor.
     pub answers_below: f64,
-    /// Share of the response tokens whose projection is below the floor: the engagement to expect on such text, as
-    /// long as no earlier block is capped.
+    /// Share of the response tokens whose projection is below the floor. This is the engagement to expect on such text
+    /// if no earlier block is capped.
     pub tokens_below: f64,
-    /// How well the axis tells default from role play on these answers.
+    /// How far default answers and role play are apart on this axis.
     pub separation: Option<Separation>,
 }
 
 impl BlockFloor {
-    /// Why the floor looks wrong, if it does.
+    /// Returns why the floor looks wrong, if it does.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         if !SANE_ENGAGEMENT.contains(&self.tokens_below) {
@@ -105,26 +83,26 @@ impl BlockFloor {
 }
 
 /// Puts a floor on one block: at `percentile` (from the role end) of the answers' mean projections, or at `floor` if
-/// that is given.
+/// given.
 ///
 /// # Errors
-/// [`CalibrateError`].
+/// [`Error::Percentile`], [`Error::NoAnswers`], [`Error::NonFinite`], [`Error::Caps`] for a floor that is NaN.
 pub fn floor_of(
     block: usize,
     projections: &BlockProjections,
     percentile: f64,
     floor: Option<f32>,
-) -> Result<BlockFloor, CalibrateError> {
+) -> Result<BlockFloor, Error> {
     if !(0.0..=100.0).contains(&percentile) {
-        return Err(CalibrateError::Percentile(percentile));
+        return Err(Error::Percentile(percentile));
     }
     if projections.answers.is_empty() || projections.tokens.is_empty() {
-        return Err(CalibrateError::NoAnswers);
+        return Err(Error::NoAnswers);
     }
     let finite = projections.answers.iter().all(|a| a.1.is_finite())
         && projections.tokens.iter().all(|t| t.is_finite());
     if !finite {
-        return Err(CalibrateError::NonFinite { block });
+        return Err(Error::NonFinite { block });
     }
     let mut sorted: Vec<f64> = projections.answers.iter().map(|a| a.1).collect();
     sorted.sort_by(f64::total_cmp);
@@ -147,13 +125,13 @@ pub fn floor_of(
     })
 }
 
-/// One floor per block as a set of caps, each named `assistant`.
+/// Makes a set of caps, one floor per block, each named `assistant`.
 ///
 /// # Errors
-/// [`CalibrateError::Caps`].
+/// [`Error::Caps`].
 pub fn caps<'a>(
     floors: impl IntoIterator<Item = (&'a BlockFloor, &'a Axis)>,
-) -> Result<CapSet, CalibrateError> {
+) -> Result<CapSet, Error> {
     let mut caps = Vec::new();
     for (floor, axis) in floors {
         let cap = Cap::new(axis.clone(), Bound::floor(floor.floor)?).with_name("assistant");
@@ -162,7 +140,8 @@ pub fn caps<'a>(
     Ok(CapSet::new(caps)?)
 }
 
-/// The value below which `percentile` % of the ascending `sorted` lie, interpolated linearly between neighbours.
+/// Returns the value below which `percentile` % of the ascending `sorted` lie, interpolated linearly between
+/// neighbours.
 fn quantile(sorted: &[f64], percentile: f64) -> f64 {
     let place = percentile / 100.0 * (sorted.len() - 1) as f64;
     let below = place.floor() as usize;
@@ -207,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn suspicious_floors_are_warned_of() {
+    fn a_suspicious_floor_has_a_warning() {
         let all = floor_of(3, &projections(), 75.0, Some(200.0)).unwrap();
         assert!(all.warning().unwrap().contains("100.0 %"));
         let none = floor_of(3, &projections(), 75.0, Some(-1.0)).unwrap();
@@ -223,16 +202,16 @@ mod tests {
     fn bad_input_is_refused() {
         let p = projections();
         for percentile in [-0.1, 100.1, f64::NAN] {
-            assert!(matches!(floor_of(0, &p, percentile, None), Err(CalibrateError::Percentile(_))));
+            assert!(matches!(floor_of(0, &p, percentile, None), Err(Error::Percentile(_))));
         }
         assert!(matches!(
             floor_of(0, &BlockProjections::default(), 75.0, None),
-            Err(CalibrateError::NoAnswers)
+            Err(Error::NoAnswers)
         ));
-        assert!(matches!(floor_of(0, &p, 75.0, Some(f32::NAN)), Err(CalibrateError::Caps(_))));
+        assert!(matches!(floor_of(0, &p, 75.0, Some(f32::NAN)), Err(Error::Caps(_))));
         let mut bad = p.clone();
         bad.tokens[5] = f32::NAN;
-        assert!(matches!(floor_of(4, &bad, 75.0, None), Err(CalibrateError::NonFinite { block: 4 })));
+        assert!(matches!(floor_of(4, &bad, 75.0, None), Err(Error::NonFinite { block: 4 })));
     }
 
     #[test]

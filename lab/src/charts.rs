@@ -3,18 +3,15 @@
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// Colours that stay apart for colour-blind readers and on paper (Okabe and Ito), on a background of the chart's
-/// own, so that it reads the same on light and dark pages.
+use crate::error::Error;
+
+/// Colours that colour-blind readers and printers can tell apart (Okabe and Ito). The chart has a background, which makes
+/// it look the same on light and dark pages.
 const COLOURS: [RGBColor; 4] =
     [RGBColor(213, 94, 0), RGBColor(0, 114, 178), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
 const INK: RGBColor = RGBColor(40, 40, 40);
 const FAINT: RGBColor = RGBColor(225, 225, 225);
 const SIZE: (u32, u32) = (800, 420);
-
-/// Why a chart could not be drawn.
-#[derive(Debug, thiserror::Error)]
-#[error("the chart cannot be drawn: {0}")]
-pub struct PlotError(String);
 
 /// One line of a chart.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +31,7 @@ pub struct LineChart {
     pub x_label: String,
     /// Beside the y axis.
     pub y_label: String,
-    /// The lines, at most as many as can be told apart by colour and mark (four).
+    /// The lines, at most four: there are four colours and marks.
     pub series: Vec<Series>,
     /// A dashed horizontal line and its name, e.g. the floor.
     pub level: Option<(String, f64)>,
@@ -44,10 +41,10 @@ impl LineChart {
     /// Draws the chart.
     ///
     /// # Errors
-    /// [`PlotError`] when there is nothing to draw.
-    pub fn to_svg(&self) -> Result<String, PlotError> {
+    /// [`Error::Chart`] if no line has a point.
+    pub fn to_svg(&self) -> Result<String, Error> {
         let mut svg = String::new();
-        self.draw(SVGBackend::with_string(&mut svg, SIZE)).map_err(|e| PlotError(e.to_string()))?;
+        self.draw(SVGBackend::with_string(&mut svg, SIZE)).map_err(|e| Error::Chart(e.to_string()))?;
         Ok(svg)
     }
 
@@ -92,7 +89,7 @@ impl LineChart {
                 .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
                 .label(&series.name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], colour.stroke_width(3)));
-            // Marks differ too, so that lines can be told apart without colour.
+            // Marks tell the lines apart without colour.
             chart.draw_series(points.iter().map(|&point| {
                 let mark: Box<dyn Fn() -> _> = match index {
                     0 => Box::new(|| Circle::new((0, 0), 4, colour.filled()).into_dyn()),
@@ -114,7 +111,7 @@ impl LineChart {
         Ok(())
     }
 
-    /// The range of both axes, with room above and below the lines.
+    /// Returns the range of both axes, with space above and below the lines.
     fn extent(&self) -> Option<((f64, f64), (f64, f64))> {
         let points = || self.series.iter().flat_map(finite);
         let (first_x, first_y) = points().next()?;
@@ -124,9 +121,9 @@ impl LineChart {
             .map(|(_, y)| y)
             .chain(level)
             .fold((first_y, first_y), |(lo, hi), y| (lo.min(y), hi.max(y)));
-        let room = if y.1 > y.0 { 0.12 * (y.1 - y.0) } else { 0.5 };
-        // More room above: the legend sits there.
-        Some((x, (y.0 - room, y.1 + 2.5 * room)))
+        let margin = if y.1 > y.0 { 0.12 * (y.1 - y.0) } else { 0.5 };
+        // More space above, for the legend.
+        Some((x, (y.0 - margin, y.1 + 2.5 * margin)))
     }
 }
 
@@ -134,7 +131,7 @@ fn finite(series: &Series) -> impl Iterator<Item = (f64, f64)> {
     series.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite())
 }
 
-/// Decimals that tell apart the ticks of an axis of this length.
+/// Returns how many decimals tell apart the ticks of an axis of this length.
 fn decimals(length: f64) -> usize {
     (1.0 - length.log10().floor()).clamp(0.0, 6.0) as usize
 }
@@ -157,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_holds_its_labels_and_is_escaped() {
+    fn a_chart_holds_its_labels_escaped() {
         let svg = chart(vec![(1.0, 2.0), (2.0, f64::NAN), (3.0, 1.0)]).to_svg().unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         for label in
@@ -169,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn one_point_is_enough_and_none_is_an_error() {
+    fn one_point_is_enough_and_no_point_is_an_error() {
         assert!(chart(vec![(1.0, 0.0)]).to_svg().is_ok());
         let error = chart(vec![]).to_svg().unwrap_err().to_string();
         assert!(error.contains("no points"), "{error}");

@@ -1,45 +1,23 @@
-//! Drift: how the projection of the answers moves over the turns of a conversation, uncapped and capped.
+//! Drift: the projection of the answers over the turns of a conversation, uncapped and capped.
+
+use std::ops::ControlFlow;
 
 use axiscap::{Bound, CapSet};
+use axiscap_llama::{Chat, Context, GenerateOptions, Stop, Timings, TraceRow, answer_means};
 use serde::{Deserialize, Serialize};
 
-use crate::chat::Chat;
-use crate::context::Context;
 use crate::error::Error;
-use crate::generate::{GenerateOptions, Stop, Timings};
-use crate::trace::{TraceRow, answer_means};
 
-/// Why a script was refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ScriptError {
-    /// Not JSON of the expected shape.
-    #[error(
-        "the script is not as expected: {0}; a script is JSON: {{\"name\": \"...\", \"system\": null, \"turns\": [\"first message\", ...]}}"
-    )]
-    Json(serde_json::Error),
-    /// No turns, or an empty one.
-    #[error("{0} is empty; a script needs at least one turn, and every turn a text")]
-    Empty(String),
-}
-
-// The message holds the cause; as a source it would be told twice.
-impl From<serde_json::Error> for ScriptError {
-    fn from(error: serde_json::Error) -> Self {
-        Self::Json(error)
-    }
-}
-
-/// What the user says, turn by turn.
+/// The user's messages, turn by turn.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
     /// Short name, for titles.
     pub name: String,
-    /// What it is about.
+    /// Its subject.
     #[serde(default)]
     pub description: String,
-    /// System prompt; `None` for no system message.
+    /// System prompt, `None` for no system message.
     #[serde(default)]
     pub system: Option<String>,
     /// The user's messages.
@@ -47,24 +25,25 @@ pub struct Script {
 }
 
 impl Script {
-    /// The emotional, self-reflective conversation that axiscap comes with: `assets/emotional.json`.
+    /// Returns the built-in emotional, self-reflective conversation (`lab/assets/emotional.json`).
     #[must_use]
     pub fn emotional() -> Self {
-        Self::parse(include_str!("../../../assets/emotional.json"))
+        Self::parse(include_str!("../assets/emotional.json"))
             .expect("the built-in script is checked by a test")
     }
 
     /// Reads a script.
     ///
     /// # Errors
-    /// [`ScriptError`].
-    pub fn parse(json: &str) -> Result<Self, ScriptError> {
-        let script: Self = serde_json::from_str(json)?;
+    /// [`Error::Script`], [`Error::Empty`].
+    pub fn parse(json: &str) -> Result<Self, Error> {
+        let script: Self = serde_json::from_str(json).map_err(|error| Error::Script { error })?;
+        let remedy = "a script needs at least one turn, and every turn a text";
         if script.turns.is_empty() {
-            return Err(ScriptError::Empty("the list \"turns\"".into()));
+            return Err(Error::Empty { place: "the list \"turns\"".into(), remedy });
         }
         match script.turns.iter().position(|turn| turn.trim().is_empty()) {
-            Some(index) => Err(ScriptError::Empty(format!("\"turns\"[{index}]"))),
+            Some(index) => Err(Error::Empty { place: format!("\"turns\"[{index}]"), remedy }),
             None => Ok(script),
         }
     }
@@ -86,9 +65,9 @@ pub struct TurnProjection {
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DriftTurn {
-    /// What the user said.
+    /// The user's message.
     pub user: String,
-    /// What the model answered.
+    /// The model's answer.
     pub answer: String,
     /// Tokens of the answer.
     pub tokens: usize,
@@ -102,82 +81,106 @@ pub struct DriftTurn {
 
 /// A conversation that ended before its script did.
 #[derive(Debug, thiserror::Error)]
-// The message holds the cause; as a source it would be told twice.
-#[error("turn {turn} of {turns}: {error}")]
+#[error("turn {turn} of {turns}")]
 pub struct Unfinished {
     /// The turn that failed, counted from 1.
     pub turn: usize,
     /// Turns of the script.
     pub turns: usize,
     /// Why.
-    pub error: Error,
+    #[source]
+    pub error: axiscap_llama::Error,
 }
 
-/// Lets the model answer every turn of the script under `caps`; with `capped` false the caps only observe.
-///
-/// The mean of a turn is over the response tokens that were decoded: all of them, but for the last one of an answer
-/// that was cut off. `template` names a chat template in place of the model's own. `on_turn` is told how many turns
-/// are done. A turn that cannot be had, because the context is full, say, ends the conversation: the turns before it
-/// are returned with the reason.
-///
-/// # Errors
-/// Those of [`Context::set_caps`].
-pub fn converse(
-    context: &mut Context<'_>,
-    script: &Script,
-    template: Option<&str>,
-    caps: &CapSet,
-    capped: bool,
-    options: &GenerateOptions,
-    mut on_turn: impl FnMut(usize),
-) -> Result<(Vec<DriftTurn>, Option<Unfinished>), Error> {
-    let observing = caps.with_bounds(|_| Bound::NONE);
-    context.set_caps(Some(if capped { caps } else { &observing }))?;
-    context.set_tracing(true)?;
-    let mut chat = Chat::new(script.system.as_deref(), template);
-    let mut turns = Vec::new();
-    let mut unfinished = None;
-    for user in &script.turns {
-        context.take_trace();
-        let answered = match chat.say(context, user, options, |_| std::ops::ControlFlow::Continue(())) {
-            Ok(answered) => answered,
-            Err(error) => {
-                let (turn, of) = (turns.len() + 1, script.turns.len());
-                unfinished = Some(Unfinished { turn, turns: of, error });
-                break;
-            }
-        };
-        let trace = context.take_trace();
-        turns.push(DriftTurn {
-            user: user.clone(),
-            tokens: answered.generated.tokens.len(),
-            stop: answered.generated.stop,
-            projections: projections(&trace, answered.prompt_tokens, caps),
-            timings: answered.generated.timings,
-            answer: answered.generated.text,
-        });
-        on_turn(turns.len());
+/// Whether the caps of a conversation act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The caps only observe the projections.
+    Observe,
+    /// The caps hold the projections.
+    Cap,
+}
+
+/// A scripted conversation with a model.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversation<'a> {
+    /// The user's messages.
+    pub script: &'a Script,
+    /// A chat template that llama.cpp knows. `None` means the model's own.
+    pub template: Option<&'a str>,
+    /// The caps.
+    pub caps: &'a CapSet,
+    /// Whether the caps act.
+    pub mode: Mode,
+    /// How the answers are generated.
+    pub options: GenerateOptions,
+}
+
+impl Conversation<'_> {
+    /// Has the model answer every turn. Returns the turns, and why the conversation ended early, if it did.
+    ///
+    /// The mean of a turn is over the response tokens that were decoded: of an answer that was cut off, all but the
+    /// last. `on_turn` is called with the number of turns done. A turn that fails, for example because the context is
+    /// full, ends the conversation.
+    ///
+    /// # Errors
+    /// [`Error::Llama`]: those of [`Context::set_caps`].
+    pub fn run(
+        &self,
+        context: &mut Context<'_>,
+        mut on_turn: impl FnMut(usize),
+    ) -> Result<(Vec<DriftTurn>, Option<Unfinished>), Error> {
+        let observing = self.caps.with_bounds(|_| Bound::NONE);
+        context.set_caps(Some(match self.mode {
+            Mode::Cap => self.caps,
+            Mode::Observe => &observing,
+        }))?;
+        context.set_tracing(true)?;
+        let mut chat = Chat::new(self.script.system.as_deref(), self.template);
+        let mut turns = Vec::new();
+        let mut unfinished = None;
+        for user in &self.script.turns {
+            drop(context.take_trace());
+            let answered = match chat.say(context, user, &self.options, |_| ControlFlow::Continue(())) {
+                Ok(answered) => answered,
+                Err(error) => {
+                    let (turn, of) = (turns.len() + 1, self.script.turns.len());
+                    unfinished = Some(Unfinished { turn, turns: of, error });
+                    break;
+                }
+            };
+            let trace = context.take_trace();
+            turns.push(DriftTurn {
+                user: user.clone(),
+                tokens: answered.generated.tokens.len(),
+                stop: answered.generated.stop,
+                projections: projections(&trace, answered.prompt_tokens, self.caps),
+                timings: answered.generated.timings,
+                answer: answered.generated.text,
+            });
+            on_turn(turns.len());
+        }
+        context.set_tracing(false)?;
+        Ok((turns, unfinished))
     }
-    context.set_tracing(false)?;
-    Ok((turns, unfinished))
 }
 
-/// Per cap, the means over the rows from position `prompt` on.
+/// Returns for each cap the means over the rows from position `prompt` on.
 fn projections(trace: &[TraceRow], prompt: usize, caps: &CapSet) -> Vec<TurnProjection> {
     let means = answer_means(trace, prompt, caps.caps().len());
-    let figures = caps.caps().iter().zip(means).filter_map(|(entry, seen)| {
+    let turns = caps.caps().iter().zip(means).filter_map(|(entry, seen)| {
         let (before, after) = seen.means?;
         let engaged = seen.engaged as f64 / seen.rows as f64;
         Some(TurnProjection { block: entry.block, before, after, engaged })
     });
-    figures.collect()
+    turns.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Token;
     use axiscap::{Axis, BlockCap, Cap};
+    use axiscap_llama::Token;
 
     #[test]
     fn the_builtin_script_has_eight_turns() {
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_scripts_are_refused() {
+    fn a_bad_script_is_refused() {
         let refuse = |json: &str| Script::parse(json).unwrap_err().to_string();
         assert!(refuse("[]").contains("not as expected"));
         assert!(refuse(r#"{"name": "x", "turns": []}"#).contains("\"turns\""));
@@ -194,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn means_are_per_cap_over_response_rows_only() {
+    fn means_are_per_cap_and_over_response_rows_only() {
         let axis = Axis::from_direction(&[1.0]).unwrap();
         let cap = |block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::NONE) };
         let caps = CapSet::new([cap(3), cap(4)]).unwrap();

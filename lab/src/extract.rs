@@ -1,68 +1,36 @@
-//! The axis: where the model's default answers lie, minus where its role play lies, block by block.
+//! The axis of each block: the mean of the model's default answers minus the mean of its role play.
 
 use axiscap::Axis;
 
 use crate::activations::MeanActivations;
-use crate::extract_separation::Separation;
-use crate::rollout_file::Rollout;
-
-/// Why no axis could be made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ExtractError {
-    /// One of the two groups has no answer, or none in one half of the questions.
-    #[error(
-        "no {group} answer with at least one token in the {half} questions; the axis is a difference of two groups, and is tested on the questions it was not made from: use more questions or a larger --max-tokens"
-    )]
-    EmptyGroup {
-        /// `default` or `role`.
-        group: &'static str,
-        /// `even-numbered` or `odd-numbered`.
-        half: &'static str,
-    },
-    /// The answers and their activations do not belong together.
-    #[error("there are activations of {found} answers, but {expected} answers")]
-    Count {
-        /// Answers with activations.
-        found: usize,
-        /// Answers.
-        expected: usize,
-    },
-    /// The two groups do not differ at a block, or the activations are not finite.
-    // The message holds the cause; as a source it would be told twice.
-    #[error("block {block}: {error}")]
-    Axis {
-        /// The block.
-        block: usize,
-        /// Why it is no axis.
-        error: axiscap::Error,
-    },
-}
+use crate::error::Error;
+use crate::rollout::Rollout;
+use crate::separation::Separation;
 
 /// The axis of one block and how well it tells the two groups apart.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockAxis {
     /// The block.
     pub block: usize,
-    /// Positive = more Assistant. Its norm is the distance between the two groups' means.
+    /// Positive means more Assistant. Its norm is the distance between the two groups' means.
     pub axis: Axis,
-    /// How far default answers and role play are apart on this axis, on questions the axis was not made from.
+    /// How far default answers and role play are apart on questions that the axis was not made from.
     pub held_out: Separation,
-    /// Cosine to the axis of the next block; `None` for the last.
+    /// Cosine to the axis of the next block, `None` for the last.
     pub cosine_next: Option<f64>,
     /// The channel with the largest share of the unit vector, and its value. Shares above about 0.7 are massive
     /// activations rather than character.
     pub peak: (usize, f32),
 }
 
-/// Makes the axis of every block: the mean over all default answers minus the mean over all role-play answers,
-/// each answer counted once whatever its length. Answers without a token are left out.
+/// Makes the axis of every block: the mean over all default answers minus the mean over all role-play answers (arXiv
+/// 2601.10387, section 2). Each answer counts once, whatever its length. Answers without a token are left out.
 ///
 /// # Errors
-/// [`ExtractError`].
-pub fn extract(rollouts: &[Rollout], activations: &MeanActivations) -> Result<Vec<BlockAxis>, ExtractError> {
+/// [`Error::Count`], [`Error::EmptyGroup`], [`Error::Axis`].
+pub fn extract(rollouts: &[Rollout], activations: &MeanActivations) -> Result<Vec<BlockAxis>, Error> {
     if activations.answers() != rollouts.len() {
-        return Err(ExtractError::Count { found: activations.answers(), expected: rollouts.len() });
+        return Err(Error::Count { found: activations.answers(), expected: rollouts.len() });
     }
     let members: Vec<Member> = rollouts
         .iter()
@@ -77,7 +45,7 @@ pub fn extract(rollouts: &[Rollout], activations: &MeanActivations) -> Result<Ve
     for (default, group) in [(true, "default"), (false, "role")] {
         for (odd, half) in [(false, "even-numbered"), (true, "odd-numbered")] {
             if !members.iter().any(|m| m.default == default && m.odd == odd) {
-                return Err(ExtractError::EmptyGroup { group, half });
+                return Err(Error::EmptyGroup { group, half });
             }
         }
     }
@@ -87,12 +55,12 @@ pub fn extract(rollouts: &[Rollout], activations: &MeanActivations) -> Result<Ve
     }
     for block in 1..axes.len() {
         let cosine = axes[block - 1].axis.cosine(&axes[block].axis);
-        axes[block - 1].cosine_next = Some(cosine.map_err(|error| ExtractError::Axis { block, error })?);
+        axes[block - 1].cosine_next = Some(cosine.map_err(|error| Error::Axis { block, error })?);
     }
     Ok(axes)
 }
 
-/// An answer that counts.
+/// An answer with at least one token.
 struct Member {
     answer: usize,
     default: bool,
@@ -103,8 +71,8 @@ fn block_axis(
     members: &[Member],
     activations: &MeanActivations,
     block: usize,
-) -> Result<BlockAxis, ExtractError> {
-    let failed = |error| ExtractError::Axis { block, error };
+) -> Result<BlockAxis, Error> {
+    let failed = |error| Error::Axis { block, error };
     let axis_from = |chosen: &dyn Fn(&Member) -> bool| {
         let mean = |default: bool| {
             let group = members.iter().filter(|m| m.default == default && chosen(m)).map(|m| m.answer);
@@ -177,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_a_planted_axis_with_its_sign_and_norm() {
+    fn a_planted_axis_is_found_with_its_sign_and_norm() {
         let (rollouts, activations) = planted(2.0);
         let axes = extract(&rollouts, &activations).unwrap();
         assert_eq!(axes.len(), 2);
@@ -194,20 +162,20 @@ mod tests {
     fn groups_that_do_not_differ_have_no_axis() {
         let (rollouts, activations) = planted(0.0);
         let error = extract(&rollouts, &activations).unwrap_err();
-        assert!(matches!(error, ExtractError::Axis { block: 0, error: axiscap::Error::ZeroAxis }), "{error}");
-        // The message holds the cause: as a source it would be told twice.
+        assert!(matches!(error, Error::Axis { block: 0, error: axiscap::Error::ZeroAxis }), "{error}");
+        // The message holds the cause, which as a source would be told twice.
         assert!(error.to_string().contains(&axiscap::Error::ZeroAxis.to_string()));
         assert!(std::error::Error::source(&error).is_none());
     }
 
     #[test]
-    fn answers_without_tokens_do_not_count_and_groups_may_not_be_empty() {
+    fn answers_without_tokens_do_not_count_and_empty_groups_are_refused() {
         let (mut rollouts, activations) = planted(2.0);
         for rollout in rollouts.iter_mut().filter(|r| r.role.is_none() && r.question % 2 == 1) {
             rollout.response.clear();
         }
         let error = extract(&rollouts, &activations).unwrap_err();
-        assert!(matches!(error, ExtractError::EmptyGroup { group: "default", half: "odd-numbered" }));
-        assert!(matches!(extract(&rollouts[1..], &activations), Err(ExtractError::Count { .. })));
+        assert!(matches!(error, Error::EmptyGroup { group: "default", half: "odd-numbered" }));
+        assert!(matches!(extract(&rollouts[1..], &activations), Err(Error::Count { .. })));
     }
 }

@@ -1,17 +1,17 @@
-//! How far two groups of projections lie apart.
+//! How far two groups of projections are apart.
 
 /// Two measures of how well a projection tells two groups apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Separation {
-    /// The chance that a random member of the upper group projects higher than a random member of the lower one
-    /// (ties count half): 0.5 = not at all, 1 = always. The area under the ROC curve.
+    /// The area under the ROC curve: the probability that a random member of the upper group projects higher than a
+    /// random member of the lower one. Ties count half. 0.5 means not apart, 1 means fully apart.
     pub auc: f64,
-    /// Cohen's d: the distance of the means in pooled standard deviations. Infinite when neither group varies.
+    /// Cohen's d: the distance of the means in pooled standard deviations. Infinite if neither group varies.
     pub cohens_d: f64,
 }
 
 impl Separation {
-    /// Compares `upper` with `lower`. Both must hold something; NaN compares as equal to everything.
+    /// Compares `upper` with `lower`. Neither may be empty. NaN compares as equal to every number.
     #[must_use]
     pub fn between(upper: &[f64], lower: &[f64]) -> Self {
         let wins: f64 = upper.iter().flat_map(|u| lower.iter().map(move |l| win(*u, *l))).sum();
@@ -25,7 +25,7 @@ impl Separation {
         Self { auc: wins / pairs, cohens_d }
     }
 
-    /// The mean of several comparisons.
+    /// Returns the mean of several comparisons.
     #[must_use]
     pub(crate) fn mean(all: &[Self]) -> Self {
         let count = all.len() as f64;
@@ -44,7 +44,7 @@ fn win(upper: f64, lower: f64) -> f64 {
     }
 }
 
-/// Mean and unbiased variance (0 for a single value).
+/// Returns mean and unbiased variance (0 for a single value).
 fn moments(values: &[f64]) -> (f64, f64) {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn agrees_with_figures_worked_out_by_hand() {
+    fn it_agrees_with_numbers_worked_out_by_hand() {
         let s = Separation::between(&[2.0, 4.0], &[1.0, 3.0]);
         assert_eq!(s.auc, 0.75);
         assert!((s.cohens_d - 1.0 / 2f64.sqrt()).abs() < 1e-15);

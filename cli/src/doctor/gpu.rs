@@ -1,11 +1,8 @@
-//! The NVIDIA driver, asked without needing it.
+//! The NVIDIA driver and its GPUs.
 
-use std::ffi::{c_char, c_int};
-
-use libloading::Library;
 use serde::Serialize;
 
-/// What the driver says.
+/// The driver's answers.
 #[derive(Debug, Serialize)]
 pub(super) struct Driver {
     /// Whether it can be loaded and answers.
@@ -18,68 +15,34 @@ pub(super) struct Driver {
     missing: Option<String>,
 }
 
-#[cfg(windows)]
-const LIBRARY: &str = "nvcuda.dll";
-#[cfg(not(windows))]
-const LIBRARY: &str = "libcuda.so.1";
-
 impl Driver {
     /// Loads the driver's library and asks it.
+    #[cfg(feature = "gpu")]
     pub(super) fn probe() -> Self {
-        let nothing =
-            |missing: String| Self { present: false, cuda: None, gpus: Vec::new(), missing: Some(missing) };
-        // SAFETY: NVIDIA's library, whose initialisers have no requirements.
-        let library = match unsafe { Library::new(LIBRARY) } {
-            Ok(library) => library,
-            Err(_) => {
-                return nothing(format!(
-                    "{LIBRARY} is not there: no NVIDIA driver is installed; for a GPU install the driver (Debian: nvidia-driver, or libcuda1 in a container with a GPU), otherwise nothing is missing: everything runs on the CPU"
-                ));
+        match axiscap::cuda::probe() {
+            Ok(gpus) => {
+                let driver = gpus.first().map(|gpu| gpu.driver);
+                Self {
+                    present: true,
+                    cuda: driver.map(|version| format!("{}.{}", version / 1000, version % 1000 / 10)),
+                    gpus: gpus.into_iter().map(|gpu| gpu.name).collect(),
+                    missing: None,
+                }
             }
-        };
-        match Self::ask(&library) {
-            Ok(driver) => driver,
-            Err(reason) => nothing(format!(
-                "{LIBRARY} is there, but {reason}; check with nvidia-smi that the kernel module of the same version is loaded and this user may use /dev/nvidia*"
-            )),
+            Err(error) => Self::missing(match crate::remedy::cuda(&error) {
+                Some(remedy) => format!("{error}; {remedy}"),
+                None => error.to_string(),
+            }),
         }
     }
 
-    fn ask(library: &Library) -> Result<Self, String> {
-        // SAFETY: names and types are those of cuda.h; the symbols do not outlive the library.
-        let (init, version, count, name) = unsafe {
-            (
-                symbol::<unsafe extern "C" fn(u32) -> c_int>(library, "cuInit")?,
-                symbol::<unsafe extern "C" fn(*mut c_int) -> c_int>(library, "cuDriverGetVersion")?,
-                symbol::<unsafe extern "C" fn(*mut c_int) -> c_int>(library, "cuDeviceGetCount")?,
-                symbol::<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int>(
-                    library,
-                    "cuDeviceGetName",
-                )?,
-            )
-        };
-        // SAFETY: flags must be 0.
-        match unsafe { init(0) } {
-            0 => {}
-            100 => return Err("it finds no GPU (CUDA error 100)".into()),
-            code => return Err(format!("it does not start (CUDA error {code})")),
-        }
-        let (mut cuda, mut gpus) = (0, 0);
-        // SAFETY: both write one int.
-        let codes = unsafe { (version(&mut cuda), count(&mut gpus)) };
-        if codes != (0, 0) {
-            return Err(format!("it does not answer (CUDA errors {} and {})", codes.0, codes.1));
-        }
-        let gpus = (0..gpus).map(|gpu| {
-            let mut text = [0u8; 256];
-            // SAFETY: writes at most the length given, with a final NUL.
-            let code = unsafe { name(text.as_mut_ptr().cast(), text.len() as c_int - 1, gpu) };
-            let end = text.iter().position(|&byte| byte == 0).unwrap_or(0);
-            if code == 0 { String::from_utf8_lossy(&text[..end]).into_owned() } else { format!("GPU {gpu}") }
-        });
-        let gpus: Vec<_> = gpus.collect();
-        let cuda = Some(format!("{}.{}", cuda / 1000, cuda % 1000 / 10));
-        Ok(Self { present: true, cuda, gpus, missing: None })
+    #[cfg(not(feature = "gpu"))]
+    pub(super) fn probe() -> Self {
+        Self::missing("not asked for: built without the feature gpu, so caps run on the CPU".into())
+    }
+
+    fn missing(why: String) -> Self {
+        Self { present: false, cuda: None, gpus: Vec::new(), missing: Some(why) }
     }
 
     pub(super) fn describe(&self) -> String {
@@ -88,11 +51,4 @@ impl Driver {
             None => format!("CUDA {}; {}", self.cuda.as_deref().unwrap_or("?"), self.gpus.join(", ")),
         }
     }
-}
-
-/// # Safety
-/// `T` must be the type of the function of that name.
-unsafe fn symbol<'l, T>(library: &'l Library, name: &str) -> Result<libloading::Symbol<'l, T>, String> {
-    // SAFETY: as the caller promises.
-    unsafe { library.get(name.as_bytes()) }.map_err(|_| format!("it has no {name}"))
 }

@@ -1,7 +1,7 @@
 //! `axiscap doctor`: what this machine can do.
 
 mod cache;
-mod driver;
+mod gpu;
 mod image;
 mod modules;
 
@@ -15,11 +15,11 @@ use serde::Serialize;
 
 use crate::output;
 use cache::Cache;
-use driver::Driver;
+use gpu::Driver;
 use image::Image;
 use modules::Modules;
 
-/// Say what this machine can do, what is missing, and how to get it. Fails only where nothing could be capped.
+/// Say what this machine can do, what is missing, and how to get it. Fails only if nothing can be capped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -46,7 +46,7 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Cpu {
     architecture: &'static str,
-    /// The instructions the caps run on; every choice gives the same bits.
+    /// The instructions that the caps run on. Every choice gives the same bits.
     path: String,
     paths_available: Vec<String>,
     logical_processors: usize,
@@ -64,7 +64,7 @@ struct Llama {
 #[derive(Debug, Serialize)]
 struct HookReport {
     ready: bool,
-    /// Why it is not.
+    /// Why it is not ready.
     error: Option<String>,
     /// Measured byte offsets, by name.
     slots: BTreeMap<&'static str, usize>,

@@ -1,23 +1,21 @@
-//! A context that caps through llama.cpp's evaluation callback, to compare with.
+//! A context that caps through llama.cpp's evaluation callback.
 //!
-//! `llama-cpp-2` neither sets `cb_eval` nor gives out its pointers, so this one goes to llama.cpp directly, with a
-//! second copy of the model.
+//! `llama-cpp-2` neither sets `cb_eval` nor exposes its pointers, so this context uses llama.cpp directly, with a second
+//! copy of the model.
 
 use std::ffi::CString;
 use std::ptr::{self, NonNull};
 
 use axiscap::CapSet;
 use axiscap_ggml::{EvalCallback, ModelShape, Session};
+use axiscap_llama::{BatchRow, ContextOptions, ContextParams, LoadFailure, Model, Token, log};
 use llama_cpp_sys_2 as sys;
 
 use super::Subject;
-use crate::Token;
-use crate::context::{BatchRow, ContextOptions, Settings};
 use crate::error::Error;
-use crate::log;
-use crate::model::Model;
 
 /// The model, loaded once more.
+#[derive(Debug)]
 pub(super) struct EvalModel {
     raw: NonNull<sys::llama_model>,
     shape: ModelShape,
@@ -27,8 +25,8 @@ impl EvalModel {
     pub(super) fn load(model: &Model) -> Result<Self, Error> {
         let path = model.path();
         let name = path.to_str().and_then(|path| CString::new(path).ok());
-        let name = name.ok_or_else(|| Error::ModelPath(path.to_owned()))?;
-        // SAFETY: a plain query of default parameters.
+        let name = name.ok_or_else(|| axiscap_llama::Error::ModelPath(path.to_owned()))?;
+        // SAFETY: the function has no arguments and returns a struct by value.
         let mut params = unsafe { sys::llama_model_default_params() };
         if let Some(layers) = model.options().gpu_layers {
             params.n_gpu_layers = i32::try_from(layers).unwrap_or(i32::MAX);
@@ -36,10 +34,13 @@ impl EvalModel {
         // SAFETY: `name` is NUL-terminated and lives for the call; the parameters are llama.cpp's own.
         let (raw, complaints) =
             log::capture(|| unsafe { sys::llama_model_load_from_file(name.as_ptr(), params) });
-        let raw = NonNull::new(raw).ok_or_else(|| Error::ModelLoad {
-            path: path.to_owned(),
-            reason: complaints.reason(),
-            remedy: "leave the comparison with cb_eval out",
+        let raw = NonNull::new(raw).ok_or_else(|| {
+            let reason = complaints.reason();
+            axiscap_llama::Error::ModelLoad {
+                path: path.to_owned(),
+                cause: LoadFailure::of(&reason),
+                reason,
+            }
         })?;
         Ok(Self { raw, shape: model.shape().clone() })
     }
@@ -47,22 +48,24 @@ impl EvalModel {
 
 impl Drop for EvalModel {
     fn drop(&mut self) {
-        // SAFETY: ours and alive; every context borrows this struct and is gone by now.
+        // SAFETY: this struct owns the model, and every context borrows the struct, so none is left.
         unsafe { sys::llama_model_free(self.raw.as_ptr()) }
     }
 }
 
+/// A context of that model, with the session whose caps its callback applies.
 pub(super) struct EvalContext<'m> {
     context: NonNull<sys::llama_context>,
     session: Session,
     batch: usize,
-    /// Kept for the context, which holds a pointer into it.
+    sequences: u32,
+    /// The context holds a pointer into it.
     _callback: EvalCallback,
     _model: &'m EvalModel,
 }
 
 impl<'m> EvalContext<'m> {
-    /// A context of the copy of `model`.
+    /// Makes a context of `copy`, with the numbers that a context of `model` would be given.
     pub(super) fn new(
         model: &Model,
         copy: &'m EvalModel,
@@ -72,11 +75,11 @@ impl<'m> EvalContext<'m> {
     ) -> Result<Self, Error> {
         let session = Session::new(copy.shape.clone());
         session.set_statistics(statistics);
-        session.set_caps(Some(caps))?;
+        session.set_caps(Some(caps)).map_err(axiscap_llama::Error::from)?;
         let callback = EvalCallback::new(session.clone());
-        let settings = Settings::new(model, options)?;
+        let settings = ContextParams::new(model, options)?;
         let ctx = settings.ctx;
-        // SAFETY: a plain query of default parameters.
+        // SAFETY: the function has no arguments and returns a struct by value.
         let mut params = unsafe { sys::llama_context_default_params() };
         (params.n_ctx, params.n_seq_max) = (ctx, settings.sequences);
         (params.n_batch, params.n_ubatch) = (settings.batch, settings.ubatch);
@@ -85,15 +88,19 @@ impl<'m> EvalContext<'m> {
         params.flash_attn_type = settings.flash_attention;
         (params.kv_unified, params.no_perf) = (true, true);
         (params.cb_eval, params.cb_eval_user_data) = (callback.function(), callback.user_data());
-        // SAFETY: the model is borrowed for as long as the context lives; the callback's state is boxed and kept
-        // in this struct for as long.
+        // SAFETY: `copy` is borrowed for as long as this struct, which frees the context in `drop`. The callback's state
+        // is boxed and stays in this struct for as long.
         let (raw, complaints) =
             log::capture(|| unsafe { sys::llama_init_from_model(copy.raw.as_ptr(), params) });
         let context =
-            NonNull::new(raw).ok_or_else(|| Error::ContextCreation { ctx, reason: complaints.reason() })?;
-        // SAFETY: the context is alive.
+            NonNull::new(raw).ok_or_else(|| axiscap_llama::Error::ContextCreation {
+                ctx,
+                reason: complaints.reason(),
+            })?;
+        // SAFETY: the context was just made.
         let batch = unsafe { sys::llama_n_batch(context.as_ptr()) } as usize;
-        Ok(Self { context, session, batch, _callback: callback, _model: copy })
+        let sequences = settings.sequences;
+        Ok(Self { context, session, batch, sequences, _callback: callback, _model: copy })
     }
 
     /// Decodes rows, in batches as long as allowed.
@@ -117,19 +124,20 @@ impl<'m> EvalContext<'m> {
             let outputs = rows.iter().filter(|row| row.logits).count();
             let (decoded, complaints) = log::capture(|| {
                 self.session.watch(rows.len(), outputs, || {
-                    // SAFETY: the batch borrows the vectors above, one value per row each, which live for the
-                    // call; the context is alive and ours.
+                    // SAFETY: the batch points into the vectors above, which hold one value per row and live for the
+                    // call. This struct owns the context.
                     let status = unsafe { sys::llama_decode(self.context.as_ptr(), batch) };
                     if status == 0 { Ok(()) } else { Err(status) }
                 })
             });
-            decoded?.map_err(|_| Error::Decode {
+            let decoded = decoded.map_err(axiscap_llama::Error::from)?;
+            decoded.map_err(|_| axiscap_llama::Error::Decode {
                 rows: rows.len(),
                 position: rows.first().map_or(0, |row| row.position),
                 reason: complaints.reason(),
             })?;
         }
-        // SAFETY: the context is alive.
+        // SAFETY: this struct owns the context.
         unsafe { sys::llama_synchronize(self.context.as_ptr()) };
         Ok(())
     }
@@ -137,7 +145,7 @@ impl<'m> EvalContext<'m> {
 
 impl Subject for EvalContext<'_> {
     fn clear(&mut self) {
-        // SAFETY: the context is alive, and so is its memory.
+        // SAFETY: this struct owns the context, which owns its memory.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), true) }
     }
 
@@ -153,9 +161,13 @@ impl Subject for EvalContext<'_> {
     }
 
     fn spread(&mut self, count: u32) -> Result<(), Error> {
+        if count > self.sequences {
+            let (sequence, last) = (count.cast_signed() - 1, self.sequences - 1);
+            return Err(axiscap_llama::Error::Sequence { sequence, last }.into());
+        }
         for sequence in 1..count.cast_signed() {
-            // SAFETY: the context is alive, and so is its memory; the sequences are below the `n_seq_max` it was made
-            // with, and negative positions mean all.
+            // SAFETY: this struct owns the context, which owns its memory. The sequences are below its `n_seq_max`, as
+            // checked above, and negative positions mean all positions.
             unsafe {
                 sys::llama_memory_seq_cp(sys::llama_get_memory(self.context.as_ptr()), 0, sequence, -1, -1);
             }
@@ -172,7 +184,8 @@ impl Subject for EvalContext<'_> {
 
 impl Drop for EvalContext<'_> {
     fn drop(&mut self) {
-        // SAFETY: ours and alive; the callback and the model outlive this call.
+        // SAFETY: this struct owns the context. Its fields, the callback among them, are dropped after this call, and the
+        // model is borrowed.
         unsafe { sys::llama_free(self.context.as_ptr()) }
     }
 }

@@ -7,10 +7,7 @@ use std::time::Duration;
 pub struct Ratio {
     /// Median of the pairs' ratios. Below 1: capping costs time.
     pub median: f64,
-    /// Interval that holds the true median with at least 95 % confidence: the order statistics of the sign test,
-    /// without any assumption about the distribution. With fewer than [`Ratio::FEWEST_PAIRS`] even the whole range
-    /// holds it with less; then Student's t on the logarithms, which takes them to be normally distributed. `None` for
-    /// a single pair.
+    /// Interval that holds the true median with at least 95 % confidence ([`median_interval`]). `None` for a single pair.
     pub ci95: Option<(f64, f64)>,
     /// The smallest and the largest ratio of a pair.
     pub range: (f64, f64),
@@ -20,18 +17,18 @@ pub struct Ratio {
     pub capped_tps: f64,
     /// Every pair's ratio, in the order measured.
     pub pairs: Vec<f64>,
-    /// Median of the pairs' ratios of total time, in which every interruption counts.
+    /// Median of the pairs' ratios of total time. An interruption moves this one.
     pub total_median: f64,
     /// Its interval, as `ci95`.
     pub total_ci95: Option<(f64, f64)>,
 }
 
 impl Ratio {
-    /// So many pairs have an interval that assumes nothing.
-    pub const FEWEST_PAIRS: usize = 6;
+    /// Minimum pairs of an interval that makes no assumption about the distribution.
+    pub const MIN_PAIRS: usize = 6;
 
-    /// From pairs of (baseline, capped) times. A pair holds the times of the same steps, of `tokens` tokens each,
-    /// measured side by side; its ratio is the median of its steps' ratios.
+    /// Takes pairs of (baseline, capped) times. A pair holds the times of the same steps, of `tokens` tokens each,
+    /// measured side by side. Its ratio is the median of its steps' ratios.
     pub(super) fn of(pairs: &[(&[Duration], &[Duration])], tokens: usize) -> Self {
         let ratio = |&(base, capped): &(Duration, Duration)| seconds(base) / seconds(capped);
         let steps = |&(base, capped): &(&[Duration], &[Duration])| -> Vec<(Duration, Duration)> {
@@ -45,11 +42,11 @@ impl Ratio {
             let times = pairs.iter().flat_map(steps).map(|step| seconds(of(&step))).collect();
             tokens as f64 / median(&sorted(times))
         };
-        let range = ratios.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), &ratio| {
-            (least.min(ratio), most.max(ratio))
-        });
-        let (median, ci95) = median_and_interval(ratios.clone());
-        let (total_median, total_ci95) = median_and_interval(totals);
+        let range = ratios
+            .iter()
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), &ratio| (min.min(ratio), max.max(ratio)));
+        let (median, ci95) = median_interval(ratios.clone());
+        let (total_median, total_ci95) = median_interval(totals);
         let (uncapped_tps, capped_tps) = (speed(|step| step.0), speed(|step| step.1));
         Self { median, ci95, range, uncapped_tps, capped_tps, pairs: ratios, total_median, total_ci95 }
     }
@@ -59,7 +56,16 @@ fn seconds(time: Duration) -> f64 {
     time.as_secs_f64().max(1e-9)
 }
 
-fn median_and_interval(values: Vec<f64>) -> (f64, Option<(f64, f64)>) {
+/// Returns the median of `values`, and an interval that holds the true median with at least 95 % confidence.
+///
+/// From [`Ratio::MIN_PAIRS`] values on the interval is that of the sign test: order statistics, without an assumption
+/// about the distribution. Two to five values are fewer than the sign test needs. Their interval is that of Student's t
+/// on the logarithms, which assumes that these are normally distributed. A single value has no interval.
+///
+/// # Panics
+/// If there is no value.
+#[must_use]
+pub fn median_interval(values: Vec<f64>) -> (f64, Option<(f64, f64)>) {
     let ordered = sorted(values);
     let interval = match interval_rank(ordered.len()) {
         Some(rank) => Some((ordered[rank], ordered[ordered.len() - 1 - rank])),
@@ -68,7 +74,7 @@ fn median_and_interval(values: Vec<f64>) -> (f64, Option<(f64, f64)>) {
     (median(&ordered), interval)
 }
 
-/// By Student's t on the logarithms of 2 to 5 values, widened to the median where that lies outside.
+/// Returns the interval by Student's t on the logarithms of 2 to 5 values, widened to hold the median.
 fn students_interval(values: &[f64]) -> Option<(f64, f64)> {
     /// 97.5 % quantiles for 1 to 4 degrees of freedom.
     const QUANTILES: [f64; 4] = [12.7062, 4.3027, 3.1824, 2.7764];
@@ -81,21 +87,21 @@ fn students_interval(values: &[f64]) -> Option<(f64, f64)> {
     Some(((mean - reach).exp().min(median), (mean + reach).exp().max(median)))
 }
 
-pub(super) fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values.sort_by(f64::total_cmp);
     values
 }
 
-pub(super) fn median(sorted: &[f64]) -> f64 {
+fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
 
-/// The largest `k` for which the interval from the (k+1)-th smallest to the (k+1)-th largest of `n` values misses
-/// the true median with a probability of at most 5 %: twice the binomial tail P(X <= k) with p = 1/2. `None` where the
+/// Returns the largest `k` for which the interval from the (k+1)-th smallest to the (k+1)-th largest of `n` values misses
+/// the true median with a probability of at most 5 %: twice the binomial tail P(X <= k) with p = 1/2. `None` if even the
 /// whole range misses it more often.
 fn interval_rank(n: usize) -> Option<usize> {
-    if n < Ratio::FEWEST_PAIRS {
+    if n < Ratio::MIN_PAIRS {
         return None;
     }
     let mut tail = 0.0;
@@ -126,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn few_values_have_students_interval() {
+    fn two_to_five_values_have_the_interval_of_students_t() {
         // Logarithms 0.1, 0.2, 0.3: mean 0.2, standard error 0.1 / sqrt(3); 4.3027 of them.
         let (low, high) = students_interval(&[0.1f64.exp(), 0.2f64.exp(), 0.3f64.exp()]).unwrap();
         assert!((low.ln() - (0.2 - 0.248_416)).abs() < 1e-5 && (high.ln() - (0.2 + 0.248_416)).abs() < 1e-5);
@@ -135,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_of_speeds_and_medians_shrug_off_outliers() {
+    fn a_ratio_is_of_speeds_and_one_interrupted_step_does_not_move_it() {
         let ms = Duration::from_millis;
         let pairs: [(&[Duration], &[Duration]); 3] =
             [(&[ms(99)], &[ms(100)]), (&[ms(50)], &[ms(50)]), (&[ms(10)], &[ms(900)])];
@@ -143,7 +149,7 @@ mod tests {
         assert!((ratio.median - 0.99).abs() < 1e-12);
         assert_eq!(ratio.range, (10.0 / 900.0, 1.0));
         let (low, high) = ratio.ci95.unwrap();
-        assert!(low < ratio.range.0 && high > ratio.range.1, "three pairs know less than their range");
+        assert!(low < ratio.range.0 && high > ratio.range.1, "the interval of three pairs is wider than their range");
         assert_eq!((ratio.median, ratio.ci95), (ratio.total_median, ratio.total_ci95));
         assert_eq!(Ratio::of(&pairs[..1], 10).ci95, None);
         assert!((ratio.uncapped_tps - 200.0).abs() < 1e-9);

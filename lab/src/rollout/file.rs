@@ -1,12 +1,15 @@
-//! Answers on disk: JSON lines, one header and one line per answer, so that calibration (and whoever wants to read
-//! what the axis was made of) need not generate them again.
+//! Answers on disk, as JSON lines: one header and one line per answer. Calibration reads them instead of generating them
+//! again.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use axiscap::file::{FileError, write_atomically};
+use axiscap_llama::ModelShape;
 use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::output::write_atomically;
 
 /// Version of the file's layout.
 const VERSION: u32 = 1;
@@ -15,7 +18,7 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rollout {
-    /// The role played; `None` = default Assistant.
+    /// The role played, `None` for the default Assistant.
     pub role: Option<String>,
     /// System prompt, if any.
     pub system: Option<String>,
@@ -57,34 +60,40 @@ pub struct RolloutHeader {
     pub seed: u32,
     /// Sampling temperature.
     pub temperature: f32,
-    /// Most tokens of an answer.
+    /// Maximum tokens of an answer.
     pub max_tokens: usize,
-    /// The chat template named in place of the model's own, if one was.
+    /// The chat template used instead of the model's own, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
-    /// How the weights were stored: `general.file_type` of the model, where known.
+    /// How the weights were stored: `general.file_type` of the model, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_type: Option<u32>,
-    /// Answers generated side by side; files of older versions do not say.
+    /// Answers generated side by side. Absent in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<usize>,
-    /// So many of the first roles were used; `None`: all.
+    /// Number of the first roles used, `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_roles: Option<usize>,
-    /// So many of the first questions were used; `None`: all.
+    /// Number of the first questions used, `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_questions: Option<usize>,
-    /// Number of answers planned, and so in a whole file; files of older versions do not say.
+    /// Number of answers planned, which a complete file holds. Absent in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answers: Option<usize>,
 }
 
 impl RolloutHeader {
-    /// The layout this version writes and reads.
+    /// The layout that this version writes and reads.
     pub const VERSION: u32 = VERSION;
 
-    /// The first line of a file; or what is wrong with it.
-    pub(crate) fn parse(line: &str) -> Result<Self, String> {
+    /// Returns the shape of the model.
+    #[must_use]
+    pub fn shape(&self) -> ModelShape {
+        ModelShape { architecture: self.architecture.clone(), blocks: self.blocks, width: self.width }
+    }
+
+    /// Reads the first line of a file. The error says what is wrong with it.
+    pub(super) fn parse(line: &str) -> Result<Self, String> {
         let header: Self = serde_json::from_str(line).map_err(malformed)?;
         if header.version == VERSION {
             Ok(header)
@@ -95,8 +104,8 @@ impl RolloutHeader {
 }
 
 impl Rollout {
-    /// Any other line of a file; or what is wrong with it.
-    pub(crate) fn parse(line: &str, header: &RolloutHeader) -> Result<Self, String> {
+    /// Reads any other line of a file. The error says what is wrong with it.
+    pub(super) fn parse(line: &str, header: &RolloutHeader) -> Result<Self, String> {
         let rollout: Self = serde_json::from_str(line).map_err(malformed)?;
         let known = |&token: &i32| usize::try_from(token).is_ok_and(|t| t < header.vocabulary);
         if let Some(token) = rollout.prompt.iter().chain(&rollout.response).find(|t| !known(t)) {
@@ -109,7 +118,7 @@ impl Rollout {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is handed to map_err")]
+#[expect(clippy::needless_pass_by_value, reason = "a function for map_err")]
 fn malformed(error: serde_json::Error) -> String {
     format!("is not a line of an axiscap rollouts file: {error}; make the file again")
 }
@@ -123,26 +132,14 @@ pub struct Rollouts {
     pub rollouts: Vec<Rollout>,
 }
 
-/// Why a file of answers could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("{}{}: {problem}", .path.display(), .line.map_or(String::new(), |line| format!(", line {line}")))]
-pub struct RolloutFileError {
-    /// The file.
-    pub path: PathBuf,
-    /// Line, counted from 1.
-    pub line: Option<usize>,
-    /// What is wrong, and what to do.
-    pub problem: String,
-}
-
 impl Rollouts {
     /// Reads a file written by [`Rollouts::write`].
     ///
     /// # Errors
-    /// [`RolloutFileError`] names the line: unreadable, no header, another version, a token outside the
-    /// vocabulary; and says how many answers are missing.
-    pub fn read(path: &Path) -> Result<Self, RolloutFileError> {
-        let fail = |line, problem: String| RolloutFileError { path: path.into(), line, problem };
+    /// [`Error::RolloutFile`] names the line that cannot be read, is no header, is of another version, or holds a token
+    /// outside the vocabulary. If answers are missing, it says how many.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let fail = |line, problem: String| Error::RolloutFile { path: path.into(), line, problem };
         let file = File::open(path).map_err(|e| fail(None, format!("cannot be opened: {e}")))?;
         let mut header: Option<RolloutHeader> = None;
         let mut rollouts = Vec::new();
@@ -172,11 +169,11 @@ impl Rollouts {
         }
     }
 
-    /// Writes the answers; the file appears whole or not at all.
+    /// Writes the answers. The file appears whole or not at all.
     ///
     /// # Errors
-    /// [`FileError::Io`]: the folder cannot be written, the disk is full.
-    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+    /// [`Error::File`] if the folder cannot be written or the disk is full.
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
         write_atomically(path, |out| {
             serde_json::to_writer(&mut *out, &self.header)?;
             for rollout in &self.rollouts {
@@ -189,10 +186,10 @@ impl Rollouts {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+pub(super) mod tests {
     use super::*;
 
-    pub(crate) fn rollouts() -> Rollouts {
+    pub(in crate::rollout) fn rollouts() -> Rollouts {
         let header = RolloutHeader {
             version: VERSION,
             tool: "axiscap 0".into(),
@@ -226,7 +223,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_file_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("r.jsonl");
         rollouts().write(&path).unwrap();
@@ -254,7 +251,7 @@ pub(crate) mod tests {
         assert!(read(cut.clone()).contains("1 of the 2 answers are missing"));
         let more = format!("{good}{}\n", good.lines().nth(1).unwrap());
         assert!(read(more).contains("3 answers, but only 2"));
-        // Files of older versions do not say how many there should be.
+        // Files of older versions lack the number of planned answers.
         std::fs::write(&path, cut.replace(",\"answers\":2", "")).unwrap();
         assert_eq!(Rollouts::read(&path).unwrap().rollouts.len(), 1);
         let nowhere = rollouts().write(Path::new("/nonexistent/r.jsonl")).unwrap_err();

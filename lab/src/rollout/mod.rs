@@ -1,57 +1,57 @@
-//! Many answers at once: continuous batching over one uncapped context.
+//! Many answers at once, by continuous batching over one uncapped context; what they answer, and where they are kept.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
+use axiscap_llama::{BatchRow, Context, ContextOptions, Message, Model, Role, Sampling, Token};
 use llama_cpp_2::sampling::LlamaSampler;
 
-use crate::Token;
-use crate::chat::{Message, Role};
-use crate::context::{BatchRow, Context, ContextOptions};
 use crate::error::Error;
-use crate::generate::Sampling;
-use crate::model::Model;
-use crate::rollout_file::Rollout;
-use crate::rollout_plan::Request;
-use crate::utf8::Utf8;
+
+mod file;
+mod part;
+mod plan;
+
+pub use file::{Rollout, RolloutHeader, Rollouts};
+pub use part::RolloutPart;
+pub use plan::{Plan, Request, RolePlay};
 
 /// How to generate answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RolloutOptions {
-    /// Most tokens of an answer.
+    /// Maximum tokens of an answer.
     pub max_tokens: usize,
-    /// How tokens are chosen. The seed is each request's own.
+    /// How tokens are chosen. The seed is that of each request.
     pub sampling: Sampling,
     /// Answers generated side by side.
     pub slots: usize,
-    /// Threads for the CPU; `None`: [`default_threads`](crate::default_threads).
+    /// Threads for the CPU. `None` means [`default_threads`](axiscap_llama::default_threads).
     pub threads: Option<usize>,
-    /// A chat template that llama.cpp knows, e.g. `chatml`; `None`: the model's own.
+    /// A chat template that llama.cpp knows, e.g. `chatml`. `None` means the model's own.
     pub chat_template: Option<String>,
 }
 
 impl Default for RolloutOptions {
-    /// 48 tokens at temperature 0.7, 16 answers side by side.
+    /// Returns 48 tokens at temperature 0.7, 16 answers side by side.
     fn default() -> Self {
         let sampling = Sampling { temperature: 0.7, ..Sampling::default() };
         Self { max_tokens: 48, sampling, slots: 16, threads: None, chat_template: None }
     }
 }
 
-/// Rows of one pass: enough to keep the cores busy, few enough for the logits to stay in memory.
+/// Rows of one pass: enough to keep the cores busy, few enough for their logits to fit into memory.
 pub(crate) const PASS_ROWS: u32 = 512;
 
-/// Slots that a group of answers fills, one after the other: enough that the last answers of a group, which run with
-/// fewer and fewer neighbours, cost little; few enough that a run that is stopped loses little.
+/// How often a group of answers fills every slot. The last answers of a group run with fewer and fewer neighbours, which
+/// costs less the longer the group is. A run that is stopped loses less the shorter it is.
 const ROUNDS: usize = 4;
 
-/// Generates the answer to every request. `on_progress` is told how many are done.
+/// Generates the answer to every request. `on_progress` is called with the number of answers done.
 ///
-/// A slot whose answer has ended takes the next request of its group at once. Every answer has a seed and a sampler
-/// of its own. The same requests and options give the same answers; with another number of slots llama.cpp's batched
-/// matrix products differ in their last bits, which can tip a draw, and the answer goes another way from there.
-/// Recurrent and hybrid models are decoded one answer at a time: their state cannot be batched with prompts of
-/// other lengths.
+/// A slot whose answer has ended takes the next request of its group at once. Every answer has its own seed and
+/// sampler. The same requests and options give the same answers. With another number of slots llama.cpp's batched
+/// matrix products differ in their last bits, which may tip a draw and change the rest of the answer. Recurrent and
+/// hybrid models are decoded one answer at a time, because their state cannot be batched with prompts of other lengths.
 ///
 /// # Errors
 /// Those of [`Model::render`], [`Error::AnswerTooLong`], and those of [`Context::decode`].
@@ -62,12 +62,12 @@ pub fn generate_rollouts(
     mut on_progress: impl FnMut(usize),
 ) -> Result<Vec<Rollout>, Error> {
     let mut generator = Generator::new(model, requests, options)?;
-    let (mut rollouts, mut told) = (Vec::new(), 0);
+    let (mut rollouts, mut reported) = (Vec::new(), 0);
     while rollouts.len() < requests.len() {
         let group = generator.group(rollouts.len(), |done| {
             // Several answers may end at once.
-            (told + 1..=done).for_each(&mut on_progress);
-            told = done;
+            (reported + 1..=done).for_each(&mut on_progress);
+            reported = done;
             ControlFlow::Continue(())
         })?;
         rollouts.extend(group.unwrap_or_default());
@@ -75,11 +75,11 @@ pub fn generate_rollouts(
     Ok(rollouts)
 }
 
-/// Generates answers group by group, for callers who keep what is done and go on from it later.
+/// Generates answers group by group, for callers that keep finished groups and continue later.
 ///
-/// A group is a number of requests in a row. It begins with an empty context, so that its answers depend on nothing
-/// that came before: a run that was stopped between two groups, and one that was not, give the same answers to the
-/// bit. (Within a group they do not: an answer's neighbours in the batch move its last bits.)
+/// A group is a number of consecutive requests. It begins with an empty context, so its answers are the same to the bit
+/// whether or not the run was stopped between two groups. (Within a group an answer's neighbours in the batch move its
+/// last bits.)
 #[derive(Debug)]
 pub struct Generator<'a> {
     requests: &'a [Request],
@@ -90,7 +90,7 @@ pub struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    /// A context for the answers to these requests.
+    /// Makes a context for the answers to these requests.
     ///
     /// # Errors
     /// Those of [`Model::render`] and [`Context::uncapped`], [`Error::AnswerTooLong`].
@@ -107,8 +107,8 @@ impl<'a> Generator<'a> {
         if longest > trained as usize {
             return Err(Error::AnswerTooLong { prompt: longest_prompt, answer: options.max_tokens, trained });
         }
-        let most = model.rope_limit(longest).unwrap_or(usize::MAX);
-        let slots = slots(model, options.slots.min(requests.len())).min(most / longest.max(1)).max(1);
+        let max_ctx = model.rope_limit(longest).unwrap_or(usize::MAX);
+        let slots = slots(model, options.slots.min(requests.len())).min(max_ctx / longest.max(1)).max(1);
         let context_options = ContextOptions {
             ctx: Some(u32::try_from(slots * longest).unwrap_or(u32::MAX)),
             batch: PASS_ROWS,
@@ -121,14 +121,14 @@ impl<'a> Generator<'a> {
         Ok(Self { requests, prompts, options, slots, context })
     }
 
-    /// Number of answers of a group; the last one may be shorter.
+    /// Returns the number of answers of a group. The last group may be shorter.
     #[must_use]
     pub fn group_size(&self) -> usize {
         ROUNDS * self.slots
     }
 
-    /// The answers of the group that begins with request `first`, in order; `None` when `go_on` asked to stop. It is
-    /// asked after every pass, and told how many answers are done in all.
+    /// Generates the answers of the group that begins with request `first`, in order. Returns `None` if `go_on` asked to
+    /// stop. `go_on` is called after every pass with the number of all answers done.
     ///
     /// # Errors
     /// Those of [`Context::decode`].
@@ -177,7 +177,7 @@ impl<'a> Generator<'a> {
     }
 }
 
-/// How many answers may run side by side.
+/// Returns how many answers may run side by side.
 pub(crate) fn slots(model: &Model, wanted: usize) -> usize {
     if model.llama().is_recurrent() || model.llama().is_hybrid() {
         tracing::info!("a recurrent or hybrid model: answers are decoded one at a time");
@@ -186,14 +186,14 @@ pub(crate) fn slots(model: &Model, wanted: usize) -> usize {
     wanted.max(1)
 }
 
-/// The tokens of the templated prompt of a request.
+/// Returns the tokens of the templated prompt of a request.
 fn prompt(model: &Model, request: &Request, template: Option<&str>) -> Result<Vec<Token>, Error> {
     let mut messages = Vec::new();
     if let Some(system) = &request.system {
         messages.push(Message::new(Role::System, system));
     }
     messages.push(Message::new(Role::User, &request.text));
-    model.tokenize(&model.render(&messages, template, true)?, true)
+    Ok(model.tokenize(&model.render(&messages, template, true)?, true)?)
 }
 
 /// One answer being generated.
@@ -208,15 +208,12 @@ struct Slot {
 }
 
 impl Slot {
-    /// The token at a position of the sequence.
+    /// Returns the token at a position of the sequence.
     fn token(&self, position: usize) -> Token {
         self.prompt.get(position).copied().unwrap_or_else(|| self.response[position - self.prompt.len()])
     }
 
     fn rollout(self, model: &Model, request: &Request) -> Rollout {
-        let mut utf8 = Utf8::default();
-        let mut text: String = self.response.iter().map(|&token| utf8.push(&model.piece(token))).collect();
-        text.push_str(&utf8.finish());
         let ids = |tokens: &[Token]| tokens.iter().map(|token| token.0).collect();
         Rollout {
             role: request.role.clone(),
@@ -225,15 +222,16 @@ impl Slot {
             seed: request.seed,
             prompt: ids(&self.prompt),
             response: ids(&self.response),
-            text,
+            text: model.detokenize(&self.response),
         }
     }
 }
 
-/// The next rows of all slots, at most `most`: one token of each answer under way, then as much of the prompts as
-/// fits beside them, so that a long prompt keeps no answer waiting. With them, the rows to sample from and their
-/// sequences.
-fn next_batch(active: &mut [Option<Slot>], most: usize) -> (Vec<BatchRow>, Vec<(usize, usize)>) {
+/// Returns the next rows of all slots, at most `max`, and with them the rows to sample from and their sequences.
+///
+/// One token of each answer in progress comes first, then as much of the prompts as fits. A long prompt therefore delays
+/// no answer.
+fn next_batch(active: &mut [Option<Slot>], max: usize) -> (Vec<BatchRow>, Vec<(usize, usize)>) {
     let (mut rows, mut ends) = (Vec::new(), Vec::new());
     for answering in [true, false] {
         for (sequence, slot) in active.iter_mut().enumerate() {
@@ -241,7 +239,7 @@ fn next_batch(active: &mut [Option<Slot>], most: usize) -> (Vec<BatchRow>, Vec<(
                 continue;
             };
             let length = slot.prompt.len() + slot.response.len();
-            for position in slot.fed..length.min(slot.fed + most - rows.len()) {
+            for position in slot.fed..length.min(slot.fed + max - rows.len()) {
                 let logits = position + 1 == length;
                 if logits {
                     ends.push((rows.len(), sequence));
@@ -272,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_mix_single_tokens_and_parts_of_prompts() {
+    fn a_batch_mixes_single_tokens_and_parts_of_prompts() {
         let mut active = [slot(3, 2, 4), None, slot(10, 0, 0), slot(4, 0, 0)];
         let (rows, ends) = next_batch(&mut active, 8);
         assert_eq!(rows.len(), 8);
@@ -280,13 +278,13 @@ mod tests {
         assert_eq!((rows[0].position, rows[0].token, rows[0].logits), (4, Token(1), true));
         assert!(rows[1..].iter().all(|row| row.sequence == 2 && !row.logits));
         let (rows, ends) = next_batch(&mut active, 8);
-        // Slot 0 waits for its next token; slot 2 goes on where it was, slot 3 starts.
+        // Slot 0 waits for its next token, slot 2 continues, slot 3 starts.
         assert_eq!(rows.iter().map(|r| (r.sequence, r.position)).next(), Some((2, 7)));
         assert_eq!(ends, [(2, 2), (6, 3)]);
     }
 
     #[test]
-    fn a_long_prompt_keeps_no_answer_waiting() {
+    fn a_long_prompt_delays_no_answer() {
         let mut active = [slot(50, 0, 3), slot(3, 2, 4), slot(9, 0, 0), slot(5, 1, 5)];
         let (rows, ends) = next_batch(&mut active, 6);
         assert_eq!(ends, [(0, 1), (1, 3)]);

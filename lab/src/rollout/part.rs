@@ -1,13 +1,13 @@
-//! Answers kept while they are generated, so that a run that was stopped goes on where it was.
+//! Answers kept while they are generated. A run that was stopped continues from them.
 //!
-//! The file is the beginning of the file of answers that it becomes: the header, then answers in the order of the
-//! plan.
+//! The file is the beginning of the complete file: the header, then answers in the order of the plan.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::rollout_file::{Rollout, RolloutFileError, RolloutHeader};
+use super::file::{Rollout, RolloutHeader};
+use crate::error::Error;
 
 /// An open file of answers that is not complete yet.
 #[derive(Debug)]
@@ -18,15 +18,15 @@ pub struct RolloutPart {
 }
 
 impl RolloutPart {
-    /// Opens the file, or begins it when there is none. What is kept of one that is there are the whole groups of
-    /// `group` answers ([`Generator::group_size`](crate::rollout::Generator::group_size)): the answers of a group that
-    /// was not finished are generated anew.
+    /// Opens the file, or begins it if there is none. Of an existing file, complete groups of `group` answers are kept
+    /// ([`Generator::group_size`](crate::rollout::Generator::group_size)). The answers of an unfinished group are
+    /// generated again.
     ///
     /// # Errors
-    /// [`RolloutFileError`]: it cannot be read or written, is none of ours, or was begun with other settings than
-    /// those of `header`.
-    pub fn open(path: &Path, header: &RolloutHeader, group: usize) -> Result<Self, RolloutFileError> {
-        let fail = |line, problem| RolloutFileError { path: path.into(), line, problem };
+    /// [`Error::RolloutFile`] if the file cannot be read or written, is no file of answers, or was begun with other
+    /// settings than those of `header`.
+    pub fn open(path: &Path, header: &RolloutHeader, group: usize) -> Result<Self, Error> {
+        let fail = |line, problem| Error::RolloutFile { path: path.into(), line, problem };
         let failed = |what: &str, error: io::Error| fail(None, format!("cannot be {what}: {error}"));
         let mut file = File::options()
             .read(true)
@@ -34,7 +34,7 @@ impl RolloutPart {
             .create(true)
             .open(path)
             .map_err(|error| failed("opened", error))?;
-        // Two programs that write to one file would make one useless file of it.
+        // Two programs writing to one file would ruin it.
         match file.try_lock() {
             Err(fs::TryLockError::WouldBlock) => {
                 return Err(fail(
@@ -42,7 +42,7 @@ impl RolloutPart {
                     "another axiscap is writing it; wait for it, or name another file".into(),
                 ));
             }
-            // File systems without locks are no reason to fail.
+            // A file system without locks is no reason to fail.
             Err(fs::TryLockError::Error(_)) | Ok(()) => {}
         }
         let text = fs::read(path).map_err(|error| failed("read", error))?;
@@ -56,17 +56,17 @@ impl RolloutPart {
         Ok(Self { path: path.into(), file, kept })
     }
 
-    /// The answers that are in the file.
+    /// Returns the answers in the file.
     #[must_use]
     pub fn kept(&self) -> &[Rollout] {
         &self.kept
     }
 
-    /// Adds answers and has them written to the medium.
+    /// Adds answers and syncs them to the medium.
     ///
     /// # Errors
-    /// [`RolloutFileError`]: the disk is full.
-    pub fn append(&mut self, rollouts: Vec<Rollout>) -> Result<(), RolloutFileError> {
+    /// [`Error::RolloutFile`] if the disk is full.
+    pub fn append(&mut self, rollouts: Vec<Rollout>) -> Result<(), Error> {
         let mut lines = Vec::new();
         let written = rollouts
             .iter()
@@ -77,7 +77,7 @@ impl RolloutPart {
             })
             .and_then(|()| self.file.write_all(&lines))
             .and_then(|()| self.file.sync_data());
-        written.map_err(|error| RolloutFileError {
+        written.map_err(|error| Error::RolloutFile {
             path: self.path.clone(),
             line: None,
             problem: format!("cannot be written: {error}"),
@@ -86,23 +86,23 @@ impl RolloutPart {
         Ok(())
     }
 
-    /// Closes and removes the file and gives out its answers: they are kept elsewhere now.
+    /// Closes and removes the file and returns its answers. Call it after they are written elsewhere.
     #[must_use]
     pub fn finish(self) -> Vec<Rollout> {
         drop(self.file);
-        // One that stays is in nobody's way: it belongs to a file of answers that is there.
+        // A file that cannot be removed does no harm: the complete file exists, and it takes precedence.
         let _ = fs::remove_file(&self.path);
         self.kept
     }
 }
 
-/// Line, and what is wrong there.
+/// A line, and what is wrong there.
 type Problem = (Option<usize>, String);
 
-/// The answers of whole groups, and the number of bytes up to there.
+/// Returns the answers of complete groups, and the number of bytes up to there.
 fn parse(text: &[u8], header: &RolloutHeader, group: usize) -> Result<(Vec<Rollout>, usize), Problem> {
-    const AGAIN: &str = "remove the file to begin anew";
-    // What follows the last line feed is a line that was cut.
+    const AGAIN: &str = "remove the file to begin again";
+    // The bytes after the last line feed are a line that was cut.
     let mut lines = text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
     let Some(first) = lines.next() else { return Ok((Vec::new(), 0)) };
     let utf8 = |line: &[u8], number| {
@@ -112,7 +112,7 @@ fn parse(text: &[u8], header: &RolloutHeader, group: usize) -> Result<(Vec<Rollo
     let found = RolloutHeader::parse(&utf8(first, 1)?);
     let found = found.map_err(|problem| (Some(1), format!("{problem} ({AGAIN})")))?;
     if let Some(what) = difference(&found, header) {
-        let problem = format!("was begun with {what}; give the same options again to go on, or {AGAIN}");
+        let problem = format!("was begun with {what}; give the same options again to continue, or {AGAIN}");
         return Err((None, problem));
     }
     let mut length = first.len();
@@ -129,14 +129,14 @@ fn parse(text: &[u8], header: &RolloutHeader, group: usize) -> Result<(Vec<Rollo
     Ok((kept, whole.1))
 }
 
-/// The first setting in which two runs differ: what the file has, and what is wanted.
+/// Returns the first setting in which two runs differ, with the file's value and the wanted one.
 fn difference(file: &RolloutHeader, wanted: &RolloutHeader) -> Option<String> {
     let fields = |header: &RolloutHeader| -> Result<serde_json::Map<String, serde_json::Value>, _> {
         serde_json::to_string(header).and_then(|text| serde_json::from_str(&text))
     };
     let (file, wanted) = (fields(file).ok()?, fields(wanted).ok()?);
     let null = serde_json::Value::Null;
-    // Another version of the program may draw otherwise, so the tool counts as well.
+    // Another version of the program may draw otherwise, so the tool is compared as well.
     file.keys().chain(wanted.keys()).find_map(|key| {
         let (found, expected) = (file.get(key).unwrap_or(&null), wanted.get(key).unwrap_or(&null));
         (found != expected).then(|| format!("another {key} ({found}, now {expected})"))
@@ -146,10 +146,10 @@ fn difference(file: &RolloutHeader, wanted: &RolloutHeader) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout_file::tests::rollouts;
+    use crate::rollout::file::tests::rollouts;
 
     #[test]
-    fn whole_groups_are_kept_and_everything_else_is_written_again() {
+    fn complete_groups_are_kept_and_the_rest_is_written_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("r.part");
         let mut whole = rollouts();
@@ -181,7 +181,7 @@ mod tests {
             assert_eq!(part.kept(), &whole.rollouts[..kept], "cut to {length} bytes");
             part.append(whole.rollouts[kept..].to_vec()).unwrap();
             assert_eq!(part.kept(), whole.rollouts);
-            // The last group may be a short one.
+            // The last group may be shorter.
             drop(part);
             assert_eq!(open().finish(), whole.rollouts);
             assert!(!path.exists());
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_run_is_left_alone() {
+    fn a_file_of_another_run_is_left_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("r.part");
         let whole = rollouts();

@@ -1,58 +1,15 @@
-//! What is asked of the model: who it is told to be, and the questions that let a character show.
+//! The questions, and the roles in which the model answers them.
 
+use axiscap_llama::Sampling;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::generate::Sampling;
+use crate::error::Error;
 
-/// The roles file compiled in: `assets/roles.json`.
-const BUILTIN_ROLES: &str = include_str!("../../../assets/roles.json");
-/// The questions file compiled in: `assets/questions.txt`.
-const BUILTIN_QUESTIONS: &str = include_str!("../../../assets/questions.txt");
+const BUILTIN_ROLES: &str = include_str!("../../assets/roles.json");
+const BUILTIN_QUESTIONS: &str = include_str!("../../assets/questions.txt");
 
-/// Why a roles file or a questions file was refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PlanError {
-    /// The roles are not JSON of the expected shape.
-    #[error(
-        "the roles are not as expected: {0}; a roles file is JSON: {{\"default\": [null, \"system prompt\"], \"roles\": [{{\"name\": \"pirate\", \"prompts\": [\"You are a pirate ...\"]}}]}}"
-    )]
-    Roles(serde_json::Error),
-    /// A list that must hold something is empty, or a text in it is.
-    #[error("{place} is empty; {remedy}")]
-    Empty {
-        /// What is empty.
-        place: String,
-        /// What to put there.
-        remedy: &'static str,
-    },
-    /// The same name or question twice would count it twice.
-    #[error("{what} {text:?} appears twice; remove one of them")]
-    Duplicate {
-        /// `role` or `question`.
-        what: &'static str,
-        /// The name or question.
-        text: String,
-    },
-    /// Held-out scores need two halves of the questions.
-    #[error(
-        "there are too few questions ({found}); give at least 2, so that the axis can be tested on questions it was not made from"
-    )]
-    FewQuestions {
-        /// How many there are.
-        found: usize,
-    },
-}
-
-// The message holds the cause; as a source it would be told twice.
-impl From<serde_json::Error> for PlanError {
-    fn from(error: serde_json::Error) -> Self {
-        Self::Roles(error)
-    }
-}
-
-/// One role to play and the system prompts that put the model in it.
+/// One role to play and its system prompts.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RolePlay {
@@ -69,10 +26,10 @@ struct RolesFile {
     roles: Vec<RolePlay>,
 }
 
-/// Roles, neutral system prompts and questions: the whole experiment but for seed and length.
+/// Roles, neutral system prompts and questions: the experiment without seed and length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// System prompts under which the model is its default self; `None` = no system message at all.
+    /// System prompts of the default Assistant. `None` is no system message.
     pub default: Vec<Option<String>>,
     /// Roles to play.
     pub roles: Vec<RolePlay>,
@@ -87,7 +44,7 @@ pub struct Plan {
 /// One answer to be generated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// The role's name; `None` = default Assistant.
+    /// The role's name, `None` for the default Assistant.
     pub role: Option<String>,
     /// System prompt, if any.
     pub system: Option<String>,
@@ -95,27 +52,28 @@ pub struct Request {
     pub question: usize,
     /// The question itself.
     pub text: String,
-    /// Seed of this answer alone, so that it depends on its place in the plan and not on the order of execution.
+    /// Seed of this answer. It depends on the place in the plan and not on the order of execution.
     pub seed: u32,
 }
 
 impl Plan {
-    /// The roles and questions that axiscap comes with.
+    /// Returns the built-in roles and questions (`lab/assets/`).
     #[must_use]
     pub fn builtin() -> Self {
         Self::parse(BUILTIN_ROLES, BUILTIN_QUESTIONS).expect("the built-in plan is checked by a test")
     }
 
-    /// Reads a roles file (JSON) and a questions file (one a line, `#` comments). `None` = the built-in one.
+    /// Reads a roles file (JSON) and a questions file (one a line, `#` comments). `None` is the built-in one.
     ///
     /// # Errors
-    /// [`PlanError`]: unknown or missing fields, empty texts, duplicates, too few questions.
-    pub fn from_texts(roles: Option<&str>, questions: Option<&str>) -> Result<Self, PlanError> {
+    /// [`Error::Roles`], [`Error::Empty`], [`Error::Duplicate`], [`Error::FewQuestions`].
+    pub fn from_texts(roles: Option<&str>, questions: Option<&str>) -> Result<Self, Error> {
         Self::parse(roles.unwrap_or(BUILTIN_ROLES), questions.unwrap_or(BUILTIN_QUESTIONS))
     }
 
-    fn parse(roles_text: &str, questions_text: &str) -> Result<Self, PlanError> {
-        let file: RolesFile = serde_json::from_str(roles_text)?;
+    fn parse(roles_text: &str, questions_text: &str) -> Result<Self, Error> {
+        let file: RolesFile =
+            serde_json::from_str(roles_text).map_err(|error| Error::Roles { error })?;
         check_default(&file.default)?;
         check_roles(&file.roles)?;
         Ok(Self {
@@ -127,7 +85,7 @@ impl Plan {
         })
     }
 
-    /// Keeps only the first `roles` roles and `questions` questions: a quick trial, not a result.
+    /// Keeps only the first `roles` roles and `questions` questions, for a quick trial.
     #[must_use]
     pub fn limited(mut self, roles: Option<usize>, questions: Option<usize>) -> Self {
         self.roles.truncate(roles.unwrap_or(usize::MAX).max(1));
@@ -135,7 +93,7 @@ impl Plan {
         self
     }
 
-    /// Every system prompt with every question: first the default Assistant, then role by role.
+    /// Returns every system prompt with every question, first for the default Assistant, then role by role.
     #[must_use]
     pub fn requests(&self, seed: u32) -> Vec<Request> {
         let default = self.default.iter().map(|system| (None, system.as_ref()));
@@ -159,28 +117,28 @@ impl Plan {
     }
 }
 
-/// A seed per answer: neighbouring counters must not give related streams (splitmix64's finaliser).
+/// Returns a seed per answer by splitmix64's finaliser: neighbouring counters must not give related random numbers.
 fn mixed(seed: u32, index: usize) -> u32 {
     let mut z = (u64::from(seed) << 32 | index as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) as u32).min(Sampling::MOST_SEED)
+    ((z ^ (z >> 31)) as u32).min(Sampling::MAX_SEED)
 }
 
-fn check_default(default: &[Option<String>]) -> Result<(), PlanError> {
+fn check_default(default: &[Option<String>]) -> Result<(), Error> {
     let remedy = "give at least one neutral system prompt, or null for none";
     if default.is_empty() {
-        return Err(PlanError::Empty { place: "the list \"default\"".into(), remedy });
+        return Err(Error::Empty { place: "the list \"default\"".into(), remedy });
     }
     match default.iter().position(|p| p.as_ref().is_some_and(|p| p.trim().is_empty())) {
-        Some(index) => Err(PlanError::Empty { place: format!("\"default\"[{index}]"), remedy }),
+        Some(index) => Err(Error::Empty { place: format!("\"default\"[{index}]"), remedy }),
         None => Ok(()),
     }
 }
 
-fn check_roles(roles: &[RolePlay]) -> Result<(), PlanError> {
+fn check_roles(roles: &[RolePlay]) -> Result<(), Error> {
     if roles.is_empty() {
-        return Err(PlanError::Empty {
+        return Err(Error::Empty {
             place: "the list \"roles\"".into(),
             remedy: "the axis is the difference to role play; give at least one role, better twenty or more",
         });
@@ -188,29 +146,29 @@ fn check_roles(roles: &[RolePlay]) -> Result<(), PlanError> {
     for (index, role) in roles.iter().enumerate() {
         if role.name.trim().is_empty() {
             let place = format!("the name of \"roles\"[{index}]");
-            return Err(PlanError::Empty { place, remedy: "name the role" });
+            return Err(Error::Empty { place, remedy: "name the role" });
         }
         if role.prompts.is_empty() || role.prompts.iter().any(|p| p.trim().is_empty()) {
             let place = format!("\"prompts\" of role {:?}, or a prompt in it,", role.name);
-            return Err(PlanError::Empty { place, remedy: "give at least one system prompt per role" });
+            return Err(Error::Empty { place, remedy: "give at least one system prompt per role" });
         }
         if roles[..index].iter().any(|r| r.name == role.name) {
-            return Err(PlanError::Duplicate { what: "role", text: role.name.clone() });
+            return Err(Error::Duplicate { what: "role", text: role.name.clone() });
         }
     }
     Ok(())
 }
 
-fn questions(text: &str) -> Result<Vec<String>, PlanError> {
+fn questions(text: &str) -> Result<Vec<String>, Error> {
     let mut questions = Vec::<String>::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         if questions.iter().any(|q| q == line) {
-            return Err(PlanError::Duplicate { what: "question", text: line.into() });
+            return Err(Error::Duplicate { what: "question", text: line.into() });
         }
         questions.push(line.into());
     }
     if questions.len() < 2 {
-        return Err(PlanError::FewQuestions { found: questions.len() });
+        return Err(Error::FewQuestions { found: questions.len() });
     }
     Ok(questions)
 }
@@ -239,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_files_are_refused_with_the_place() {
+    fn a_bad_file_is_refused_and_the_place_named() {
         let roles = |text: &str| Plan::from_texts(Some(text), None).unwrap_err().to_string();
         assert!(roles("{").contains("not as expected"));
         assert!(roles(r#"{"default": [null], "roles": [], "x": 1}"#).contains("unknown field `x`"));
@@ -252,13 +210,13 @@ mod tests {
         assert!(roles(twice).contains("appears twice"));
         assert!(matches!(
             Plan::from_texts(None, Some("# none\nOne?\n")),
-            Err(PlanError::FewQuestions { found: 1 })
+            Err(Error::FewQuestions { found: 1 })
         ));
-        assert!(matches!(Plan::from_texts(None, Some("One?\nOne?\n")), Err(PlanError::Duplicate { .. })));
+        assert!(matches!(Plan::from_texts(None, Some("One?\nOne?\n")), Err(Error::Duplicate { .. })));
     }
 
     #[test]
-    fn limits_keep_a_plan_usable() {
+    fn limits_keep_at_least_one_role_and_two_questions() {
         let plan = Plan::builtin().limited(Some(2), Some(0));
         assert_eq!((plan.roles.len(), plan.questions.len()), (2, 2));
     }
