@@ -197,7 +197,7 @@ fn caps_of_another_model_or_quantisation_are_told() {
     (other.model.name, other.model.file_type) = (None, None);
     other.write(&file).unwrap();
     assert!(!notes(&axiscap("run", &prompted(&["--caps", arg(&file)]))).contains("warning"));
-    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/smollm2-135m-instruct.caps.gguf");
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../lab/assets/smollm2-135m-instruct.caps.gguf");
     assert!(!notes(&axiscap("run", &prompted(&["--caps", shipped]))).contains("warning"));
 
     // What is odd about the file itself is told, too.

@@ -39,19 +39,16 @@ fn bench_measures_pairs_against_an_untouched_context() {
     let on_cpu = |engine: &serde_json::Value| engine["device"] == "CPU" && engine["how"].is_string();
     assert!(report["engines"].as_array().unwrap().iter().all(on_cpu), "{report}");
 
-    let several = ["--sequences", "3", "--no-statistics", "--compare", "cb-eval", "--timeline", "--json"];
+    let several = ["--sequences", "3", "--no-statistics", "--compare", "cb-eval", "--json"];
     let report = json(axiscap("bench", &[&args[..], &several].concat()));
     assert_eq!((&report["sequences"], &report["statistics"]), (&3.into(), &false.into()));
     assert!(report["engagement"].is_null());
     assert_eq!(report["cb_eval"]["decode"]["pairs"], 2);
-    let note = report["timeline"]["note"].as_str().expect("a CPU has no timeline, and bench says so");
-    assert!(note.contains("no GPU timeline"), "{note}");
     misuse(axiscap("bench", &[&args[..], &["--sequences", "0"]].concat()), &["--sequences"]);
     misuse(axiscap("bench", &["--caps", arg(&file), "--pairs", "0"]), &["--pairs"]);
 
-    let table = succeed(axiscap("bench", &[&args[..], &["--engine", "views", "--timeline"]].concat()));
+    let table = succeed(axiscap("bench", &[&args[..], &["--route", "views"]].concat()));
     assert!(table.contains("decode, capped") && table.contains("prefill, capped"), "{table}");
-    assert!(table.contains("timeline: there is no GPU timeline"), "{table}");
     assert!(table.contains("95 % interval (fewer than 6 pairs: by Student's t"), "{table}");
 }
 

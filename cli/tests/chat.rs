@@ -27,7 +27,7 @@ fn turns_build_on_each_other_and_decode_only_what_is_new() {
     let first = number(0, "prompt_tokens") + turns[0]["tokens"].as_array().unwrap().len() as u64;
     assert!(number(1, "reused_tokens") >= first - 1, "{} of {first}", number(1, "reused_tokens"));
     assert!(number(1, "prompt_tokens") > first);
-    // Under other caps the conversation is read anew.
+    // Under other caps the conversation is decoded again.
     assert_eq!(number(2, "reused_tokens"), 0);
     assert_eq!(number(3, "reused_tokens"), 0);
 
@@ -76,7 +76,7 @@ fn plain_output_and_wrong_commands() {
     let args = ["--temp", "0", "--max-tokens", "6", "--ctx", "256"];
     let output = with_stdin("chat", &args, "\nHello.\n\n/reset\nHello.\n");
     let notes = String::from_utf8(output.stderr.clone()).unwrap();
-    assert!(notes.contains("[turn 1:") && notes.contains("[started anew]"), "{notes}");
+    assert!(notes.contains("[turn 1:") && notes.contains("[started again]"), "{notes}");
     let text = succeed(output);
     let answers: Vec<_> = text.lines().collect();
     assert!(answers.len() >= 2 && answers[0] == answers[answers.len() / 2], "{text}");

@@ -266,7 +266,7 @@ fn a_conversation_longer_than_the_context_is_told_up_to_there() {
 
 #[test]
 fn the_shipped_caps_are_for_the_small_model() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/smollm2-135m-instruct.caps.gguf");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lab/assets/smollm2-135m-instruct.caps.gguf");
     let file = CapFile::read(&path).unwrap();
     assert_eq!(file.check_model("llama", WIDTH, BLOCKS).unwrap(), []);
     assert_eq!(file.warnings(), []);

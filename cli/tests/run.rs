@@ -33,8 +33,8 @@ fn json_has_the_promised_fields() {
     assert!(report["caps"][0]["ceiling"].is_null());
     assert!(report["engines"][0]["how"].is_string() && report["margins"].is_null());
 
-    // Every engine gives the same bits; a lead per choice, the one that ended the text included.
-    let again = json(axiscap("run", &[&args[..], &["--margins", "--engine", "views"]].concat()));
+    // Every route gives the same bits. There is a margin per choice, that of the token that ended the text included.
+    let again = json(axiscap("run", &[&args[..], &["--margins", "--route", "views"]].concat()));
     assert_eq!(again["tokens"], report["tokens"]);
     assert_ne!(again["engines"], report["engines"]);
     let margins = again["margins"].as_array().unwrap();

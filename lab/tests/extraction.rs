@@ -3,15 +3,13 @@
 mod support;
 
 use axiscap::{Bound, CapSet};
-use axiscap_llama::activations::{mean_activations, project};
-use axiscap_llama::rollout::{Generator, RolloutOptions, generate_rollouts};
-use axiscap_llama::rollout_file::Rollout;
-use axiscap_llama::rollout_plan::Plan;
+use axiscap_lab::activations::{mean_activations, project};
+use axiscap_lab::rollout::{Generator, Plan, Rollout, RolloutOptions, generate_rollouts};
 use axiscap_llama::{BatchRow, Context, ContextOptions, Sampling, Token};
 use support::{caps, long_text, model};
 
 #[test]
-fn answers_are_in_the_order_of_the_plan_and_do_not_depend_on_their_neighbours() {
+fn answers_come_in_the_order_of_the_plan_and_are_those_of_a_single_sequence() {
     let model = model();
     let plan = Plan::builtin().limited(Some(1), Some(2));
     let requests = plan.requests(7);
@@ -38,7 +36,7 @@ fn answers_are_in_the_order_of_the_plan_and_do_not_depend_on_their_neighbours() 
 }
 
 #[test]
-fn a_group_of_answers_depends_on_nothing_before_it() {
+fn a_group_of_answers_does_not_depend_on_earlier_groups() {
     let model = model();
     let requests = Plan::builtin().limited(Some(2), Some(2)).requests(3);
     let options = RolloutOptions { max_tokens: 6, slots: 2, ..RolloutOptions::default() };
@@ -46,7 +44,7 @@ fn a_group_of_answers_depends_on_nothing_before_it() {
     let mut generator = Generator::new(&model, &requests, &options).unwrap();
     assert_eq!((requests.len(), generator.group_size()), (18, 8));
     let go_on = |_| std::ops::ControlFlow::Continue(());
-    // In another order, and one of them stopped in its midst.
+    // In another order, with one group stopped halfway.
     assert_eq!(generator.group(8, go_on).unwrap().unwrap(), whole[8..16]);
     let stop =
         |done| if done > 2 { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) };
@@ -55,11 +53,12 @@ fn a_group_of_answers_depends_on_nothing_before_it() {
     assert_eq!(generator.group(0, go_on).unwrap().unwrap(), whole[..8]);
 }
 
-/// Batched matrix products differ in their last bits from single ones, llama.cpp rounds activations to 8 bits, and so
-/// the likeliest token may change where two are nearly as likely. Logits of unrelated texts differ by 10 and more.
+/// Batched matrix products differ in their last bits from single ones, and llama.cpp rounds activations to 8 bits. The
+/// likeliest token may therefore change between two that are nearly as likely. Logits of unrelated texts differ by 10
+/// and more.
 const NEAR_TIE: f32 = 0.5;
 
-/// Decodes the answer alone; returns by how much the logit of any other token exceeds that of the token taken.
+/// Decodes the answer alone. Returns by how much the logit of any other token exceeds that of the token taken.
 fn lead_of_other_tokens(context: &mut Context<'_>, rollout: &Rollout) -> f32 {
     context.clear();
     let mut lead = 0f32;
@@ -75,7 +74,7 @@ fn lead_of_other_tokens(context: &mut Context<'_>, rollout: &Rollout) -> f32 {
     lead
 }
 
-/// Answers of given lengths from a running text; one is longer than a pass.
+/// Returns answers of given lengths from a running text. One is longer than a pass.
 fn rollouts(text: &[Token]) -> Vec<Rollout> {
     let ids = |tokens: &[Token]| tokens.iter().map(|token| token.0).collect::<Vec<_>>();
     let rollout = |role: Option<&str>, prompt: &[Token], response: &[Token]| Rollout {
@@ -96,7 +95,7 @@ fn rollouts(text: &[Token]) -> Vec<Rollout> {
     ]
 }
 
-/// The same projections by another way: caps that only observe, and their trace, one answer per context.
+/// Returns the same projections from the trace of caps that only observe, one answer per context.
 fn traced(context: &mut Context<'_>, set: &CapSet, rollout: &Rollout) -> Vec<Vec<f64>> {
     context.set_caps(Some(set)).unwrap();
     context.clear();
@@ -120,7 +119,7 @@ fn traced(context: &mut Context<'_>, set: &CapSet, rollout: &Rollout) -> Vec<Vec
 }
 
 #[test]
-fn both_ways_to_a_mean_projection_agree_with_the_trace_on_every_kind_of_block() {
+fn mean_activations_and_projections_agree_with_the_trace_on_every_kind_of_block() {
     let model = model();
     let blocks = [0, 14, 29];
     let set = caps(blocks, 3, Bound::NONE);
@@ -144,7 +143,7 @@ fn both_ways_to_a_mean_projection_agree_with_the_trace_on_every_kind_of_block() 
             let mean = means.mean(answer, *block);
             let norm = mean.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
             let dot: f64 = axis.values().iter().zip(mean).map(|(&v, &x)| f64::from(v) * f64::from(x)).sum();
-            // Other batches, other last bits, and llama.cpp rounds activations to 8 bits: see docs/method.md.
+            // Other batches have other last bits, and llama.cpp rounds activations to 8 bits (docs/method.md).
             let tolerance = 5e-3 * norm;
             for found in [projected, dot] {
                 assert!(
@@ -154,7 +153,7 @@ fn both_ways_to_a_mean_projection_agree_with_the_trace_on_every_kind_of_block() 
             }
         }
     }
-    // Without the last block no logits are computed; the others see the same rows.
+    // Without the last block no logits are computed. The other blocks see the same rows.
     let some = project(&model, &rollouts, &axes[..2], None, |_| {}).unwrap();
     assert_eq!(some, projections[..2]);
     let tokens: usize = rollouts.iter().map(|rollout| rollout.response.len()).sum();
