@@ -4,9 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use axiscap_lab::rollout::{
-    Generator, Plan, Rollout, RolloutHeader, RolloutOptions, RolloutPart, Rollouts,
-};
+use axiscap_lab::rollout::{Generator, Plan, Rollout, RolloutHeader, RolloutOptions, RolloutPart, Rollouts};
 use axiscap_llama::Model;
 use clap::builder::RangedU64ValueParser;
 
@@ -26,8 +24,9 @@ pub(crate) struct AnswersArgs {
     #[arg(long, value_name = "FILE", env = "AXISCAP_MODEL")]
     pub(crate) model: PathBuf,
 
-    /// The answers (JSON lines): read if the file exists, else generated and written to it. Answers in progress are kept
-    /// in FILE.part (without this option beside --out): a run that was stopped continues from there
+    /// The answers (JSON lines): read if the file exists, else generated and written to it. Answers in
+    /// progress are kept in FILE.part (without this option beside --out): a run that was stopped continues
+    /// from there
     #[arg(long, value_name = "FILE.jsonl")]
     rollouts: Option<PathBuf>,
 
@@ -94,8 +93,8 @@ impl Answers {
 }
 
 impl AnswersArgs {
-    /// Loads the model, after checking that the outputs can be written. `inputs` and `outputs` are the caller's files.
-    /// `--out` is the first of the outputs.
+    /// Loads the model, after checking that the outputs can be written. `inputs` and `outputs` are the
+    /// caller's files. `--out` is the first of the outputs.
     pub(crate) fn load_model(&self, inputs: &[(&str, &Path)], outputs: &[(&str, &Path)]) -> Result<Model> {
         let mut inputs = inputs.to_vec();
         inputs.push(("--model", &self.model));
@@ -295,8 +294,8 @@ impl AnswersArgs {
         Ok(())
     }
 
-    /// Returns the options that shaped the answers, for the origin of a file: without folders. They come from the header
-    /// of the answers, because the command line may only name the file.
+    /// Returns the options that shaped the answers, for the origin of a file: without folders. They come from
+    /// the header of the answers, because the command line may only name the file.
     pub(crate) fn command(&self, header: &RolloutHeader) -> String {
         let mut words = format!("--model {}", file_name(&self.model));
         for (flag, path) in

@@ -16,8 +16,9 @@ use crate::progress::Progress;
 use crate::report::{self, EngineReport, FusedNormReport};
 use crate::route::RouteArg;
 
-/// Measure what capping costs: the same tokens, capped and uncapped, in lock-step in one process. The baseline is
-/// a context that the hook has never touched. A ratio of 0.99 means that capped generation has 99 % of the speed.
+/// Measure what capping costs: the same tokens, capped and uncapped, in lock-step in one process. The
+/// baseline is a context that the hook has never touched. A ratio of 0.99 means that capped generation has 99
+/// % of the speed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -28,7 +29,8 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     caps: RequiredCapsArgs,
-    /// Pairs of measurements; more of them narrow the interval; with fewer than 6 it assumes a normal distribution
+    /// Pairs of measurements; more of them narrow the interval; with fewer than 6 it assumes a normal
+    /// distribution
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = at_least_one())]
     pairs: usize,
     /// Tokens of the prompt
@@ -46,8 +48,8 @@ pub(crate) struct Args {
     /// Do not count what the caps do
     #[arg(long)]
     no_statistics: bool,
-    /// Also measure: the hook with its caps switched off; the same caps through llama.cpp's cb_eval, or through a chain
-    /// of ggml's own operations, which counts nothing
+    /// Also measure: the hook with its caps switched off; the same caps through llama.cpp's cb_eval, or
+    /// through a chain of ggml's own operations, which counts nothing
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
     compare: Vec<Compare>,
     /// How graphs are computed with their caps

@@ -22,8 +22,8 @@ use crate::progress::Progress;
 
 /// Give axes their floors, on the model file that will be served.
 ///
-/// A floor is a percentile of the mean projections of the model's answers, default and role play alike. Quantisation
-/// moves projections: calibrate on the GGUF that will serve.
+/// A floor is a percentile of the mean projections of the model's answers, default and role play alike.
+/// Quantisation moves projections: calibrate on the GGUF that will serve.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   axiscap calibrate --model model.gguf --rollouts answers.jsonl --axes axes.gguf --out caps.gguf
@@ -43,8 +43,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 
-    /// Floor at this percentile of the answers' mean projections, counted from the role end: P % of the answers lie
-    /// below the floor
+    /// Floor at this percentile of the answers' mean projections, counted from the role end: P % of the
+    /// answers lie below the floor
     #[arg(long, default_value_t = DEFAULT_PERCENTILE, value_name = "P", value_parser = parse_percentile)]
     percentile: f64,
 

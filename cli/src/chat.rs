@@ -14,8 +14,8 @@ use crate::model::ModelArgs;
 use crate::sampling::SamplingArgs;
 use crate::{output, remedy, report};
 
-/// Converse with the model. One line is one turn. After every answer stderr says where its projections were and how
-/// often the caps engaged. If stdin is no terminal, its lines are the turns, without prompts.
+/// Converse with the model. One line is one turn. After every answer stderr says where its projections were
+/// and how often the caps engaged. If stdin is no terminal, its lines are the turns, without prompts.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -99,7 +99,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         match taken {
             Ok(ControlFlow::Continue(())) => {}
             Ok(ControlFlow::Break(())) => return Ok(()),
-            // A person can continue after most errors. The rest of a script may depend on the turn that failed.
+            // A person can continue after most errors. The rest of a script may depend on the turn that
+            // failed.
             Err(error) if interactive && !output::is_closed(&error) => {
                 output::error(&remedy::describe(&error));
             }
@@ -197,7 +198,8 @@ impl Repl<'_> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Sets the strength of every cap. `None` restores those of the file or of --strength. Returns the largest strength.
+    /// Sets the strength of every cap. `None` restores those of the file or of --strength. Returns the
+    /// largest strength.
     fn set_strength(&mut self, strength: Option<f32>) -> Result<f32> {
         let Some(caps) = &self.caps else {
             return Err(anyhow!("there are no caps in this conversation; start it with --caps FILE"));
@@ -283,14 +285,13 @@ impl Repl<'_> {
 fn caps_of_answer(caps: &CapSet, trace: &[TraceRow], prompt: usize) -> Vec<CapTurn> {
     let seen = answer_means(trace, prompt, caps.caps().len());
     let caps = caps.caps().iter().zip(seen).enumerate();
-    caps
-        .map(|(cap, (entry, seen))| CapTurn {
-            cap,
-            block: entry.block,
-            mean_before: seen.means.map(|means| means.0),
-            mean_after: seen.means.map(|means| means.1),
-            rows: seen.rows,
-            engaged: seen.engaged,
-        })
-        .collect()
+    caps.map(|(cap, (entry, seen))| CapTurn {
+        cap,
+        block: entry.block,
+        mean_before: seen.means.map(|means| means.0),
+        mean_after: seen.means.map(|means| means.1),
+        rows: seen.rows,
+        engaged: seen.engaged,
+    })
+    .collect()
 }

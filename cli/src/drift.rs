@@ -20,9 +20,10 @@ use crate::{output, report};
 
 /// Have a scripted conversation twice, uncapped and capped, and follow the projection of the answers
 ///
-/// The user's messages are fixed. The model answers each of them, first with caps that only observe, then with caps
-/// that hold. The projection of a turn is the mean over its response tokens, at the last capped block unless another
-/// is named. Plotted and compared is the projection after that block's cap, which is what the rest of the model sees.
+/// The user's messages are fixed. The model answers each of them, first with caps that only observe, then
+/// with caps that hold. The projection of a turn is the mean over its response tokens, at the last capped
+/// block unless another is named. Plotted and compared is the projection after that block's cap, which is
+/// what the rest of the model sees.
 #[derive(Debug, clap::Args)]
 // scripts/demo sets some options, and its caller may set them again.
 #[command(args_override_self = true)]
@@ -94,10 +95,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         output::warning(&cut);
     }
     // The table comes before the plot, which may fail. The plot is drawn even if stdout is closed.
-    let told = if args.json { output::json(&report.json(&args)) } else { output::text(&report.text(&args)?) };
+    let printed =
+        if args.json { output::json(&report.json(&args)) } else { output::text(&report.text(&args)?) };
     let svg = report.chart().to_svg()?;
     write_atomically(&args.plot, |out| out.write_all(svg.as_bytes()))?;
-    told?;
+    printed?;
     if !args.json {
         output::text(&format!("plot: {}\n", args.plot.display()))?;
     }
@@ -107,8 +109,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
 }
 
-/// Has the two conversations one after the other in one context. Returns them, and where and why they ended early, if
-/// they did. The capped one has at most as many turns as the uncapped one, because the two are compared turn by turn.
+/// Has the two conversations one after the other in one context. Returns them, and where and why they ended
+/// early, if they did. The capped one has at most as many turns as the uncapped one, because the two are
+/// compared turn by turn.
 fn both(
     args: &Args,
     model: &Model,

@@ -24,9 +24,10 @@ const ORIENTATION: &str = "more Assistant";
 
 /// Find the Assistant axis of a model: default answers minus role play, per block.
 ///
-/// The model answers every question as itself (under neutral system prompts) and in every role. The axis of a block
-/// is the mean of its output over the first answers minus the mean over the second. It is scored on questions it was not
-/// made from. The output is a cap file without bounds: give it bounds with `axiscap calibrate`.
+/// The model answers every question as itself (under neutral system prompts) and in every role. The axis of a
+/// block is the mean of its output over the first answers minus the mean over the second. It is scored on
+/// questions it was not made from. The output is a cap file without bounds: give it bounds with `axiscap
+/// calibrate`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   axiscap extract --model model.gguf --rollouts answers.jsonl --out axes.gguf

@@ -161,8 +161,8 @@ impl Report {
     }
 }
 
-/// Reads a control vector as a file of axes. It does not hold the number of blocks of its model, so the smallest
-/// possible number is assumed.
+/// Reads a control vector as a file of axes. It does not hold the number of blocks of its model, so the
+/// smallest possible number is assumed.
 fn from_control_vector(path: &Path) -> Result<CapFile, FileError> {
     let vector = ControlVector::read(path)?;
     let blocks = vector.directions.iter().map(|(block, _)| block + 1).max().unwrap_or(1);

@@ -14,7 +14,8 @@ pub(crate) struct Interrupt {
     fatal: Arc<AtomicBool>,
 }
 
-/// While this lives, the first Ctrl-C is only recorded. A second one ends the program, even if the record is not read.
+/// While this lives, the first Ctrl-C is only recorded. A second one ends the program, even if the record is
+/// not read.
 #[derive(Debug)]
 pub(crate) struct Catch<'a>(&'a Interrupt);
 

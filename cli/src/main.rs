@@ -100,7 +100,8 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Returns the command line. A negative number is a value: it is refused as out of range and not as an unknown option.
+/// Returns the command line. A negative number is a value: it is refused as out of range and not as an
+/// unknown option.
 fn command() -> clap::Command {
     Cli::command().mut_subcommands(|command| {
         command.mut_args(|arg| {
@@ -110,8 +111,8 @@ fn command() -> clap::Command {
     })
 }
 
-/// Sends the warnings of the axiscap crates to stderr, and llama.cpp's log if `verbose`. Errors quote the lines of that
-/// log that explain them.
+/// Sends the warnings of the axiscap crates to stderr, and llama.cpp's log if `verbose`. Errors quote the
+/// lines of that log that explain them.
 fn show_log(verbose: bool) {
     let ours = if verbose { LevelFilter::DEBUG } else { LevelFilter::WARN };
     let llama = if verbose { LevelFilter::INFO } else { LevelFilter::OFF };

@@ -82,8 +82,8 @@ pub(crate) fn error(text: &str) {
     note(&format!("error: {text}"));
 }
 
-/// Fails before the work if an output cannot be written, or would replace an input or another output. Files come with
-/// the options that name them.
+/// Fails before the work if an output cannot be written, or would replace an input or another output. Files
+/// come with the options that name them.
 pub(crate) fn check_files(inputs: &[(&str, &Path)], outputs: &[(&str, &Path)]) -> Result<()> {
     for (index, &(flag, path)) in outputs.iter().enumerate() {
         for &(other, read) in inputs {
@@ -122,7 +122,8 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Returns whether two paths lead to one regular file, through any names and links, or to one place without a file.
+/// Returns whether two paths lead to one regular file, through any names and links, or to one place without a
+/// file.
 fn is_same(a: &Path, b: &Path) -> bool {
     match (fs::metadata(a), fs::metadata(b)) {
         (Ok(a_is), Ok(b_is)) => a_is.is_file() && b_is.is_file() && is_same_file((a, &a_is), (b, &b_is)),

@@ -19,23 +19,23 @@ pub(crate) struct Progress {
     /// At a terminal.
     bar: Option<ProgressBar>,
     /// When the work began or the last line was written.
-    told: Cell<Instant>,
+    last: Cell<Instant>,
 }
 
 impl Progress {
     /// Begins `length` steps under a name.
     pub(crate) fn new(name: &'static str, length: usize) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| bar(name, length));
-        Self { name, length, bar, told: Cell::new(Instant::now()) }
+        Self { name, length, bar, last: Cell::new(Instant::now()) }
     }
 
     /// Shows how many steps are done.
     pub(crate) fn set(&self, done: usize) {
         match &self.bar {
             Some(bar) => bar.set_position(done as u64),
-            None if self.told.get().elapsed() >= INTERVAL => {
+            None if self.last.get().elapsed() >= INTERVAL => {
                 output::note(&format!("{}: {done} of {}", self.name, self.length));
-                self.told.set(Instant::now());
+                self.last.set(Instant::now());
             }
             None => {}
         }

@@ -25,7 +25,8 @@ impl PromptArgs {
         self.prompt_file.as_deref().filter(|path| *path != Path::new("-"))
     }
 
-    /// Returns the prompt's text, without the line break that editors and `echo` put at the end. A `raw` text keeps it.
+    /// Returns the prompt's text, without the line break that editors and `echo` put at the end. A `raw` text
+    /// keeps it.
     pub(crate) fn read(&self, raw: bool) -> Result<String> {
         let mut text = self.text()?;
         let is_given = self.prompt.as_ref().is_some_and(|text| text != "-");

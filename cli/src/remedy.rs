@@ -1,6 +1,7 @@
 //! What to do about an error, in the words of this program: its flags, its commands, its scripts.
 //!
-//! The libraries say what is wrong and what their callers can do. This file adds the flag that does it, by variant.
+//! The libraries say what is wrong and what their callers can do. This file adds the flag that does it, by
+//! variant.
 
 use std::error::Error;
 use std::fmt;
@@ -104,7 +105,9 @@ fn hook(error: &HookError) -> Option<String> {
 
 fn file(error: &FileError) -> Option<String> {
     let remedy = match error {
-        FileError::PlainControlVector { .. } => "`axiscap calibrate` gives its directions bounds on this model",
+        FileError::PlainControlVector { .. } => {
+            "`axiscap calibrate` gives its directions bounds on this model"
+        }
         FileError::Malformed(problem) | FileError::Unsupported(problem) | FileError::Invalid(problem) => {
             return field(problem);
         }

@@ -53,8 +53,8 @@ pub(crate) fn caps<'a>(set: &'a CapSet, stats: &[CapStats]) -> Vec<CapReport<'a>
         .collect()
 }
 
-/// Returns the index of the cap whose projections stand for all: the last cap of a block, because the rest of the model
-/// sees its output, and by default of the last capped block, because all caps have acted there.
+/// Returns the index of the cap whose projections stand for all: the last cap of a block, because the rest of
+/// the model sees its output, and by default of the last capped block, because all caps have acted there.
 pub(crate) fn shown_cap(caps: &CapSet, block: Option<usize>) -> Result<usize> {
     let blocks = caps.blocks();
     let found = match block {
@@ -73,8 +73,8 @@ pub(crate) fn engagement(stats: &[CapStats]) -> Option<f64> {
     (rows > 0).then(|| engaged as f64 / rows as f64)
 }
 
-/// Returns the kind of backend that computed the capped blocks: `cpu`, `cuda`, ... Without caps, the kind that llama.cpp
-/// prefers.
+/// Returns the kind of backend that computed the capped blocks: `cpu`, `cuda`, ... Without caps, the kind
+/// that llama.cpp prefers.
 pub(crate) fn backend(context: &Context<'_>) -> Result<String> {
     let used = context.session()?.engines_used();
     let devices = devices();
@@ -157,8 +157,8 @@ struct TraceLine {
     non_finite: bool,
 }
 
-/// Writes the trace as JSON lines. The file appears whole or not at all. The first `prompt` positions are those of the
-/// prompt, the others those of generated tokens that were decoded.
+/// Writes the trace as JSON lines. The file appears whole or not at all. The first `prompt` positions are
+/// those of the prompt, the others those of generated tokens that were decoded.
 pub(crate) fn write_trace(path: &Path, rows: &[TraceRow], prompt: usize) -> Result<()> {
     write_atomically(path, |out| {
         // /dev/stdout and pipes come unbuffered.

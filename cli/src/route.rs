@@ -12,7 +12,8 @@ pub(crate) enum RouteArg {
     Inserted,
     /// Caps between pieces of the graph
     Views,
-    /// Graph and caps as one CUDA graph; needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment, without it and elsewhere as auto
+    /// Graph and caps as one CUDA graph; needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment, without it and
+    /// elsewhere as auto
     #[value(alias = "device-graph")]
     OneGraph,
 }

@@ -15,7 +15,8 @@ use crate::report::{self, CapReport, EngineReport, FusedNormReport};
 use crate::route::RouteArg;
 use crate::sampling::SamplingArgs;
 
-/// Write an answer, or with --raw go on with a text. The text goes to stdout as it is written, statistics to stderr.
+/// Write an answer, or with --raw go on with a text. The text goes to stdout as it is written, statistics to
+/// stderr.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -33,7 +34,8 @@ pub(crate) struct Args {
     /// The system prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
-    /// Feed the prompt as it is: no chat template; special tokens in it are parsed, BOS is added as the model asks
+    /// Feed the prompt as it is: no chat template; special tokens in it are parsed, BOS is added as the model
+    /// asks
     #[arg(long)]
     raw: bool,
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own

@@ -22,8 +22,8 @@ fn bench_measures_pairs_against_an_untouched_context() {
         // The range of two pairs misses the true median in half of all cases.
         check_interval(phase, "ratio_ci95");
         let ends = |name: &str| [0, 1].map(|end| phase[name][end].as_f64().unwrap());
-        let ([low, high], [least, most]) = (ends("ratio_ci95"), ends("ratio_range"));
-        assert!(low <= least && most <= high && phase["total_ratio_ci95"].is_array(), "{phase}");
+        let ([low, high], [min, max]) = (ends("ratio_ci95"), ends("ratio_range"));
+        assert!(low <= min && max <= high && phase["total_ratio_ci95"].is_array(), "{phase}");
         assert!(phase["ratio_ci95_note"].as_str().unwrap().contains("Student's t"), "{phase}");
         assert!(phase["uncapped_tps"].as_f64().unwrap() > 0.0 && phase["capped_tps"].as_f64().unwrap() > 0.0);
     }
@@ -52,7 +52,7 @@ fn bench_measures_pairs_against_an_untouched_context() {
     assert!(table.contains("95 % interval (fewer than 6 pairs: by Student's t"), "{table}");
 }
 
-/// The median of a ratio lies in its interval.
+/// Checks that the median of a ratio lies in its interval.
 fn check_interval(phase: &serde_json::Value, name: &str) {
     let median = phase["ratio_median"].as_f64().unwrap();
     let interval = phase[name].as_array().unwrap_or_else(|| panic!("{name} in {phase}"));
@@ -61,7 +61,7 @@ fn check_interval(phase: &serde_json::Value, name: &str) {
 }
 
 #[test]
-fn six_pairs_have_an_interval() {
+fn six_pairs_have_an_interval_without_assumptions() {
     let folder = folder();
     let file = folder.path().join("c.gguf");
     caps(&file, &[(12, 1, Bound::band(-0.2, 0.2).unwrap(), 1.0)]);
@@ -80,7 +80,7 @@ fn six_pairs_have_an_interval() {
 }
 
 #[test]
-fn doctor_says_what_there_is_and_what_is_missing() {
+fn doctor_lists_what_the_machine_has_and_what_is_missing() {
     let report = json(program(&["doctor", "--json"], ""));
     assert!(report["cpu"]["path"].is_string());
     assert_eq!(report["hook"]["ready"], true);

@@ -52,7 +52,8 @@ impl MeanActivations {
         self.width
     }
 
-    /// Returns the mean output of a block over an answer's response tokens, `[width]`. Zeros for an answer without tokens.
+    /// Returns the mean output of a block over an answer's response tokens, `[width]`. Zeros for an answer
+    /// without tokens.
     ///
     /// # Panics
     /// If there is no such answer or block.
@@ -63,11 +64,13 @@ impl MeanActivations {
     }
 }
 
-/// Runs every answer through the uncapped model and averages each block's output over its response tokens, in f64. The
-/// token that ends the turn is not one of them. `on_progress` is called with the number of answers done.
+/// Runs every answer through the uncapped model and averages each block's output over its response tokens, in
+/// f64. The token that ends the turn is not one of them. `on_progress` is called with the number of answers
+/// done.
 ///
 /// # Errors
-/// [`Error::Llama`]: those of [`Context::decode`], and the hook's for architectures whose block outputs it cannot find.
+/// [`Error::Llama`]: those of [`Context::decode`], and the hook's for architectures whose block outputs it
+/// cannot find.
 pub fn mean_activations(
     model: &Model,
     rollouts: &[Rollout],
@@ -87,11 +90,12 @@ pub fn mean_activations(
     Ok(MeanActivations::new(blocks, width, averager.means))
 }
 
-/// Projects the block outputs of every answer's response tokens on one axis per block. `axes` names each block once.
+/// Projects the block outputs of every answer's response tokens on one axis per block. `axes` names each
+/// block once.
 ///
 /// # Errors
-/// [`Error::Llama`]: those of [`Context::decode`], and the hook's for blocks the model does not have and architectures
-/// whose block outputs it cannot find. [`Error::AxisWidth`] for axes of another model.
+/// [`Error::Llama`]: those of [`Context::decode`], and the hook's for blocks the model does not have and
+/// architectures whose block outputs it cannot find. [`Error::AxisWidth`] for axes of another model.
 pub fn project(
     model: &Model,
     rollouts: &[Rollout],
@@ -185,8 +189,8 @@ struct Watched<O> {
 }
 
 impl<O: Observer> Watched<O> {
-    /// Gives the rows of a block to the observer. A batch is one pass of llama.cpp, and a block has all of its rows or,
-    /// the last block, those with logits.
+    /// Gives the rows of a block to the observer. A batch is one pass of llama.cpp, and a block has all of
+    /// its rows or, the last block, those with logits.
     fn observe(&mut self, block: usize, rows: &TapRows<'_>) {
         let all = rows.rows() == self.answers.len();
         if !all && rows.rows() != self.outputs.len() {
@@ -215,8 +219,8 @@ fn observe<O: Observer>(
     let sequences = slots(model, MAX_SEQUENCES.min(rollouts.len()));
     // Complete answers are removed after each batch, so at most one spans several batches.
     let ctx = longest.saturating_add(PASS_ROWS as usize).min(model.rope_limit(longest).unwrap_or(usize::MAX));
-    // Logits cost a product with the whole vocabulary per row. Only the last block needs them, because it computes no
-    // other rows.
+    // Logits cost a product with the whole vocabulary per row. Only the last block needs them, because it
+    // computes no other rows.
     let last_block = blocks.contains(&(model.shape().blocks.saturating_sub(1)));
     let options = ContextOptions {
         ctx: Some(u32::try_from(ctx).unwrap_or(u32::MAX)),

@@ -1,10 +1,11 @@
 //! Bounds: the floor on each axis, from the projections of answers of the model that will be capped.
 //!
 //! # Which percentile
-//! Percentiles here are counted *from the role end*, on the axis whose positive side is "more Assistant": a floor at
-//! percentile 75 lies above the mean projection of 75 % of all answers, and below that of 25 %. The paper's released
-//! configurations write the same floor as "p0.25", because they count on the negated axis. The mean projections of
-//! *all* answers enter, default and role play alike, one value per answer and not one per token.
+//! Percentiles here are counted *from the role end*, on the axis whose positive side is "more Assistant": a
+//! floor at percentile 75 lies above the mean projection of 75 % of all answers, and below that of 25 %. The
+//! paper's released configurations write the same floor as "p0.25", because they count on the negated axis.
+//! The mean projections of *all* answers enter, default and role play alike, one value per answer and not one
+//! per token.
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 
@@ -20,8 +21,8 @@ pub const TABLE: [f64; 11] = [0.0, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0,
 /// Expected engagement outside this range usually means a wrong sign, norm or block.
 const SANE_ENGAGEMENT: std::ops::RangeInclusive<f64> = 0.05..=0.95;
 
-/// Returns the blocks to cap by default in a model of `blocks` blocks: 70 % to 90 % of its depth. The paper capped 72 %
-/// to 84 % (Qwen3-32B, 46 to 53 of 64) and 70 % to 90 % (Llama-3.3-70B, 56 to 71 of 80).
+/// Returns the blocks to cap by default in a model of `blocks` blocks: 70 % to 90 % of its depth. The paper
+/// capped 72 % to 84 % (Qwen3-32B, 46 to 53 of 64) and 70 % to 90 % (Llama-3.3-70B, 56 to 71 of 80).
 #[must_use]
 pub fn default_blocks(blocks: usize) -> std::ops::RangeInclusive<usize> {
     let share = |tenths: usize| (blocks * tenths + 5) / 10;
@@ -53,8 +54,8 @@ pub struct BlockFloor {
     pub role_mean: Option<f64>,
     /// Share of the answers whose mean projection is below the floor.
     pub answers_below: f64,
-    /// Share of the response tokens whose projection is below the floor. This is the engagement to expect on such text
-    /// if no earlier block is capped.
+    /// Share of the response tokens whose projection is below the floor. This is the engagement to expect on
+    /// such text if no earlier block is capped.
     pub tokens_below: f64,
     /// How far default answers and role play are apart on this axis.
     pub separation: Option<Separation>,
@@ -82,11 +83,12 @@ impl BlockFloor {
     }
 }
 
-/// Puts a floor on one block: at `percentile` (from the role end) of the answers' mean projections, or at `floor` if
-/// given.
+/// Puts a floor on one block: at `percentile` (from the role end) of the answers' mean projections, or at
+/// `floor` if given.
 ///
 /// # Errors
-/// [`Error::Percentile`], [`Error::NoAnswers`], [`Error::NonFinite`], [`Error::Caps`] for a floor that is NaN.
+/// [`Error::Percentile`], [`Error::NoAnswers`], [`Error::NonFinite`], [`Error::Caps`] for a floor that is
+/// NaN.
 pub fn floor_of(
     block: usize,
     projections: &BlockProjections,
@@ -129,9 +131,7 @@ pub fn floor_of(
 ///
 /// # Errors
 /// [`Error::Caps`].
-pub fn caps<'a>(
-    floors: impl IntoIterator<Item = (&'a BlockFloor, &'a Axis)>,
-) -> Result<CapSet, Error> {
+pub fn caps<'a>(floors: impl IntoIterator<Item = (&'a BlockFloor, &'a Axis)>) -> Result<CapSet, Error> {
     let mut caps = Vec::new();
     for (floor, axis) in floors {
         let cap = Cap::new(axis.clone(), Bound::floor(floor.floor)?).with_name("assistant");
@@ -204,10 +204,7 @@ mod tests {
         for percentile in [-0.1, 100.1, f64::NAN] {
             assert!(matches!(floor_of(0, &p, percentile, None), Err(Error::Percentile(_))));
         }
-        assert!(matches!(
-            floor_of(0, &BlockProjections::default(), 75.0, None),
-            Err(Error::NoAnswers)
-        ));
+        assert!(matches!(floor_of(0, &BlockProjections::default(), 75.0, None), Err(Error::NoAnswers)));
         assert!(matches!(floor_of(0, &p, 75.0, Some(f32::NAN)), Err(Error::Caps(_))));
         let mut bad = p.clone();
         bad.tokens[5] = f32::NAN;

@@ -5,8 +5,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::error::Error;
 
-/// Colours that colour-blind readers and printers can tell apart (Okabe and Ito). The chart has a background, which makes
-/// it look the same on light and dark pages.
+/// Colours that colour-blind readers and printers can tell apart (Okabe and Ito). The chart has a background,
+/// which makes it look the same on light and dark pages.
 const COLOURS: [RGBColor; 4] =
     [RGBColor(213, 94, 0), RGBColor(0, 114, 178), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
 const INK: RGBColor = RGBColor(40, 40, 40);

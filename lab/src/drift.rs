@@ -119,9 +119,9 @@ pub struct Conversation<'a> {
 impl Conversation<'_> {
     /// Has the model answer every turn. Returns the turns, and why the conversation ended early, if it did.
     ///
-    /// The mean of a turn is over the response tokens that were decoded: of an answer that was cut off, all but the
-    /// last. `on_turn` is called with the number of turns done. A turn that fails, for example because the context is
-    /// full, ends the conversation.
+    /// The mean of a turn is over the response tokens that were decoded: of an answer that was cut off, all
+    /// but the last. `on_turn` is called with the number of turns done. A turn that fails, for example
+    /// because the context is full, ends the conversation.
     ///
     /// # Errors
     /// [`Error::Llama`]: those of [`Context::set_caps`].

@@ -1,11 +1,12 @@
-//! What can go wrong between a model and a finding. The messages speak of this crate's options. A program that has flags
-//! for them matches the variants and names its flags.
+//! What can go wrong between a model and a finding. The messages speak of this crate's options. A program
+//! that has flags for them matches the variants and names its flags.
 
 use std::path::PathBuf;
 
 use axiscap::file::FileError;
 
-/// Why there are no answers, axes, bounds or measurements. Every message says what is wrong, where, and what to do.
+/// Why there are no answers, axes, bounds or measurements. Every message says what is wrong, where, and what
+/// to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -29,7 +30,7 @@ pub enum Error {
         expected: String,
     },
     /// A roles file that is not JSON of the expected shape.
-    // The message holds the cause, which as a source would be told twice.
+    // The message holds the cause, which as a source would be printed twice.
     #[error(
         "the roles are not as expected: {error}; a roles file is JSON: {{\"default\": [null, \"system prompt\"], \"roles\": [{{\"name\": \"pirate\", \"prompts\": [\"You are a pirate ...\"]}}]}}"
     )]
@@ -38,7 +39,7 @@ pub enum Error {
         error: serde_json::Error,
     },
     /// A script that is not JSON of the expected shape.
-    // The message holds the cause, which as a source would be told twice.
+    // The message holds the cause, which as a source would be printed twice.
     #[error(
         "the script is not as expected: {error}; a script is JSON: {{\"name\": \"...\", \"system\": null, \"turns\": [\"first message\", ...]}}"
     )]
@@ -123,7 +124,7 @@ pub enum Error {
         expected: usize,
     },
     /// The two groups do not differ at a block, or the activations are not finite.
-    // The message holds the cause, which as a source would be told twice.
+    // The message holds the cause, which as a source would be printed twice.
     #[error("block {block}: {error}")]
     Axis {
         /// The block.

@@ -18,13 +18,13 @@ pub struct BlockAxis {
     pub held_out: Separation,
     /// Cosine to the axis of the next block, `None` for the last.
     pub cosine_next: Option<f64>,
-    /// The channel with the largest share of the unit vector, and its value. Shares above about 0.7 are massive
-    /// activations rather than character.
+    /// The channel with the largest share of the unit vector, and its value. Shares above about 0.7 are
+    /// massive activations rather than character.
     pub peak: (usize, f32),
 }
 
-/// Makes the axis of every block: the mean over all default answers minus the mean over all role-play answers (arXiv
-/// 2601.10387, section 2). Each answer counts once, whatever its length. Answers without a token are left out.
+/// Makes the axis of every block: the mean over all default answers minus the mean over all role-play answers
+/// (arXiv 2601.10387). Each answer counts once, whatever its length. Answers without a token are left out.
 ///
 /// # Errors
 /// [`Error::Count`], [`Error::EmptyGroup`], [`Error::Axis`].
@@ -67,11 +67,7 @@ struct Member {
     odd: bool,
 }
 
-fn block_axis(
-    members: &[Member],
-    activations: &MeanActivations,
-    block: usize,
-) -> Result<BlockAxis, Error> {
+fn block_axis(members: &[Member], activations: &MeanActivations, block: usize) -> Result<BlockAxis, Error> {
     let failed = |error| Error::Axis { block, error };
     let axis_from = |chosen: &dyn Fn(&Member) -> bool| {
         let mean = |default: bool| {
@@ -120,8 +116,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
-    /// Two blocks, width 3: default answers at `+offset`, roles at `-offset` on channel 1, a question-dependent
-    /// nuisance on channel 0.
+    /// Two blocks, width 3: default answers at `+offset`, roles at `-offset` on channel 1, a
+    /// question-dependent nuisance on channel 0.
     fn planted(offset: f32) -> (Vec<Rollout>, MeanActivations) {
         let mut rollouts = Vec::new();
         let mut means = Vec::new();
@@ -163,7 +159,7 @@ mod tests {
         let (rollouts, activations) = planted(0.0);
         let error = extract(&rollouts, &activations).unwrap_err();
         assert!(matches!(error, Error::Axis { block: 0, error: axiscap::Error::ZeroAxis }), "{error}");
-        // The message holds the cause, which as a source would be told twice.
+        // The message holds the cause, which as a source would be printed twice.
         assert!(error.to_string().contains(&axiscap::Error::ZeroAxis.to_string()));
         assert!(std::error::Error::source(&error).is_none());
     }

@@ -19,12 +19,12 @@ pub fn write_caps(path: &Path, file: &CapFile) -> Result<(), Error> {
 
 /// Writes a file whole or not at all: after a failure `path` holds what it held before.
 ///
-/// The bytes go to a temporary file in the same folder, which is synced and then renamed to `path`. After a failure (of
-/// `write`, or because the disk is full) the temporary file is removed. The new file has the permissions of the old one,
-/// or the usual ones. A symbolic link is followed.
+/// The bytes go to a temporary file in the same folder, which is synced and then renamed to `path`. After a
+/// failure (of `write`, or because the disk is full) the temporary file is removed. The new file has the
+/// permissions of the old one, or the usual ones. A symbolic link is followed.
 ///
-/// A device or a pipe is written to directly. So is a file that this process has open, if `path` names its descriptor
-/// (`/dev/stdout`, `/dev/fd/3`): the position of the descriptor is where to write.
+/// A device or a pipe is written to directly. So is a file that this process has open, if `path` names its
+/// descriptor (`/dev/stdout`, `/dev/fd/3`): the position of the descriptor is where to write.
 ///
 /// # Errors
 /// [`Error::File`] with [`FileError::Io`], which names the file and the step that failed.
@@ -35,10 +35,7 @@ pub fn write_atomically(
     Ok(write_file(path, write)?)
 }
 
-fn write_file(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<(), FileError> {
+fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
     fn action(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FileError {
         move |error| FileError::Io { path: path.into(), action, error }
     }
@@ -68,8 +65,8 @@ fn write_file(
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // At no time more than the old file allows: a private file stays private while it is written. The umask of the
-        // process may clear further bits.
+        // At no time more than the old file allows: a private file stays private while it is written. The
+        // umask of the process may clear further bits.
         let mode = old.as_ref().map_or(0o666, |old| old.permissions().mode() & 0o777);
         builder.permissions(fs::Permissions::from_mode(mode));
     }
@@ -122,8 +119,9 @@ mod descriptor {
 
     use super::MAX_LINKS;
 
-    /// Returns the descriptor of this process that a path names: `/dev/stdout`, `/dev/fd/N`, `/proc/self/fd/N`, or a link
-    /// to such a name. The name itself is a link to the open file. Following it would lose the position and the mode.
+    /// Returns the descriptor of this process that a path names: `/dev/stdout`, `/dev/fd/N`,
+    /// `/proc/self/fd/N`, or a link to such a name. The name itself is a link to the open file. Following it
+    /// would lose the position and the mode.
     pub(super) fn named_by(path: &Path) -> Option<RawFd> {
         let mut path = path.to_path_buf();
         for _ in 0..MAX_LINKS {
@@ -139,7 +137,8 @@ mod descriptor {
         None
     }
 
-    /// Returns whether a folder lists the descriptors of this process, or of one of its threads, which has the same ones.
+    /// Returns whether a folder lists the descriptors of this process, or of one of its threads, which has
+    /// the same ones.
     fn is_ours(folder: &Path) -> bool {
         let Ok(folder) = folder.canonicalize() else { return false };
         let same = |known: &str| Path::new(known).canonicalize().is_ok_and(|known| known == folder);
@@ -156,8 +155,8 @@ mod descriptor {
             // Earlier output comes first.
             io::stdout().flush()?;
         }
-        // SAFETY: `descriptor` is not -1, because `named_by` returns numbers from 0 on. The borrow ends with this function,
-        // which only duplicates the descriptor. If it is not open, that fails with an error.
+        // SAFETY: `descriptor` is not -1, because `named_by` returns numbers from 0 on. The borrow ends with
+        // this function, which only duplicates the descriptor. If it is not open, that fails with an error.
         let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
         Ok(File::from(borrowed.try_clone_to_owned()?))
     }

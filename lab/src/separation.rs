@@ -3,8 +3,8 @@
 /// Two measures of how well a projection tells two groups apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Separation {
-    /// The area under the ROC curve: the probability that a random member of the upper group projects higher than a
-    /// random member of the lower one. Ties count half. 0.5 means not apart, 1 means fully apart.
+    /// The area under the ROC curve: the probability that a random member of the upper group projects higher
+    /// than a random member of the lower one. Ties count half. 0.5 means not apart, 1 means fully apart.
     pub auc: f64,
     /// Cohen's d: the distance of the means in pooled standard deviations. Infinite if neither group varies.
     pub cohens_d: f64,

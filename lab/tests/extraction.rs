@@ -53,12 +53,13 @@ fn a_group_of_answers_does_not_depend_on_earlier_groups() {
     assert_eq!(generator.group(0, go_on).unwrap().unwrap(), whole[..8]);
 }
 
-/// Batched matrix products differ in their last bits from single ones, and llama.cpp rounds activations to 8 bits. The
-/// likeliest token may therefore change between two that are nearly as likely. Logits of unrelated texts differ by 10
-/// and more.
+/// Batched matrix products differ in their last bits from single ones, and llama.cpp rounds activations to 8
+/// bits. The likeliest token may therefore change between two that are nearly as likely. Logits of unrelated
+/// texts differ by 10 and more.
 const NEAR_TIE: f32 = 0.5;
 
-/// Decodes the answer alone. Returns by how much the logit of any other token exceeds that of the token taken.
+/// Decodes the answer alone. Returns by how much the logit of any other token exceeds that of the token
+/// taken.
 fn lead_of_other_tokens(context: &mut Context<'_>, rollout: &Rollout) -> f32 {
     context.clear();
     let mut lead = 0f32;
@@ -143,7 +144,8 @@ fn mean_activations_and_projections_agree_with_the_trace_on_every_kind_of_block(
             let mean = means.mean(answer, *block);
             let norm = mean.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
             let dot: f64 = axis.values().iter().zip(mean).map(|(&v, &x)| f64::from(v) * f64::from(x)).sum();
-            // Other batches have other last bits, and llama.cpp rounds activations to 8 bits (docs/method.md).
+            // Other batches have other last bits, and llama.cpp rounds activations to 8 bits
+            // (docs/method.md).
             let tolerance = 5e-3 * norm;
             for found in [projected, dot] {
                 assert!(

@@ -17,11 +17,13 @@ pub(crate) fn llama() -> &'static LlamaBackend {
     static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
     BACKEND.get_or_init(|| {
         log::install();
-        // Before llama.cpp starts. If llama.cpp finds no backend, it loads what it can and reports no failure.
+        // Before llama.cpp starts. If llama.cpp finds no backend, it loads what it can and reports no
+        // failure.
         #[cfg(feature = "dynamic-backends")]
         MODULES.get_or_init(crate::modules::load);
-        // The only error is that the program has initialised llama.cpp itself, which serves as well. The token made for
-        // that case lives in a static and is never dropped, so it never frees a backend that it does not own.
+        // The only error is that the program has initialised llama.cpp itself, which serves as well. The
+        // token made for that case lives in a static and is never dropped, so it never frees a backend that
+        // it does not own.
         LlamaBackend::init().unwrap_or(LlamaBackend {})
     })
 }

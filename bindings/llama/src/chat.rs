@@ -58,8 +58,8 @@ impl Model {
 
     /// Writes a conversation in the markup of the model's chat template, or of the one named (e.g. `chatml`).
     ///
-    /// `answer` adds the markup that opens the model's next answer. llama.cpp recognises templates rather than
-    /// running their code, so the default system prompt of a template is not added.
+    /// `answer` adds the markup that opens the model's next answer. llama.cpp recognises templates rather
+    /// than running their code, so the default system prompt of a template is not added.
     ///
     /// # Errors
     /// [`Error::NoChatTemplate`], [`Error::ChatTemplate`], [`Error::NulInText`], [`Error::TextTooLong`].
@@ -69,8 +69,8 @@ impl Model {
         template: Option<&str>,
         answer: bool,
     ) -> Result<String, Error> {
-        // llama-cpp-2 gives llama.cpp a buffer of twice the messages' length, counted in an i32, and panics beyond.
-        // The template's markup must fit as well.
+        // llama-cpp-2 gives llama.cpp a buffer of twice the messages' length, counted in an i32, and panics
+        // beyond. The template's markup must fit as well.
         const MAX: usize = i32::MAX as usize / 4;
         let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
         if bytes > MAX {
@@ -107,8 +107,8 @@ impl Model {
 /// A conversation on sequence 0 of a context.
 ///
 /// The model's tokens are kept as they were generated, and only the tokens of a new turn are decoded:
-/// [`generate`](crate::generate()) finds the rest in the KV cache. If the caps have changed in between, the whole
-/// conversation is decoded again under them.
+/// [`generate`](crate::generate()) finds the rest in the KV cache. If the caps have changed in between, the
+/// whole conversation is decoded again under them.
 #[derive(Debug, Clone, Default)]
 pub struct Chat {
     system: Option<String>,

@@ -126,8 +126,9 @@ impl<'m> Context<'m> {
 
     /// Returns the session of this context: switches for tracing and statistics, taps, and what the caps did.
     ///
-    /// A change of the caps made here applies from the next decode on, but leaves the KV cache as it is. Make it with
-    /// [`Context::update`] if [`generate`](crate::generate()) is to decode the prompt again under the new caps.
+    /// A change of the caps made here applies from the next decode on, but leaves the KV cache as it is. Make
+    /// it with [`Context::update`] if [`generate`](crate::generate()) is to decode the prompt again under the
+    /// new caps.
     ///
     /// # Errors
     /// [`Error::NotHooked`] for a context made by [`Context::uncapped`].
@@ -143,8 +144,8 @@ impl<'m> Context<'m> {
         self.update(|session| session.set_caps(caps))
     }
 
-    /// Changes the session in a way that moves rows: caps, bounds, strengths, the switch, the fused norm. The next
-    /// [`generate`](crate::generate()) decodes its whole prompt again.
+    /// Changes the session in a way that moves rows: caps, bounds, strengths, the switch, the fused norm. The
+    /// next [`generate`](crate::generate()) decodes its whole prompt again.
     ///
     /// # Errors
     /// [`Error::Hook`] if `change` fails, [`Error::NotHooked`].
@@ -166,19 +167,19 @@ impl<'m> Context<'m> {
         Ok(())
     }
 
-    /// Returns what was recorded since the last call: the rows of each decode in order, and for each row its caps in the
-    /// order of the set.
+    /// Returns what was recorded since the last call: the rows of each decode in order, and for each row its
+    /// caps in the order of the set.
     pub fn take_trace(&mut self) -> Vec<TraceRow> {
         self.hooked.as_mut().map(|hooked| std::mem::take(&mut hooked.trace)).unwrap_or_default()
     }
 
-    /// Decodes one batch of rows of any sequences. The positions of a sequence ascend, and continue from what the KV
-    /// cache holds of it.
+    /// Decodes one batch of rows of any sequences. The positions of a sequence ascend, and continue from what
+    /// the KV cache holds of it.
     ///
     /// # Errors
     /// [`Error::BatchTooLong`], [`Error::BatchRow`], [`Error::ContextFull`], [`Error::Decode`], and
-    /// [`Error::Hook`] when a capped block was not seen with all its rows. After an error the KV cache may hold
-    /// some of the rows: call [`Context::truncate`] or [`Context::clear`] before the next decode.
+    /// [`Error::Hook`] when a capped block was not seen with all its rows. After an error the KV cache may
+    /// hold some of the rows: call [`Context::truncate`] or [`Context::clear`] before the next decode.
     pub fn decode(&mut self, rows: &[BatchRow]) -> Result<(), Error> {
         self.outputs.clear();
         let Some(first) = rows.first() else { return Ok(()) };
@@ -243,8 +244,8 @@ impl<'m> Context<'m> {
         Ok(())
     }
 
-    /// Decodes `tokens` from `position` of `sequence` on, in batches as long as allowed, with the logits of the last
-    /// token.
+    /// Decodes `tokens` from `position` of `sequence` on, in batches as long as allowed, with the logits of
+    /// the last token.
     ///
     /// # Errors
     /// Those of [`Context::decode`].
@@ -263,7 +264,8 @@ impl<'m> Context<'m> {
         Ok(())
     }
 
-    /// Returns the logits of a row of the last batch, `[vocabulary]`. `None` for a row decoded without logits.
+    /// Returns the logits of a row of the last batch, `[vocabulary]`. `None` for a row decoded without
+    /// logits.
     #[must_use]
     pub fn logits(&self, row: usize) -> Option<&[f32]> {
         let asked = self.outputs.get(row).copied().unwrap_or(false);
@@ -280,7 +282,8 @@ impl<'m> Context<'m> {
         self.outputs.last().copied().unwrap_or(false)
     }
 
-    /// Returns the number of positions of a sequence in the KV cache, 0 for a sequence that the context does not have.
+    /// Returns the number of positions of a sequence in the KV cache, 0 for a sequence that the context does
+    /// not have.
     #[must_use]
     pub fn position(&self, sequence: i32) -> usize {
         if self.check_sequence(sequence).is_err() {
@@ -306,7 +309,8 @@ impl<'m> Context<'m> {
     /// Removes a sequence from the KV cache from a position on.
     ///
     /// # Errors
-    /// [`Error::Sequence`], and [`Error::CannotTruncate`] if the model keeps a state instead of rows (recurrent models).
+    /// [`Error::Sequence`], and [`Error::CannotTruncate`] if the model keeps a state instead of rows
+    /// (recurrent models).
     pub fn truncate(&mut self, sequence: i32, position: usize) -> Result<(), Error> {
         let known = self.check_sequence(sequence)?;
         // llama.cpp counts positions in an i32: no row lies beyond.
@@ -325,8 +329,8 @@ impl<'m> Context<'m> {
         Ok(())
     }
 
-    /// Makes sequence `to` a copy of sequence `from`, for example to continue from a common prompt. The rows that `to`
-    /// had are removed. The two share their cells.
+    /// Makes sequence `to` a copy of sequence `from`, for example to continue from a common prompt. The rows
+    /// that `to` had are removed. The two share their cells.
     ///
     /// # Errors
     /// [`Error::Sequence`], and those of [`Context::truncate`].
@@ -334,22 +338,24 @@ impl<'m> Context<'m> {
         self.check_sequence(from)?;
         self.check_sequence(to)?;
         if from != to {
-            // llama.cpp would add the copy to the rows of `to`. Truncating also makes generate() decode its prompt again.
+            // llama.cpp would add the copy to the rows of `to`. Truncating also makes generate() decode its
+            // prompt again.
             self.truncate(to, 0)?;
             self.llama.copy_cache(from, to, -1);
         }
         Ok(())
     }
 
-    /// Returns the context of `llama-cpp-2`, for what this crate does not cover. A decode through it is not watched.
+    /// Returns the context of `llama-cpp-2`, for what this crate does not cover. A decode through it is not
+    /// watched.
     #[must_use]
     pub fn llama(&self) -> &LlamaContext<'m> {
         &self.llama
     }
 }
 
-/// Creates the llama.cpp context. Returns with it how many tokens it may hold. llama.cpp rounds that number up, but the
-/// one asked for is kept.
+/// Creates the llama.cpp context. Returns with it how many tokens it may hold. llama.cpp rounds that number
+/// up, but the one asked for is kept.
 fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaContext<'m>), Error> {
     /// llama.cpp writes to the shared model while it makes a context (`n_ctx_train`, for scaled rope).
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

@@ -1,5 +1,5 @@
-//! What can go wrong between a model file and generated text. The messages speak of this crate's options. A program
-//! that has flags for them matches the variants and names its flags.
+//! What can go wrong between a model file and generated text. The messages speak of this crate's options. A
+//! program that has flags for them matches the variants and names its flags.
 
 use std::path::PathBuf;
 
@@ -51,9 +51,7 @@ pub enum Error {
         expected: String,
     },
     /// llama.cpp could not make a context.
-    #[error(
-        "llama.cpp cannot make a context of {ctx} tokens: {reason}; a smaller context needs less memory"
-    )]
+    #[error("llama.cpp cannot make a context of {ctx} tokens: {reason}; a smaller context needs less memory")]
     ContextCreation {
         /// Tokens of context asked for.
         ctx: u32,
@@ -196,7 +194,7 @@ pub enum Error {
     },
 }
 
-/// Kinds of failures to load a model, told apart by llama.cpp's words.
+/// Kinds of failures to load a model, classified by llama.cpp's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadFailure {

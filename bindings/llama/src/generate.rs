@@ -27,8 +27,8 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// The largest seed. llama.cpp reads the next number (`LLAMA_DEFAULT_SEED`) as a request for a random seed, so
-    /// that number is treated as this one.
+    /// The largest seed. llama.cpp reads the next number (`LLAMA_DEFAULT_SEED`) as a request for a random
+    /// seed, so that number is treated as this one.
     pub const MAX_SEED: u32 = u32::MAX - 1;
 
     /// The likeliest token, always.
@@ -107,8 +107,9 @@ pub struct Generated {
     pub text: String,
     /// Its tokens, without the token that ended it.
     pub tokens: Vec<Token>,
-    /// The largest logit minus the second largest, for each token and for the one that ended the text. A small margin
-    /// marks a near tie, which other roundings may tip. Empty unless [`GenerateOptions::margins`].
+    /// The largest logit minus the second largest, for each token and for the one that ended the text. A
+    /// small margin marks a near tie, which other roundings may tip. Empty unless
+    /// [`GenerateOptions::margins`].
     pub margins: Vec<f32>,
     /// Why it ended.
     pub stop: Stop,
@@ -149,11 +150,11 @@ fn rate(tokens: usize, time: Duration) -> f64 {
     if tokens == 0 { 0.0 } else { tokens as f64 / time.as_secs_f64().max(1e-9) }
 }
 
-/// Decodes a prompt on sequence 0 and generates from it. `on_text` receives whole characters as they come, and may
-/// stop the generation.
+/// Decodes a prompt on sequence 0 and generates from it. `on_text` receives whole characters as they come,
+/// and may stop the generation.
 ///
-/// The beginning of the prompt that this function decoded before under the same caps is reused from the KV cache.
-/// After a failure the context is cleared.
+/// The beginning of the prompt that this function decoded before under the same caps is reused from the KV
+/// cache. After a failure the context is cleared.
 ///
 /// # Errors
 /// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::Option`], and those of [`Context::decode`].
@@ -251,8 +252,8 @@ fn margin(logits: &[f32]) -> f32 {
     first - second
 }
 
-/// Truncates sequence 0 to the longest beginning it shares with the prompt and returns its length. The prompt's last
-/// token is always decoded, because its logits are needed.
+/// Truncates sequence 0 to the longest beginning it shares with the prompt and returns its length. The
+/// prompt's last token is always decoded, because its logits are needed.
 fn reuse(context: &mut Context<'_>, prompt: &[Token]) -> usize {
     let shared = context.history.iter().zip(prompt).take_while(|(a, b)| a == b).count();
     let shared = shared.min(prompt.len() - 1);

@@ -1,8 +1,9 @@
 //! Capped generation on llama.cpp.
 //!
-//! [`Model`] loads a GGUF. [`Context`] is a llama.cpp context whose graphs run with caps on the outputs of its
-//! transformer blocks, through the hook of `axiscap-ggml`, in an unmodified llama.cpp. [`generate`](generate()) and
-//! [`Chat`] write text with it. [`TraceRow`] says what every cap did to every row.
+//! [`Model`] loads a GGUF. [`Context`] is a llama.cpp context whose graphs run with caps on the outputs of
+//! its transformer blocks, through the hook of `axiscap-ggml`, in an unmodified llama.cpp.
+//! [`generate`](generate()) and [`Chat`] write text with it. [`TraceRow`] says what every cap did to every
+//! row.
 //!
 //! ```no_run
 //! use axiscap_llama::{Context, ContextOptions, GenerateOptions, Model, ModelOptions, generate};
@@ -20,7 +21,8 @@
 //! # Ok::<(), axiscap_llama::Error>(())
 //! ```
 //!
-//! A decode in which a capped block was not seen with all its rows is an error: text is never silently uncapped.
+//! A decode in which a capped block was not seen with all its rows is an error: text is never silently
+//! uncapped.
 
 mod backend;
 mod batch;

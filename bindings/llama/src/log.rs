@@ -12,10 +12,11 @@ thread_local! {
     static CAPTURED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
-/// Sends the log of llama.cpp and ggml to `tracing` (target `llama.cpp`). The subscriber decides what is shown.
+/// Sends the log of llama.cpp and ggml to `tracing` (target `llama.cpp`). The subscriber decides what is
+/// shown.
 pub(crate) fn install() {
-    // SAFETY: the callback is a function, which lives as long as the program, and ignores its user data. llama_log_set
-    // passes it to ggml as well.
+    // SAFETY: the callback is a function, which lives as long as the program, and ignores its user data.
+    // llama_log_set passes it to ggml as well.
     unsafe { sys::llama_log_set(Some(receive), ptr::null_mut()) }
 }
 
@@ -39,8 +40,8 @@ impl Complaints {
         !self.0.is_empty()
     }
 
-    /// Returns the complaints in one sentence, without function names, repetitions, and lines that say only that the
-    /// call failed.
+    /// Returns the complaints in one sentence, without function names, repetitions, and lines that say only
+    /// that the call failed.
     #[must_use]
     pub fn reason(&self) -> String {
         let mut parts: Vec<&str> = Vec::new();

@@ -1,13 +1,13 @@
-//! Whether a KV cache fits into memory. Linux grants memory that it does not have and kills the process on first use,
-//! so this is checked before llama.cpp allocates.
+//! Whether a KV cache fits into memory. Linux grants memory that it does not have and kills the process on
+//! first use, so this is checked before llama.cpp allocates.
 
 use crate::backend::devices;
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::KvType;
 
-/// Refuses a context whose KV cache alone is larger than the free memory. Accepts it if either size is unknown: a cache
-/// on a GPU, models with windows, latent or recurrent memory, other systems.
+/// Refuses a context whose KV cache alone is larger than the free memory. Accepts it if either size is
+/// unknown: a cache on a GPU, models with windows, latent or recurrent memory, other systems.
 pub(crate) fn check(model: &Model, ctx: u32, kv: KvType) -> Result<(), Error> {
     let on_gpu = model.options().gpu_layers != Some(0) && devices().iter().any(|d| d.kind.ends_with("gpu"));
     let (Some(needed), Some(available)) = (kv_bytes(model, ctx, kv), available()) else { return Ok(()) };

@@ -154,10 +154,11 @@ impl Model {
         self.trained_context
     }
 
-    /// Returns the largest context that rotates positions as a context of `longest` tokens does, if there is a limit.
+    /// Returns the largest context that rotates positions as a context of `longest` tokens does, if there is
+    /// a limit.
     ///
-    /// Some models (longrope) rotate positions otherwise in contexts above a certain size, whatever the length of the
-    /// text. `None` for other models, and for texts longer than that size.
+    /// Some models (longrope) rotate positions otherwise in contexts above a certain size, whatever the
+    /// length of the text. `None` for other models, and for texts longer than that size.
     #[must_use]
     pub fn rope_limit(&self, longest: usize) -> Option<usize> {
         let key = format!("{}.rope.scaling.original_context_length", self.shape.architecture);
@@ -184,8 +185,9 @@ impl Model {
 
     /// Returns the tokens of a text. Special tokens written in it (`<|im_start|>`) are parsed as such.
     ///
-    /// `whole` adds BOS if the model asks for it: the text is a prompt from its beginning. EOS or a separator, which
-    /// some models ask for at the end, is never added, because the model is to continue the prompt.
+    /// `whole` adds BOS if the model asks for it: the text is a prompt from its beginning. EOS or a
+    /// separator, which some models ask for at the end, is never added, because the model is to continue the
+    /// prompt.
     ///
     /// # Errors
     /// [`Error::TextTooLong`].
@@ -208,7 +210,8 @@ impl Model {
         Ok(tokens)
     }
 
-    /// Returns the bytes a token stands for, none for control tokens. A character may be spread over several tokens.
+    /// Returns the bytes a token stands for, none for control tokens. A character may be spread over several
+    /// tokens.
     #[must_use]
     pub fn piece(&self, token: Token) -> Vec<u8> {
         if !self.has_token(token) {
@@ -260,7 +263,8 @@ fn check_readable(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Returns the largest context that llama.cpp does not round up to more than `original` tokens, if `longest` fit into it.
+/// Returns the largest context that llama.cpp does not round up to more than `original` tokens, if `longest`
+/// fit into it.
 fn rope_limit(original: usize, longest: usize) -> Option<usize> {
     /// llama.cpp rounds context sizes up to a multiple of this.
     const STEP: usize = 256;
@@ -268,7 +272,8 @@ fn rope_limit(original: usize, longest: usize) -> Option<usize> {
 }
 
 fn file_type_name(number: sys::llama_ftype) -> String {
-    // SAFETY: the function takes any number and returns a static string ("unknown" for numbers it does not know).
+    // SAFETY: the function takes any number and returns a static string ("unknown" for numbers it does not
+    // know).
     let name = unsafe { sys::llama_ftype_name(number) };
     if name.is_null() {
         return format!("type {number}");

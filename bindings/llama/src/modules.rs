@@ -1,8 +1,8 @@
 //! Backends of ggml in separate files, loaded when llama.cpp starts (feature `dynamic-backends`).
 //!
-//! The folders searched are that of the program and, if no CPU backend is there, the one that the build put them into.
-//! `GGML_BACKEND_PATH` names one more file. ggml does not report files that it could not load, so every file is tried
-//! here first and the reason kept.
+//! The folders searched are that of the program and, if no CPU backend is there, the one that the build put
+//! them into. `GGML_BACKEND_PATH` names one more file. ggml does not report files that it could not load, so
+//! every file is tried here first and the reason kept.
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -18,16 +18,16 @@ pub struct Module {
     pub file: PathBuf,
     /// Whether ggml has taken it up.
     pub loaded: bool,
-    /// What the dynamic loader, ggml or the backend complained of, and what to do about it. A backend without a device
-    /// complains too.
+    /// What the dynamic loader, ggml or the backend complained of, and what to do about it. A backend without
+    /// a device complains too.
     pub complaint: Option<String>,
 }
 
 /// ggml's variable that names one more file with a backend.
 const EXTRA: &str = "GGML_BACKEND_PATH";
 
-/// Loads all backends, unless the program has loaded some itself. Returns the files of all but the CPU backends, of
-/// which ggml takes the best one.
+/// Loads all backends, unless the program has loaded some itself. Returns the files of all but the CPU
+/// backends, of which ggml takes the best one.
 pub(crate) fn load() -> Vec<Module> {
     // SAFETY: a plain query of ggml's registry.
     if unsafe { sys::ggml_backend_reg_count() } > 0 {
@@ -44,7 +44,8 @@ pub(crate) fn load() -> Vec<Module> {
         modules.extend(others.into_iter().map(load_one));
         modules.extend(std::env::var_os(EXTRA).map(|file| load_one(file.into())));
         if let Some(path) = c_string(&folder) {
-            // SAFETY: `path` is NUL-terminated and lives for the call. ggml skips backends that are already loaded.
+            // SAFETY: `path` is NUL-terminated and lives for the call. ggml skips backends that are already
+            // loaded.
             log::capture(|| unsafe { sys::ggml_backend_load_all_from_path(path.as_ptr()) });
         }
         break;
@@ -80,8 +81,8 @@ fn load_one(file: PathBuf) -> Module {
     let Some(path) = c_string(&file) else {
         return Module { file, loaded: false, complaint: Some("its path is not UTF-8".into()) };
     };
-    // SAFETY: `path` is NUL-terminated and lives for the call. The file is named as a backend of ggml, whose initialisers
-    // ggml would run as well.
+    // SAFETY: `path` is NUL-terminated and lives for the call. The file is named as a backend of ggml, whose
+    // initialisers ggml would run as well.
     let (registered, complaints) = log::capture(|| unsafe { sys::ggml_backend_load(path.as_ptr()) });
     let loaded = !registered.is_null();
     let complaint = (!loaded || complaints.any()).then(|| explain(&complaints.reason()));

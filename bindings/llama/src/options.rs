@@ -22,8 +22,8 @@ pub enum KvType {
 /// How to make a context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextOptions {
-    /// Tokens the context holds, over all sequences. `None` means 4096, or what the model was trained on if that is
-    /// less.
+    /// Tokens the context holds, over all sequences. `None` means 4096, or what the model was trained on if
+    /// that is less.
     pub ctx: Option<u32>,
     /// Maximum rows of one [`Context::decode`](crate::Context::decode).
     pub batch: u32,
@@ -35,7 +35,8 @@ pub struct ContextOptions {
     pub kv_type: KvType,
     /// Flash attention on or off. `None` leaves it to llama.cpp.
     pub flash_attention: Option<bool>,
-    /// Number of sequences decoded side by side. They share one KV buffer, which keeps rows in the order of the batch.
+    /// Number of sequences decoded side by side. They share one KV buffer, which keeps rows in the order of
+    /// the batch.
     pub sequences: u32,
 }
 
@@ -57,12 +58,12 @@ impl Default for ContextOptions {
 const DEFAULT_CTX: u32 = 4096;
 /// Maximum sequences of a llama.cpp context (`LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: u32 = 256;
-/// Largest context asked of llama.cpp. No model needs more, and what such a context needs besides its KV cache still
-/// fits into memory.
+/// Largest context asked of llama.cpp. No model needs more, and what such a context needs besides its KV
+/// cache still fits into memory.
 pub const MAX_CTX: u32 = 1 << 24;
 
-/// The numbers that llama.cpp is given for [`ContextOptions`], checked. llama.cpp aborts the process on some of what
-/// the check refuses.
+/// The numbers that llama.cpp is given for [`ContextOptions`], checked. llama.cpp aborts the process on some
+/// of what the check refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContextParams {
     /// `n_ctx`

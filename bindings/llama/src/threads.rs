@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::thread::available_parallelism;
 
-/// Returns the threads for one context: the physical cores this process may use, because two threads on one core slow
-/// each other down. Up to four logical processors count as cores, because small machines are mostly virtual and their
-/// siblings need not share a core.
+/// Returns the threads for one context: the physical cores this process may use, because two threads on one
+/// core slow each other down. Up to four logical processors count as cores, because small machines are mostly
+/// virtual and their siblings need not share a core.
 #[must_use]
 pub fn default_threads() -> usize {
     let logical = available_parallelism().map_or(4, usize::from);

@@ -42,8 +42,8 @@ pub struct AnswerMeans {
     pub means: Option<(f64, f64)>,
 }
 
-/// Returns what each of `caps` caps saw of an answer on sequence 0, the rows from position `prompt` on. These are the
-/// generated tokens that were decoded: of an answer that was cut off, all but the last.
+/// Returns what each of `caps` caps saw of an answer on sequence 0, the rows from position `prompt` on. These
+/// are the generated tokens that were decoded: of an answer that was cut off, all but the last.
 #[must_use]
 pub fn answer_means(trace: &[TraceRow], prompt: usize, caps: usize) -> Vec<AnswerMeans> {
     let mut sums = vec![(0.0, 0.0, 0, 0); caps];
@@ -65,8 +65,8 @@ pub fn answer_means(trace: &[TraceRow], prompt: usize, caps: usize) -> Vec<Answe
 
 /// Gives the traced rows of one decode their tokens.
 ///
-/// llama.cpp runs a batch in passes of at most `n_ubatch` rows, so a block may appear several times. Its rows come in
-/// the order of the batch. The last block may have only the rows with logits.
+/// llama.cpp runs a batch in passes of at most `n_ubatch` rows, so a block may appear several times. Its rows
+/// come in the order of the batch. The last block may have only the rows with logits.
 pub(crate) fn assemble(rows: &[BatchRow], passes: &[BlockTrace]) -> Result<Vec<TraceRow>, Error> {
     let with_logits: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].logits).collect();
     let mut seen = BTreeMap::<usize, usize>::new();

@@ -7,8 +7,8 @@ pub(crate) struct Utf8 {
 }
 
 impl Utf8 {
-    /// Takes the bytes of one token and returns the characters that are complete. Bytes that cannot become a character
-    /// turn into U+FFFD.
+    /// Takes the bytes of one token and returns the characters that are complete. Bytes that cannot become a
+    /// character turn into U+FFFD.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let mut text = String::new();

@@ -1,7 +1,7 @@
 //! A context that caps through llama.cpp's evaluation callback.
 //!
-//! `llama-cpp-2` neither sets `cb_eval` nor exposes its pointers, so this context uses llama.cpp directly, with a second
-//! copy of the model.
+//! `llama-cpp-2` neither sets `cb_eval` nor exposes its pointers, so this context uses llama.cpp directly,
+//! with a second copy of the model.
 
 use std::ffi::CString;
 use std::ptr::{self, NonNull};
@@ -36,11 +36,7 @@ impl EvalModel {
             log::capture(|| unsafe { sys::llama_model_load_from_file(name.as_ptr(), params) });
         let raw = NonNull::new(raw).ok_or_else(|| {
             let reason = complaints.reason();
-            axiscap_llama::Error::ModelLoad {
-                path: path.to_owned(),
-                cause: LoadFailure::of(&reason),
-                reason,
-            }
+            axiscap_llama::Error::ModelLoad { path: path.to_owned(), cause: LoadFailure::of(&reason), reason }
         })?;
         Ok(Self { raw, shape: model.shape().clone() })
     }
@@ -88,15 +84,12 @@ impl<'m> EvalContext<'m> {
         params.flash_attn_type = settings.flash_attention;
         (params.kv_unified, params.no_perf) = (true, true);
         (params.cb_eval, params.cb_eval_user_data) = (callback.function(), callback.user_data());
-        // SAFETY: `copy` is borrowed for as long as this struct, which frees the context in `drop`. The callback's state
-        // is boxed and stays in this struct for as long.
+        // SAFETY: `copy` is borrowed for as long as this struct, which frees the context in `drop`. The
+        // callback's state is boxed and stays in this struct for as long.
         let (raw, complaints) =
             log::capture(|| unsafe { sys::llama_init_from_model(copy.raw.as_ptr(), params) });
-        let context =
-            NonNull::new(raw).ok_or_else(|| axiscap_llama::Error::ContextCreation {
-                ctx,
-                reason: complaints.reason(),
-            })?;
+        let context = NonNull::new(raw)
+            .ok_or_else(|| axiscap_llama::Error::ContextCreation { ctx, reason: complaints.reason() })?;
         // SAFETY: the context was just made.
         let batch = unsafe { sys::llama_n_batch(context.as_ptr()) } as usize;
         let sequences = settings.sequences;
@@ -124,8 +117,8 @@ impl<'m> EvalContext<'m> {
             let outputs = rows.iter().filter(|row| row.logits).count();
             let (decoded, complaints) = log::capture(|| {
                 self.session.watch(rows.len(), outputs, || {
-                    // SAFETY: the batch points into the vectors above, which hold one value per row and live for the
-                    // call. This struct owns the context.
+                    // SAFETY: the batch points into the vectors above, which hold one value per row and live
+                    // for the call. This struct owns the context.
                     let status = unsafe { sys::llama_decode(self.context.as_ptr(), batch) };
                     if status == 0 { Ok(()) } else { Err(status) }
                 })
@@ -166,8 +159,8 @@ impl Subject for EvalContext<'_> {
             return Err(axiscap_llama::Error::Sequence { sequence, last }.into());
         }
         for sequence in 1..count.cast_signed() {
-            // SAFETY: this struct owns the context, which owns its memory. The sequences are below its `n_seq_max`, as
-            // checked above, and negative positions mean all positions.
+            // SAFETY: this struct owns the context, which owns its memory. The sequences are below its
+            // `n_seq_max`, as checked above, and negative positions mean all positions.
             unsafe {
                 sys::llama_memory_seq_cp(sys::llama_get_memory(self.context.as_ptr()), 0, sequence, -1, -1);
             }
@@ -184,8 +177,8 @@ impl Subject for EvalContext<'_> {
 
 impl Drop for EvalContext<'_> {
     fn drop(&mut self) {
-        // SAFETY: this struct owns the context. Its fields, the callback among them, are dropped after this call, and the
-        // model is borrowed.
+        // SAFETY: this struct owns the context. Its fields, the callback among them, are dropped after this
+        // call, and the model is borrowed.
         unsafe { sys::llama_free(self.context.as_ptr()) }
     }
 }

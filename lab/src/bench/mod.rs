@@ -1,13 +1,14 @@
 //! What capping costs: the same tokens, capped and uncapped, in turn, in one process.
 //!
-//! The baseline is a context that the hook has never touched. In every round all subjects get new contexts, because two
-//! contexts differ by accident, for example in where their buffers lie. Then they decode the same tokens. The prompt is
-//! decoded several times, by one subject after the other, in alternating order. Generated tokens are decoded in
-//! lock-step, one token by each subject in turn, so the other work of the machine slows all of them alike. With several
-//! sequences a step decodes one token of each. They continue from one prompt with different tokens.
+//! The baseline is a context that the hook has never touched. In every round all subjects get new contexts,
+//! because two contexts differ by accident, for example in where their buffers lie. Then they decode the same
+//! tokens. The prompt is decoded several times, by one subject after the other, in alternating order.
+//! Generated tokens are decoded in lock-step, one token by each subject in turn, so the other work of the
+//! machine slows all of them alike. With several sequences a step decodes one token of each. They continue
+//! from one prompt with different tokens.
 //!
-//! A round's ratio is the median over its prompts or tokens, which one interruption does not move. The ratio of total
-//! times is given beside it.
+//! A round's ratio is the median over its prompts or tokens, which one interruption does not move. The ratio
+//! of total times is given beside it.
 
 mod ratio;
 
@@ -44,15 +45,16 @@ pub struct BenchOptions {
     pub fused_norm: bool,
     /// Whether a hooked context with its caps switched off is measured too.
     pub idle: bool,
-    /// Whether the same caps through llama.cpp's `cb_eval` are measured too, with a host synchronisation per block.
+    /// Whether the same caps through llama.cpp's `cb_eval` are measured too, with a host synchronisation per
+    /// block.
     pub eval_callback: bool,
     /// Whether the same caps through ggml's own operations are measured too, without statistics.
     pub ggml_ops: bool,
 }
 
 impl Default for BenchOptions {
-    /// Returns 15 rounds of a prompt of 512 tokens, decoded three times, and 64 tokens after it, one sequence, no
-    /// comparison but the baseline.
+    /// Returns 15 rounds of a prompt of 512 tokens, decoded three times, and 64 tokens after it, one
+    /// sequence, no comparison but the baseline.
     fn default() -> Self {
         Self {
             pairs: 15,
@@ -165,8 +167,8 @@ struct Sample {
 /// Measures what `caps` cost on `model`. `progress` is called with the rounds done and their number.
 ///
 /// # Errors
-/// [`Error::Option`] for zero pairs or tokens and for more than a context can hold, and those of making and decoding
-/// contexts.
+/// [`Error::Option`] for zero pairs or tokens and for more than a context can hold, and those of making and
+/// decoding contexts.
 pub fn bench(
     model: &Model,
     caps: &CapSet,
@@ -288,7 +290,8 @@ mod tests {
         assert!(message(BenchOptions { pairs: 0, ..options.clone() }).contains("pairs is 0"));
         let two = BenchOptions { sequences: 2, ..options.clone() };
         assert_eq!(two.needed_context(), 512 + 2 * 64);
-        // Too much in total names the options that add up, and neither the pairs nor a context that was not given.
+        // Too much in total names the options that add up, and neither the pairs nor a context that was not
+        // given.
         let far = message(BenchOptions { generate_tokens: usize::MAX, sequences: 3, ..options });
         assert!(far.contains("generate_tokens") && far.contains("at most 16777216"), "{far}");
         assert!(!far.contains("pairs") && !far.contains("ctx"), "{far}");

@@ -7,7 +7,8 @@ use std::time::Duration;
 pub struct Ratio {
     /// Median of the pairs' ratios. Below 1: capping costs time.
     pub median: f64,
-    /// Interval that holds the true median with at least 95 % confidence ([`median_interval`]). `None` for a single pair.
+    /// Interval that holds the true median with at least 95 % confidence ([`median_interval`]). `None` for a
+    /// single pair.
     pub ci95: Option<(f64, f64)>,
     /// The smallest and the largest ratio of a pair.
     pub range: (f64, f64),
@@ -27,8 +28,8 @@ impl Ratio {
     /// Minimum pairs of an interval that makes no assumption about the distribution.
     pub const MIN_PAIRS: usize = 6;
 
-    /// Takes pairs of (baseline, capped) times. A pair holds the times of the same steps, of `tokens` tokens each,
-    /// measured side by side. Its ratio is the median of its steps' ratios.
+    /// Takes pairs of (baseline, capped) times. A pair holds the times of the same steps, of `tokens` tokens
+    /// each, measured side by side. Its ratio is the median of its steps' ratios.
     pub(super) fn of(pairs: &[(&[Duration], &[Duration])], tokens: usize) -> Self {
         let ratio = |&(base, capped): &(Duration, Duration)| seconds(base) / seconds(capped);
         let steps = |&(base, capped): &(&[Duration], &[Duration])| -> Vec<(Duration, Duration)> {
@@ -58,9 +59,10 @@ fn seconds(time: Duration) -> f64 {
 
 /// Returns the median of `values`, and an interval that holds the true median with at least 95 % confidence.
 ///
-/// From [`Ratio::MIN_PAIRS`] values on the interval is that of the sign test: order statistics, without an assumption
-/// about the distribution. Two to five values are fewer than the sign test needs. Their interval is that of Student's t
-/// on the logarithms, which assumes that these are normally distributed. A single value has no interval.
+/// From [`Ratio::MIN_PAIRS`] values on the interval is that of the sign test: order statistics, without an
+/// assumption about the distribution. Two to five values are fewer than the sign test needs. Their interval
+/// is that of Student's t on the logarithms, which assumes that these are normally distributed. A single
+/// value has no interval.
 ///
 /// # Panics
 /// If there is no value.
@@ -97,9 +99,9 @@ fn median(sorted: &[f64]) -> f64 {
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
 
-/// Returns the largest `k` for which the interval from the (k+1)-th smallest to the (k+1)-th largest of `n` values misses
-/// the true median with a probability of at most 5 %: twice the binomial tail P(X <= k) with p = 1/2. `None` if even the
-/// whole range misses it more often.
+/// Returns the largest `k` for which the interval from the (k+1)-th smallest to the (k+1)-th largest of `n`
+/// values misses the true median with a probability of at most 5 %: twice the binomial tail P(X <= k) with p
+/// = 1/2. `None` if even the whole range misses it more often.
 fn interval_rank(n: usize) -> Option<usize> {
     if n < Ratio::MIN_PAIRS {
         return None;
@@ -149,7 +151,10 @@ mod tests {
         assert!((ratio.median - 0.99).abs() < 1e-12);
         assert_eq!(ratio.range, (10.0 / 900.0, 1.0));
         let (low, high) = ratio.ci95.unwrap();
-        assert!(low < ratio.range.0 && high > ratio.range.1, "the interval of three pairs is wider than their range");
+        assert!(
+            low < ratio.range.0 && high > ratio.range.1,
+            "the interval of three pairs is wider than their range"
+        );
         assert_eq!((ratio.median, ratio.ci95), (ratio.total_median, ratio.total_ci95));
         assert_eq!(Ratio::of(&pairs[..1], 10).ci95, None);
         assert!((ratio.uncapped_tps - 200.0).abs() < 1e-9);

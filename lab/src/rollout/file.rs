@@ -1,5 +1,5 @@
-//! Answers on disk, as JSON lines: one header and one line per answer. Calibration reads them instead of generating them
-//! again.
+//! Answers on disk, as JSON lines: one header and one line per answer. Calibration reads them instead of
+//! generating them again.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -136,8 +136,8 @@ impl Rollouts {
     /// Reads a file written by [`Rollouts::write`].
     ///
     /// # Errors
-    /// [`Error::RolloutFile`] names the line that cannot be read, is no header, is of another version, or holds a token
-    /// outside the vocabulary. If answers are missing, it says how many.
+    /// [`Error::RolloutFile`] names the line that cannot be read, is no header, is of another version, or
+    /// holds a token outside the vocabulary. If answers are missing, it says how many.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let fail = |line, problem: String| Error::RolloutFile { path: path.into(), line, problem };
         let file = File::open(path).map_err(|e| fail(None, format!("cannot be opened: {e}")))?;

@@ -1,4 +1,5 @@
-//! Many answers at once, by continuous batching over one uncapped context; what they answer, and where they are kept.
+//! Many answers at once, by continuous batching over one uncapped context; what they answer, and where they
+//! are kept.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -42,16 +43,17 @@ impl Default for RolloutOptions {
 /// Rows of one pass: enough to keep the cores busy, few enough for their logits to fit into memory.
 pub(crate) const PASS_ROWS: u32 = 512;
 
-/// How often a group of answers fills every slot. The last answers of a group run with fewer and fewer neighbours, which
-/// costs less the longer the group is. A run that is stopped loses less the shorter it is.
+/// How often a group of answers fills every slot. The last answers of a group run with fewer and fewer
+/// neighbours, which costs less the longer the group is. A run that is stopped loses less the shorter it is.
 const ROUNDS: usize = 4;
 
 /// Generates the answer to every request. `on_progress` is called with the number of answers done.
 ///
-/// A slot whose answer has ended takes the next request of its group at once. Every answer has its own seed and
-/// sampler. The same requests and options give the same answers. With another number of slots llama.cpp's batched
-/// matrix products differ in their last bits, which may tip a draw and change the rest of the answer. Recurrent and
-/// hybrid models are decoded one answer at a time, because their state cannot be batched with prompts of other lengths.
+/// A slot whose answer has ended takes the next request of its group at once. Every answer has its own seed
+/// and sampler. The same requests and options give the same answers. With another number of slots llama.cpp's
+/// batched matrix products differ in their last bits, which may tip a draw and change the rest of the answer.
+/// Recurrent and hybrid models are decoded one answer at a time, because their state cannot be batched with
+/// prompts of other lengths.
 ///
 /// # Errors
 /// Those of [`Model::render`], [`Error::AnswerTooLong`], and those of [`Context::decode`].
@@ -77,9 +79,9 @@ pub fn generate_rollouts(
 
 /// Generates answers group by group, for callers that keep finished groups and continue later.
 ///
-/// A group is a number of consecutive requests. It begins with an empty context, so its answers are the same to the bit
-/// whether or not the run was stopped between two groups. (Within a group an answer's neighbours in the batch move its
-/// last bits.)
+/// A group is a number of consecutive requests. It begins with an empty context, so its answers are the same
+/// to the bit whether or not the run was stopped between two groups. (Within a group an answer's neighbours
+/// in the batch move its last bits.)
 #[derive(Debug)]
 pub struct Generator<'a> {
     requests: &'a [Request],
@@ -127,8 +129,8 @@ impl<'a> Generator<'a> {
         ROUNDS * self.slots
     }
 
-    /// Generates the answers of the group that begins with request `first`, in order. Returns `None` if `go_on` asked to
-    /// stop. `go_on` is called after every pass with the number of all answers done.
+    /// Generates the answers of the group that begins with request `first`, in order. Returns `None` if
+    /// `go_on` asked to stop. `go_on` is called after every pass with the number of all answers done.
     ///
     /// # Errors
     /// Those of [`Context::decode`].
@@ -227,10 +229,11 @@ impl Slot {
     }
 }
 
-/// Returns the next rows of all slots, at most `max`, and with them the rows to sample from and their sequences.
+/// Returns the next rows of all slots, at most `max`, and with them the rows to sample from and their
+/// sequences.
 ///
-/// One token of each answer in progress comes first, then as much of the prompts as fits. A long prompt therefore delays
-/// no answer.
+/// One token of each answer in progress comes first, then as much of the prompts as fits. A long prompt
+/// therefore delays no answer.
 fn next_batch(active: &mut [Option<Slot>], max: usize) -> (Vec<BatchRow>, Vec<(usize, usize)>) {
     let (mut rows, mut ends) = (Vec::new(), Vec::new());
     for answering in [true, false] {

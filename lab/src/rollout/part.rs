@@ -18,13 +18,13 @@ pub struct RolloutPart {
 }
 
 impl RolloutPart {
-    /// Opens the file, or begins it if there is none. Of an existing file, complete groups of `group` answers are kept
-    /// ([`Generator::group_size`](crate::rollout::Generator::group_size)). The answers of an unfinished group are
-    /// generated again.
+    /// Opens the file, or begins it if there is none. Of an existing file, complete groups of `group` answers
+    /// are kept ([`Generator::group_size`](crate::rollout::Generator::group_size)). The answers of an
+    /// unfinished group are generated again.
     ///
     /// # Errors
-    /// [`Error::RolloutFile`] if the file cannot be read or written, is no file of answers, or was begun with other
-    /// settings than those of `header`.
+    /// [`Error::RolloutFile`] if the file cannot be read or written, is no file of answers, or was begun with
+    /// other settings than those of `header`.
     pub fn open(path: &Path, header: &RolloutHeader, group: usize) -> Result<Self, Error> {
         let fail = |line, problem| Error::RolloutFile { path: path.into(), line, problem };
         let failed = |what: &str, error: io::Error| fail(None, format!("cannot be {what}: {error}"));

@@ -72,8 +72,7 @@ impl Plan {
     }
 
     fn parse(roles_text: &str, questions_text: &str) -> Result<Self, Error> {
-        let file: RolesFile =
-            serde_json::from_str(roles_text).map_err(|error| Error::Roles { error })?;
+        let file: RolesFile = serde_json::from_str(roles_text).map_err(|error| Error::Roles { error })?;
         check_default(&file.default)?;
         check_roles(&file.roles)?;
         Ok(Self {
@@ -117,7 +116,8 @@ impl Plan {
     }
 }
 
-/// Returns a seed per answer by splitmix64's finaliser: neighbouring counters must not give related random numbers.
+/// Returns a seed per answer by splitmix64's finaliser: neighbouring counters must not give related random
+/// numbers.
 fn mixed(seed: u32, index: usize) -> u32 {
     let mut z = (u64::from(seed) << 32 | index as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
