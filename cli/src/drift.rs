@@ -149,9 +149,9 @@ fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
     }
     let options = BenchOptions {
         pairs: args.speed_pairs,
-        prompt_tokens: 32,
+        prompt_tokens: 8,
         prompts: 1,
-        generate_tokens: 24,
+        generate_tokens: 16,
         context: args.model.context(),
         ..BenchOptions::default()
     };

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::output;
 
 /// Time between two lines where stderr is no terminal. Shorter work is silent there.
-const INTERVAL: Duration = Duration::from_secs(15);
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The progress of a number of steps.
 #[derive(Debug)]
