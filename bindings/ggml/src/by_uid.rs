@@ -1,11 +1,11 @@
-//! What was found of the last graphs, by the uid that says they have not changed since.
+//! A bounded cache of what was found in the last graphs, by their uids. A graph that keeps its uid has not changed.
 
 use std::collections::HashMap;
 
-/// Graphs remembered. With experts in host memory a model has one per block and token, and with layers on the CPU two.
-const MOST: usize = 256;
+/// Graphs remembered. With experts in host memory a model has one graph per block and token, with layers on the CPU two.
+const MAX_GRAPHS: usize = 256;
 
-/// Things by the uids of graphs. A graph whose uid is zero is not remembered: nobody promises that it stays the same.
+/// Values by the uids of graphs. A graph with the uid zero is not remembered, because it may change at any time.
 #[derive(Debug)]
 pub(crate) struct ByUid<T>(HashMap<u64, T>);
 
@@ -20,16 +20,16 @@ impl<T> ByUid<T> {
         self.0.get(&uid)
     }
 
-    /// Remembers it. Uids never come back once graphs are built anew, so that what fills the place is mostly old: where
-    /// there is no more, all goes, and what is still of use is found once more.
-    pub(crate) fn insert(&mut self, uid: u64, thing: T) {
+    /// Inserts a value. Rebuilt graphs get new uids, so a full cache is mostly stale. It is cleared and refilled on
+    /// demand.
+    pub(crate) fn insert(&mut self, uid: u64, value: T) {
         if uid == 0 {
             return;
         }
-        if self.0.len() == MOST && !self.0.contains_key(&uid) {
+        if self.0.len() == MAX_GRAPHS && !self.0.contains_key(&uid) {
             self.0.clear();
         }
-        self.0.insert(uid, thing);
+        self.0.insert(uid, value);
     }
 
     pub(crate) fn clear(&mut self) {
@@ -49,7 +49,7 @@ mod tests {
         for uid in 1..=1000 {
             found.insert(uid, uid);
             assert_eq!(found.get(uid), Some(&uid));
-            assert!(found.0.len() <= MOST);
+            assert!(found.0.len() <= MAX_GRAPHS);
         }
         found.insert(1000, 7);
         assert_eq!((found.get(1000), found.get(1)), (Some(&7), None));

@@ -1,8 +1,11 @@
-//! Why the hook could not be installed, or a decode could not be capped.
+//! Errors of the hook.
 
+use std::any::Any;
 use std::fmt;
 
-/// Every way in which the hook refuses to go on. None of them leaves text that looks capped but is not.
+use crate::route::choice::Route;
+
+/// An error of the hook. The decode in which it happens fails, so that no text looks capped but is not.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HookError {
@@ -16,7 +19,16 @@ pub enum HookError {
         /// What was expected and what was found.
         what: String,
     },
-    /// ggml knows no device at all.
+    /// This build of ggml does not export a function that the hook calls.
+    #[error("this build of ggml has no function `{name}`, which the hook needs; use ggml 0.9.4 or newer")]
+    Symbol {
+        /// The function's name.
+        name: &'static str,
+    },
+    /// Two builds of ggml are loaded in this process.
+    #[error("the hook already serves another build of ggml in this process; load one llama.cpp per process")]
+    OtherHost,
+    /// ggml has no device.
     #[error(
         "ggml has no device to hook, not even a CPU; with dynamically loaded backends, load them first (LlamaBackend::init, or GGML_BACKEND_PATH)"
     )]
@@ -45,7 +57,7 @@ pub enum HookError {
         "no backend of this context is hooked, so nothing would be capped; create the context inside Hook::bind, after Hook::install"
     )]
     NotBound,
-    /// A configured block was not seen in a decode, or not with all of its rows.
+    /// A configured block was not computed in a decode, or not with all its rows.
     #[error("block {block} was {seen} in a decode of {rows} tokens ({outputs} with logits): its output would have stayed uncapped; {}", .seen.remedy())]
     NotSeen {
         /// The block.
@@ -57,7 +69,7 @@ pub enum HookError {
         /// Tokens with logits.
         outputs: usize,
     },
-    /// A block output is not what the operation is defined on.
+    /// A block output has another type or shape than the caps need.
     #[error(
         "the output of block {block} (node `{node}`) is {found}, but the caps need {expected}; this architecture cannot be capped yet"
     )]
@@ -81,7 +93,7 @@ pub enum HookError {
         /// The name both have.
         node: String,
     },
-    /// The node that leaves the block is not the last word on its residual stream.
+    /// A later node changes the residual stream after the block output.
     #[error(
         "`{node}` still changes the residual stream after the output of block {block}; leave this block uncapped"
     )]
@@ -91,7 +103,7 @@ pub enum HookError {
         /// The later node.
         node: String,
     },
-    /// Several devices compute the same rows of a block, each of them a part.
+    /// Several devices compute the same rows of a block, each of them partially.
     #[error(
         "several devices compute the output of block {block} for the same tokens: the model's tensors are split over them (LLAMA_SPLIT_MODE_TENSOR), and none of them may have the whole residual stream; load the model with another split mode, for example by layers"
     )]
@@ -99,17 +111,15 @@ pub enum HookError {
         /// The block.
         block: usize,
     },
-    /// Figures were asked for where nothing counts.
+    /// Statistics or tracing are on, but the compute hook has neither.
     #[error(
-        "caps through ggml's stock operations count nothing and trace nothing; switch statistics and tracing off for Engine::StockChain, or choose another engine"
+        "there are no statistics and traces of a compute hook ({route}); switch both off (Settings::statistics, Settings::tracing), or remove the hook"
     )]
-    StockChainFigures,
-    /// There are no times of graphs on a GPU.
-    #[error(
-        "there is no GPU timeline: since it was asked for, no graph ran whose blocks were capped on a GPU without the host waiting; the caps of a CPU, and those that the host makes for a GPU, are not timed"
-    )]
-    NoTimeline,
-    /// Something that a GPU was asked to do for the caps failed.
+    StatisticsUnsupported {
+        /// The route of the hook.
+        route: Route,
+    },
+    /// An operation on a GPU failed.
     #[error("capping on {device} failed: {what}; the decode was failed rather than left uncapped")]
     Device {
         /// ggml's name of the device.
@@ -117,9 +127,9 @@ pub enum HookError {
         /// What failed.
         what: String,
     },
-    /// The first rows that a GPU capped are not those that the CPU makes of them.
+    /// The first rows that a GPU capped differ from the CPU's.
     #[error(
-        "{device} caps block {block} wrongly: row {row} has {found:e} in column {column} where the CPU gives {expected:e}; this GPU must not be used for capping, report this with its model and driver, and run with --gpu-layers 0 until then"
+        "{device} caps block {block} wrongly: row {row} has {found:e} in column {column} where the CPU gives {expected:e}; do not use this GPU for capping, load the model without layers on it, and report this with the GPU's model and driver"
     )]
     DeviceDiffers {
         /// ggml's name of the device.
@@ -132,12 +142,12 @@ pub enum HookError {
         column: usize,
         /// What the GPU wrote.
         found: f32,
-        /// What the CPU makes of the same row.
+        /// What the CPU writes.
         expected: f32,
     },
-    /// The first rows that a GPU normed behind the caps of a block are not those that the CPU makes of them.
+    /// The first rows that a GPU normed after the caps of a block differ from the CPU's.
     #[error(
-        "{device} norms the rows of block {block} wrongly behind its caps: row {row} has {found:e} in column {column} where the CPU gives {expected:e}; run without --fused-norm, and report this with the GPU's model and driver"
+        "{device} norms the rows of block {block} wrongly after its caps: row {row} has {found:e} in column {column} where the CPU gives {expected:e}; switch the fused norm off (Settings::fused_norm), and report this with the GPU's model and driver"
     )]
     DeviceNormDiffers {
         /// ggml's name of the device.
@@ -150,12 +160,12 @@ pub enum HookError {
         column: usize,
         /// What the GPU wrote.
         found: f32,
-        /// What the CPU makes of the same row.
+        /// What the CPU writes.
         expected: f32,
     },
-    /// The first figures that a GPU reported of its caps are not those of the CPU.
+    /// The first statistics that a GPU reported of its caps differ from the CPU's.
     #[error(
-        "{device} reports wrong figures for block {block}, row {row}: {found}, where the CPU has {expected}; report this with the GPU's model and driver, and run with --gpu-layers 0 until then"
+        "{device} reports wrong statistics for block {block}, row {row}: {found}, where the CPU has {expected}; do not use this GPU for capping, load the model without layers on it, and report this with the GPU's model and driver"
     )]
     DeviceStatsDiffer {
         /// ggml's name of the device.
@@ -169,17 +179,28 @@ pub enum HookError {
         /// What the CPU has.
         expected: String,
     },
-    /// Our own code panicked inside llama.cpp's call; it was caught before it reached C++.
+    /// The hook panicked inside llama.cpp's call. The panic was caught before it reached C++.
     #[error(
         "a bug in axiscap: it panicked while capping ({0}); the decode was failed rather than left uncapped"
     )]
     Panic(String),
 }
 
+impl HookError {
+    /// Returns the error for a caught panic.
+    pub(crate) fn panic(panic: &(dyn Any + Send)) -> Self {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned());
+        Self::Panic(text.unwrap_or_else(|| "no message".into()))
+    }
+}
+
 /// How much of a block a decode showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
-    /// No node of that name was computed by a hooked backend.
+    /// No hooked backend computed a node of that name.
     Never,
     /// It was computed with this many rows.
     Rows(usize),

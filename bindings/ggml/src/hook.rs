@@ -1,4 +1,4 @@
-//! Installs the hook in ggml's devices, and computes hooked backends' graphs.
+//! Installs the hook in ggml's devices, and binds sessions to backends.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -6,28 +6,27 @@ use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 
-use llama_cpp_sys_2 as sys;
-
-use crate::device::{NormObstacle, ON_DEVICE, Pass, Slot, between_captures, capping};
-use crate::engine::{panicked, run_inserted, run_views};
-use crate::environment::ggml_graphs_off;
+use crate::backend::Backend;
 use crate::error::HookError;
-use crate::find::Finder;
-use crate::graph::Graph;
-use crate::layout::{Arena, Layout, ggml_version};
-use crate::session::{Engine, Inner, Session};
-use crate::stock_chain::{STOCK_CHAIN, StockChain};
+use crate::host::environment::ggml_graphs_off;
+use crate::host::{
+    self, Api, Device, FAILED, Graph, Layout, RawGraph, Status, Symbols, api, ggml_version, named_offsets,
+    use_host,
+};
+use crate::route::Route;
+use crate::route::gpu::{CudaDrivers, DriverFactory, between_captures};
+use crate::session::Session;
 
-type InitBackend = unsafe extern "C" fn(sys::ggml_backend_dev_t, *const c_char) -> sys::ggml_backend_t;
-type FreeBackend = unsafe extern "C" fn(sys::ggml_backend_t);
-type GraphCompute = unsafe extern "C" fn(sys::ggml_backend_t, *mut sys::ggml_cgraph) -> sys::ggml_status;
+type InitBackend = unsafe extern "C" fn(Device, *const c_char) -> host::Backend;
+type FreeBackend = unsafe extern "C" fn(host::Backend);
+type GraphCompute = unsafe extern "C" fn(host::Backend, *mut RawGraph) -> Status;
 
 /// The hook in ggml's devices. It stays installed while a clone of this handle or a context created under
-/// [`Hook::bind`] lives; then every slot is put back.
+/// [`Hook::bind`] lives. Then every slot gets its own function back.
 #[derive(Debug, Clone)]
 pub struct Hook(Arc<Installed>);
 
-/// What the hook found in this process.
+/// Findings of the hook in this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookReport {
     /// ggml's version and commit.
@@ -45,83 +44,98 @@ pub struct DeviceReport {
     pub name: String,
     /// E.g. the processor's or the card's name.
     pub description: String,
-    /// How blocks computed there are capped.
-    pub capping: String,
+    /// How [`RouteChoice::Auto`](crate::RouteChoice::Auto) computes graphs there.
+    pub route: Route,
+    /// Why caps cannot run on the GPU, for a device of ggml's CUDA backend.
+    pub reason: Option<String>,
 }
 
 #[derive(Debug)]
 struct Installed {
-    layout: Layout,
-    /// Whether ggml's CUDA backend was told to make no graphs of its own.
+    layout: &'static Layout,
+    /// Whether ggml's CUDA backend makes no CUDA graphs of its own.
     ggml_graphs_off: bool,
-    devices: Vec<sys::ggml_backend_dev_t>,
+    devices: Vec<Device>,
 }
 
-// SAFETY: devices are static objects of ggml's registry, valid until the process ends; only their init_backend
-// slot is written, under INSTALLED's lock.
+// SAFETY: devices are static objects of ggml's registry, valid until the process ends. Only their init_backend slot is
+// written, under INSTALLED's lock.
 unsafe impl Send for Installed {}
-// SAFETY: as above; shared access only reads.
+// SAFETY: shared access only reads, apart from the init_backend slots, which are written under INSTALLED's lock.
 unsafe impl Sync for Installed {}
 
-/// One hooked backend: a device's stream of one llama_context.
+/// A backend whose functions were replaced, with its own functions.
 #[derive(Debug)]
-struct Backend {
+struct Hooked {
     installed: Arc<Installed>,
-    session: Arc<Inner>,
     free: FreeBackend,
     graph_compute: GraphCompute,
-    /// It is ggml's CPU backend, which runs inserted nodes.
-    is_cpu: bool,
-    name: String,
-    scratch: Mutex<Scratch>,
+    backend: Backend,
 }
 
-/// Reused from graph to graph. A backend computes one graph at a time.
-#[derive(Debug)]
-struct Scratch {
-    finder: Finder,
-    arena: Arena,
-    staging: Vec<f32>,
-    device: Slot,
-    chain: StockChain,
+/// The session whose context is being created on a thread.
+#[derive(Debug, Clone)]
+struct Binding {
+    session: Session,
+    installed: Arc<Installed>,
+    drivers: Arc<dyn DriverFactory>,
 }
 
 /// The hook of this process, if one is installed.
 static INSTALLED: Mutex<Weak<Installed>> = Mutex::new(Weak::new());
 
-/// Our `init_backend`, by the one address that is written to slots and compared with.
+/// Our `init_backend`. A static gives it one address, because a function may have several.
 static OURS: InitBackend = init_backend;
 
-/// Each device's own `init_backend`, by the device's address. Never forgotten: a device may call our replacement
-/// at the very moment at which it is taken back.
+/// Each device's own `init_backend`, by the device's address. Entries are kept until the process ends, because a thread
+/// may be calling the replacement while it is taken back.
 static ORIGINALS: LazyLock<RwLock<HashMap<usize, InitBackend>>> = LazyLock::new(RwLock::default);
 
 /// Hooked backends by address.
-static BACKENDS: LazyLock<RwLock<HashMap<usize, Arc<Backend>>>> = LazyLock::new(RwLock::default);
+static BACKENDS: LazyLock<RwLock<HashMap<usize, Arc<Hooked>>>> = LazyLock::new(RwLock::default);
 
 thread_local! {
-    /// The session whose context is being created on this thread.
-    static BINDING: RefCell<Option<(Session, Arc<Installed>)>> = const { RefCell::new(None) };
+    static BINDING: RefCell<Option<Binding>> = const { RefCell::new(None) };
 }
 
 impl Hook {
-    /// Installs the hook: measures ggml's layout and replaces `init_backend` of every device. Contexts that are
-    /// created under [`Hook::bind`] from now on can be capped; others run as before. A second call returns the
-    /// hook that is there.
+    /// Installs the hook: measures ggml's layout and replaces `init_backend` of every device. Contexts created under
+    /// [`Hook::bind`] from now on can be capped. Others run as before. A second call returns the installed hook.
     ///
-    /// Backends must have been registered (`LlamaBackend::init`; with dynamically loaded ones, loaded).
+    /// ggml's backends must be registered before (`LlamaBackend::init`). Those loaded at run time must be loaded.
     ///
     /// # Errors
-    /// [`HookError::Layout`] when this ggml is not laid out as needed, [`HookError::NoDevice`].
+    /// [`HookError::Layout`] when this ggml is not laid out as needed, [`HookError::NoDevice`],
+    /// [`HookError::OtherHost`].
+    #[cfg(feature = "linked")]
     pub fn install() -> Result<Self, HookError> {
+        use_host(Api::linked())?;
+        Self::install_in_host()
+    }
+
+    /// As `Hook::install`, in the ggml that the process has loaded, whose functions are found by their symbols.
+    ///
+    /// # Errors
+    /// Those of `Hook::install`, and [`HookError::Symbol`].
+    ///
+    /// # Safety
+    /// Each symbol must be the function of ggml of that name, and stay loaded until the process ends.
+    pub unsafe fn install_from(symbols: Symbols<'_>) -> Result<Self, HookError> {
+        // SAFETY: the caller promises ggml's functions.
+        use_host(unsafe { Api::look_up(symbols)? })?;
+        Self::install_in_host()
+    }
+
+    fn install_in_host() -> Result<Self, HookError> {
         let mut slot = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(installed) = slot.upgrade() {
             return Ok(Self(installed));
         }
         let layout = Layout::probe()?;
         // SAFETY: plain queries of ggml's registry.
-        let devices: Vec<_> =
-            unsafe { (0..sys::ggml_backend_dev_count()).map(|i| sys::ggml_backend_dev_get(i)).collect() };
+        let devices: Vec<_> = unsafe {
+            (0..(api().ggml_backend_dev_count)()).map(|i| (api().ggml_backend_dev_get)(i)).collect()
+        };
         if devices.is_empty() {
             return Err(HookError::NoDevice);
         }
@@ -132,11 +146,11 @@ impl Hook {
             match unsafe { init_slot(device, layout).read() } {
                 Some(found) if std::ptr::fn_addr_eq(found, OURS) => {}
                 Some(found) => match originals.get(&(device as usize)) {
-                    // Somebody has put a function of theirs over ours, which calls ours. If ours called it in turn,
-                    // neither would ever return; ours is still reached, and still calls the device's own.
+                    // Another library has replaced our function by one that calls it. Ours is still reached, and calls
+                    // the device's own. If it called the other library's, neither would return.
                     Some(&own) if !std::ptr::fn_addr_eq(found, own) => {
                         let device = device_name(device);
-                        tracing::debug!(device, "another library has wrapped the hook: it stays within");
+                        tracing::debug!(device, "another library has wrapped the hook, and calls it");
                     }
                     _ => {
                         originals.insert(device as usize, found);
@@ -153,7 +167,8 @@ impl Hook {
         }
         drop(originals);
         for device in unhooked {
-            // SAFETY: as above; a slot is one aligned word that holds a working function before and after.
+            // SAFETY: the device is a mutable static of its backend. The slot is one aligned word, which holds a valid
+            // function before and after.
             unsafe { init_slot(device, layout).write(Some(OURS)) };
         }
         let ggml_graphs_off = ggml_graphs_off();
@@ -162,36 +177,36 @@ impl Hook {
         Ok(Self(installed))
     }
 
-    /// Runs `create`, which makes one llama_context on this thread: the backends that it initialises belong to
-    /// `session`. Check [`Session::is_bound`] afterwards if `create` may not have made any.
+    /// Runs `create`, which creates one llama_context on this thread, and binds the context's backends to `session`.
+    /// [`Session::is_bound`] tells whether any backend was created.
     pub fn bind<R>(&self, session: &Session, create: impl FnOnce() -> R) -> R {
-        struct Unbind(Option<(Session, Arc<Installed>)>);
+        self.bind_with(session, Arc::new(CudaDrivers), create)
+    }
+
+    /// As [`Hook::bind`], with a choice of GPU drivers.
+    pub(crate) fn bind_with<R>(
+        &self,
+        session: &Session,
+        drivers: Arc<dyn DriverFactory>,
+        create: impl FnOnce() -> R,
+    ) -> R {
+        struct Unbind(Option<Binding>);
         impl Drop for Unbind {
             fn drop(&mut self) {
                 BINDING.set(self.0.take());
             }
         }
-        let _unbind = Unbind(BINDING.replace(Some((session.clone(), Arc::clone(&self.0)))));
+        let binding = Binding { session: session.clone(), installed: Arc::clone(&self.0), drivers };
+        let _unbind = Unbind(BINDING.replace(Some(binding)));
         create()
     }
 
-    /// What was found in this process.
+    /// Returns what was found in this process.
     #[must_use]
     pub fn report(&self) -> HookReport {
-        let layout = self.0.layout;
-        let uses = layout.graph_uses.map(|uses| ("ggml_cgraph.use_counts", uses.counts));
-        let slots = [
-            ("ggml_backend_device.iface.init_backend", layout.device_init_backend),
-            ("ggml_backend.iface.free", layout.backend_free),
-            ("ggml_backend.iface.graph_compute", layout.backend_graph_compute),
-            ("ggml_cgraph.n_nodes", layout.graph_n_nodes),
-            ("ggml_cgraph.n_leafs", layout.graph_n_leafs),
-            ("ggml_cgraph.nodes", layout.graph_nodes),
-            ("ggml_cgraph.uid", layout.graph_uid),
-        ];
         HookReport {
             ggml: ggml_version(),
-            slots: slots.into_iter().chain(uses).collect(),
+            slots: named_offsets(self.0.layout),
             devices: self.0.devices.iter().map(|&d| device_report(d)).collect(),
         }
     }
@@ -200,13 +215,14 @@ impl Hook {
 impl Drop for Installed {
     fn drop(&mut self) {
         let slot = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-        // Between our last handle going and this lock, another thread may have installed the hook anew.
+        // Another thread may have installed the hook again before this lock was taken.
         if slot.strong_count() > 0 {
             return;
         }
         let originals = ORIGINALS.read().unwrap_or_else(PoisonError::into_inner);
         for &device in &self.devices {
-            // SAFETY: as in `install`. Only our own replacement is taken back.
+            // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads it. Only our
+            // own replacement is taken back.
             unsafe {
                 let slot = init_slot(device, self.layout);
                 if slot.read().is_some_and(|found| std::ptr::fn_addr_eq(found, OURS)) {
@@ -217,96 +233,84 @@ impl Drop for Installed {
     }
 }
 
-fn device_report(device: sys::ggml_backend_dev_t) -> DeviceReport {
+fn device_report(device: Device) -> DeviceReport {
     // SAFETY: the description is a NUL-terminated string that lives as long as the device.
-    let description =
-        unsafe { CStr::from_ptr(sys::ggml_backend_dev_description(device)) }.to_string_lossy().into_owned();
-    let capping = match capping(device) {
-        _ if is_cpu(device) => INSERTED.into(),
-        None => VIEWS.into(),
-        Some(Ok(())) => ON_DEVICE.into(),
-        Some(Err(reason)) => format!("{VIEWS}: {reason}"),
+    let description = unsafe { CStr::from_ptr((api().ggml_backend_dev_description)(device)) }
+        .to_string_lossy()
+        .into_owned();
+    let (route, reason) = match CudaDrivers.usable(device) {
+        _ if is_cpu(device) => (Route::Inserted, None),
+        None => (Route::HostViews, None),
+        Some(Ok(())) => (Route::GpuViews, None),
+        Some(Err(reason)) => (Route::HostViews, Some(reason)),
     };
-    DeviceReport { name: device_name(device), description, capping }
+    DeviceReport { name: device_name(device), description, route, reason }
 }
 
-const INSERTED: &str = "caps are nodes in the backend's own graph";
-pub(crate) const VIEWS: &str = "the graph is cut at capped blocks, caps run on the host";
-
-const NEEDS_GRAPHS_OFF: &str = "one graph per token was asked for, but ggml makes graphs of its own; start the \
-    program with GGML_CUDA_DISABLE_GRAPHS=1";
-
-fn device_name(device: sys::ggml_backend_dev_t) -> String {
+fn device_name(device: Device) -> String {
     // SAFETY: the name is a NUL-terminated string that lives as long as the device.
-    unsafe { CStr::from_ptr(sys::ggml_backend_dev_name(device)) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr((api().ggml_backend_dev_name)(device)) }.to_string_lossy().into_owned()
 }
 
-/// Whether this is ggml's own CPU backend, the one that can run GGML_OP_MAP_CUSTOM1 nodes.
-fn is_cpu(device: sys::ggml_backend_dev_t) -> bool {
-    // SAFETY: plain queries of a device of the registry; the name is NUL-terminated.
-    unsafe {
-        sys::ggml_backend_dev_type(device) == sys::GGML_BACKEND_DEVICE_TYPE_CPU
-            && CStr::from_ptr(sys::ggml_backend_reg_name(sys::ggml_backend_dev_backend_reg(device))) == c"CPU"
-    }
+/// Whether this is ggml's own CPU backend, which can run GGML_OP_MAP_CUSTOM1 nodes.
+fn is_cpu(device: Device) -> bool {
+    // SAFETY: plain queries of a device of the registry. The name is NUL-terminated.
+    let registry = unsafe {
+        CStr::from_ptr((api().ggml_backend_reg_name)((api().ggml_backend_dev_backend_reg)(device)))
+    };
+    registry == c"CPU"
 }
 
 /// # Safety
 /// `device` must be a device of ggml's registry.
-unsafe fn init_slot(device: sys::ggml_backend_dev_t, layout: Layout) -> *mut Option<InitBackend> {
+unsafe fn init_slot(device: Device, layout: &Layout) -> *mut Option<InitBackend> {
     // SAFETY: the offset is within the device.
     unsafe { device.byte_add(layout.device_init_backend).cast() }
 }
 
 /// # Safety
 /// `backend` must be a live ggml backend.
-unsafe fn compute_slot(backend: sys::ggml_backend_t, layout: Layout) -> *mut Option<GraphCompute> {
+unsafe fn compute_slot(backend: host::Backend, layout: &Layout) -> *mut Option<GraphCompute> {
     // SAFETY: the offset is within the backend.
     unsafe { backend.byte_add(layout.backend_graph_compute).cast() }
 }
 
 /// # Safety
 /// `backend` must be a live ggml backend.
-unsafe fn free_slot(backend: sys::ggml_backend_t, layout: Layout) -> *mut Option<FreeBackend> {
+unsafe fn free_slot(backend: host::Backend, layout: &Layout) -> *mut Option<FreeBackend> {
     // SAFETY: the offset is within the backend.
     unsafe { backend.byte_add(layout.backend_free).cast() }
 }
 
-/// Replaces a device's `init_backend`: makes the backend as before, and hooks it if a context is being bound.
-unsafe extern "C" fn init_backend(
-    device: sys::ggml_backend_dev_t,
-    params: *const c_char,
-) -> sys::ggml_backend_t {
+/// Replaces a device's `init_backend`. Creates the backend as before, and hooks it if a context is being bound.
+unsafe extern "C" fn init_backend(device: Device, params: *const c_char) -> host::Backend {
     let original = ORIGINALS.read().unwrap_or_else(PoisonError::into_inner).get(&(device as usize)).copied();
-    // Null is ggml's own way of saying that a backend could not be made.
+    // ggml's own functions return null for a backend that could not be created.
     let Some(original) = original else { return std::ptr::null_mut() };
     // SAFETY: the device's own function with the arguments it was called with.
     let backend = unsafe { original(device, params) };
     if backend.is_null() {
         return backend;
     }
-    let Some((session, installed)) = BINDING.with(|b| b.try_borrow().ok().and_then(|b| b.clone())) else {
+    let Some(binding) = BINDING.with(|b| b.try_borrow().ok().and_then(|b| b.clone())) else {
         return backend;
     };
     let hooked = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: `backend` was just made by `device`.
-        unsafe { hook_backend(backend, device, installed, &session) }
+        // SAFETY: `device` has just made `backend`.
+        unsafe { hook_backend(backend, device, &binding) }
     }));
-    if let Err(error) = hooked.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))) {
-        session.0.fail(error);
+    if let Err(error) = hooked.unwrap_or_else(|panic| Err(HookError::panic(panic.as_ref()))) {
+        binding.session.0.record.fail(error);
     }
     backend
 }
 
 /// # Safety
 /// `backend` must have been made by `device` and not be in use yet.
-unsafe fn hook_backend(
-    backend: sys::ggml_backend_t,
-    device: sys::ggml_backend_dev_t,
-    installed: Arc<Installed>,
-    session: &Session,
-) -> Result<(), HookError> {
+unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding) -> Result<(), HookError> {
+    let Binding { session, installed, drivers } = binding;
     let layout = installed.layout;
-    // SAFETY: the slots are where ggml itself reads them; each backend has its own copy of its interface.
+    // SAFETY: the slots are where ggml itself reads them. Each backend has its own copy of its interface.
     let (compute, free) =
         unsafe { (compute_slot(backend, layout).read(), free_slot(backend, layout).read()) };
     let (Some(graph_compute), Some(free)) = (compute, free) else {
@@ -315,149 +319,53 @@ unsafe fn hook_backend(
             what: format!("a backend of {} has no graph_compute or no free", device_name(device)),
         });
     };
-    let entry = Backend {
-        installed,
-        session: Arc::clone(&session.0),
+    let state = Arc::clone(&session.0);
+    let (name, graphs_off) = (device_name(device), installed.ggml_graphs_off);
+    let hooked = Hooked {
+        installed: Arc::clone(installed),
         free,
         graph_compute,
-        is_cpu: is_cpu(device),
-        name: device_name(device),
-        scratch: Mutex::new(Scratch {
-            finder: Finder::default(),
-            arena: Arena::new(64)?,
-            staging: Vec::new(),
-            device: Slot::new(device, &session.0),
-            chain: StockChain::default(),
-        }),
+        backend: Backend::new(state, device, name, is_cpu(device), graphs_off, drivers)?,
     };
-    BACKENDS.write().unwrap_or_else(PoisonError::into_inner).insert(backend as usize, Arc::new(entry));
-    // SAFETY: as above; from here on our functions find the entry.
+    BACKENDS.write().unwrap_or_else(PoisonError::into_inner).insert(backend as usize, Arc::new(hooked));
+    // SAFETY: the slots are where ggml itself reads them. From here on our functions find the entry.
     unsafe {
         compute_slot(backend, layout).write(Some(hooked_compute));
         free_slot(backend, layout).write(Some(hooked_free));
     }
-    session.0.set_bound_to_backend();
+    session.0.set_bound();
     Ok(())
 }
 
-/// Replaces a backend's `free`: forgets the backend, then frees it as before.
-unsafe extern "C" fn hooked_free(backend: sys::ggml_backend_t) {
-    let entry = BACKENDS.write().unwrap_or_else(PoisonError::into_inner).remove(&(backend as usize));
-    if let Some(entry) = entry {
-        let layout = entry.installed.layout;
-        let _no_capture = between_captures();
-        // What is on the GPU has to be done with the backend's memory before that goes.
-        let closed = catch_unwind(AssertUnwindSafe(|| {
-            let mut scratch = entry.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-            scratch.device.close(&entry.session);
-            scratch.chain.close(backend);
-        }));
-        if let Err(panic) = closed {
-            entry.session.fail(panicked(panic.as_ref()));
-        }
-        // SAFETY: the backend is still alive; its slots get their own functions back before its own free runs.
-        unsafe {
-            compute_slot(backend, layout).write(Some(entry.graph_compute));
-            free_slot(backend, layout).write(Some(entry.free));
-            (entry.free)(backend);
-        }
+/// Replaces a backend's `free`. Removes the hook from the backend, then frees it as before.
+unsafe extern "C" fn hooked_free(backend: host::Backend) {
+    let hooked = BACKENDS.write().unwrap_or_else(PoisonError::into_inner).remove(&(backend as usize));
+    let Some(hooked) = hooked else { return };
+    let layout = hooked.installed.layout;
+    let _no_capture = between_captures();
+    // The GPU must be done with the backend's memory before that is freed.
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| hooked.backend.close(backend))) {
+        hooked.backend.fail(HookError::panic(panic.as_ref()));
+    }
+    // SAFETY: the backend is still alive. Its slots get their own functions back before its own free runs.
+    unsafe {
+        compute_slot(backend, layout).write(Some(hooked.graph_compute));
+        free_slot(backend, layout).write(Some(hooked.free));
+        (hooked.free)(backend);
     }
 }
 
 /// Replaces a backend's `graph_compute`.
-unsafe extern "C" fn hooked_compute(
-    backend: sys::ggml_backend_t,
-    graph: *mut sys::ggml_cgraph,
-) -> sys::ggml_status {
-    let entry = BACKENDS.read().unwrap_or_else(PoisonError::into_inner).get(&(backend as usize)).cloned();
-    let Some(entry) = entry else { return sys::GGML_STATUS_FAILED };
+unsafe extern "C" fn hooked_compute(backend: host::Backend, graph: *mut RawGraph) -> Status {
+    let hooked = BACKENDS.read().unwrap_or_else(PoisonError::into_inner).get(&(backend as usize)).cloned();
+    let Some(hooked) = hooked else { return FAILED };
     let computed = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: ggml hands us a graph that is ours until we return.
-        let graph = unsafe { Graph::new(graph, entry.installed.layout) };
-        // SAFETY: the backend's own function, on the backend it came from.
-        let compute = |graph: &Graph| unsafe { (entry.graph_compute)(backend, graph.raw()) };
-        entry.compute(backend, &graph, &compute)
+        // SAFETY: ggml gives us the graph for the duration of this call.
+        let graph = unsafe { Graph::new(graph) };
+        // SAFETY: the backend's own function, on the backend that it came from.
+        let compute = |graph: &Graph| unsafe { (hooked.graph_compute)(backend, graph.raw()) };
+        // SAFETY: ggml calls with a live backend, and `compute` is that backend's own function.
+        unsafe { hooked.backend.compute(backend, &graph, &compute) }
     }));
-    computed.unwrap_or_else(|panic| {
-        entry.session.fail(panicked(panic.as_ref()));
-        sys::GGML_STATUS_FAILED
-    })
-}
-
-impl Backend {
-    fn compute(
-        &self,
-        backend: sys::ggml_backend_t,
-        graph: &Graph,
-        compute: &dyn Fn(&Graph) -> sys::ggml_status,
-    ) -> sys::ggml_status {
-        let config = self.session.config();
-        let Some(wanted) = config.wanted(self.session.model.width) else { return compute(graph) };
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let Scratch { finder, arena, staging, device, chain } = &mut *scratch;
-        let outputs = match finder.find(graph, wanted) {
-            Ok(outputs) => outputs,
-            Err(error) => {
-                self.session.fail(error);
-                return sys::GGML_STATUS_FAILED;
-            }
-        };
-        // The CPU runs no captured graphs. ggml aborts the process where it begins a capture inside of ours.
-        let asked = config.engine == Engine::DeviceGraph && !self.is_cpu;
-        let one_graph = asked && self.installed.ggml_graphs_off;
-        if outputs.is_empty() && !one_graph {
-            return compute(graph);
-        }
-        if let Err(error) = self.session.claims(backend as usize, &outputs) {
-            self.session.fail(error);
-            return sys::GGML_STATUS_FAILED;
-        }
-        let norms_stay = |why: NormObstacle| {
-            let capped = outputs.iter().filter(|o| o.rows() > 0 && config.caps_of(o.block).is_some());
-            for output in capped.filter(|_| config.fused_norm) {
-                self.session.norm_behind(&self.name, output.block, Some(why));
-            }
-        };
-        if config.engine == Engine::StockChain {
-            norms_stay(NormObstacle::StockOperations);
-            self.session.used(&self.name, STOCK_CHAIN, None);
-            let (outputs, config, session) = (&outputs[..], &config, &*self.session);
-            let mut pass =
-                Pass { graph, outputs, backend, staging, config, session, compute, one_graph: false };
-            return chain.compute(&mut pass, &self.name);
-        }
-        if self.is_cpu && config.engine != Engine::Views {
-            norms_stay(NormObstacle::NoGpu);
-            self.session.used(&self.name, INSERTED, None);
-            return run_inserted(graph, &outputs, arena, &config, &self.session, compute);
-        }
-        // Block outputs without rows may have no memory; every graph with caps to run has one with.
-        let address = outputs.iter().find(|o| o.rows() > 0).map(|o| o.place().0 as u64);
-        let path = match address {
-            Some(address) => device.path(backend, &self.name, address, &self.session),
-            // There is nothing to cap, but ggml does not capture it either.
-            None if one_graph => device.path_of(backend, &self.name, graph, &self.session),
-            None => None,
-        };
-        if let Some(path) = path {
-            let mut path = path.lock().unwrap_or_else(PoisonError::into_inner);
-            let (outputs, config, session) = (&outputs[..], &config, &*self.session);
-            if asked && !one_graph {
-                session.used(&self.name, ON_DEVICE, Some(NEEDS_GRAPHS_OFF));
-            }
-            let pass = Pass { graph, outputs, backend, staging, config, session, compute, one_graph };
-            return path.compute(pass);
-        }
-        if address.is_none() {
-            let status = compute(graph);
-            if status == sys::GGML_STATUS_SUCCESS {
-                outputs.iter().for_each(|output| self.session.saw_no_rows(output.block, &config));
-            }
-            return status;
-        }
-        let slow = device.reason().or((!self.is_cpu).then_some("this backend has no kernels of axiscap's"));
-        self.session.used(&self.name, VIEWS, slow);
-        norms_stay(NormObstacle::NoGpu);
-        run_views(graph, &outputs, backend, staging, &config, &self.session, compute)
-    }
+    computed.unwrap_or_else(|panic| hooked.backend.fail(HookError::panic(panic.as_ref())))
 }

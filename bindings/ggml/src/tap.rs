@@ -1,14 +1,14 @@
-//! Looking at block outputs while a model runs.
+//! Observation of block outputs while a model runs.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Observes block outputs, before any cap of the block.
+/// An observer of block outputs, before any cap of the block.
 #[derive(Clone)]
 pub struct Tap {
     /// The blocks to observe.
     pub blocks: Vec<usize>,
-    /// Called once per pass (micro-batch) and block with all its rows, on one of ggml's threads.
+    /// Called once per micro-batch and block with all its rows, on one of ggml's threads.
     pub see: Arc<dyn Fn(usize, TapRows<'_>) + Send + Sync>,
 }
 
@@ -18,7 +18,7 @@ impl fmt::Debug for Tap {
     }
 }
 
-/// The rows of a block output: one per token, in the last block one per token with logits.
+/// The rows of a block output: one per token, or in the last block one per token with logits.
 #[derive(Debug, Clone, Copy)]
 pub struct TapRows<'a> {
     pub(crate) values: &'a [f32],
@@ -28,16 +28,16 @@ pub struct TapRows<'a> {
 }
 
 impl<'a> TapRows<'a> {
-    /// Number of rows.
+    /// Returns the number of rows.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// One row, `n_embd` values.
+    /// Returns one row, `n_embd` values.
     ///
     /// # Panics
-    /// When there is no such row.
+    /// If there is no such row.
     #[must_use]
     pub fn row(&self, index: usize) -> &'a [f32] {
         assert!(index < self.rows, "row {index} of {}", self.rows);

@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
-use axiscap_ggml::{BlockTrace, Engine, Hook, HookError, ModelShape, Seen, Session, Tap};
+use axiscap_ggml::{BlockTrace, Hook, HookError, ModelShape, RouteChoice, Seen, Session, Tap};
+use llama_cpp_2::DecodeError;
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_backend::LlamaBackend;
@@ -76,6 +77,16 @@ fn floor(lo: f32) -> Bound {
     Bound::floor(lo).unwrap()
 }
 
+/// Watches a decode that llama.cpp itself does not fail.
+fn watch(
+    session: &Session,
+    rows: usize,
+    outputs: usize,
+    decode: impl FnOnce() -> Result<(), DecodeError>,
+) -> Result<(), HookError> {
+    session.watch(rows, outputs, || Ok(decode())).map(Result::unwrap)
+}
+
 /// Greedy tokens, every decode watched.
 fn generate(context: &mut LlamaContext<'_>, session: Option<&Session>, count: usize) -> Vec<LlamaToken> {
     let prompt = prompt();
@@ -88,7 +99,7 @@ fn generate(context: &mut LlamaContext<'_>, session: Option<&Session>, count: us
     while tokens.len() < count {
         let rows = batch.n_tokens() as usize;
         match session {
-            Some(session) => session.watch(rows, 1, || context.decode(&mut batch)).unwrap().unwrap(),
+            Some(session) => watch(session, rows, 1, || context.decode(&mut batch)).unwrap(),
             None => context.decode(&mut batch).unwrap(),
         }
         let logits = context.get_logits_ith(batch.n_tokens() - 1);
@@ -107,12 +118,14 @@ struct Run {
     trace: Vec<BlockTrace>,
 }
 
-fn capped(caps: &CapSet, engine: Engine, ubatch: u32, threads: i32) -> Run {
+fn capped(caps: &CapSet, route: RouteChoice, ubatch: u32, threads: i32) -> Run {
     let hook = Hook::install().unwrap();
     let session = Session::new(shape());
     session.set_caps(Some(caps)).unwrap();
-    session.set_engine(engine);
-    session.set_tracing(true);
+    session.update(|settings| {
+        settings.route = route;
+        settings.tracing = true;
+    });
     let mut context =
         hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(ubatch, threads))).unwrap();
     assert!(session.is_bound());
@@ -130,15 +143,15 @@ fn infinite_bounds_change_no_token() {
     let blocks = shape().blocks;
     let set = CapSet::new((0..blocks).map(|b| cap(b, b as u64, Bound::NONE))).unwrap();
     let plain = uncapped(2);
-    for engine in [Engine::Inserted, Engine::Views] {
-        let run = capped(&set, engine, 512, 2);
-        assert_eq!(run.tokens, plain, "{engine:?}");
+    for route in [RouteChoice::Inserted, RouteChoice::Views] {
+        let run = capped(&set, route, 512, 2);
+        assert_eq!(run.tokens, plain, "{route:?}");
         assert!(run.trace.iter().flat_map(|t| &t.stats).all(|s| !s.engaged() && s.before == s.after));
     }
 }
 
 #[test]
-fn every_engine_and_thread_count_caps_the_same_rows_to_the_same_bits() {
+fn every_route_and_thread_count_caps_the_same_rows_to_the_same_bits() {
     // Block 0, the last block, several caps on one block, and a band.
     let last = shape().blocks - 1;
     let set = CapSet::new([
@@ -149,14 +162,17 @@ fn every_engine_and_thread_count_caps_the_same_rows_to_the_same_bits() {
         cap(20, 5, floor(f32::NEG_INFINITY)),
     ])
     .unwrap();
-    let reference = capped(&set, Engine::Inserted, 512, 2);
+    let reference = capped(&set, RouteChoice::Inserted, 512, 2);
     assert_ne!(reference.tokens, uncapped(2), "these caps change what the model says");
-    for (engine, threads) in
-        [(Engine::Inserted, 1), (Engine::Views, 2), (Engine::Auto, 2), (Engine::DeviceGraph, 2)]
-    {
-        let run = capped(&set, engine, 512, threads);
-        assert_eq!(run.tokens, reference.tokens, "{engine:?}, {threads} threads");
-        assert_eq!(run.trace, reference.trace, "{engine:?}, {threads} threads");
+    for (route, threads) in [
+        (RouteChoice::Inserted, 1),
+        (RouteChoice::Views, 2),
+        (RouteChoice::Auto, 2),
+        (RouteChoice::OneGraph, 2),
+    ] {
+        let run = capped(&set, route, 512, threads);
+        assert_eq!(run.tokens, reference.tokens, "{route:?}, {threads} threads");
+        assert_eq!(run.trace, reference.trace, "{route:?}, {threads} threads");
     }
 
     let prompt = prompt().len();
@@ -182,8 +198,8 @@ fn every_engine_and_thread_count_caps_the_same_rows_to_the_same_bits() {
 #[test]
 fn micro_batches_arrive_in_order_and_are_counted() {
     let set = CapSet::new([cap(5, 1, Bound::NONE), cap(shape().blocks - 1, 1, Bound::NONE)]).unwrap();
-    let whole = capped(&set, Engine::Auto, 512, 2);
-    let parts = capped(&set, Engine::Auto, 8, 2);
+    let whole = capped(&set, RouteChoice::Auto, 512, 2);
+    let parts = capped(&set, RouteChoice::Auto, 8, 2);
     let rows = |run: &Run, block| {
         let passes = run.trace.iter().filter(|t| t.block == block);
         passes.flat_map(|t| t.stats.iter().map(|s| s.before)).collect::<Vec<_>>()
@@ -204,8 +220,8 @@ fn a_part_of_a_prompt_without_logits_is_capped_too() {
     let session = Session::new(shape());
     let last = shape().blocks - 1;
     session.set_caps(Some(&CapSet::new([cap(4, 1, floor(3.0)), cap(last, 1, floor(3.0))]).unwrap())).unwrap();
-    for engine in [Engine::Inserted, Engine::Views] {
-        session.set_engine(engine);
+    for route in [RouteChoice::Inserted, RouteChoice::Views] {
+        session.update(|settings| settings.route = route);
         session.reset_stats();
         let mut context =
             hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(8, 2))).unwrap();
@@ -213,9 +229,9 @@ fn a_part_of_a_prompt_without_logits_is_capped_too() {
         for (i, &token) in prompt().iter().take(19).enumerate() {
             batch.add(token, i as i32, &[0], false).unwrap();
         }
-        session.watch(19, 0, || context.decode(&mut batch)).unwrap().unwrap();
+        watch(&session, 19, 0, || context.decode(&mut batch)).unwrap();
         let rows: Vec<_> = session.stats().iter().map(|s| s.rows).collect();
-        assert_eq!(rows, [19, 0], "{engine:?}");
+        assert_eq!(rows, [19, 0], "{route:?}");
     }
 }
 
@@ -225,7 +241,7 @@ fn statistics_projections_are_those_of_the_rows_that_taps_see() {
     let session = Session::new(shape());
     let set = CapSet::new([cap(3, 9, floor(1.0))]).unwrap();
     session.set_caps(Some(&set)).unwrap();
-    session.set_tracing(true);
+    session.update(|settings| settings.tracing = true);
     let seen = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&seen);
     session
@@ -271,7 +287,7 @@ fn what_changes_between_two_decodes_holds_from_the_next_one_on() {
         batch.clear();
         batch.add(LlamaToken::new(42), position, &[0], true).unwrap();
         position += 1;
-        session.watch(1, 1, || context.decode(&mut batch)).unwrap().unwrap();
+        watch(&session, 1, 1, || context.decode(&mut batch)).unwrap();
         session.stats()[0]
     };
     let stats = decode();
@@ -283,9 +299,9 @@ fn what_changes_between_two_decodes_holds_from_the_next_one_on() {
     session.set_strength(0, 1.0).unwrap();
     session.set_bound(0, Bound::NONE).unwrap();
     assert_eq!(decode().engaged, 0);
-    session.set_enabled(false);
+    session.update(|settings| settings.enabled = false);
     assert_eq!(decode().rows, 0);
-    session.set_enabled(true);
+    session.update(|settings| settings.enabled = true);
     assert_eq!(decode().rows, 1);
     session.set_caps(None).unwrap();
     assert!(session.stats().is_empty());
@@ -295,12 +311,12 @@ fn what_changes_between_two_decodes_holds_from_the_next_one_on() {
 #[test]
 fn two_contexts_with_different_caps_on_two_threads() {
     let sets = [1, 2].map(|seed| CapSet::new([cap(9, seed, floor(6.0)), cap(15, seed, floor(9.0))]).unwrap());
-    let alone: Vec<_> = sets.iter().map(|set| capped(set, Engine::Auto, 512, 1)).collect();
+    let alone: Vec<_> = sets.iter().map(|set| capped(set, RouteChoice::Auto, 512, 1)).collect();
     // Their texts may be the same: that depends on how llama.cpp rounds here.
     assert_ne!(alone[0].trace, alone[1].trace);
     let together: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> =
-            sets.iter().map(|set| scope.spawn(|| capped(set, Engine::Auto, 512, 1))).collect();
+            sets.iter().map(|set| scope.spawn(|| capped(set, RouteChoice::Auto, 512, 1))).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
     for (alone, together) in alone.iter().zip(&together) {
@@ -336,7 +352,7 @@ fn a_decode_that_was_not_capped_is_an_error() {
     let session = Session::new(shape());
     session.set_caps(Some(&set)).unwrap();
     let mut context = LOADED.model.new_context(&LOADED.backend, params(512, 2)).unwrap();
-    let error = session.watch(1, 1, || context.decode(&mut batch)).unwrap_err();
+    let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
     assert_eq!(error, HookError::NotBound);
 
     // A model that does not have the blocks that its shape claims: block 40 never shows up.
@@ -345,7 +361,7 @@ fn a_decode_that_was_not_capped_is_an_error() {
     session.set_caps(Some(&CapSet::new([cap(3, 1, Bound::NONE), cap(40, 1, Bound::NONE)]).unwrap())).unwrap();
     let mut context =
         hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
-    let error = session.watch(1, 1, || context.decode(&mut batch)).unwrap_err();
+    let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
     assert_eq!(error, HookError::NotSeen { block: 40, seen: Seen::Never, rows: 1, outputs: 1 });
 
     // A decode of fewer tokens than the caller says.
@@ -353,7 +369,7 @@ fn a_decode_that_was_not_capped_is_an_error() {
     session.set_caps(Some(&set)).unwrap();
     let mut context =
         hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
-    let error = session.watch(2, 1, || context.decode(&mut batch)).unwrap_err();
+    let error = watch(&session, 2, 1, || context.decode(&mut batch)).unwrap_err();
     assert_eq!(error, HookError::NotSeen { block: 3, seen: Seen::Rows(1), rows: 2, outputs: 1 });
 
     // A residual stream of another width than the caps were checked against.
@@ -362,27 +378,27 @@ fn a_decode_that_was_not_capped_is_an_error() {
     session.set_caps(Some(&CapSet::new([BlockCap { block: 0, cap: narrow }]).unwrap())).unwrap();
     let mut context =
         hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
-    let error = session.watch(1, 1, || context.decode(&mut batch)).unwrap_err();
+    let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
     assert!(matches!(error, HookError::Shape { block: 0, .. }), "{error}");
 }
 
 #[test]
 fn a_panicking_tap_fails_the_decode_and_nothing_else() {
     let hook = Hook::install().unwrap();
-    for engine in [Engine::Inserted, Engine::Views] {
+    for route in [RouteChoice::Inserted, RouteChoice::Views] {
         let session = Session::new(shape());
-        session.set_engine(engine);
+        session.update(|settings| settings.route = route);
         let tap = Tap { blocks: vec![2], see: Arc::new(|_, _| panic!("as the test asked")) };
         session.set_tap(Some(tap)).unwrap();
         let mut context =
             hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
         let mut batch = LlamaBatch::new(8, 1);
         batch.add(LlamaToken::new(42), 0, &[0], true).unwrap();
-        let error = session.watch(1, 1, || context.decode(&mut batch)).unwrap_err();
+        let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
         assert_eq!(error, HookError::Panic("as the test asked".into()));
         session.set_tap(None).unwrap();
         context.clear_kv_cache();
-        session.watch(1, 1, || context.decode(&mut batch)).unwrap().unwrap();
+        watch(&session, 1, 1, || context.decode(&mut batch)).unwrap();
     }
 }
 
@@ -398,5 +414,5 @@ fn contexts_outlive_the_handle_and_the_report_names_what_was_found() {
     drop(hook);
     generate(&mut context, Some(&session), 3);
     assert_eq!(session.stats()[0].rows as usize, prompt().len() + 2);
-    assert!(session.engines_used().iter().any(|(device, _)| device == "CPU"));
+    assert!(session.routes_used().iter().any(|used| used.device == "CPU"));
 }

@@ -1,4 +1,4 @@
-//! Alone in its process: what the hook replaced is put back when nobody needs it any more.
+//! Alone in its process: the slots get their own functions back when the last user of the hook is gone.
 
 use axiscap_ggml::{Hook, ModelShape, Session};
 use llama_cpp_sys_2 as sys;

@@ -1,4 +1,4 @@
-//! Alone in its process: another library wraps the hook, and the hook is installed anew.
+//! Alone in its process: another library wraps the hook, and the hook is installed again.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ unsafe extern "C" fn wrapper(
 }
 
 #[test]
-fn a_wrapped_hook_is_installed_anew_within_the_wrapper() {
+fn a_wrapped_hook_is_installed_again_within_the_wrapper() {
     // SAFETY: llama_backend_init may be called at any time; the device list is a plain query.
     let device = unsafe {
         sys::llama_backend_init();

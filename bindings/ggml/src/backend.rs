@@ -1,0 +1,351 @@
+//! One hooked backend: chooses the route of each graph, runs it, and records the outcome.
+
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex};
+
+use crate::config::Config;
+use crate::error::HookError;
+use crate::graph::find::{Finder, Output};
+use crate::host::{self, Arena, Device, FAILED, Graph, SUCCESS, Status};
+use crate::record::{BlockStats, Order, Record, lock};
+use crate::route::gpu::{BackendGpu, DriverFactory};
+use crate::route::{
+    BlockDone, Compute, ComputeError, ComputeHook, GraphCall, Outcome, Route, RouteChoice, compute_custom,
+    compute_untouched, host as host_route, inserted,
+};
+use crate::session::SessionState;
+
+/// A hooked backend. ggml calls it the stream of a device in one llama_context.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    session: Arc<SessionState>,
+    /// ggml's name of the device.
+    device: String,
+    is_cpu: bool,
+    /// Whether ggml's CUDA backend makes no CUDA graphs of its own.
+    ggml_graphs_off: bool,
+    tools: Mutex<Tools>,
+}
+
+/// What a backend computes graphs with. It computes one graph at a time.
+#[derive(Debug)]
+struct Tools {
+    finder: Finder,
+    arena: Arena,
+    staging: Vec<f32>,
+    gpu: BackendGpu,
+    /// The compute hook that was used last.
+    hook: Option<Arc<dyn ComputeHook>>,
+}
+
+/// What the route of a graph depends on.
+#[derive(Debug, Clone, Copy)]
+struct Situation {
+    choice: RouteChoice,
+    /// Description of the session's compute hook.
+    hook: Option<&'static str>,
+    is_cpu: bool,
+    /// Whether the backend has a GPU that caps can run on.
+    gpu: bool,
+    /// Whether ggml's CUDA backend makes no CUDA graphs of its own. It would abort in a capture of ours.
+    ggml_graphs_off: bool,
+    /// Whether the graph has capped or tapped block outputs.
+    blocks: bool,
+    /// Whether one of them has rows.
+    rows: bool,
+}
+
+impl Situation {
+    /// Whether the caller asks for one graph per token on a backend other than the CPU, which runs no captured graphs.
+    fn wants_capture(&self) -> bool {
+        self.choice == RouteChoice::OneGraph && !self.is_cpu && self.hook.is_none()
+    }
+
+    /// Chooses the route. [`Route::GpuViews`] stands for both kinds of views on a GPU.
+    fn route(&self) -> Route {
+        let capture = self.wants_capture() && self.ggml_graphs_off && self.gpu;
+        match self.hook {
+            // ggml does not capture a graph without block outputs either, while its own graphs are off.
+            _ if capture => Route::OneGraph,
+            _ if !self.blocks => Route::Untouched,
+            Some(text) => Route::Custom(text),
+            None if self.is_cpu && self.choice != RouteChoice::Views => Route::Inserted,
+            None if !self.rows => Route::Untouched,
+            None if self.gpu => Route::GpuViews,
+            None => Route::HostViews,
+        }
+    }
+}
+
+impl Backend {
+    /// Creates the hook's side of a backend that `device` has just made.
+    ///
+    /// # Errors
+    /// [`HookError::Layout`] when ggml refuses memory for nodes.
+    pub(crate) fn new(
+        session: Arc<SessionState>,
+        device: Device,
+        name: String,
+        is_cpu: bool,
+        ggml_graphs_off: bool,
+        drivers: &Arc<dyn DriverFactory>,
+    ) -> Result<Self, HookError> {
+        let tools = Tools {
+            finder: Finder::default(),
+            arena: Arena::new(64)?,
+            staging: Vec::new(),
+            gpu: BackendGpu::new(device, drivers),
+            hook: None,
+        };
+        Ok(Self { session, device: name, is_cpu, ggml_graphs_off, tools: Mutex::new(tools) })
+    }
+
+    /// Computes a graph with its caps.
+    ///
+    /// # Safety
+    /// `backend` must be the live backend that this value belongs to, and `compute` its own `graph_compute`.
+    pub(crate) unsafe fn compute(
+        &self,
+        backend: host::Backend,
+        graph: &Graph,
+        compute: Compute<'_>,
+    ) -> Status {
+        let (session, record) = (&self.session, &self.session.record);
+        let config = session.config();
+        let Some(wanted) = config.wanted(session.model.width) else { return compute(graph) };
+        let mut tools = lock(&self.tools);
+        let Tools { finder, arena, staging, gpu, hook } = &mut *tools;
+        let outputs = match finder.find(graph, wanted) {
+            Ok(outputs) => outputs,
+            Err(error) => return self.fail(error),
+        };
+        let blocks = outputs.iter().map(|output| (output.block, output.rows()));
+        if let Err(error) = record.claim_blocks(backend as usize, blocks) {
+            return self.fail(error);
+        }
+        switch_hook(hook, session.compute_hook(), backend);
+        let mut situation = Situation {
+            choice: config.settings.route,
+            hook: hook.as_ref().map(|hook| hook.describe()),
+            is_cpu: self.is_cpu,
+            gpu: gpu.is_there(),
+            ggml_graphs_off: self.ggml_graphs_off,
+            blocks: !outputs.is_empty(),
+            rows: outputs.iter().any(|output| output.rows() > 0),
+        };
+        let mut route = situation.route();
+        if matches!(route, Route::GpuViews | Route::OneGraph)
+            // SAFETY: the caller promises the backend, and `close` is called before it is freed.
+            && !unsafe { self.open_gpu(gpu, backend, graph, &outputs) }
+        {
+            situation.gpu = false;
+            route = situation.route();
+        }
+        let mut call = GraphCall {
+            graph,
+            outputs: &outputs,
+            backend,
+            device: &self.device,
+            number: record.next_graph(),
+            width: session.model.width,
+            config: &config,
+            staging,
+            compute,
+        };
+        let mut outcome = match (route, gpu.route(), &hook) {
+            (Route::Inserted, ..) => inserted::compute(&call, arena),
+            (Route::GpuViews, Some(gpu), _) => lock(&gpu).compute(&mut call, false),
+            (Route::OneGraph, Some(gpu), _) => lock(&gpu).compute(&mut call, true),
+            (Route::Custom(_), _, Some(hook)) => compute_custom(&mut call, &**hook),
+            (Route::HostViews, ..) => host_route::compute(&mut call),
+            _ => compute_untouched(&call),
+        };
+        match route {
+            Route::GpuViews if situation.wants_capture() => outcome.slow.push(NEEDS_GRAPHS_OFF.into()),
+            Route::HostViews if !self.is_cpu || gpu.reason().is_some() => {
+                outcome.slow.push(gpu.reason().unwrap_or(NO_KERNELS).to_owned().into());
+            }
+            _ => {}
+        }
+        record_outcome(record, &self.device, &config, call.number, outcome)
+    }
+
+    /// Opens the GPU that computes a graph, and returns whether it is open.
+    ///
+    /// # Safety
+    /// `backend` must be the live backend that this value belongs to.
+    unsafe fn open_gpu(
+        &self,
+        gpu: &mut BackendGpu,
+        backend: host::Backend,
+        graph: &Graph,
+        outputs: &[Output],
+    ) -> bool {
+        // Block outputs without rows may have no memory.
+        let capped =
+            outputs.iter().find(|output| output.rows() > 0).map(|output| output.tensor.data() as u64);
+        let Some(address) = capped.or_else(|| own_address(graph)) else { return false };
+        // SAFETY: the caller promises the backend, and `close` is called before it is freed.
+        match unsafe { gpu.open(backend, &self.device, address) } {
+            Ok(Some(opened)) => {
+                let opened = Arc::downgrade(&opened);
+                self.session.record.add_source(opened);
+                true
+            }
+            Ok(None) => true,
+            Err(reason) if capped.is_some() => {
+                *gpu = BackendGpu::Host(Some(reason));
+                false
+            }
+            Err(reason) => {
+                // A block output of a later graph may lie elsewhere, and decides how blocks are capped.
+                let reason = format!("graphs without capped blocks run launch by launch: {reason}");
+                self.session.record.warn_slow_route(&self.device, &reason);
+                false
+            }
+        }
+    }
+
+    /// Keeps an error for the session's caller, and returns the status of a failed graph.
+    pub(crate) fn fail(&self, error: HookError) -> Status {
+        self.session.record.fail(error);
+        FAILED
+    }
+
+    /// Frees what is on the GPU, and records the last statistics. The backend is about to be freed.
+    pub(crate) fn close(&self, backend: host::Backend) {
+        let mut tools = lock(&self.tools);
+        let arrived = tools.gpu.close();
+        switch_hook(&mut tools.hook, None, backend);
+        drop(tools);
+        self.session.record.add_arrived(arrived);
+    }
+}
+
+/// Writes down what happened to a graph, and returns its status.
+pub(crate) fn record_outcome(
+    record: &Record,
+    device: &str,
+    config: &Arc<Config>,
+    graph: u64,
+    outcome: Outcome,
+) -> Status {
+    outcome.routes.iter().for_each(|&route| record.record_route(device, route));
+    outcome.slow.iter().for_each(|reason| record.warn_slow_route(device, reason));
+    outcome.norms.iter().for_each(|&(block, refused)| record.record_norm(device, block, refused));
+    for BlockDone { output, block, rows, stats } in outcome.blocks {
+        record.record_block(block, rows);
+        if let Some(stats) = stats.filter(|_| config.records()) {
+            let order = Order { graph, output };
+            record.add_stats(BlockStats { order, config: Arc::clone(config), block, rows, stats });
+        }
+    }
+    let status = match outcome.ended {
+        Ok(()) => SUCCESS,
+        Err(ComputeError::Graph(status)) => status,
+        Err(ComputeError::Hook(error)) => {
+            record.fail(error);
+            FAILED
+        }
+    };
+    record.add_arrived(outcome.arrived);
+    status
+}
+
+/// Replaces the compute hook of a backend. The old one releases what belongs to the backend.
+fn switch_hook(
+    used: &mut Option<Arc<dyn ComputeHook>>,
+    next: Option<Arc<dyn ComputeHook>>,
+    backend: host::Backend,
+) {
+    let same = match (&*used, &next) {
+        (Some(used), Some(next)) => Arc::ptr_eq(used, next),
+        (used, next) => used.is_none() && next.is_none(),
+    };
+    if !same && let Some(used) = std::mem::replace(used, next) {
+        used.close(backend.cast::<c_void>());
+    }
+}
+
+/// Returns an address in memory of the backend that computes a graph. A view may lie in memory of another backend, the
+/// results of other nodes do not.
+fn own_address(graph: &Graph) -> Option<u64> {
+    let mut own = graph.nodes().iter().filter(|node| node.view_source().is_none());
+    own.find_map(|node| (node.data() != 0).then_some(node.data() as u64))
+}
+
+const NEEDS_GRAPHS_OFF: &str = "one graph per token was asked for, but ggml makes graphs of its own; start the \
+    program with GGML_CUDA_DISABLE_GRAPHS=1";
+
+const NO_KERNELS: &str = "axiscap has no kernels for this backend";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Clone, Copy)]
+    enum On {
+        Cpu,
+        /// Neither the CPU nor a GPU that caps can run on.
+        Other,
+        Gpu,
+        GpuWithoutGgmlGraphs,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Asked {
+        For(RouteChoice),
+        Hook,
+    }
+
+    #[test]
+    fn every_situation_has_its_route() {
+        use Asked::{For, Hook};
+        use On::{Cpu, Gpu, GpuWithoutGgmlGraphs, Other};
+        use RouteChoice::{Auto, Inserted, OneGraph, Views};
+        let (custom, untouched) = (Route::Custom("test"), Route::Untouched);
+        // Routes of a graph without block outputs, with block outputs without rows, and with rows.
+        let table = [
+            (Cpu, For(Auto), [untouched, Route::Inserted, Route::Inserted]),
+            (Cpu, For(Inserted), [untouched, Route::Inserted, Route::Inserted]),
+            (Cpu, For(Views), [untouched, untouched, Route::HostViews]),
+            (Cpu, For(OneGraph), [untouched, Route::Inserted, Route::Inserted]),
+            (Cpu, Hook, [untouched, custom, custom]),
+            (Other, For(Auto), [untouched, untouched, Route::HostViews]),
+            (Other, For(Inserted), [untouched, untouched, Route::HostViews]),
+            (Other, For(Views), [untouched, untouched, Route::HostViews]),
+            (Other, For(OneGraph), [untouched, untouched, Route::HostViews]),
+            (Other, Hook, [untouched, custom, custom]),
+            (Gpu, For(Auto), [untouched, untouched, Route::GpuViews]),
+            (Gpu, For(Inserted), [untouched, untouched, Route::GpuViews]),
+            (Gpu, For(Views), [untouched, untouched, Route::GpuViews]),
+            (Gpu, For(OneGraph), [untouched, untouched, Route::GpuViews]),
+            (Gpu, Hook, [untouched, custom, custom]),
+            (GpuWithoutGgmlGraphs, For(Auto), [untouched, untouched, Route::GpuViews]),
+            (GpuWithoutGgmlGraphs, For(Inserted), [untouched, untouched, Route::GpuViews]),
+            (GpuWithoutGgmlGraphs, For(Views), [untouched, untouched, Route::GpuViews]),
+            (GpuWithoutGgmlGraphs, For(OneGraph), [Route::OneGraph, Route::OneGraph, Route::OneGraph]),
+            (GpuWithoutGgmlGraphs, Hook, [untouched, custom, custom]),
+        ];
+        for (device, asked, routes) in table {
+            for (route, (blocks, rows)) in
+                routes.into_iter().zip([(false, false), (true, false), (true, true)])
+            {
+                let (choice, hook) = match asked {
+                    For(choice) => (choice, None),
+                    Hook => (OneGraph, Some("test")),
+                };
+                let situation = Situation {
+                    choice,
+                    hook,
+                    is_cpu: matches!(device, Cpu),
+                    gpu: matches!(device, Gpu | GpuWithoutGgmlGraphs),
+                    ggml_graphs_off: matches!(device, GpuWithoutGgmlGraphs),
+                    blocks,
+                    rows,
+                };
+                assert_eq!(situation.route(), route, "{device:?} {asked:?} {situation:?}");
+            }
+        }
+    }
+}

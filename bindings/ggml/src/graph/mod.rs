@@ -1,0 +1,3 @@
+//! What the hook looks for in a graph.
+
+pub(crate) mod find;

@@ -1,0 +1,131 @@
+//! A graph as ggml hands it to a backend, read and for a moment rewritten through the measured layout.
+
+use std::ops::Range;
+
+use super::layout::layout;
+use super::tensor::Tensor;
+use super::types::{RawGraph, RawTensor};
+use super::uid::view_uid;
+
+/// A `ggml_cgraph` that a backend was asked to compute.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Graph {
+    raw: *mut RawGraph,
+}
+
+impl Graph {
+    /// # Safety
+    /// `raw` must be a valid graph of this process's ggml, and the caller's alone while the value is used.
+    pub(crate) unsafe fn new(raw: *mut RawGraph) -> Self {
+        Self { raw }
+    }
+
+    pub(crate) fn raw(&self) -> *mut RawGraph {
+        self.raw
+    }
+
+    /// Returns the nodes in the order of computation.
+    pub(crate) fn nodes(&self) -> &[Tensor] {
+        let (nodes, n) = self.array();
+        // SAFETY: the array holds that many tensors, none of them null, which stay valid while the graph does. A
+        // Tensor is a pointer by its representation.
+        if n == 0 { &[] } else { unsafe { std::slice::from_raw_parts(nodes.cast::<Tensor>(), n) } }
+    }
+
+    /// Returns ggml's array of nodes and its length.
+    fn array(&self) -> (*mut *mut RawTensor, usize) {
+        let layout = layout();
+        // SAFETY: by the contract of `new` the fields are where the layout says.
+        unsafe {
+            let n = self.raw.byte_add(layout.graph_n_nodes).cast::<i32>().read();
+            let nodes = self.raw.byte_add(layout.graph_nodes).cast::<*mut *mut RawTensor>().read();
+            (nodes, if nodes.is_null() { 0 } else { usize::try_from(n).unwrap_or(0) })
+        }
+    }
+
+    /// Returns the number that ggml recognises the graph by; zero where it has none.
+    pub(crate) fn uid(&self) -> u64 {
+        // SAFETY: by the contract of `new` the field is there.
+        self.uid_field().map_or(0, |field| unsafe { field.read() })
+    }
+
+    /// Returns how often nodes of the whole graph, of which this may be a part, read a tensor; `None` where that is
+    /// unknown.
+    pub(crate) fn uses_of(&self, tensor: Tensor) -> Option<i32> {
+        // SAFETY: by the contract of `new` this is a valid graph of the ggml whose layout was measured.
+        unsafe { layout().graph_uses?.of(self.raw, tensor.raw().cast()) }
+    }
+
+    /// Gives the graph this uid.
+    ///
+    /// # Safety
+    /// The graph must be the caller's own, never handed to a scheduler.
+    pub(crate) unsafe fn set_uid(&self, uid: u64) {
+        if let Some(field) = self.uid_field() {
+            // SAFETY: by the contract of `new` the field is there; the caller owns the graph.
+            unsafe { field.write(uid) };
+        }
+    }
+
+    fn uid_field(&self) -> Option<*mut u64> {
+        Some(self.raw.wrapping_byte_add(layout().graph_uid?).cast())
+    }
+
+    /// Runs `compute` while the graph is a view of these of its nodes, with a uid of its own.
+    pub(crate) fn with_view<R>(&self, range: Range<usize>, compute: impl FnOnce() -> R) -> R {
+        let (nodes, n) = self.array();
+        assert!(range.start <= range.end && range.end <= n, "nodes {range:?} of {n}");
+        let view = nodes.wrapping_add(range.start);
+        self.with(view, range.len(), view_uid(self.uid(), &range), compute)
+    }
+
+    /// Runs `compute` while the graph has exactly `nodes`, without leafs. Puts the old ones back, also when
+    /// `compute` panics. The hash set and use counts that ggml's fusion checks read stay those of the whole graph.
+    pub(crate) fn with_nodes<R>(&self, nodes: &mut [Tensor], compute: impl FnOnce() -> R) -> R {
+        self.with(nodes.as_mut_ptr().cast(), nodes.len(), 0, compute)
+    }
+
+    /// Takes a pointer and a number, since ggml may write to the array: its CUDA backend puts nodes back in order.
+    fn with<R>(&self, nodes: *mut *mut RawTensor, count: usize, uid: u64, compute: impl FnOnce() -> R) -> R {
+        struct Restore {
+            n_nodes: (*mut i32, i32),
+            n_leafs: (*mut i32, i32),
+            nodes: (*mut *mut *mut RawTensor, *mut *mut RawTensor),
+            uid: Option<(*mut u64, u64)>,
+        }
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                // SAFETY: the graph outlives the call that it was rewritten for.
+                unsafe {
+                    self.n_nodes.0.write(self.n_nodes.1);
+                    self.n_leafs.0.write(self.n_leafs.1);
+                    self.nodes.0.write(self.nodes.1);
+                    if let Some((field, uid)) = self.uid {
+                        field.write(uid);
+                    }
+                }
+            }
+        }
+        let layout = layout();
+        // SAFETY: by the contract of `new` the fields are there and ours alone. The new array outlives `compute`.
+        let _restore = unsafe {
+            let n_nodes = self.raw.byte_add(layout.graph_n_nodes).cast::<i32>();
+            let n_leafs = self.raw.byte_add(layout.graph_n_leafs).cast::<i32>();
+            let array = self.raw.byte_add(layout.graph_nodes).cast::<*mut *mut RawTensor>();
+            let restore = Restore {
+                n_nodes: (n_nodes, n_nodes.read()),
+                n_leafs: (n_leafs, n_leafs.read()),
+                nodes: (array, array.read()),
+                uid: self.uid_field().map(|field| (field, field.read())),
+            };
+            n_nodes.write(count as i32);
+            n_leafs.write(0);
+            array.write(nodes);
+            if let Some((field, _)) = restore.uid {
+                field.write(uid);
+            }
+            restore
+        };
+        compute()
+    }
+}

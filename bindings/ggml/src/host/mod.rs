@@ -1,0 +1,29 @@
+//! ggml as the hook's host: its functions, structures and habits.
+//!
+//! Nothing outside this folder names a function or a field of ggml that it did not get from here. Functions come
+//! from one table ([`Api`]), linked or looked up. Offsets of fields and slots, numbers of operations and meanings of
+//! flags are measured ([`Layout`]). The hook therefore runs in builds of ggml that it was not compiled with.
+
+mod api;
+pub(crate) mod architecture;
+mod arena;
+mod cpu;
+pub(crate) mod environment;
+mod graph;
+mod layout;
+mod tensor;
+mod types;
+pub(crate) mod uid;
+mod use_counts;
+
+pub use api::Symbols;
+pub(crate) use api::{Api, api, ggml_version, use_host};
+#[cfg(test)]
+pub(crate) use arena::chain;
+pub(crate) use arena::{Arena, GRAPH_SIZE};
+pub(crate) use graph::Graph;
+pub(crate) use layout::{Layout, layout, named_offsets};
+pub(crate) use tensor::{Op, Tensor, ops};
+pub(crate) use types::{
+    Backend, Buffer, Device, Dtype, Event, F32, FAILED, RawContext, RawGraph, RawTensor, SUCCESS, Status,
+};
