@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 use axiscap_lab::bench::{BenchOptions, BenchReport, Comparison, Ratio, bench};
-use axiscap_llama::{Engine, GraphCounts, MAX_CTX, default_threads, devices};
+use axiscap_llama::{GraphCounts, MAX_CTX, RouteChoice, default_threads, devices};
 use clap::builder::RangedU64ValueParser;
 use clap::{ValueEnum, value_parser};
 use serde::Serialize;
@@ -116,7 +116,7 @@ struct Report<'a> {
     baseline: &'static str,
     backend: String,
     device: String,
-    engine: Option<&'static str>,
+    engine: Option<String>,
     engines: Vec<EngineReport<'a>>,
     /// How the capped context's graphs were run on a GPU, with --route one-graph.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -176,8 +176,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let measured = measured?;
 
     let devices = devices();
-    let (name, engine) = match measured.engines.last() {
-        Some((name, how)) => (name.as_str(), Some(*how)),
+    let (name, engine) = match measured.routes.last() {
+        Some(last) => (last.device.as_str(), Some(last.route.to_string())),
         None => ("CPU", None),
     };
     let device = devices.iter().find(|device| device.name == name);
@@ -190,8 +190,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         backend: name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase(),
         device: device.map_or_else(|| name.to_owned(), |device| device.description.clone()),
         engine,
-        engines: report::engines(&measured.engines),
-        graphs: (options.route == Engine::DeviceGraph).then(|| {
+        engines: report::engines(&measured.routes),
+        graphs: (options.route == RouteChoice::OneGraph).then(|| {
             let GraphCounts { captures, updates, replays, eager, resets } = measured.graphs;
             GraphReport { captures, updates, replays, eager, resets }
         }),
@@ -251,7 +251,7 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
         "{} on {} ({}), {} threads\n{} caps on {} of {} blocks{}; {} pairs, {} sequences\n\n",
         report.model,
         report.device,
-        report.engine.unwrap_or("uncapped"),
+        report.engine.as_deref().unwrap_or("uncapped"),
         report.threads,
         report.caps,
         report.blocks_capped,

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use axiscap::{CapSet, CapStats};
 use axiscap_lab::output::write_atomically;
-use axiscap_llama::{Context, FusedNorms, NormObstacle, TraceRow, devices};
+use axiscap_llama::{Context, FusedNorms, NotFusedReason, RouteUse, TraceRow, devices};
 use serde::Serialize;
 
 /// What one cap did, as JSON.
@@ -76,12 +76,12 @@ pub(crate) fn engagement(stats: &[CapStats]) -> Option<f64> {
 /// Returns the kind of backend that computed the capped blocks: `cpu`, `cuda`, ... Without caps, the kind
 /// that llama.cpp prefers.
 pub(crate) fn backend(context: &Context<'_>) -> Result<String> {
-    let used = context.session()?.engines_used();
+    let used = context.session()?.routes_used();
     let devices = devices();
     let gpu = devices.iter().find(|device| device.kind.ends_with("gpu"));
     let no_layers = context.model().options().gpu_layers == Some(0);
     let name = match used.last() {
-        Some((name, _)) => name.clone(),
+        Some(last) => last.device.clone(),
         None => gpu.filter(|_| !no_layers).map_or_else(|| "CPU".into(), |device| device.name.clone()),
     };
     Ok(name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase())
@@ -92,12 +92,12 @@ pub(crate) fn backend(context: &Context<'_>) -> Result<String> {
 pub(crate) struct EngineReport<'a> {
     /// ggml's name of the device: `CPU`, `CUDA0`, ...
     device: &'a str,
-    how: &'static str,
+    how: String,
 }
 
 /// Returns one entry per device and route that was used, in the order of their first use.
-pub(crate) fn engines<'a>(used: &'a [(String, &'static str)]) -> Vec<EngineReport<'a>> {
-    used.iter().map(|(device, how)| EngineReport { device, how }).collect()
+pub(crate) fn engines(used: &[RouteUse]) -> Vec<EngineReport<'_>> {
+    used.iter().map(|used| EngineReport { device: &used.device, how: used.route.to_string() }).collect()
 }
 
 /// Which norms after capped blocks ran with the caps, for --fused-norm.
@@ -108,7 +108,7 @@ pub(crate) struct FusedNormReport {
     /// Blocks after which llama.cpp's own norm ran.
     refused: Vec<Refused>,
     #[serde(skip)]
-    reasons: BTreeMap<NormObstacle, Vec<usize>>,
+    reasons: BTreeMap<NotFusedReason, Vec<usize>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,10 +120,10 @@ struct Refused {
 impl From<&FusedNorms> for FusedNormReport {
     fn from(norms: &FusedNorms) -> Self {
         let refused =
-            |&(block, obstacle): &(usize, NormObstacle)| Refused { block, reason: obstacle.to_string() };
+            |&(block, reason): &(usize, NotFusedReason)| Refused { block, reason: reason.to_string() };
         let mut reasons = BTreeMap::<_, Vec<_>>::new();
-        for &(block, obstacle) in &norms.refused {
-            reasons.entry(obstacle).or_default().push(block);
+        for &(block, reason) in &norms.refused {
+            reasons.entry(reason).or_default().push(block);
         }
         Self { fused: norms.fused.clone(), refused: norms.refused.iter().map(refused).collect(), reasons }
     }

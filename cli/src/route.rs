@@ -1,6 +1,6 @@
 //! The option about how the hook computes graphs.
 
-use axiscap_llama::Engine;
+use axiscap_llama::RouteChoice;
 use clap::ValueEnum;
 
 /// How a graph is computed with its caps.
@@ -18,13 +18,13 @@ pub(crate) enum RouteArg {
     OneGraph,
 }
 
-impl From<RouteArg> for Engine {
+impl From<RouteArg> for RouteChoice {
     fn from(route: RouteArg) -> Self {
         match route {
             RouteArg::Auto => Self::Auto,
             RouteArg::Inserted => Self::Inserted,
             RouteArg::Views => Self::Views,
-            RouteArg::OneGraph => Self::DeviceGraph,
+            RouteArg::OneGraph => Self::OneGraph,
         }
     }
 }

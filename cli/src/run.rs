@@ -112,8 +112,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
     let mut context = Context::new(&model, &args.model.context())?;
     context.update(|session| {
-        session.set_engine(args.route.into());
-        session.set_fused_norm(args.fused_norm);
+        session.update(|settings| {
+            (settings.route, settings.fused_norm) = (args.route.into(), args.fused_norm);
+        });
         session.set_caps(caps.as_ref())
     })?;
     context.set_tracing(args.trace.is_some())?;
@@ -131,7 +132,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     written?;
     let session = context.session()?;
-    let (stats, engines) = (session.stats(), session.engines_used());
+    let (stats, routes) = (session.stats(), session.routes_used());
     let fused_norm = args.fused_norm.then(|| FusedNormReport::from(&session.fused_norms()));
     if args.json {
         return output::json(&Report {
@@ -149,7 +150,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             caps: caps.as_ref().map(|set| report::caps(set, &stats)).unwrap_or_default(),
             fused_norm,
             backend: report::backend(&context)?,
-            engines: report::engines(&engines),
+            engines: report::engines(&routes),
             model: describe(&model),
         });
     }
@@ -158,8 +159,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     summarise(&generated, prompt.len(), report::engagement(&stats), stats.len());
     if args.route != RouteArg::Auto {
-        for (device, how) in engines {
-            output::note(&format!("[route on {device}: {how}]"));
+        for used in routes {
+            output::note(&format!("[route on {used}]"));
         }
     }
     if let Some(fused) = fused_norm {

@@ -33,9 +33,20 @@ pub struct Context<'m> {
 
 struct Hooked {
     session: Session,
-    tracing: bool,
     trace: Vec<TraceRow>,
     _hook: Hook,
+}
+
+/// Why a decode failed.
+enum Failure {
+    Hook(HookError),
+    Llama(DecodeError),
+}
+
+impl From<HookError> for Failure {
+    fn from(error: HookError) -> Self {
+        Self::Hook(error)
+    }
 }
 
 impl fmt::Debug for Context<'_> {
@@ -62,7 +73,7 @@ impl<'m> Context<'m> {
         if !session.is_bound() {
             return Err(Error::NotBound);
         }
-        let hooked = Hooked { session, tracing: false, trace: Vec::new(), _hook: hook };
+        let hooked = Hooked { session, trace: Vec::new(), _hook: hook };
         Ok(Self::wrap(model, options, ctx, llama, Some(hooked)))
     }
 
@@ -161,9 +172,8 @@ impl<'m> Context<'m> {
     /// [`Error::NotHooked`].
     pub fn set_tracing(&mut self, on: bool) -> Result<(), Error> {
         let hooked = self.hooked.as_mut().ok_or(Error::NotHooked)?;
-        hooked.session.set_tracing(on);
+        hooked.session.update(|settings| settings.tracing = on);
         drop(hooked.session.take_trace());
-        hooked.tracing = on;
         Ok(())
     }
 
@@ -191,25 +201,25 @@ impl<'m> Context<'m> {
         }
         let outputs = rows.iter().filter(|row| row.logits).count();
         let (decoded, complaints) = log::capture(|| {
-            let mut run = || self.llama.decode(&mut self.batch);
+            let mut decode = || self.llama.decode(&mut self.batch).map_err(Failure::Llama);
             match &self.hooked {
-                Some(hooked) => hooked.session.watch(rows.len(), outputs, run),
-                None => Ok(run()),
+                Some(hooked) => hooked.session.watch(rows.len(), outputs, decode),
+                None => decode(),
             }
         });
-        match decoded? {
-            Ok(()) => {}
-            Err(DecodeError::NoKvCacheSlot) => {
-                return Err(Error::ContextFull { rows: rows.len(), context: self.ctx });
+        decoded.map_err(|failure| match failure {
+            Failure::Hook(error) => Error::Hook(error),
+            Failure::Llama(DecodeError::NoKvCacheSlot) => {
+                Error::ContextFull { rows: rows.len(), context: self.ctx }
             }
-            Err(_) => {
+            Failure::Llama(_) => {
                 let reason = complaints.reason();
-                return Err(Error::Decode { rows: rows.len(), position: first.position, reason });
+                Error::Decode { rows: rows.len(), position: first.position, reason }
             }
-        }
+        })?;
         self.outputs.extend(rows.iter().map(|row| row.logits));
         if let Some(hooked) = &mut self.hooked
-            && hooked.tracing
+            && hooked.session.settings().tracing
         {
             let passes = hooked.session.take_trace();
             hooked.trace.extend(trace::assemble(rows, &passes)?);

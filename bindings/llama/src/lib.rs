@@ -40,7 +40,10 @@ mod threads;
 mod trace;
 mod utf8;
 
-pub use axiscap_ggml::{Engine, FusedNorms, GraphCounts, Hook, HookError, ModelShape, NormObstacle, Session};
+pub use axiscap_ggml::{
+    FusedNorms, GraphCounts, Hook, HookError, ModelShape, NotFusedReason, Route, RouteChoice, RouteUse,
+    Session, Settings,
+};
 pub use llama_cpp_2::token::LlamaToken as Token;
 
 pub use crate::backend::{Build, Device, build, devices};

@@ -19,7 +19,7 @@ fn write(context: &mut Context<'_>, text: &str, max_tokens: usize) -> Vec<Token>
 
 fn enable(context: &mut Context<'_>, on: bool) {
     let switch = |session: &Session| {
-        session.set_enabled(on);
+        session.update(|settings| settings.enabled = on);
         Ok(())
     };
     context.update(switch).expect("hooked");

@@ -101,7 +101,10 @@ fn examine() -> Report {
     let hook = Hook::install().map(|hook| hook.report()).map_err(|error| error.to_string());
     let capping = |name: &str| {
         let devices = hook.as_ref().ok().map(|hook| hook.devices.as_slice()).unwrap_or_default();
-        devices.iter().find(|device| device.name == name).map(|device| device.capping.clone())
+        devices.iter().find(|device| device.name == name).map(|device| match &device.reason {
+            Some(reason) => format!("{}: {reason}", device.route),
+            None => device.route.to_string(),
+        })
     };
     let devices = found
         .into_iter()

@@ -7,11 +7,13 @@ use std::ffi::CString;
 use std::ptr::{self, NonNull};
 
 use axiscap::CapSet;
-use axiscap_ggml::{EvalCallback, ModelShape, Session};
-use axiscap_llama::{BatchRow, ContextOptions, ContextParams, LoadFailure, Model, Token, log};
+use axiscap_llama::{
+    BatchRow, ContextOptions, ContextParams, HookError, LoadFailure, Model, ModelShape, Token, log,
+};
 use llama_cpp_sys_2 as sys;
 
 use super::Subject;
+use super::eval_callback::EvalCallback;
 use crate::error::Error;
 
 /// The model, loaded once more.
@@ -49,14 +51,25 @@ impl Drop for EvalModel {
     }
 }
 
-/// A context of that model, with the session whose caps its callback applies.
+/// Why a decode failed.
+enum Failure {
+    Hook(HookError),
+    Llama,
+}
+
+impl From<HookError> for Failure {
+    fn from(error: HookError) -> Self {
+        Self::Hook(error)
+    }
+}
+
+/// A context of that model, with the callback that caps it.
 pub(super) struct EvalContext<'m> {
     context: NonNull<sys::llama_context>,
-    session: Session,
     batch: usize,
     sequences: u32,
     /// The context holds a pointer into it.
-    _callback: EvalCallback,
+    callback: EvalCallback,
     _model: &'m EvalModel,
 }
 
@@ -69,10 +82,8 @@ impl<'m> EvalContext<'m> {
         statistics: bool,
         options: &ContextOptions,
     ) -> Result<Self, Error> {
-        let session = Session::new(copy.shape.clone());
-        session.set_statistics(statistics);
-        session.set_caps(Some(caps)).map_err(axiscap_llama::Error::from)?;
-        let callback = EvalCallback::new(session.clone());
+        let callback =
+            EvalCallback::new(&copy.shape, caps, statistics).map_err(axiscap_llama::Error::from)?;
         let settings = ContextParams::new(model, options)?;
         let ctx = settings.ctx;
         // SAFETY: the function has no arguments and returns a struct by value.
@@ -93,7 +104,7 @@ impl<'m> EvalContext<'m> {
         // SAFETY: the context was just made.
         let batch = unsafe { sys::llama_n_batch(context.as_ptr()) } as usize;
         let sequences = settings.sequences;
-        Ok(Self { context, session, batch, sequences, _callback: callback, _model: copy })
+        Ok(Self { context, batch, sequences, callback, _model: copy })
     }
 
     /// Decodes rows, in batches as long as allowed.
@@ -116,23 +127,42 @@ impl<'m> EvalContext<'m> {
             };
             let outputs = rows.iter().filter(|row| row.logits).count();
             let (decoded, complaints) = log::capture(|| {
-                self.session.watch(rows.len(), outputs, || {
+                self.callback.watch(rows.len(), outputs, || {
                     // SAFETY: the batch points into the vectors above, which hold one value per row and live
                     // for the call. This struct owns the context.
                     let status = unsafe { sys::llama_decode(self.context.as_ptr(), batch) };
-                    if status == 0 { Ok(()) } else { Err(status) }
+                    if status == 0 { Ok(()) } else { Err(Failure::Llama) }
                 })
             });
-            let decoded = decoded.map_err(axiscap_llama::Error::from)?;
-            decoded.map_err(|_| axiscap_llama::Error::Decode {
-                rows: rows.len(),
-                position: rows.first().map_or(0, |row| row.position),
-                reason: complaints.reason(),
+            decoded.map_err(|failure| match failure {
+                Failure::Hook(error) => axiscap_llama::Error::Hook(error),
+                Failure::Llama => axiscap_llama::Error::Decode {
+                    rows: rows.len(),
+                    position: rows.first().map_or(0, |row| row.position),
+                    reason: complaints.reason(),
+                },
             })?;
         }
         // SAFETY: this struct owns the context.
         unsafe { sys::llama_synchronize(self.context.as_ptr()) };
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl EvalContext<'_> {
+    /// Returns the logits of the last row decoded, `[vocabulary]`.
+    pub(super) fn last_logits(&self) -> &[f32] {
+        // SAFETY: this struct owns the context. Its last row has one logit per token
+        // of the vocabulary, which the next decode overwrites. A decode needs `&mut self`.
+        unsafe {
+            let vocabulary = sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(sys::llama_get_model(
+                self.context.as_ptr(),
+            )));
+            let logits = sys::llama_get_logits_ith(self.context.as_ptr(), -1);
+            assert!(!logits.is_null(), "the last row has logits");
+            std::slice::from_raw_parts(logits, vocabulary as usize)
+        }
     }
 }
 

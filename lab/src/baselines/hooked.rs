@@ -1,9 +1,9 @@
 //! Contexts of `axiscap-llama`: capped by the hook, or untouched.
 
 use axiscap::CapSet;
-use axiscap_llama::{BatchRow, Context, ContextOptions, Model, Token};
+use axiscap_llama::{BatchRow, Context, ContextOptions, Model, Settings, Token};
 
-use super::{HookSettings, Outcome, Subject};
+use super::{Outcome, Subject};
 use crate::error::Error;
 
 /// Makes a context that the hook never touches.
@@ -16,13 +16,11 @@ pub(super) fn hooked<'m>(
     model: &'m Model,
     options: &ContextOptions,
     caps: &CapSet,
-    settings: HookSettings,
+    settings: Settings,
 ) -> Result<Context<'m>, Error> {
     let mut context = Context::new(model, options)?;
     context.update(|session| {
-        session.set_engine(settings.route);
-        session.set_statistics(settings.statistics);
-        session.set_fused_norm(settings.fused_norm);
+        session.update(|current| *current = settings);
         session.set_caps(Some(caps))
     })?;
     Ok(context)
@@ -60,7 +58,7 @@ impl Subject for Context<'_> {
         Outcome {
             rows: stats.iter().map(|stats| stats.rows).sum(),
             engaged: stats.iter().map(|stats| stats.engaged).sum(),
-            engines: session.engines_used(),
+            routes: session.routes_used(),
             graphs: session.graph_counts(),
             fused_norms: session.fused_norms(),
         }

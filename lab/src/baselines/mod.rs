@@ -1,13 +1,19 @@
 //! Ways to cap, and not to cap, that decode the same tokens: the hook, and what it is compared with.
 
 mod cb_eval;
+mod eval_callback;
+mod ggml_ops;
 mod hooked;
+#[cfg(test)]
+mod tests;
 
-use axiscap_ggml::{Engine, FusedNorms, GraphCounts};
-use axiscap_llama::{ContextOptions, Model, Token};
+use std::sync::Arc;
+
+use axiscap_llama::{ContextOptions, FusedNorms, GraphCounts, Model, RouteUse, Settings, Token};
 
 use crate::error::Error;
 use cb_eval::{EvalContext, EvalModel};
+use ggml_ops::GgmlOps;
 use hooked::{baseline, hooked};
 
 /// A way to run the caps.
@@ -21,19 +27,8 @@ pub(crate) enum Way {
     Idle,
     /// llama.cpp's `cb_eval`, with a host synchronisation per capped block.
     EvalCallback,
-    /// ggml's own operations between views ([`Engine::StockChain`]). Counts nothing and fuses no norm.
+    /// ggml's own operations between views. Counts nothing and fuses no norm.
     GgmlOps,
-}
-
-/// How the hook runs the caps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct HookSettings {
-    /// How a graph is computed with its caps.
-    pub(crate) route: Engine,
-    /// Whether what the caps do is counted.
-    pub(crate) statistics: bool,
-    /// Whether caps on a GPU do the RMSNorm that follows their block.
-    pub(crate) fused_norm: bool,
 }
 
 /// What a subject's caps did.
@@ -43,8 +38,8 @@ pub(crate) struct Outcome {
     pub(crate) rows: u64,
     /// Those of them on which a cap engaged.
     pub(crate) engaged: u64,
-    /// Where capped blocks were computed, and how: ggml's name of the device, and a few words.
-    pub(crate) engines: Vec<(String, &'static str)>,
+    /// Where capped blocks were computed, and how.
+    pub(crate) routes: Vec<RouteUse>,
     /// How graphs were run on GPUs.
     pub(crate) graphs: GraphCounts,
     /// Which norms ran with the caps.
@@ -79,7 +74,7 @@ pub(crate) struct Subjects<'m> {
     copy: Option<EvalModel>,
     caps: &'m axiscap::CapSet,
     options: ContextOptions,
-    settings: HookSettings,
+    settings: Settings,
 }
 
 impl<'m> Subjects<'m> {
@@ -89,7 +84,7 @@ impl<'m> Subjects<'m> {
         caps: &'m axiscap::CapSet,
         ways: &[Way],
         options: ContextOptions,
-        settings: HookSettings,
+        settings: Settings,
     ) -> Result<Self, Error> {
         let copy = ways.contains(&Way::EvalCallback).then(|| EvalModel::load(model)).transpose()?;
         Ok(Self { model, copy, caps, options, settings })
@@ -98,19 +93,24 @@ impl<'m> Subjects<'m> {
     /// Makes a new context.
     pub(crate) fn make(&self, way: Way) -> Result<Box<dyn Subject + '_>, Error> {
         let Self { model, caps, options, settings, .. } = self;
-        let ggml_ops = HookSettings { route: Engine::StockChain, statistics: false, fused_norm: false };
         Ok(match way {
             Way::Uncapped => Box::new(baseline(model, options)?),
             Way::Capped => Box::new(hooked(model, options, caps, *settings)?),
             Way::Idle => {
                 let mut context = hooked(model, options, caps, *settings)?;
                 context.update(|session| {
-                    session.set_enabled(false);
+                    session.update(|settings| settings.enabled = false);
                     Ok(())
                 })?;
                 Box::new(context)
             }
-            Way::GgmlOps => Box::new(hooked(model, options, caps, ggml_ops)?),
+            Way::GgmlOps => {
+                let mut settings = *settings;
+                (settings.statistics, settings.fused_norm) = (false, false);
+                let context = hooked(model, options, caps, settings)?;
+                context.session()?.set_compute_hook(Some(Arc::new(GgmlOps::default())));
+                Box::new(context)
+            }
             Way::EvalCallback => {
                 let copy = self.copy.as_ref().expect("the way was prepared");
                 Box::new(EvalContext::new(model, copy, caps, settings.statistics, options)?)

@@ -15,9 +15,11 @@ mod ratio;
 use std::time::{Duration, Instant};
 
 use axiscap::CapSet;
-use axiscap_llama::{ContextOptions, Engine, FusedNorms, GraphCounts, MAX_CTX, Model, Token};
+use axiscap_llama::{
+    ContextOptions, FusedNorms, GraphCounts, MAX_CTX, Model, RouteChoice, RouteUse, Settings, Token,
+};
 
-use crate::baselines::{HookSettings, Outcome, Subject, Subjects, Way};
+use crate::baselines::{Outcome, Subject, Subjects, Way};
 use crate::error::Error;
 
 pub use ratio::{Ratio, median_interval};
@@ -38,7 +40,7 @@ pub struct BenchOptions {
     /// How the contexts are made. `ctx` is raised as needed.
     pub context: ContextOptions,
     /// How the capped context computes a graph with its caps.
-    pub route: Engine,
+    pub route: RouteChoice,
     /// Whether what the caps do is counted. Without it [`BenchReport::engagement`] is unknown.
     pub statistics: bool,
     /// Whether caps on a GPU do the RMSNorm that follows their block.
@@ -63,7 +65,7 @@ impl Default for BenchOptions {
             generate_tokens: 64,
             sequences: 1,
             context: ContextOptions::default(),
-            route: Engine::Auto,
+            route: RouteChoice::Auto,
             statistics: true,
             fused_norm: false,
             idle: false,
@@ -89,8 +91,11 @@ impl BenchOptions {
         }
     }
 
-    fn settings(&self) -> HookSettings {
-        HookSettings { route: self.route, statistics: self.statistics, fused_norm: self.fused_norm }
+    fn settings(&self) -> Settings {
+        let mut settings = Settings::default();
+        settings.route = self.route;
+        (settings.statistics, settings.fused_norm) = (self.statistics, self.fused_norm);
+        settings
     }
 
     /// Returns what is measured. The first is the baseline, and [`CAPPED`] the index of the capped context.
@@ -148,9 +153,9 @@ pub struct BenchReport {
     pub ggml_ops: Option<Comparison>,
     /// Share of rows (times caps) on which a cap engaged. `None` without statistics.
     pub engagement: Option<f64>,
-    /// Where the capped context ran its caps, and how: ggml's name of the device, and a few words.
-    pub engines: Vec<(String, &'static str)>,
-    /// How its graphs were run on GPUs under [`Engine::DeviceGraph`].
+    /// Where the capped context ran its caps, and how.
+    pub routes: Vec<RouteUse>,
+    /// How its graphs were run on GPUs under [`RouteChoice::OneGraph`].
     pub graphs: GraphCounts,
     /// Which of the norms that follow its capped blocks ran with the caps.
     pub fused_norms: FusedNorms,
@@ -213,7 +218,7 @@ pub fn bench(
         eval_callback: compare_way(Way::EvalCallback),
         ggml_ops: compare_way(Way::GgmlOps),
         engagement: (rows > 0).then(|| engaged as f64 / rows as f64),
-        engines: last.engines,
+        routes: last.routes,
         graphs,
         fused_norms: last.fused_norms,
     })
