@@ -1,4 +1,4 @@
-//! f32 values that start on a cache line, so that whole vector registers do not straddle two.
+//! f32 values that start on a cache line. A vector register then never straddles two lines.
 
 use std::ops::Deref;
 
@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// A slice of f32 that owns its memory and starts on a cache line.
+/// f32 values in owned memory that starts on a cache line.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AlignedF32 {
     lines: Vec<Line>,
@@ -17,7 +17,7 @@ pub(crate) struct AlignedF32 {
 }
 
 impl AlignedF32 {
-    /// `slices` one after the other.
+    /// Copies `slices` one after the other.
     pub(crate) fn concat<'a>(slices: impl Iterator<Item = &'a [f32]> + Clone) -> Self {
         let len = slices.clone().map(<[f32]>::len).sum::<usize>();
         let mut lines = vec![Line::zeroed(); len.div_ceil(16)];
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_the_values_and_starts_on_a_line() {
+    fn joined_slices_keep_their_values_and_start_on_a_cache_line() {
         let parts: [&[f32]; 3] = [&[1.0, 2.0, 3.0], &[], &[4.0; 17]];
         let joined = AlignedF32::concat(parts.into_iter());
         assert_eq!(*joined, parts.concat());

@@ -6,9 +6,9 @@ use crate::error::{Error, Result};
 
 /// A unit vector in the residual stream, one f32 per channel.
 ///
-/// By the field's convention a positive projection on the Assistant axis means "more Assistant". Released axes
-/// are *not* unit vectors (their norms run from 0.02 to 5397); [`Axis::from_direction`] normalises and remembers
-/// the norm. Cloning is cheap: the values are shared.
+/// By the field's convention a positive projection on the Assistant axis means "more Assistant". Released axes are *not*
+/// unit vectors: their norms range from 0.02 to 5397. [`Axis::from_direction`] normalises them and keeps the norm.
+/// Clones share the values.
 ///
 /// ```
 /// let axis = axiscap::Axis::from_direction(&[3.0, 0.0, -4.0])?;
@@ -22,17 +22,17 @@ pub struct Axis {
     norm: Option<f32>,
 }
 
-/// How far from 1 the norm of a vector handed to [`Axis::from_unit`] may be.
+/// Maximum distance from 1 of the norm of a vector given to [`Axis::from_unit`].
 pub const UNIT_TOLERANCE: f64 = 1e-3;
 
-/// Rounding a unit vector to f32 moves its norm by at most 2^-24: within this distance it is left as it is, so
-/// that writing and reading an axis gives the same bits.
+/// Maximum distance from 1 at which a vector is left as it is. Rounding a unit vector to f32 moves its norm by at most
+/// 2^-24, so an axis that is written and read again keeps its bits.
 const ROUNDING: f64 = 1.0 / (1u64 << 23) as f64;
 
 impl Axis {
-    /// An axis along `direction`, which may have any finite, non-zero length.
+    /// Makes an axis along `direction`, which may have any finite, non-zero length.
     ///
-    /// The norm is computed in f64 without overflow and kept in [`Axis::norm`], unless it is beyond f32.
+    /// The norm is computed in f64 without overflow, and kept in [`Axis::norm`] if f32 can hold it.
     ///
     /// # Errors
     /// [`Error::EmptyAxis`], [`Error::NonFiniteAxis`], [`Error::ZeroAxis`].
@@ -44,10 +44,10 @@ impl Axis {
         })
     }
 
-    /// An axis from values that already form a unit vector, as in a cap file.
+    /// Makes an axis from values that already form a unit vector, as in a cap file.
     ///
-    /// Values within rounding of norm 1 are taken bit for bit, others within [`UNIT_TOLERANCE`] are renormalised.
-    /// `norm` is the norm the axis had before it was made a unit vector, if known.
+    /// Values within rounding of norm 1 keep their bits. Others within [`UNIT_TOLERANCE`] are renormalised.
+    /// `norm` is the norm that the axis had before it was made a unit vector, if known.
     ///
     /// # Errors
     /// Those of [`Axis::from_direction`], and [`Error::NotUnit`].
@@ -61,34 +61,34 @@ impl Axis {
         Ok(Self { values, norm })
     }
 
-    /// Number of channels: the model's width, `n_embd`.
+    /// Returns the number of channels: the model's width, `n_embd`.
     #[must_use]
     pub fn width(&self) -> usize {
         self.values.len()
     }
 
-    /// The unit vector.
+    /// Returns the unit vector.
     #[must_use]
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// The norm the axis had before it was made a unit vector, where known. It says how far apart the two groups
-    /// of answers were that the axis came from.
+    /// Returns the norm that the axis had before it was made a unit vector, if known. It is the distance between the two
+    /// groups of answers that the axis came from.
     #[must_use]
     pub fn norm(&self) -> Option<f32> {
         self.norm
     }
 
-    /// The same values under another original norm: caps of a file may share a vector, each with a norm of its own.
+    /// Returns the same values with another original norm. Caps of a file may share a vector and differ in its norm.
     pub(crate) fn with_norm(self, norm: Option<f32>) -> Self {
         Self { norm, ..self }
     }
 
-    /// The cosine of the angle between two axes, in f64.
+    /// Returns the cosine of the angle between two axes, in f64.
     ///
     /// # Errors
-    /// [`Error::Width`] when they are of different width.
+    /// [`Error::Width`] when the axes differ in width.
     pub fn cosine(&self, other: &Self) -> Result<f64> {
         if self.width() != other.width() {
             return Err(Error::Width {
@@ -101,7 +101,7 @@ impl Axis {
         Ok(dot(self.values(), other.values()).clamp(-1.0, 1.0))
     }
 
-    /// The opposite direction. A cap on it is the same cap when its bounds are mirrored too: see
+    /// Returns the opposite direction. A cap on it is the same cap if its bounds are mirrored as well: see
     /// [`Cap::negated`](crate::Cap::negated).
     #[must_use]
     pub fn negated(&self) -> Self {
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn normalises_and_remembers_the_norm() {
+    fn a_direction_is_normalised_and_its_norm_is_kept() {
         let axis = Axis::from_direction(&[0.0, 5397.0]).unwrap();
         assert_eq!(axis.values(), [0.0, 1.0]);
         assert_eq!(axis.norm(), Some(5397.0));
@@ -149,13 +149,13 @@ mod tests {
             let half = std::f32::consts::FRAC_1_SQRT_2;
             assert_eq!(axis.values(), [half, -half], "scale {scale:e}");
         }
-        // A norm that f32 does not hold is not kept, the largest that it does is.
+        // A norm beyond f32 is not kept, the largest f32 is.
         assert_eq!(Axis::from_direction(&[3e38, 3e38]).unwrap().norm(), None);
         assert_eq!(Axis::from_direction(&[0.0, f32::MAX]).unwrap().norm(), Some(f32::MAX));
     }
 
     #[test]
-    fn refuses_what_has_no_direction() {
+    fn values_without_a_direction_are_refused() {
         assert_eq!(Axis::from_direction(&[]), Err(Error::EmptyAxis));
         assert_eq!(Axis::from_direction(&[0.0, -0.0]), Err(Error::ZeroAxis));
         assert!(matches!(
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn cosines() {
+    fn cosines_are_between_the_unit_vectors() {
         let x = Axis::from_direction(&[1.0, 0.0]).unwrap();
         let diagonal = Axis::from_direction(&[1.0, 1.0]).unwrap();
         assert_abs_diff_eq!(x.cosine(&diagonal).unwrap(), 0.5f64.sqrt(), epsilon = 1e-7);

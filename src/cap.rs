@@ -1,11 +1,12 @@
-//! A cap: an axis, the bounds of the projection on it, and how strongly they hold.
+//! A cap: an axis, the bounds of the projection on it, and the strength.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::axis::Axis;
 use crate::error::{Error, Result};
 
-/// The interval a projection is held in: a floor, a ceiling, or a band.
+/// The interval that a projection is held in: a floor, a ceiling, or a band.
 ///
 /// Either side may be infinite. Thresholds are meant for the *unit* axis, in units of the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,10 +16,10 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// No bound: every projection is inside. Such a cap only observes.
+    /// No bound. Every projection is inside, so the cap only observes.
     pub const NONE: Self = Self { lo: f32::NEG_INFINITY, hi: f32::INFINITY };
 
-    /// Projections in `[lo, hi]` stay; others move to the nearer end.
+    /// Makes a bound that leaves projections in `[lo, hi]` and moves others to the nearer end.
     ///
     /// # Errors
     /// [`Error::NanBound`]; [`Error::EmptyBound`] when `lo > hi`, `lo` is +inf or `hi` is -inf.
@@ -32,7 +33,7 @@ impl Bound {
         Ok(Self { lo, hi })
     }
 
-    /// A lower bound alone: the form in which the Assistant axis (positive = more Assistant) is capped.
+    /// Makes a lower bound alone, the form in which the Assistant axis (positive = more Assistant) is capped.
     ///
     /// # Errors
     /// Those of [`Bound::band`].
@@ -40,7 +41,7 @@ impl Bound {
         Self::band(lo, f32::INFINITY)
     }
 
-    /// An upper bound alone.
+    /// Makes an upper bound alone.
     ///
     /// # Errors
     /// Those of [`Bound::band`].
@@ -48,25 +49,25 @@ impl Bound {
         Self::band(f32::NEG_INFINITY, hi)
     }
 
-    /// The lower bound, -inf if there is none.
+    /// Returns the lower bound, -inf if there is none.
     #[must_use]
     pub fn lo(&self) -> f32 {
         self.lo
     }
 
-    /// The upper bound, +inf if there is none.
+    /// Returns the upper bound, +inf if there is none.
     #[must_use]
     pub fn hi(&self) -> f32 {
         self.hi
     }
 
-    /// Whether neither side bounds anything.
+    /// Whether both sides are infinite.
     #[must_use]
     pub fn is_none(&self) -> bool {
         *self == Self::NONE
     }
 
-    /// The bound of the same cap on the negated axis: `(lo, hi)` becomes `(-hi, -lo)`.
+    /// Returns the bound of the same cap on the negated axis: `(lo, hi)` becomes `(-hi, -lo)`.
     #[must_use]
     pub fn mirrored(&self) -> Self {
         Self { lo: -self.hi, hi: -self.lo }
@@ -84,9 +85,9 @@ impl fmt::Display for Bound {
     }
 }
 
-/// One cap: hold the projection on an axis within a bound.
+/// One cap: the projection on an axis is held within a bound.
 ///
-/// For a row `h` of the residual stream: `p = <h, v>`, `c = clamp(p, lo, hi)`, and where `c != p`,
+/// For a row `h` of the residual stream: `p = <h, v>`, `c = clamp(p, lo, hi)`, and if `c != p`,
 /// `h += strength * (c - p) * v` (The Assistant Axis, arXiv 2601.10387, activation capping).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cap {
@@ -97,13 +98,13 @@ pub struct Cap {
 }
 
 impl Cap {
-    /// A cap at full strength, without a name.
+    /// Makes a cap of strength 1 without a name.
     #[must_use]
     pub fn new(axis: Axis, bound: Bound) -> Self {
         Self { axis, bound, strength: 1.0, name: None }
     }
 
-    /// The same cap with another strength: 1 moves the projection onto the bound, 0 only observes.
+    /// Returns the same cap with another strength. 1 moves the projection onto the bound, 0 only observes.
     ///
     /// # Errors
     /// [`Error::Strength`] outside `[0, 1]`.
@@ -111,44 +112,44 @@ impl Cap {
         Ok(Self { strength: checked_strength(strength)?, ..self })
     }
 
-    /// The same cap with another bound.
+    /// Returns the same cap with another bound.
     #[must_use]
     pub fn with_bound(self, bound: Bound) -> Self {
         Self { bound, ..self }
     }
 
-    /// The same cap with a name, e.g. `assistant`. An empty one is none, as in a cap file.
+    /// Returns the same cap with a name, e.g. `assistant`. An empty name is no name, as in a cap file.
     #[must_use]
     pub fn with_name(self, name: impl Into<String>) -> Self {
         Self { name: Some(name.into()).filter(|name| !name.is_empty()), ..self }
     }
 
-    /// The axis.
+    /// Returns the axis.
     #[must_use]
     pub fn axis(&self) -> &Axis {
         &self.axis
     }
 
-    /// The bound.
+    /// Returns the bound.
     #[must_use]
     pub fn bound(&self) -> Bound {
         self.bound
     }
 
-    /// The strength, in `[0, 1]`.
+    /// Returns the strength, in `[0, 1]`.
     #[must_use]
     pub fn strength(&self) -> f32 {
         self.strength
     }
 
-    /// The name, if it has one.
+    /// Returns the name, if the cap has one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// The same operation written on the opposite axis: axis negated, bounds mirrored. The released
-    /// `capping_config.pt` files are written that way.
+    /// Returns the same operation on the opposite axis, with mirrored bounds. The released `capping_config.pt` files are
+    /// written that way.
     #[must_use]
     pub fn negated(&self) -> Self {
         Self { axis: self.axis.negated(), bound: self.bound.mirrored(), ..self.clone() }
@@ -163,16 +164,16 @@ pub(crate) fn checked_strength(strength: f32) -> Result<f32> {
     if (0.0..=1.0).contains(&strength) { Ok(strength) } else { Err(Error::Strength(strength)) }
 }
 
-/// A cap and the block whose output it acts on.
+/// A cap and the block whose output it caps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockCap {
-    /// 0-based block: HF layer L = llama.cpp block L = node `l_out-L`.
+    /// The 0-based block. Hugging Face's layer L is llama.cpp's block L, with the node `l_out-L`.
     pub block: usize,
     /// The cap.
     pub cap: Cap,
 }
 
-/// All caps of a model, in the order of a cap file. Caps on the same block act one after the other in this order.
+/// All caps of a model, in the order of a cap file. Caps on the same block are applied in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CapSet {
     width: usize,
@@ -180,7 +181,7 @@ pub struct CapSet {
 }
 
 impl CapSet {
-    /// Checks that there is at least one cap and that all are of one width.
+    /// Makes a set from at least one cap. All caps must have one width.
     ///
     /// # Errors
     /// [`Error::EmptySet`], [`Error::Width`].
@@ -201,7 +202,7 @@ impl CapSet {
         Ok(Self { width, caps })
     }
 
-    /// Checks the set against a model: its width (`n_embd`) and its number of blocks.
+    /// Checks the set against a model: its width (`n_embd`), and that it has the capped blocks.
     ///
     /// # Errors
     /// [`Error::Width`], [`Error::Block`].
@@ -220,29 +221,29 @@ impl CapSet {
         }
     }
 
-    /// Width of every axis.
+    /// Returns the width of every axis.
     #[must_use]
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// The caps in order.
+    /// Returns the caps in order.
     #[must_use]
     pub fn caps(&self) -> &[BlockCap] {
         &self.caps
     }
 
-    /// The capped blocks, ascending, each with the indices of its caps in order of application.
+    /// Returns the capped blocks in ascending order, each with the indices of its caps in order of application.
     #[must_use]
-    pub fn blocks(&self) -> std::collections::BTreeMap<usize, Vec<usize>> {
-        let mut blocks = std::collections::BTreeMap::<_, Vec<_>>::new();
+    pub fn blocks(&self) -> BTreeMap<usize, Vec<usize>> {
+        let mut blocks = BTreeMap::<_, Vec<_>>::new();
         for (index, entry) in self.caps.iter().enumerate() {
             blocks.entry(entry.block).or_default().push(index);
         }
         blocks
     }
 
-    /// The same set under the bounds that `bound` gives for each cap, e.g. [`Bound::NONE`] to observe only.
+    /// Returns the same set with the bound that `bound` gives for each cap, e.g. [`Bound::NONE`] to observe only.
     #[must_use]
     pub fn with_bounds(&self, mut bound: impl FnMut(&Cap) -> Bound) -> Self {
         let mut caps = self.caps.clone();
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_validated() {
+    fn bounds_that_no_projection_satisfies_are_refused() {
         assert!(Bound::band(1.0, 1.0).is_ok());
         assert_eq!(Bound::band(2.0, 1.0), Err(Error::EmptyBound { lo: 2.0, hi: 1.0 }));
         assert_eq!(Bound::floor(f32::NAN), Err(Error::NanBound { which: "lower" }));
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn strength_is_a_fraction() {
+    fn a_strength_is_between_zero_and_one() {
         let cap = Cap::new(axis(3), Bound::NONE);
         assert!(cap.clone().with_strength(0.0).is_ok());
         for strength in [-0.1, 1.1, f32::NAN, f32::INFINITY] {
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_are_of_one_width_and_fit_their_model() {
+    fn sets_have_one_width_and_fit_their_model() {
         let cap = |block, width| BlockCap { block, cap: Cap::new(axis(width), Bound::NONE) };
         assert_eq!(CapSet::new([]), Err(Error::EmptySet));
         assert!(matches!(
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_name_is_none() {
+    fn an_empty_name_is_no_name() {
         assert_eq!(Cap::new(axis(3), Bound::NONE).with_name("").name(), None);
         assert_eq!(Cap::new(axis(3), Bound::NONE).with_name("a").with_name("").name(), None);
     }

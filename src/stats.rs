@@ -1,15 +1,16 @@
-//! What capping did to a row, and to many.
+//! Statistics: the effect of a cap on one row, and on many.
 
 use bytemuck::{Pod, Zeroable};
 
-/// What one cap did to one row. Written by the same pass that caps; the CUDA kernels write the same bytes.
+/// The effect of one cap on one row. The pass that caps writes it, and the CUDA kernels write the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct RowStat {
-    /// Projection of the row on the axis before this cap (and after the caps ahead of it on the same block).
+    /// Projection of the row on the axis before this cap, after the earlier caps of the same block.
     pub before: f32,
-    /// Projection after it: where the cap acted, the bound with strength 1 and `before` plus the step, rounded once,
-    /// with less; `before` where it did not. Not projected again: the row's own differs by rounding.
+    /// Projection after this cap. If the cap acted with strength 1 this is the bound, and with less it is `before` plus the
+    /// step, rounded once. Otherwise it is `before`. The capped row is not projected again, so its own projection differs
+    /// by rounding.
     pub after: f32,
     /// [`RowStat::ENGAGED`], [`RowStat::NON_FINITE`], [`RowStat::BAD_PROFILE`].
     pub flags: u32,
@@ -18,22 +19,21 @@ pub struct RowStat {
 impl RowStat {
     /// The projection was outside the bounds.
     pub const ENGAGED: u32 = 1;
-    /// The projection (or the step towards the bound) was NaN or infinite: nothing was written.
+    /// The projection or the step towards the bound was NaN or infinite. The row was not written.
     pub const NON_FINITE: u32 = 2;
-
-    /// The row asked for a profile that the table does not have, and went uncapped. Only on a GPU, in a row's first
-    /// entry: on the CPU such a call is refused.
+    /// The row's profile does not exist in the table, and the row went uncapped. Only a GPU writes this flag, to the row's
+    /// first entry. The CPU refuses such a call.
     pub const BAD_PROFILE: u32 = 4;
 
-    /// Whether the projection was outside the bounds. That alone does not say that the row was changed: with strength
-    /// 0, or where the step rounds to zero or overflows ([`RowStat::non_finite`]), it was not.
+    /// Whether the projection was outside the bounds. The row is unchanged all the same if the strength is 0, or if the step
+    /// rounds to zero or overflows ([`RowStat::non_finite`]).
     #[must_use]
     pub fn engaged(&self) -> bool {
         self.flags & Self::ENGAGED != 0
     }
 
-    /// Whether the row had no finite projection, or the step towards the bound was not finite (then it is engaged as
-    /// well), so that it was left as it was.
+    /// Whether the row was left unchanged because its projection was not finite, or because the step towards the bound was
+    /// not finite. In the second case the row is engaged as well.
     #[must_use]
     pub fn non_finite(&self) -> bool {
         self.flags & Self::NON_FINITE != 0
@@ -46,15 +46,15 @@ impl RowStat {
     }
 }
 
-/// What one cap did to all rows so far.
+/// The effect of one cap on all rows so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CapStats {
-    /// Rows seen.
+    /// Number of rows.
     pub rows: u64,
-    /// Rows whose projection was outside the bounds, but for those that are counted in `non_finite`.
+    /// Rows whose projection was outside the bounds, without those counted in `non_finite`.
     pub engaged: u64,
-    /// Rows without a finite projection, or whose step towards the bound overflowed: left as they were and kept out of
-    /// `engaged` and of the figures below.
+    /// Rows without a finite projection, or whose step towards the bound overflowed. They were left unchanged, and are not
+    /// part of `engaged` and of the statistics below.
     pub non_finite: u64,
     /// Sum of the projections before the cap.
     pub sum_before: f64,
@@ -78,10 +78,10 @@ impl Default for CapStats {
 }
 
 impl CapStats {
-    /// Counts one row; one whose profile does not exist had no cap, and is not counted.
+    /// Counts one row. A row whose profile does not exist had no cap, and is not counted.
     ///
-    /// The entries beyond the caps of a row's profile are [`RowStat::default`], which nothing distinguishes from a row
-    /// whose projection is 0: leave them out.
+    /// Leave out the entries beyond the caps of a row's profile. They are [`RowStat::default`], which looks like a row whose
+    /// projection is 0.
     pub fn add(&mut self, row: &RowStat) {
         if row.bad_profile() {
             return;
@@ -97,14 +97,15 @@ impl CapStats {
         self.max_after = self.max_after.max(row.after);
     }
 
-    /// Mean projection before the cap, over the rows that had one.
+    /// Returns the mean projection before the cap, over the rows with a finite one.
     #[must_use]
     pub fn mean_before(&self) -> Option<f64> {
         let rows = self.rows - self.non_finite;
         (rows > 0).then(|| self.sum_before / rows as f64)
     }
 
-    /// Share of the rows on which the cap engaged. Near 0 or 1 it usually means a wrong sign, norm or layer.
+    /// Returns the share of the rows on which the cap engaged. A value near 0 or 1 usually means a wrong sign, norm or
+    /// block.
     #[must_use]
     pub fn engagement(&self) -> Option<f64> {
         (self.rows > 0).then(|| self.engaged as f64 / self.rows as f64)
@@ -116,14 +117,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_leave_non_finite_rows_out() {
+    fn statistics_leave_non_finite_rows_out() {
         let mut stats = CapStats::default();
         assert_eq!(stats.mean_before(), None);
         stats.add(&RowStat { before: 1.0, after: 2.0, flags: RowStat::ENGAGED });
         stats.add(&RowStat { before: f32::NAN, after: f32::NAN, flags: RowStat::NON_FINITE });
         stats.add(&RowStat { before: 3.0, after: 3.0, flags: 0 });
         stats.add(&RowStat { flags: RowStat::BAD_PROFILE, ..RowStat::default() });
-        // The step overflowed: engaged and yet left alone.
+        // The step overflowed: engaged, and left unchanged.
         let overflow = RowStat { before: -9.0, after: -9.0, flags: RowStat::ENGAGED | RowStat::NON_FINITE };
         assert!(overflow.engaged() && overflow.non_finite() && !overflow.bad_profile());
         stats.add(&overflow);

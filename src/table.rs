@@ -1,4 +1,4 @@
-//! The caps of one block as the kernels read them: axes, bounds and profiles in flat memory.
+//! The caps of one block as the kernels read them: axes, bounds and profiles in contiguous memory.
 
 use std::ops::Range;
 
@@ -26,26 +26,26 @@ impl From<&Cap> for CapParams {
     }
 }
 
-/// The caps of one block, flat: what [`cpu`](crate::cpu) runs on and what is uploaded to a GPU.
+/// The caps of one block in contiguous memory, for [`cpu`](crate::cpu) and for the upload to a GPU.
 ///
-/// A *profile* is an ordered run of caps. Profile 0 is empty; a row that names no profile uses profile 1. One
-/// batch can so serve rows under different policies.
+/// A *profile* is a set of successive caps that is applied to a row, in order. Profile 0 is empty, and a row without a
+/// profile index has profile 1. One batch can so hold rows under different policies.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CapTable {
     width: usize,
-    /// `[caps][width]`, row after row without padding.
+    /// `[caps][width]`, without padding.
     axes: AlignedF32,
     params: Vec<CapParams>,
-    /// `profiles[p]..profiles[p + 1]` are the caps of profile `p + 1`.
-    profiles: Vec<u32>,
+    /// `profile_ends[p]..profile_ends[p + 1]` are the caps of profile `p + 1`.
+    profile_ends: Vec<u32>,
 }
 
 impl CapTable {
-    /// Most caps of one table, and most profiles. Each cap has an axis of its own there, `width * 4` bytes, also where
-    /// the caps share one elsewhere.
-    pub const MOST_CAPS: usize = 1 << 16;
+    /// Maximum number of caps of a table, and of its profiles without profile 0. Each cap has its own copy of its axis in
+    /// the table, `width * 4` bytes.
+    pub const MAX_CAPS: usize = 1 << 16;
 
-    /// A table with one profile: these caps, in this order, for every row.
+    /// Makes a table with one profile: these caps, in this order, for every row.
     ///
     /// # Errors
     /// [`Error::EmptySet`], [`Error::Width`], [`Error::TooMany`].
@@ -54,18 +54,18 @@ impl CapTable {
         Self::with_profiles(&[&caps])
     }
 
-    /// A table with profiles 1, 2, ... as given; profile 0 is always there and empty.
+    /// Makes a table with profiles 1, 2, ... as given, after the empty profile 0.
     ///
     /// # Errors
     /// [`Error::EmptySet`] when no profile holds a cap, [`Error::Width`], [`Error::TooMany`].
     pub fn with_profiles(profiles: &[&[&Cap]]) -> Result<Self> {
         let caps: Vec<&Cap> = profiles.iter().flat_map(|p| p.iter().copied()).collect();
         let width = caps.first().ok_or(Error::EmptySet)?.axis().width();
-        if caps.len() > Self::MOST_CAPS {
-            return Err(Error::TooMany { what: "caps", found: caps.len(), most: Self::MOST_CAPS });
+        if caps.len() > Self::MAX_CAPS {
+            return Err(Error::TooMany { what: "caps", found: caps.len(), max: Self::MAX_CAPS });
         }
-        if profiles.len() > Self::MOST_CAPS {
-            return Err(Error::TooMany { what: "profiles", found: profiles.len(), most: Self::MOST_CAPS });
+        if profiles.len() > Self::MAX_CAPS {
+            return Err(Error::TooMany { what: "profiles", found: profiles.len(), max: Self::MAX_CAPS });
         }
         for (index, cap) in caps.iter().enumerate() {
             if cap.axis().width() != width {
@@ -82,70 +82,71 @@ impl CapTable {
         for profile in profiles {
             ends.push(ends[ends.len() - 1] + profile.len() as u32);
         }
-        Ok(Self { width, axes, params: caps.into_iter().map(CapParams::from).collect(), profiles: ends })
+        Ok(Self { width, axes, params: caps.into_iter().map(CapParams::from).collect(), profile_ends: ends })
     }
 
-    /// Width of the rows this table caps.
+    /// Returns the width of the rows that this table caps.
     #[must_use]
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Number of caps, over all profiles.
+    /// Returns the number of caps, over all profiles.
     #[must_use]
-    pub fn caps(&self) -> usize {
+    pub fn cap_count(&self) -> usize {
         self.params.len()
     }
 
-    /// Number of profiles, the empty profile 0 included.
+    /// Returns the number of profiles, including the empty profile 0.
     #[must_use]
-    pub fn profiles(&self) -> usize {
-        self.profiles.len()
+    pub fn profile_count(&self) -> usize {
+        self.profile_ends.len()
     }
 
-    /// The caps of a profile as a range of indices; empty for profile 0, `None` where there is no such profile.
+    /// Returns the caps of a profile as a range of indices. The range is empty for profile 0, and `None` for a profile that
+    /// does not exist.
     #[must_use]
     pub fn profile(&self, profile: u32) -> Option<Range<usize>> {
         match profile.checked_sub(1) {
             None => Some(0..0),
             Some(p) => {
-                let ends = self.profiles.get(p as usize..p as usize + 2)?;
+                let ends = self.profile_ends.get(p as usize..p as usize + 2)?;
                 Some(ends[0] as usize..ends[1] as usize)
             }
         }
     }
 
-    /// The most caps any profile applies to a row.
+    /// Returns the number of caps of the longest profile. Statistics have that many entries per row.
     #[must_use]
-    pub fn deepest_profile(&self) -> usize {
-        self.profiles.windows(2).map(|ends| (ends[1] - ends[0]) as usize).max().unwrap_or(0)
+    pub fn max_caps_per_row(&self) -> usize {
+        self.profile_ends.windows(2).map(|ends| (ends[1] - ends[0]) as usize).max().unwrap_or(0)
     }
 
-    /// All axes, `[caps][width]`.
+    /// Returns all axes, `[caps][width]`.
     #[must_use]
     pub fn axes(&self) -> &[f32] {
         &self.axes
     }
 
-    /// The axis of one cap.
+    /// Returns the axis of one cap.
     ///
     /// # Panics
-    /// When there is no such cap.
+    /// If there is no such cap.
     #[must_use]
     pub fn axis(&self, cap: usize) -> &[f32] {
         &self.axes[cap * self.width..][..self.width]
     }
 
-    /// Bounds and strength of every cap.
+    /// Returns bounds and strength of every cap.
     #[must_use]
     pub fn params(&self) -> &[CapParams] {
         &self.params
     }
 
-    /// Profile boundaries as the kernels read them: profile `p >= 1` is `[p - 1]..[p]`.
+    /// Returns the profile boundaries as the kernels read them: profile `p >= 1` is `[p - 1]..[p]`.
     #[must_use]
     pub fn profile_ends(&self) -> &[u32] {
-        &self.profiles
+        &self.profile_ends
     }
 
     /// Changes the bound of one cap.
@@ -179,15 +180,15 @@ mod tests {
     use crate::axis::Axis;
 
     #[test]
-    fn profiles_are_runs_of_caps() {
+    fn a_profile_is_a_range_of_successive_caps() {
         let cap = |x: f32| Cap::new(Axis::from_direction(&[x, 1.0]).unwrap(), Bound::floor(x).unwrap());
         let (a, b, c) = (cap(1.0), cap(2.0), cap(3.0));
         let mut table = CapTable::with_profiles(&[&[&a], &[], &[&b, &c]]).unwrap();
-        assert_eq!(table.profiles(), 4);
+        assert_eq!(table.profile_count(), 4);
         let ranges: Vec<_> = (0..5).map(|p| table.profile(p)).collect();
         assert_eq!(ranges, [Some(0..0), Some(0..1), Some(1..1), Some(1..3), None]);
         assert_eq!(table.profile(u32::MAX), None);
-        assert_eq!(table.deepest_profile(), 2);
+        assert_eq!(table.max_caps_per_row(), 2);
         assert_eq!(table.axis(2), c.axis().values());
         table.set_bound(2, Bound::NONE).unwrap();
         table.set_strength(2, 0.5).unwrap();
@@ -197,17 +198,17 @@ mod tests {
     }
 
     #[test]
-    fn a_table_holds_so_many_caps_and_profiles_and_no_more() {
-        let most = CapTable::MOST_CAPS;
+    fn more_caps_or_profiles_than_the_maximum_are_refused() {
+        let max = CapTable::MAX_CAPS;
         let cap = Cap::new(Axis::from_direction(&[1.0]).unwrap(), Bound::NONE);
-        let caps = vec![&cap; most + 1];
-        assert_eq!(CapTable::with_profiles(&[&caps[1..]]).unwrap().caps(), most);
-        let refused = |what| Err(Error::TooMany { what, found: most + 1, most });
+        let caps = vec![&cap; max + 1];
+        assert_eq!(CapTable::with_profiles(&[&caps[1..]]).unwrap().cap_count(), max);
+        let refused = |what| Err(Error::TooMany { what, found: max + 1, max });
         assert_eq!(CapTable::with_profiles(&[&caps]), refused("caps"));
         assert_eq!(CapTable::with_profiles(&[&caps[..1], &caps[1..]]), refused("caps"));
-        let mut profiles = vec![&caps[..0]; most + 1];
+        let mut profiles = vec![&caps[..0]; max + 1];
         profiles[7] = &caps[..1];
-        assert_eq!(CapTable::with_profiles(&profiles[1..]).unwrap().profiles(), most + 1);
+        assert_eq!(CapTable::with_profiles(&profiles[1..]).unwrap().profile_count(), max + 1);
         assert_eq!(CapTable::with_profiles(&profiles), refused("profiles"));
     }
 }

@@ -1,20 +1,12 @@
-//! Which instructions this machine has, found out at run time.
+//! The instruction sets that the kernels are compiled for, and which of them this machine has.
 
 use std::fmt;
 
-use crate::cpu::element::Element;
-use crate::cpu::row::{self, Pass};
-#[cfg(target_arch = "aarch64")]
-use crate::cpu::simd::neon::Neon;
-use crate::cpu::simd::portable::Portable;
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::simd::{avx2::Avx2, avx512::Avx512};
-
-/// An instruction set the operation is written for. All of them give the same bits.
+/// An instruction set that the operation is compiled for. All of them give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
-    /// Plain Rust: everywhere. Slow where the target has no fused multiply-add.
+    /// Plain Rust, on every machine. Slow on targets without a fused multiply-add instruction.
     Portable,
     /// AVX2, FMA and F16C (x86-64).
     Avx2,
@@ -25,10 +17,10 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All of them, the fastest last.
+    /// All instruction sets, the fastest last.
     pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Neon];
 
-    /// Whether this machine has it. The answer is remembered by the standard library.
+    /// Whether this machine has the instruction set. The standard library caches the answer.
     #[must_use]
     pub fn available(self) -> bool {
         match self {
@@ -47,7 +39,7 @@ impl Isa {
         }
     }
 
-    /// The fastest one this machine has.
+    /// Returns the fastest instruction set that this machine has.
     #[must_use]
     pub fn best() -> Self {
         Self::ALL.into_iter().rfind(|isa| isa.available()).unwrap_or(Self::Portable)
@@ -62,25 +54,5 @@ impl fmt::Display for Isa {
             Self::Avx512 => "AVX-512",
             Self::Neon => "NEON",
         })
-    }
-}
-
-/// Runs a pass with the instructions of `isa`.
-///
-/// # Safety
-/// As stated at [`Pass`]; `isa` is available.
-#[inline(always)]
-pub(crate) unsafe fn run<E: Element>(isa: Isa, pass: &mut Pass<'_, E>) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => row::run::<Avx2, E>(pass),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => row::run::<Avx512, E>(pass),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => row::run::<Neon, E>(pass),
-            _ => row::run::<Portable, E>(pass),
-        }
     }
 }

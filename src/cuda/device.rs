@@ -1,70 +1,21 @@
 //! A GPU with the kernels loaded.
 
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
-use std::marker::PhantomData;
+use std::ffi::CString;
 use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cudarc::driver::{CudaContext, sys};
 
-use super::driver::{self, Current, check};
-use super::error::CudaError;
-use super::image;
-use super::plan::{Dtype, Job, Operation, Plan, kernel_name};
-use super::shape::{Limits, Path};
-use super::table::DeviceTable;
-use crate::table::CapTable;
+use crate::cuda::driver::{self, Current, check, keep_error, take_error};
+use crate::cuda::error::{CudaError, DriverError};
+use crate::cuda::image;
+use crate::cuda::launch::kernel::{KernelPath, kernel_name};
+use crate::cuda::launch::limits::Limits;
+use crate::op::{Dtype, Operation};
 
-/// A stream of someone else's: ggml's, a framework's, or one of cudarc's. It is there for as long as `'a`, so that safe
-/// code cannot put work on a stream that is gone:
-///
-/// ```compile_fail,E0515
-/// use axiscap::cuda::{CudaError, Device, Stream, StreamRef};
-/// fn dangling(device: &Device) -> Result<StreamRef<'_>, CudaError> {
-///     let stream = Stream::new(device)?;
-///     Ok(stream.as_ref())
-/// }
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StreamRef<'a>(pub(super) sys::CUstream, PhantomData<&'a ()>);
-
-impl StreamRef<'_> {
-    /// The legacy default stream.
-    pub const DEFAULT: Self = Self(ptr::null_mut(), PhantomData);
-
-    /// A stream by its handle (`CUstream`, which is also `cudaStream_t`).
-    ///
-    /// # Safety
-    /// The handle is null or a live stream of the primary context of the device it is used with, and stays one for as
-    /// long as the value or a copy of it is used, which may be for all of the lifetime that the caller chooses.
-    #[must_use]
-    pub unsafe fn from_raw(stream: *mut c_void) -> Self {
-        Self(stream.cast(), PhantomData)
-    }
-
-    /// The handle.
-    #[must_use]
-    pub fn as_raw(self) -> *mut c_void {
-        self.0.cast()
-    }
-}
-
-/// How a launch relates to the one before it on its stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Overlap {
-    /// The kernel starts when the one before has ended.
-    #[default]
-    None,
-    /// Programmatic dependent launch (compute capability 9.0 and later, ignored before): the kernel may start while
-    /// the one before it ends, loads axes and weight, and then waits for it. The kernel before must not write the
-    /// table or the weight; nor, where that one was itself launched so, the one before it, and so on back to the
-    /// last full wait on the stream: a whole chain may overlap. Capturing such a launch needs a driver for CUDA 12.3.
-    Programmatic,
-}
-
-/// What a GPU is.
+/// The properties of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// Its index as CUDA counts.
@@ -75,11 +26,11 @@ pub struct DeviceInfo {
     pub arch: u32,
     /// Its limits.
     pub limits: Limits,
-    /// The newest CUDA its driver supports: 1000 * major + 10 * minor.
+    /// The newest CUDA version that its driver supports: 1000 * major + 10 * minor.
     pub driver: i32,
 }
 
-/// The GPUs of this machine. Never panics.
+/// Lists the GPUs of this machine. Never panics.
 ///
 /// # Errors
 /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::Driver`].
@@ -116,10 +67,10 @@ fn info(ordinal: usize) -> Result<DeviceInfo, CudaError> {
     })
 }
 
-/// A GPU with the kernels loaded into its primary context: the one that the CUDA runtime, and so ggml, uses.
+/// A GPU with the kernels loaded into its primary context, the one that the CUDA runtime and so ggml uses.
 ///
-/// Cloning is cheap. While any clone lives the kernels stay loaded; opening the same GPU again gives the same ones.
-/// Every call makes the context current on its thread and puts back what was current before.
+/// Clones share the loaded kernels, and so does a second [`Device::open`] of the same GPU. The kernels are unloaded when
+/// the last clone is dropped. Every call makes the context current on its thread and restores the previous one.
 #[derive(Debug, Clone)]
 pub struct Device {
     loaded: Arc<Loaded>,
@@ -128,35 +79,40 @@ pub struct Device {
 #[derive(Debug)]
 struct Loaded {
     info: DeviceInfo,
-    /// Keeps the primary context alive. Dropped by hand: see [`Drop`].
+    /// Retains the primary context. [`Drop`] drops it explicitly.
     context: ManuallyDrop<Arc<CudaContext>>,
     module: sys::CUmodule,
-    kernels: HashMap<(Operation, Dtype, Path), sys::CUfunction>,
+    kernels: HashMap<(Operation, Dtype, KernelPath), sys::CUfunction>,
 }
 
-// SAFETY: module and functions are handles into the context, which is not bound to a thread; the driver's functions
-// on them may be called from any thread, concurrently. Nothing here changes after construction.
+// SAFETY: module and functions are handles into the context, which is not bound to a thread. The driver's functions on
+// them may be called from any thread.
 unsafe impl Send for Loaded {}
-// SAFETY: as above.
+// SAFETY: the fields do not change after construction, and the driver's functions on the handles may be called
+// concurrently.
 unsafe impl Sync for Loaded {}
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        // cudarc makes the primary context current to release it, and leaves it so, destroyed where we were the last to
-        // hold it: what was current before has to be put back after that. Locals are dropped in reverse order.
-        let _previous = Current::keep();
-        if let Ok(_current) = Current::enter(self.context.cu_ctx()) {
-            // SAFETY: our module, unloaded once; nobody holds its functions any more.
-            let _ = unsafe { sys::cuModuleUnload(self.module) };
-        }
-        // SAFETY: dropped here and nowhere else, and not used after.
+        let ordinal = self.info.ordinal;
+        // cudarc makes the primary context current to release it, and leaves it current even if it is destroyed by that.
+        // The previous context has to be restored after that. Locals are dropped in reverse order.
+        let previous = Current::keep(ordinal);
+        let unload = |_current| {
+            // SAFETY: the module is ours and unloaded once. The last device is gone, and its functions with it.
+            check("cuModuleUnload", unsafe { sys::cuModuleUnload(self.module) })
+        };
+        keep_error(ordinal, Current::enter(ordinal, self.context.cu_ctx()).and_then(unload));
+        // SAFETY: dropped only here, and not used after.
         unsafe { ManuallyDrop::drop(&mut self.context) };
+        keep_error(ordinal, previous.map(drop));
     }
 }
 
 impl Device {
-    /// Opens a GPU: checks driver and device code, and loads all kernels, so that nothing is loaded later inside a
-    /// stream capture. Never panics.
+    /// Opens a GPU: checks driver and device code, and loads all kernels. Never panics.
+    ///
+    /// No kernel has to be loaded later, which a stream capture would not survive.
     ///
     /// # Errors
     /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::DriverTooOld`], [`CudaError::NoDeviceCode`],
@@ -164,7 +120,7 @@ impl Device {
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
         static OPEN: Mutex<Vec<(usize, Weak<Loaded>)>> = Mutex::new(Vec::new());
         driver::init()?;
-        // A panic while the lock is held leaves the list as it was.
+        // A panic while the lock is held leaves the list intact.
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|(_, loaded)| loaded.strong_count() > 0);
         if let Some(loaded) =
@@ -172,109 +128,43 @@ impl Device {
         {
             return Ok(Self { loaded });
         }
+        take_error(ordinal)?;
         let loaded = Arc::new(Loaded::new(ordinal)?);
         open.push((ordinal, Arc::downgrade(&loaded)));
         Ok(Self { loaded })
     }
 
-    /// What GPU this is.
+    /// Returns the GPU's properties.
     #[must_use]
     pub fn info(&self) -> &DeviceInfo {
         &self.loaded.info
     }
 
-    /// Its primary context, for use with cudarc.
+    /// Returns the GPU's primary context, for use with cudarc.
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.loaded.context
     }
 
-    /// Copies a table to the GPU, on a stream of its own, and waits for it.
-    ///
-    /// # Errors
-    /// [`CudaError::Driver`].
-    pub fn upload(&self, table: &CapTable) -> Result<DeviceTable, CudaError> {
-        DeviceTable::new(self, table)
+    pub(super) fn ordinal(&self) -> usize {
+        self.loaded.info.ordinal
     }
 
-    /// Makes the context current until the guard is dropped.
-    pub(super) fn enter(&self) -> Result<Current, CudaError> {
-        Current::enter(self.loaded.context.cu_ctx())
+    /// Returns a kernel of the image.
+    pub(super) fn kernel(&self, operation: Operation, dtype: Dtype, path: KernelPath) -> sys::CUfunction {
+        self.loaded.kernels[&(operation, dtype, path)]
     }
 
-    /// Puts a job on a stream and returns at once. Works inside a stream capture.
-    ///
-    /// # Errors
-    /// [`CudaError::Invalid`], [`CudaError::TooLarge`], [`CudaError::TooDeep`], [`CudaError::Driver`].
-    ///
-    /// # Safety
-    /// Every address of the job is device memory of this GPU for what [`Job`] says lies there. Until the stream has
-    /// passed the launch (for a captured one: any replay of it), the memory stays allocated, nobody else writes it
-    /// or reads what is written, and the table lives. Rows do not overlap except as [`Job`] allows.
-    pub unsafe fn launch(
-        &self,
-        job: &Job,
-        table: &DeviceTable,
-        stream: StreamRef<'_>,
-        overlap: Overlap,
-    ) -> Result<(), CudaError> {
-        match Plan::new(job, &table.view(), &self.loaded.info.limits)? {
-            // SAFETY: the caller's promise.
-            Some(plan) => unsafe { self.launch_plan(&plan, stream, overlap) },
-            None => Ok(()),
-        }
+    /// Makes the context current until the guard is dropped. Returns an error that a drop has left first.
+    pub(super) fn enter(&self) -> Result<Current, DriverError> {
+        take_error(self.ordinal())?;
+        Current::enter(self.ordinal(), self.loaded.context.cu_ctx())
     }
 
-    /// Puts a plan on a stream, as [`Device::launch`] does after making it.
-    ///
-    /// # Errors
-    /// [`CudaError::Driver`].
-    ///
-    /// # Safety
-    /// As for [`Device::launch`]; the plan was made with this device's limits and a table of this device.
-    pub unsafe fn launch_plan(
-        &self,
-        plan: &Plan,
-        stream: StreamRef<'_>,
-        overlap: Overlap,
-    ) -> Result<(), CudaError> {
-        let shape = plan.shape();
-        let kernel = self.loaded.kernels[&(plan.operation, plan.dtype, shape.path)];
-        let _current = self.enter()?;
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
-        let programmatic = overlap == Overlap::Programmatic && self.loaded.info.arch >= 90;
-        let config = sys::CUlaunchConfig {
-            gridDimX: shape.blocks,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: shape.threads,
-            blockDimY: shape.groups,
-            blockDimZ: 1,
-            sharedMemBytes: shape.shared_bytes,
-            hStream: stream.0,
-            attrs: &mut attribute,
-            numAttrs: programmatic.into(),
-        };
-        let mut argument = ptr::from_ref(plan.args()).cast_mut().cast::<c_void>();
-        // SAFETY: the configuration and the one argument are alive during the call, which copies them; the argument
-        // is the type that every kernel of the image takes. The caller answers for the addresses in it.
-        check("cuLaunchKernelEx", unsafe {
-            sys::cuLaunchKernelEx(&config, kernel, &mut argument, ptr::null_mut())
-        })
-    }
-
-    /// Waits until everything on a stream is done.
-    ///
-    /// # Errors
-    /// [`CudaError::Driver`], also for what went wrong in earlier launches.
-    pub fn synchronize(&self, stream: StreamRef<'_>) -> Result<(), CudaError> {
-        let _current = self.enter()?;
-        // SAFETY: a live stream for as long as its lifetime.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.0) })
+    /// Runs the calls of a [`Drop`] with the context current. The GPU's next call returns their error.
+    pub(super) fn on_drop(&self, calls: impl FnOnce() -> Result<(), DriverError>) {
+        let current = Current::enter(self.ordinal(), self.loaded.context.cu_ctx());
+        keep_error(self.ordinal(), current.and_then(|_current| calls()));
     }
 }
 
@@ -284,22 +174,22 @@ impl Loaded {
         let image = image::image();
         image::check_arch(image.archs, info.arch)?;
         image::check_driver(image.nvcc, info.driver)?;
-        // cudarc makes the context current and leaves it so.
-        let _previous = Current::keep()?;
+        // cudarc makes the context current and leaves it current.
+        let _previous = Current::keep(ordinal)?;
         let context = CudaContext::new(ordinal)
-            .map_err(|error| driver::failure("cuDevicePrimaryCtxRetain", error.0))?;
-        let _current = Current::enter(context.cu_ctx())?;
+            .map_err(|error| DriverError { call: "cuDevicePrimaryCtxRetain", code: error.0 })?;
+        let _current = Current::enter(ordinal, context.cu_ctx())?;
         let mut module = ptr::null_mut();
-        // SAFETY: the image is a complete fatbin, which carries its own length.
+        // SAFETY: the image is a complete fatbin, which holds its own length.
         check("cuModuleLoadData", unsafe {
             sys::cuModuleLoadData(&mut module, image::IMAGE.as_ptr().cast())
         })?;
-        // From here on dropping `loaded` unloads the module.
+        // From here on, dropping `loaded` unloads the module.
         let mut loaded = Self { info, context: ManuallyDrop::new(context), module, kernels: HashMap::new() };
         for operation in Operation::ALL {
             for dtype in Dtype::ALL {
-                for path in Path::ALL {
-                    let kernel = loaded.kernel(operation, dtype, path)?;
+                for path in KernelPath::ALL {
+                    let kernel = loaded.load(operation, dtype, path)?;
                     loaded.kernels.insert((operation, dtype, path), kernel);
                 }
             }
@@ -307,24 +197,29 @@ impl Loaded {
         Ok(loaded)
     }
 
-    fn kernel(&self, operation: Operation, dtype: Dtype, path: Path) -> Result<sys::CUfunction, CudaError> {
+    fn load(
+        &self,
+        operation: Operation,
+        dtype: Dtype,
+        path: KernelPath,
+    ) -> Result<sys::CUfunction, DriverError> {
         let name = CString::new(kernel_name(operation, dtype, path)).unwrap_or_default();
         let mut kernel = ptr::null_mut();
-        // SAFETY: a module of the current context and a C string.
+        // SAFETY: the module is of the current context, and the name is a C string.
         check("cuModuleGetFunction", unsafe {
             sys::cuModuleGetFunction(&mut kernel, self.module, name.as_ptr())
         })?;
-        // With lazy loading (the default since CUDA 12.2) a function may be loaded as late as its first launch, which a
-        // capture does not survive: whoever asks about it has it loaded.
+        // With lazy loading (the default since CUDA 12.2) a function may be loaded at its first launch, which a stream
+        // capture does not survive. Asking for an attribute loads the function.
         let mut registers = 0;
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS;
-        // SAFETY: a function of the current context, and a valid pointer.
+        // SAFETY: the function is of the current context, and the pointer is valid.
         check("cuFuncGetAttribute", unsafe { sys::cuFuncGetAttribute(&mut registers, attribute, kernel) })?;
-        if path == Path::Staged {
+        if path == KernelPath::Staged {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let most = self.info.limits.shared_per_block as i32;
-            // SAFETY: a function of the current context.
-            check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(kernel, attribute, most) })?;
+            let max = self.info.limits.shared_per_block as i32;
+            // SAFETY: the function is of the current context.
+            check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(kernel, attribute, max) })?;
         }
         Ok(kernel)
     }

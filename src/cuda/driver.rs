@@ -1,141 +1,160 @@
-//! The driver's functions, each with its result turned into an error, and nothing loaded before it is known to be
-//! there.
+//! The driver's functions, with their results as errors. Nothing is called before the library is known to be present.
 
-use std::ffi::{CStr, c_void};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys;
 
-use super::error::CudaError;
+use crate::cuda::error::{CudaError, DriverError};
 
-/// Loads and initialises the driver; once per process, also when it fails.
+/// Loads the driver and initialises it, once per process. A failure is cached as well.
 pub(super) fn init() -> Result<(), CudaError> {
-    static DRIVER: OnceLock<Result<(), CudaError>> = OnceLock::new();
-    DRIVER
-        .get_or_init(|| {
-            // cudarc panics where the library is missing: look first.
-            present()?;
-            // SAFETY: no preconditions.
-            check("cuInit", unsafe { sys::cuInit(0) })
-        })
-        .clone()
+    static DRIVER: OnceLock<Result<(), DriverError>> = OnceLock::new();
+    load().map_err(|reason| CudaError::NoDriver { reason })?;
+    // SAFETY: `load` has found the library, and `cuInit` has no preconditions.
+    Ok((*DRIVER.get_or_init(|| check("cuInit", unsafe { sys::cuInit(0) })))?)
 }
 
-fn present() -> Result<(), CudaError> {
+/// Loads the driver's library, once per process. cudarc would panic where it is missing.
+fn load() -> Result<(), String> {
+    static LIBRARY: OnceLock<Result<(), String>> = OnceLock::new();
+    LIBRARY.get_or_init(find_library).clone()
+}
+
+fn find_library() -> Result<(), String> {
     let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
     let mut reason = String::new();
     for name in names {
-        // SAFETY: the driver's library may be loaded at any time; its initialisers have no preconditions.
+        // SAFETY: the driver's library may be loaded at any time, and its initialisers have no preconditions.
         match unsafe { libloading::Library::new(*name) } {
             Ok(library) => {
-                // Loaded for good: cudarc keeps it too, and unloading a driver is asking for trouble.
+                // Never unloaded: cudarc keeps the library as well, and drivers do not unload cleanly.
                 std::mem::forget(library);
                 return Ok(());
             }
             Err(error) if reason.is_empty() => {
-                // The loader's own words are one level down.
+                // The loader's own message is the source of this error.
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 reason = cause.unwrap_or_else(|| error.to_string());
             }
             Err(_) => {}
         }
     }
-    Err(CudaError::NoDriver { reason })
+    Err(reason)
 }
 
-/// An error for anything but success.
-pub(super) fn check(call: &'static str, result: sys::CUresult) -> Result<(), CudaError> {
-    match result {
+/// Turns any result but success into an error.
+pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<(), DriverError> {
+    match code {
         sys::CUresult::CUDA_SUCCESS => Ok(()),
-        error => Err(failure(call, error)),
+        code => Err(DriverError { call, code }),
     }
 }
 
-pub(super) fn failure(call: &'static str, error: sys::CUresult) -> CudaError {
-    if error == sys::CUresult::CUDA_ERROR_NO_DEVICE {
-        return CudaError::NoDevice { ordinal: 0, found: 0 };
+/// Returns the driver's explanation of an error; `None` without a driver.
+pub(super) fn meaning(code: sys::CUresult) -> Option<String> {
+    load().ok()?;
+    let mut text: *const c_char = ptr::null();
+    // SAFETY: the library is loaded and the pointer is valid. The driver sets it to a string, or to null.
+    let found = unsafe { sys::cuGetErrorString(code, &mut text) };
+    if found != sys::CUresult::CUDA_SUCCESS || text.is_null() {
+        return None;
     }
-    type Describe = unsafe fn(sys::CUresult, *mut *const std::ffi::c_char) -> sys::CUresult;
-    let text = |describe: Describe| {
-        let mut text = ptr::null();
-        // SAFETY: the driver writes a pointer to a string of its own, or leaves null.
-        let found = unsafe { describe(error, &mut text) } == sys::CUresult::CUDA_SUCCESS && !text.is_null();
-        // SAFETY: not null, so it is one of the driver's static strings.
-        if found { unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned() } else { "unknown".into() }
-    };
-    CudaError::Driver {
-        call,
-        code: error as u32,
-        name: text(sys::cuGetErrorName),
-        meaning: text(sys::cuGetErrorString),
+    // SAFETY: the text is not null, so it is one of the driver's static strings.
+    Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+}
+
+/// The first error per GPU that occurred while something was dropped. The GPU's next call returns it.
+static DROP_ERRORS: Mutex<BTreeMap<usize, DriverError>> = Mutex::new(BTreeMap::new());
+
+/// Keeps an error of a drop for the GPU's next call. Of several errors the first is kept.
+pub(super) fn keep_error(ordinal: usize, result: Result<(), DriverError>) {
+    if let Err(error) = result {
+        let mut errors = DROP_ERRORS.lock().unwrap_or_else(PoisonError::into_inner);
+        errors.entry(ordinal).or_insert(error);
     }
 }
 
-/// The newest CUDA the driver supports: 1000 * major + 10 * minor.
-pub(super) fn version() -> Result<i32, CudaError> {
+/// Returns the error that was kept for a GPU, once.
+pub(super) fn take_error(ordinal: usize) -> Result<(), DriverError> {
+    let mut errors = DROP_ERRORS.lock().unwrap_or_else(PoisonError::into_inner);
+    errors.remove(&ordinal).map_or(Ok(()), Err)
+}
+
+/// Returns the newest CUDA version that the driver supports: 1000 * major + 10 * minor.
+pub(super) fn version() -> Result<i32, DriverError> {
     let mut version = 0;
     // SAFETY: the pointer is valid.
     check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version) })?;
     Ok(version)
 }
 
-/// Number of GPUs.
-pub(super) fn count() -> Result<usize, CudaError> {
+/// Returns the number of GPUs.
+pub(super) fn count() -> Result<usize, DriverError> {
     let mut count = 0;
     // SAFETY: the pointer is valid and the driver is initialised.
     check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) })?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
+/// Returns the handle of a GPU.
 pub(super) fn device(ordinal: usize) -> Result<sys::CUdevice, CudaError> {
     let found = count()?;
     let index = i32::try_from(ordinal).ok().filter(|_| ordinal < found);
     let index = index.ok_or(CudaError::NoDevice { ordinal, found })?;
     let mut device = 0;
-    // SAFETY: the pointer is valid.
+    // SAFETY: the pointer is valid, and the index is below the number of GPUs.
     check("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, index) })?;
     Ok(device)
 }
 
-pub(super) fn name(device: sys::CUdevice) -> Result<String, CudaError> {
-    let mut name = [0 as std::ffi::c_char; 256];
-    // SAFETY: the buffer is as long as said.
+/// Returns the name of a GPU.
+pub(super) fn name(device: sys::CUdevice) -> Result<String, DriverError> {
+    let mut name = [0 as c_char; 256];
+    // SAFETY: the buffer is longer than the length given.
     check("cuDeviceGetName", unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), 255, device) })?;
     // SAFETY: the last byte is still NUL.
     Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
 }
 
-pub(super) fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute) -> Result<u32, CudaError> {
+/// Returns an attribute of a GPU, 0 for negative ones.
+pub(super) fn attribute(
+    device: sys::CUdevice,
+    attribute: sys::CUdevice_attribute,
+) -> Result<u32, DriverError> {
     let mut value = 0;
     // SAFETY: the pointer is valid.
     check("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) })?;
     Ok(u32::try_from(value).unwrap_or(0))
 }
 
-/// Makes a context current on this thread until dropped, and puts back what was there before: we are guests in
-/// other people's threads.
+/// A GPU's context that is current on this thread until the guard is dropped. The previous one is then current again,
+/// because the thread belongs to the caller.
 pub(super) struct Current {
+    ordinal: usize,
     previous: Option<sys::CUcontext>,
 }
 
 impl Current {
-    pub(super) fn enter(context: sys::CUcontext) -> Result<Self, CudaError> {
+    /// Makes the context of GPU `ordinal` current.
+    pub(super) fn enter(ordinal: usize, context: sys::CUcontext) -> Result<Self, DriverError> {
         let current = Self::get()?;
         if current == context {
-            return Ok(Self { previous: None });
+            return Ok(Self { ordinal, previous: None });
         }
-        // SAFETY: the context is retained by its owner for longer than this guard lives.
+        // SAFETY: the context is retained by the device, which outlives this guard.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(context) })?;
-        Ok(Self { previous: Some(current) })
+        Ok(Self { ordinal, previous: Some(current) })
     }
 
-    /// Puts back what is current now, whatever happens in between.
-    pub(super) fn keep() -> Result<Self, CudaError> {
-        Ok(Self { previous: Some(Self::get()?) })
+    /// Makes the current context current again when the guard is dropped, whatever happens in between.
+    pub(super) fn keep(ordinal: usize) -> Result<Self, DriverError> {
+        Ok(Self { ordinal, previous: Some(Self::get()?) })
     }
 
-    fn get() -> Result<sys::CUcontext, CudaError> {
+    fn get() -> Result<sys::CUcontext, DriverError> {
         let mut current = ptr::null_mut();
         // SAFETY: the pointer is valid.
         check("cuCtxGetCurrent", unsafe { sys::cuCtxGetCurrent(&mut current) })?;
@@ -145,49 +164,55 @@ impl Current {
 
 impl Drop for Current {
     fn drop(&mut self) {
-        if let Some(previous) = self.previous {
-            // SAFETY: it was current before, or null. If it was destroyed meanwhile the driver says so, and there
-            // is nothing to put back.
-            let _ = unsafe { sys::cuCtxSetCurrent(previous) };
+        use sys::CUresult::{CUDA_ERROR_CONTEXT_IS_DESTROYED, CUDA_ERROR_INVALID_CONTEXT};
+        let Some(previous) = self.previous else { return };
+        // SAFETY: the context was current before, or is null. The driver refuses one that was destroyed since then.
+        match unsafe { sys::cuCtxSetCurrent(previous) } {
+            // A destroyed context cannot be current again, so nothing is left to do.
+            CUDA_ERROR_CONTEXT_IS_DESTROYED | CUDA_ERROR_INVALID_CONTEXT => {}
+            result => keep_error(self.ordinal, check("cuCtxSetCurrent", result)),
         }
     }
 }
 
-/// Lets this thread make calls, until dropped, that a stream capture in the global mode forbids to every thread: those
-/// that do not touch what is captured are harmless.
+/// Allows this thread the calls that a stream capture in the global mode forbids to every thread, until the guard is
+/// dropped. Calls that do not touch the captured streams are harmless.
 pub(super) struct RelaxedCapture {
+    ordinal: usize,
     previous: sys::CUstreamCaptureMode,
 }
 
 impl RelaxedCapture {
-    pub(super) fn enter() -> Result<Self, CudaError> {
+    /// Sets the relaxed mode. An error of the drop is kept for GPU `ordinal`.
+    pub(super) fn enter(ordinal: usize) -> Result<Self, DriverError> {
         let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the pointer is valid; the driver leaves the mode there that was before.
+        // SAFETY: the pointer is valid. The driver replaces the mode by the previous one.
         check("cuThreadExchangeStreamCaptureMode", unsafe {
             sys::cuThreadExchangeStreamCaptureMode(&mut mode)
         })?;
-        Ok(Self { previous: mode })
+        Ok(Self { ordinal, previous: mode })
     }
 }
 
 impl Drop for RelaxedCapture {
     fn drop(&mut self) {
-        // SAFETY: as above, with a mode that the driver gave us.
-        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut self.previous) };
+        // SAFETY: the pointer is valid, and the mode is one that the driver returned.
+        let result = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut self.previous) };
+        keep_error(self.ordinal, check("cuThreadExchangeStreamCaptureMode", result));
     }
 }
 
-/// Device memory of one context. Freed with the context entered.
+/// Device memory of one context. Its owner frees it with the context current.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct Allocation {
     address: sys::CUdeviceptr,
 }
 
-impl Memory {
+impl Allocation {
     /// Allocates in the current context.
-    pub(super) fn new(bytes: usize) -> Result<Self, CudaError> {
+    pub(super) fn new(bytes: usize) -> Result<Self, DriverError> {
         let mut address = 0;
-        // SAFETY: the pointer is valid; the driver refuses 0 bytes.
+        // SAFETY: the pointer is valid. The size is not 0, which the driver would refuse.
         check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut address, bytes.max(16)) })?;
         Ok(Self { address })
     }
@@ -196,30 +221,32 @@ impl Memory {
         self.address
     }
 
-    /// Waits until nothing on the GPU can use it any more, and frees it; its context must be current.
-    pub(super) fn free(&mut self) {
-        if self.address != 0 {
-            // SAFETY: no preconditions. An error is one of earlier work, and reported to whoever waits for that.
-            let _ = unsafe { sys::cuCtxSynchronize() };
-            self.free_idle();
+    /// Waits until nothing on the GPU can use the memory, and frees it. Its context must be current.
+    pub(super) fn free(&mut self) -> Result<(), DriverError> {
+        if self.address == 0 {
+            return Ok(());
         }
+        // SAFETY: a context is current.
+        let waited = check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() });
+        let freed = self.free_without_sync();
+        waited.and(freed)
     }
 
-    /// Frees it without waiting, when nothing on the GPU can use it any more; its context must be current.
-    pub(super) fn free_idle(&mut self) {
-        if self.address != 0 {
-            // SAFETY: allocated by `new`, freed once.
-            let _ = unsafe { sys::cuMemFree_v2(self.address) };
-            self.address = 0;
+    /// Frees the memory at once, when nothing on the GPU can use it. Its context must be current.
+    pub(super) fn free_without_sync(&mut self) -> Result<(), DriverError> {
+        match std::mem::take(&mut self.address) {
+            0 => Ok(()),
+            // SAFETY: `new` allocated it, and it is freed once, because the address is gone now.
+            address => check("cuMemFree", unsafe { sys::cuMemFree_v2(address) }),
         }
     }
 }
 
-/// Refuses a stream that is being captured: a copy would be made at each replay, from or to memory that by then is
-/// another's.
+/// Refuses a stream that is being captured. A captured copy would run at each replay, from or to memory that may be
+/// gone then.
 pub(super) fn not_capturing(stream: sys::CUstream) -> Result<(), CudaError> {
     let mut status = sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE;
-    // SAFETY: the pointer is valid, the stream the caller's.
+    // SAFETY: the pointer is valid, and callers pass a live stream.
     check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(stream, &mut status) })?;
     match status {
         sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
@@ -236,16 +263,16 @@ pub(super) unsafe fn copy_to_device_async(
     to: u64,
     from: &[u8],
     stream: sys::CUstream,
-) -> Result<(), CudaError> {
+) -> Result<(), DriverError> {
     if from.is_empty() {
         return Ok(());
     }
     let source: *const c_void = from.as_ptr().cast();
-    // SAFETY: the source is a slice; the caller answers for how long it is one, and for the target.
+    // SAFETY: the source is a slice of this length. The caller keeps it alive, and answers for the target.
     check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, source, from.len(), stream) })
 }
 
-/// Copies to the device in stream order and waits for it.
+/// Copies to the device in stream order and waits for the copy.
 ///
 /// # Safety
 /// `to` is device memory for that many bytes in the current context, and the stream one of it.
@@ -254,34 +281,52 @@ pub(super) unsafe fn copy_to_device(to: u64, from: &[u8], stream: sys::CUstream)
         return Ok(());
     }
     not_capturing(stream)?;
-    // SAFETY: the caller's promise; the source is borrowed until the stream has passed the copy. Where waiting fails,
-    // the context is lost, and its copies with it.
+    // SAFETY: the caller answers for target and stream. The source is borrowed until the stream has passed the copy. If
+    // waiting fails the context is lost, and its copies with it.
     unsafe { copy_to_device_async(to, from, stream) }?;
-    // SAFETY: the stream is the caller's.
-    check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })
+    // SAFETY: the caller passes a live stream.
+    Ok(check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })?)
 }
 
 /// Fills with zeros in stream order.
 ///
 /// # Safety
-/// `at` is device memory for that many bytes in the current context.
-pub(super) unsafe fn zero(at: u64, bytes: usize, stream: sys::CUstream) -> Result<(), CudaError> {
-    // SAFETY: the caller's promise.
+/// `at` is device memory for that many bytes in the current context, and the stream one of it.
+pub(super) unsafe fn zero(at: u64, bytes: usize, stream: sys::CUstream) -> Result<(), DriverError> {
+    // SAFETY: the caller promises the memory and the stream.
     check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(at, 0, bytes, stream) })
 }
 
-/// Copies from the device in stream order and waits for it.
+/// Copies from the device in stream order and waits for the copy.
 ///
 /// # Safety
-/// `from` is device memory for that many bytes in the current context.
+/// `from` is device memory for that many bytes in the current context, and the stream one of it.
 pub(super) unsafe fn copy_to_host(to: &mut [u8], from: u64, stream: sys::CUstream) -> Result<(), CudaError> {
     if to.is_empty() {
         return Ok(());
     }
     not_capturing(stream)?;
     let target: *mut c_void = to.as_mut_ptr().cast();
-    // SAFETY: the target is a slice, the caller answers for the source.
+    // SAFETY: the target is a slice of this length, borrowed until the copy is done. The caller answers for the source.
     check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(target, from, to.len(), stream) })?;
-    // SAFETY: the stream is the caller's.
-    check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })
+    // SAFETY: the caller passes a live stream.
+    Ok(check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_error_of_a_drop_is_returned_once_and_by_its_own_gpu() {
+        let error = |call| DriverError { call, code: sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS };
+        let (gpu, other) = (usize::MAX, usize::MAX - 1);
+        keep_error(gpu, Ok(()));
+        assert_eq!(take_error(gpu), Ok(()));
+        keep_error(gpu, Err(error("cuMemFree")));
+        keep_error(gpu, Err(error("cuStreamDestroy")));
+        assert_eq!(take_error(other), Ok(()));
+        assert_eq!(take_error(gpu), Err(error("cuMemFree")));
+        assert_eq!(take_error(gpu), Ok(()));
+    }
 }

@@ -1,5 +1,10 @@
 //! Why something on a GPU did not happen, and what to do about it.
 
+use std::fmt;
+
+use cudarc::driver::sys::CUresult;
+
+use crate::cuda::driver;
 use crate::error::Error;
 
 /// Why a GPU could not be used, or a launch was refused.
@@ -11,12 +16,12 @@ pub enum CudaError {
         "no NVIDIA driver: {reason}; install one (nvidia-smi should then work; in a container, start it with GPU access), or use the CPU"
     )]
     NoDriver {
-        /// What the loader said.
+        /// The loader's message.
         reason: String,
     },
-    /// The driver is there, but no GPU is visible.
+    /// The driver shows no such GPU.
     #[error(
-        "the NVIDIA driver shows {found} GPUs, so that there is no GPU {ordinal}; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        "the NVIDIA driver shows {found} GPUs, so there is no GPU {ordinal}; check nvidia-smi and CUDA_VISIBLE_DEVICES"
     )]
     NoDevice {
         /// The GPU asked for.
@@ -30,7 +35,7 @@ pub enum CudaError {
         .found / 1000, .found % 1000 / 10, .found / 1000
     )]
     DriverTooOld {
-        /// What `cuDriverGetVersion` says: 1000 * major + 10 * minor.
+        /// The result of `cuDriverGetVersion`: 1000 * major + 10 * minor.
         found: i32,
         /// The nvcc that compiled the kernels.
         needed: String,
@@ -43,25 +48,16 @@ pub enum CudaError {
     NoDeviceCode {
         /// The GPU's compute capability, e.g. 90.
         arch: u32,
-        /// The capabilities this build holds code for.
+        /// The capabilities that this build holds code for. Empty for a build without nvcc.
         built: Vec<u32>,
     },
     /// A call of the driver failed.
-    #[error("{call} failed: {name} ({code}): {meaning}{}", remedy(*.code))]
-    Driver {
-        /// The call.
-        call: &'static str,
-        /// The driver's error code.
-        code: u32,
-        /// Its name.
-        name: String,
-        /// What the driver says about it.
-        meaning: String,
-    },
-    /// Rows or a table that do not fit.
+    #[error(transparent)]
+    Driver(DriverError),
+    /// Rows or a table do not fit.
     #[error(transparent)]
     Invalid(#[from] Error),
-    /// More rows, or wider ones, than a launch can index.
+    /// There are more rows, or wider ones, than a launch can index.
     #[error(
         "{rows} rows of {width} are more than one launch takes (2^31 rows of 2^30); launch them in parts"
     )]
@@ -71,19 +67,19 @@ pub enum CudaError {
         /// Their width.
         width: usize,
     },
-    /// More caps on a row than the kernel for long or unaligned rows can take.
+    /// There are more caps per row than the kernel for long or unaligned rows takes.
     #[error(
-        "a profile of {depth} caps on rows wider than 16384 or not aligned to 16 bytes; the most there is {most}: align the rows, or cap in several launches"
+        "a profile of {caps} caps on rows wider than 16384 or not aligned to 16 bytes; the maximum is {max}: align the rows, or cap in several launches"
     )]
-    TooDeep {
-        /// Caps of the deepest profile.
-        depth: usize,
-        /// The most.
-        most: usize,
+    TooManyCaps {
+        /// Caps of the longest profile.
+        caps: usize,
+        /// The maximum.
+        max: usize,
     },
-    /// A slice or stream of another context than the table's.
+    /// A slice or stream is in another context than the table.
     #[error(
-        "the slice or stream is on GPU {found}, or in a context of its own, and the table is in the primary context of GPU {expected}; use one GPU's primary context for all (Device::context)"
+        "the slice or stream is on GPU {found}, or in another context of it, and the table is in the primary context of GPU {expected}; use one GPU's primary context for all (Device::context)"
     )]
     OtherContext {
         /// The table's GPU.
@@ -91,12 +87,12 @@ pub enum CudaError {
         /// The slice's or stream's GPU.
         found: usize,
     },
-    /// A copy from or to the caller's memory on a stream that is being captured.
+    /// A stream that is being captured was asked to copy from or to the caller's memory.
     #[error(
-        "the stream is being captured into a graph, and a copy from or to memory that is gone at its replay cannot be part of it; update tables and read results before the capture begins or after it ends"
+        "the stream is being captured into a graph, which cannot hold a copy from or to memory that may be gone at its replay; update tables and read results before the capture begins or after it ends"
     )]
     Capturing,
-    /// A table of another shape than the one it should replace.
+    /// A table has another shape than the one that it should replace.
     #[error(
         "the table has another shape than the one on the GPU ({what}); only values can be updated in place, upload a new table"
     )]
@@ -106,9 +102,45 @@ pub enum CudaError {
     },
 }
 
+impl From<DriverError> for CudaError {
+    fn from(error: DriverError) -> Self {
+        match error.code {
+            CUresult::CUDA_ERROR_NO_DEVICE => Self::NoDevice { ordinal: 0, found: 0 },
+            _ => Self::Driver(error),
+        }
+    }
+}
+
+/// A failed call of the driver.
+///
+/// The error may also be one of earlier work on the GPU. An error that occurs while something is dropped is returned by
+/// the next call on the same GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DriverError {
+    /// The call, e.g. `cuMemAlloc`.
+    pub call: &'static str,
+    /// The result of the call.
+    pub code: CUresult,
+}
+
+impl fmt::Display for DriverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} failed: {:?} ({})", self.call, self.code, self.code as u32)?;
+        if let Some(meaning) = driver::meaning(self.code) {
+            write!(f, ": {meaning}")?;
+        }
+        match remedy(self.code) {
+            Some(remedy) => write!(f, "; {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for DriverError {}
+
 fn explain(built: &[u32], arch: u32) -> String {
     if built.is_empty() {
-        return "axiscap was built without nvcc; run scripts/setup-nvcc and build again, or use the CPU"
+        return "axiscap was built without nvcc; install the CUDA toolkit or set NVCC and build again, or use the CPU"
             .into();
     }
     let built: Vec<_> = built.iter().map(u32::to_string).collect();
@@ -118,50 +150,51 @@ fn explain(built: &[u32], arch: u32) -> String {
     )
 }
 
-/// What to do about the driver's errors that are the machine's rather than the program's; empty for the others.
-fn remedy(code: u32) -> &'static str {
-    match code {
-        2 => {
-            "; free memory of the GPU (nvidia-smi says who holds it), or take a smaller batch, context or model"
+/// Returns what to do about errors of the machine, as opposed to errors of the program.
+fn remedy(code: CUresult) -> Option<&'static str> {
+    use CUresult as R;
+    Some(match code {
+        R::CUDA_ERROR_OUT_OF_MEMORY => {
+            "free memory of the GPU (nvidia-smi shows its users), or use less of it"
         }
-        34 => {
-            "; the libcuda.so.1 that was found is the toolkit's stub: take its folder (lib64/stubs) out of LD_LIBRARY_PATH"
+        R::CUDA_ERROR_STUB_LIBRARY => {
+            "the libcuda.so.1 that was found is the toolkit's stub: take its folder (lib64/stubs) out of LD_LIBRARY_PATH"
         }
-        46 => {
-            "; another process has the GPU to itself, or nobody may use it: see nvidia-smi -q -d COMPUTE, and set the mode by nvidia-smi -c DEFAULT"
+        R::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+            "another process has exclusive use of the GPU, or its compute mode prohibits use: see nvidia-smi -q -d COMPUTE, and set the mode by nvidia-smi -c DEFAULT"
         }
-        222 => {
-            "; the driver is older than the nvcc that compiled the kernels: update it, or build again with AXISCAP_CUDA_ARCHS set to this GPU's compute capability"
+        R::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+            "the driver is older than the nvcc that compiled the kernels: update it, or build again with AXISCAP_CUDA_ARCHS set to this GPU's compute capability"
         }
-        304 => {
-            "; the driver could not open its devices: check that this user may read and write /dev/nvidia*, and that a container was started with GPU access"
+        R::CUDA_ERROR_OPERATING_SYSTEM => {
+            "the driver could not open its devices: check that this user may read and write /dev/nvidia*, and that a container was started with GPU access"
         }
-        700 | 719 => {
-            "; a kernel failed, perhaps an earlier one, and its context is lost: restart the process, under compute-sanitizer to find the kernel"
+        R::CUDA_ERROR_ILLEGAL_ADDRESS | R::CUDA_ERROR_LAUNCH_FAILED => {
+            "a kernel failed, perhaps an earlier one, and its context is lost: restart the process, under compute-sanitizer to find the kernel"
         }
-        802 => {
-            "; on machines with NVSwitch the fabric manager has to run, in the driver's version: systemctl status nvidia-fabricmanager"
+        R::CUDA_ERROR_SYSTEM_NOT_READY => {
+            "on machines with NVSwitch the fabric manager has to run, in the driver's version: systemctl status nvidia-fabricmanager"
         }
-        803 => {
-            "; libcuda.so.1 and the kernel's module are of different drivers: reboot after an update, and in a container use the host's library"
+        R::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "libcuda.so.1 and the kernel's module are of different drivers: reboot after an update, and in a container use the host's library"
         }
-        804 => {
-            "; a forward-compatibility libcuda.so.1 (cuda-compat) was found, which this GPU does not take: take its folder out of LD_LIBRARY_PATH, or update the driver"
+        R::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => {
+            "a forward-compatibility libcuda.so.1 (cuda-compat) was found, which this GPU does not support: take its folder out of LD_LIBRARY_PATH, or update the driver"
         }
-        999 => "; often the driver after a suspend or an update: reload its modules (nvidia_uvm), or reboot",
-        _ => "",
-    }
+        R::CUDA_ERROR_UNKNOWN => {
+            "often the driver after a suspend or an update: reload its modules (nvidia_uvm), or reboot"
+        }
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use cudarc::driver::sys::CUresult;
-
     use super::*;
 
     #[test]
     fn errors_of_the_machine_have_a_remedy() {
-        for (result, remedy) in [
+        for (code, remedy) in [
             (CUresult::CUDA_ERROR_OUT_OF_MEMORY, "nvidia-smi"),
             (CUresult::CUDA_ERROR_STUB_LIBRARY, "lib64/stubs"),
             (CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE, "nvidia-smi -c DEFAULT"),
@@ -174,19 +207,22 @@ mod tests {
             (CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE, "cuda-compat"),
             (CUresult::CUDA_ERROR_UNKNOWN, "nvidia_uvm"),
         ] {
-            let error = |code| CudaError::Driver {
-                call: "cuInit",
-                code,
-                name: "CUDA_ERROR".into(),
-                meaning: "what the driver says".into(),
-            };
-            let text = error(result as u32).to_string();
-            assert!(text.starts_with("cuInit failed: CUDA_ERROR (") && text.contains(remedy), "{text}");
-            assert!(error(1).to_string().ends_with("what the driver says"));
+            let text = CudaError::from(DriverError { call: "cuInit", code }).to_string();
+            let begin = format!("cuInit failed: {code:?} ({})", code as u32);
+            assert!(
+                text.starts_with(&begin) && text.contains(&format!("; {}", &self::remedy(code).unwrap()))
+            );
+            assert!(text.contains(remedy), "{text}");
         }
-        // This one has an error of its own.
-        let text = crate::cuda::driver::failure("cuInit", CUresult::CUDA_ERROR_NO_DEVICE).to_string();
-        assert!(text.contains("CUDA_VISIBLE_DEVICES"), "{text}");
+        let text = DriverError { call: "cuInit", code: CUresult::CUDA_ERROR_INVALID_VALUE }.to_string();
+        assert!(
+            text.starts_with("cuInit failed: CUDA_ERROR_INVALID_VALUE (1)") && !text.contains(';'),
+            "{text}"
+        );
+        // A missing GPU has a variant of its own.
+        let error = CudaError::from(DriverError { call: "cuInit", code: CUresult::CUDA_ERROR_NO_DEVICE });
+        assert_eq!(error, CudaError::NoDevice { ordinal: 0, found: 0 });
+        assert!(error.to_string().contains("CUDA_VISIBLE_DEVICES"), "{error}");
     }
 
     #[test]
@@ -197,7 +233,7 @@ mod tests {
             "{text}"
         );
         let text = CudaError::NoDeviceCode { arch: 90, built: vec![] }.to_string();
-        assert!(text.contains("setup-nvcc"), "{text}");
+        assert!(text.contains("without nvcc") && text.contains("set NVCC"), "{text}");
         let text = CudaError::DriverTooOld { found: 12080, needed: "13.0.88".into() }.to_string();
         assert!(text.contains("12.8") && text.contains("13.0.88"), "{text}");
     }

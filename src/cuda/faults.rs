@@ -1,35 +1,35 @@
-//! What only a kernel could notice: rows whose profile does not exist. Profile indices in device memory are written
-//! by others, and no host sees them before the launch.
+//! Rows whose profile does not exist. Other kernels may write profile indices in device memory, so only the capping kernel
+//! can check them.
 
 use std::fmt;
 
-/// Rows that asked for a profile which the table does not have. They went **uncapped**: treat it as an error.
+/// Rows with a profile index beyond the table's profiles. They went **uncapped**, so treat them as an error.
 ///
-/// Every table counts its own, over all launches since it was uploaded or
-/// [cleared](super::DeviceTable::clear_faults). Ask with [`DeviceTable::faults`](super::DeviceTable::faults), or copy
-/// [`TableView::faults`](super::TableView::faults) in stream order and hand the bytes to [`ProfileFaults::from_bytes`].
-/// The statistics of such a row, where they are asked for, say so too
-/// ([`RowStat::BAD_PROFILE`](crate::RowStat::BAD_PROFILE)).
+/// Every table counts its own rows, over all launches since it was uploaded or
+/// [cleared](crate::cuda::DeviceTable::clear_faults). Read the record with
+/// [`DeviceTable::faults`](crate::cuda::DeviceTable::faults), or copy its bytes in stream order and give them to
+/// [`ProfileFaults::from_bytes`]. The statistics of such a row hold
+/// [`RowStat::BAD_PROFILE`](crate::RowStat::BAD_PROFILE).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProfileFaults {
-    /// How many rows.
+    /// Number of rows.
     pub rows: u64,
-    /// The lowest of them, as an index into its launch's rows.
+    /// The lowest row, as an index into the rows of its launch.
     pub row: u32,
-    /// The profile that row asked for; the lowest, where several launches had a bad one on it.
+    /// The profile index of that row. If several launches had a wrong one on it, the lowest.
     pub profile: u32,
 }
 
 impl ProfileFaults {
-    /// Bytes of the record in device memory.
+    /// Size of the record in device memory, in bytes.
     pub const BYTES: usize = 16;
 
-    /// What a record says (`Faults` in kernels/args.cuh); `None` when no row was at fault.
+    /// Decodes a record (`Faults` in kernels/args.cuh). `None` if every row had a profile.
     #[must_use]
     pub fn from_bytes(record: &[u8; Self::BYTES]) -> Option<Self> {
         let [first, rows] = bytemuck::pod_read_unaligned::<[u64; 2]>(record);
-        // Zero is the record of a table without faults. No row has the index 2^32 - 1, so that its complement is
-        // never taken for one.
+        // Zero is the record of a table without faults. It is no complement of a key, because no row has the index
+        // 2^32 - 1.
         let key = !first;
         (first != 0).then_some(Self { rows, row: (key >> 32) as u32, profile: key as u32 })
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_say_how_many_and_which() {
+    fn a_record_holds_the_number_of_rows_and_the_lowest_one() {
         let record = |first: u64, rows: u64| {
             let words = [first, rows];
             let bytes: &[u8] = bytemuck::cast_slice(&words);
@@ -58,7 +58,7 @@ mod tests {
         };
         assert_eq!(record(0, 0), None);
         let key = |row: u64, profile: u64| !(row << 32 | profile);
-        // What the kernels' maximum keeps is the lowest row, and the lowest profile of that row.
+        // The kernels keep the maximum, which is the lowest row with its lowest profile.
         let first = key(7, u64::from(u32::MAX)).max(key(3, 9)).max(key(3, 10)).max(key((1 << 31) - 1, 5));
         let faults = record(first, 4).expect("a fault");
         assert_eq!(faults, ProfileFaults { rows: 4, row: 3, profile: 9 });

@@ -1,15 +1,15 @@
-//! Everything that a stream is given, captured as one graph and launched again and again.
+//! The work of a stream, captured as a graph and launched repeatedly.
 
 use std::ptr;
 
 use cudarc::driver::sys;
 
-use super::device::Device;
-use super::driver::check;
-use super::error::CudaError;
-use super::stream::Stream;
+use crate::cuda::device::Device;
+use crate::cuda::driver::check;
+use crate::cuda::error::CudaError;
+use crate::cuda::stream::Stream;
 
-/// What was captured from a stream.
+/// A graph that was captured from a stream.
 #[derive(Debug)]
 pub struct CapturedGraph {
     device: Device,
@@ -23,34 +23,35 @@ pub struct GraphExec {
     raw: sys::CUgraphExec,
 }
 
-// SAFETY: a handle without ties to a thread, used by one thread at a time.
+// SAFETY: a graph handle is not bound to a thread. It is not `Sync`, so one thread at a time uses it.
 unsafe impl Send for CapturedGraph {}
-// SAFETY: as above.
+// SAFETY: an executable graph's handle is not bound to a thread. It is not `Sync`, so one thread at a time uses it.
 unsafe impl Send for GraphExec {}
 
 impl Stream {
-    /// Begins to capture: what the stream is given from now on does not run. Streams that wait for an event recorded
-    /// here join the capture, and have to be joined back before its end. Relaxed: other threads, and calls that a
-    /// capture cannot hold, go on as always.
+    /// Begins a capture. Work that is put on the stream from now on is recorded and does not run.
+    ///
+    /// Streams that wait for an event recorded on this stream join the capture, and have to be joined back before it ends.
+    /// The mode is relaxed: other threads, and calls that a capture cannot hold, are not restricted.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn begin_capture(&self) -> Result<(), CudaError> {
         let _current = self.device().enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: our stream.
-        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.as_ref().0, mode) })
+        // SAFETY: the stream is ours, and its context is current.
+        Ok(check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(self.handle().0, mode) })?)
     }
 
-    /// Ends the capture, also where it fails.
+    /// Ends the capture. It has ended as well if this fails.
     ///
     /// # Errors
-    /// [`CudaError::Driver`]: what the stream was given cannot be a graph.
+    /// [`CudaError::Driver`], if the work of the stream cannot be a graph.
     pub fn end_capture(&self) -> Result<CapturedGraph, CudaError> {
         let _current = self.device().enter()?;
         let mut raw = ptr::null_mut();
-        // SAFETY: our stream, and a valid pointer.
-        check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.as_ref().0, &mut raw) })?;
+        // SAFETY: the stream is ours, and the pointer is valid.
+        check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.handle().0, &mut raw) })?;
         Ok(CapturedGraph { device: self.device().clone(), raw })
     }
 
@@ -60,57 +61,58 @@ impl Stream {
     /// [`CudaError::Driver`].
     ///
     /// # Safety
-    /// Everything that the captured launches and copies use is still there, and stays until the stream has passed
+    /// All memory that the captured launches and copies use is still allocated, and stays so until the stream has passed
     /// the graph.
     pub unsafe fn launch_graph(&self, graph: &GraphExec) -> Result<(), CudaError> {
         let _current = self.device().enter()?;
-        // SAFETY: both live; the caller answers for what the graph uses.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.raw, self.as_ref().0) })
+        // SAFETY: graph and stream are live. The caller promises the memory that the graph uses.
+        Ok(check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.raw, self.handle().0) })?)
     }
 }
 
 impl CapturedGraph {
-    /// Makes it launchable.
+    /// Makes an executable graph.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn instantiate(&self) -> Result<GraphExec, CudaError> {
         let _current = self.device.enter()?;
         let mut raw = ptr::null_mut();
-        // SAFETY: a live graph, and a valid pointer.
+        // SAFETY: the graph is live, and the pointer is valid.
         check("cuGraphInstantiate", unsafe { sys::cuGraphInstantiateWithFlags(&mut raw, self.raw, 0) })?;
         Ok(GraphExec { device: self.device.clone(), raw })
     }
 }
 
 impl GraphExec {
-    /// Takes over the arguments of another capture of the same topology.
+    /// Takes the arguments of another capture with the same topology.
     ///
     /// # Errors
-    /// [`CudaError::Driver`], where the two differ in more; the graph must not be launched then.
+    /// [`CudaError::Driver`], if the two differ in more than arguments. The graph must not be launched then.
     pub fn update(&mut self, captured: &CapturedGraph) -> Result<(), CudaError> {
         let _current = self.device.enter()?;
-        // SAFETY: a plain struct of numbers and pointers, for which zeros are valid.
+        // SAFETY: the struct consists of numbers and pointers, for which zeros are valid.
         let mut result: sys::CUgraphExecUpdateResultInfo = unsafe { std::mem::zeroed() };
-        // SAFETY: both live, and a valid pointer.
-        check("cuGraphExecUpdate", unsafe { sys::cuGraphExecUpdate_v2(self.raw, captured.raw, &mut result) })
+        // SAFETY: both graphs are live, and the pointer is valid.
+        let updated = unsafe { sys::cuGraphExecUpdate_v2(self.raw, captured.raw, &mut result) };
+        Ok(check("cuGraphExecUpdate", updated)?)
     }
 }
 
 impl Drop for CapturedGraph {
     fn drop(&mut self) {
-        if let Ok(_current) = self.device.enter() {
-            // SAFETY: ours, destroyed once; executable graphs made from it do not need it.
-            let _ = unsafe { sys::cuGraphDestroy(self.raw) };
-        }
+        self.device.on_drop(|| {
+            // SAFETY: the graph is ours and destroyed once. Executable graphs made from it do not need it.
+            check("cuGraphDestroy", unsafe { sys::cuGraphDestroy(self.raw) })
+        });
     }
 }
 
 impl Drop for GraphExec {
     fn drop(&mut self) {
-        if let Ok(_current) = self.device.enter() {
-            // SAFETY: ours, destroyed once; the driver keeps it while a launch is under way.
-            let _ = unsafe { sys::cuGraphExecDestroy(self.raw) };
-        }
+        self.device.on_drop(|| {
+            // SAFETY: the graph is ours and destroyed once. The driver keeps it until pending launches are done.
+            check("cuGraphExecDestroy", unsafe { sys::cuGraphExecDestroy(self.raw) })
+        });
     }
 }

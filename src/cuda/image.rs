@@ -1,36 +1,37 @@
-//! The compiled kernels in this build.
+//! The compiled kernels of this build.
 
-use super::error::CudaError;
+use crate::cuda::error::CudaError;
 
 include!(concat!(env!("OUT_DIR"), "/image.rs"));
 
-/// The driver reads a fatbin's header as a struct of 8-byte words; `include_bytes` promises no alignment.
+/// An aligned value. The driver reads a fatbin's header as a struct of 8-byte words, and `include_bytes` promises no
+/// alignment.
 #[repr(C, align(16))]
 struct Aligned<T: ?Sized>(T);
 
 static FATBIN: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/axiscap.fatbin")));
 
-/// The fatbin; empty without nvcc.
+/// The fatbin. Empty in a build without nvcc.
 pub(super) static IMAGE: &[u8] = &FATBIN.0;
 
-/// What this build holds.
+/// The device code of this build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageInfo {
-    /// Compute capabilities with machine code, e.g. 90 for 9.0; ascending. Empty without nvcc.
+    /// Compute capabilities with machine code, e.g. 90 for 9.0, ascending. Empty in a build without nvcc.
     pub archs: &'static [u32],
-    /// The nvcc that compiled it; empty without.
+    /// The nvcc that compiled the image. Empty in a build without nvcc.
     pub nvcc: &'static str,
-    /// Bytes of the image.
+    /// Size of the image in bytes.
     pub bytes: usize,
 }
 
-/// The device code in this build.
+/// Returns the device code of this build.
 #[must_use]
 pub fn image() -> ImageInfo {
     ImageInfo { archs: MACHINE_CODE, nvcc: NVCC, bytes: IMAGE.len() }
 }
 
-/// Whether the image has code for a GPU of capability `arch`: machine code of the same major version and no later
+/// Checks that the image has code for a GPU of capability `arch`: machine code of the same major version and no later
 /// minor one, or PTX (of the highest capability built for) of no later one.
 pub(super) fn check_arch(built: &[u32], arch: u32) -> Result<(), CudaError> {
     let machine_code = built.iter().any(|b| b / 10 == arch / 10 && b % 10 <= arch % 10);
@@ -38,7 +39,7 @@ pub(super) fn check_arch(built: &[u32], arch: u32) -> Result<(), CudaError> {
     if machine_code || ptx { Ok(()) } else { Err(CudaError::NoDeviceCode { arch, built: built.to_vec() }) }
 }
 
-/// Whether a driver for CUDA `found` loads what this nvcc compiled: minor versions of one major are compatible.
+/// Checks that a driver for CUDA `found` loads code of this nvcc. Minor versions of one major version are compatible.
 pub(super) fn check_driver(nvcc: &str, found: i32) -> Result<(), CudaError> {
     let needed = nvcc.split('.').next().and_then(|major| major.parse::<i32>().ok()).unwrap_or(0);
     if found / 1000 >= needed { Ok(()) } else { Err(CudaError::DriverTooOld { found, needed: nvcc.into() }) }
@@ -54,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn which_gpus_an_image_runs_on() {
+    fn an_image_runs_on_gpus_that_its_code_covers() {
         let built = [80, 86, 89, 90, 100, 120];
         for arch in [80, 86, 87, 89, 90, 100, 103, 120, 121, 130] {
             assert_eq!(check_arch(&built, arch), Ok(()), "{arch}");
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn which_drivers_load_it() {
+    fn drivers_load_images_of_their_own_or_an_earlier_major_version() {
         assert_eq!(check_driver("13.0.88", 13000), Ok(()));
         assert_eq!(check_driver("13.2.1", 13000), Ok(()));
         assert_eq!(check_driver("12.8.1", 13000), Ok(()));

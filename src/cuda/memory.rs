@@ -1,18 +1,18 @@
-//! Memory that kernels write and the host reads without stopping anything: a buffer on the GPU, one in page-locked
-//! host memory, and copies between them in stream order.
+//! Memory that kernels write and the host reads without a wait: a buffer on the GPU, one in page-locked host memory, and
+//! copies between them in stream order.
 
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 
 use cudarc::driver::sys;
 
-use super::device::Device;
-use super::driver::{self, Memory, check};
-use super::error::CudaError;
-use super::stream::Stream;
+use crate::cuda::device::Device;
+use crate::cuda::driver::{self, Allocation, check};
+use crate::cuda::error::{CudaError, DriverError};
+use crate::cuda::stream::Stream;
 
-/// The GPU that an address belongs to, or `None` for memory that no GPU holds (the host's, or none of CUDA's). Some
-/// context must be current on this thread.
+/// Returns the GPU that an address belongs to, or `None` for memory of the host or unknown to CUDA. A context must be
+/// current on this thread.
 ///
 /// # Errors
 /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::Driver`].
@@ -23,8 +23,8 @@ pub fn gpu_of(address: u64) -> Result<Option<usize>, CudaError> {
     let mut ordinal = -1_i32;
     let mut attributes = [A::CU_POINTER_ATTRIBUTE_MEMORY_TYPE, A::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL];
     let mut values: [*mut c_void; 2] = [(&raw mut kind).cast(), (&raw mut ordinal).cast()];
-    // SAFETY: two attributes and as many places of the types that they have. The plural form succeeds for any
-    // address, and leaves zeros for those it does not know.
+    // SAFETY: there are two attributes and two pointers to values of their types. This call succeeds for any address, and
+    // leaves zeros for those it does not know.
     check("cuPointerGetAttributes", unsafe {
         sys::cuPointerGetAttributes(2, attributes.as_mut_ptr(), values.as_mut_ptr(), address)
     })?;
@@ -43,56 +43,55 @@ impl Device {
     }
 }
 
-/// Memory of a GPU, its content undefined at first. Dropping it waits for the GPU.
+/// Memory of a GPU. Its initial content is undefined. Dropping it waits for the GPU.
 #[derive(Debug)]
 pub struct Buffer {
     device: Device,
-    memory: Memory,
+    memory: Allocation,
     bytes: usize,
 }
 
 impl Buffer {
-    /// Allocates.
+    /// Allocates a buffer.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn new(device: &Device, bytes: usize) -> Result<Self, CudaError> {
         let _current = device.enter()?;
-        Ok(Self { device: device.clone(), memory: Memory::new(bytes)?, bytes })
+        Ok(Self { device: device.clone(), memory: Allocation::new(bytes)?, bytes })
     }
 
-    /// Where it begins; a multiple of 256.
+    /// Returns the buffer's address, a multiple of 256.
     #[must_use]
     pub fn address(&self) -> u64 {
         self.memory.address()
     }
 
-    /// Its length.
+    /// Returns the buffer's length.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Drops it without waiting for the GPU's other work, as [`DeviceTable::free_idle`](super::DeviceTable::free_idle).
+    /// Frees the buffer without waiting for the GPU's other work, as
+    /// [`DeviceTable::free_without_sync`](crate::cuda::DeviceTable::free_without_sync).
     ///
     /// # Safety
-    /// Nothing on the GPU uses it any more.
-    pub unsafe fn free_idle(mut self) {
-        if let Ok(_current) = self.device.enter() {
-            self.memory.free_idle();
-        }
+    /// No work on the GPU uses the buffer any more.
+    pub unsafe fn free_without_sync(mut self) {
+        let memory = &mut self.memory;
+        self.device.on_drop(|| memory.free_without_sync());
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Ok(_current) = self.device.enter() {
-            self.memory.free();
-        }
+        let memory = &mut self.memory;
+        self.device.on_drop(|| memory.free());
     }
 }
 
-/// Page-locked host memory, zero at first: copies from the GPU go there without the host waiting.
+/// Page-locked host memory, initially zero. The host does not wait for copies from the GPU to it.
 #[derive(Debug)]
 pub struct PinnedBuffer {
     device: Device,
@@ -100,11 +99,11 @@ pub struct PinnedBuffer {
     bytes: usize,
 }
 
-// SAFETY: plain memory that this value alone owns.
+// SAFETY: the memory is not bound to a thread, and this value alone owns it.
 unsafe impl Send for PinnedBuffer {}
 
 impl PinnedBuffer {
-    /// Allocates.
+    /// Allocates a buffer of at least `bytes` bytes.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -114,18 +113,14 @@ impl PinnedBuffer {
         let mut memory = ptr::null_mut();
         // SAFETY: the pointer is valid and the context current.
         check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut memory, bytes, 0) })?;
-        let memory = NonNull::new(memory.cast::<u8>()).ok_or(CudaError::Driver {
-            call: "cuMemHostAlloc",
-            code: 0,
-            name: "CUDA_SUCCESS".into(),
-            meaning: "it returned null".into(),
-        })?;
-        // SAFETY: just allocated, of that length.
+        let null = DriverError { call: "cuMemHostAlloc", code: sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY };
+        let memory = NonNull::new(memory.cast::<u8>()).ok_or(null)?;
+        // SAFETY: the memory was just allocated with this length.
         unsafe { memory.write_bytes(0, bytes) };
         Ok(Self { device: device.clone(), memory, bytes })
     }
 
-    /// Its length.
+    /// Returns the buffer's length.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -137,11 +132,11 @@ impl PinnedBuffer {
     /// [`CudaError::Driver`].
     ///
     /// # Panics
-    /// When it is shorter than `bytes`.
+    /// If the buffer is shorter than `bytes`.
     ///
     /// # Safety
-    /// That many bytes lie at `from` in memory of the stream's GPU. Until the stream has passed the copy, the
-    /// buffer is neither read nor dropped.
+    /// `from` is memory of the stream's GPU for `bytes` bytes. Until the stream has passed the copy, the buffer is neither
+    /// read nor dropped.
     pub unsafe fn copy_from(&mut self, from: u64, bytes: usize, stream: &Stream) -> Result<(), CudaError> {
         assert!(bytes <= self.bytes, "{bytes} bytes into a buffer of {}", self.bytes);
         if bytes == 0 {
@@ -149,39 +144,40 @@ impl PinnedBuffer {
         }
         let _current = self.device.enter()?;
         let to = self.memory.as_ptr().cast();
-        // SAFETY: the target is long enough, the caller answers for the source.
-        check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes, stream.as_ref().0) })
+        // SAFETY: the target is long enough, and the caller promises the source.
+        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes, stream.handle().0) };
+        Ok(check("cuMemcpyDtoHAsync", copied)?)
     }
 
-    /// What it holds.
+    /// Returns the buffer's content.
     ///
     /// # Safety
-    /// No copy into it is under way.
+    /// No copy into the buffer is in progress.
     #[must_use]
     pub unsafe fn as_bytes(&self) -> &[u8] {
-        // SAFETY: initialised when allocated; nobody writes it, by the caller's promise.
+        // SAFETY: the memory was initialised when it was allocated, and the caller promises that no copy writes it.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.bytes) }
     }
 }
 
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
-        if let Ok(_current) = self.device.enter() {
-            // SAFETY: allocated by cuMemHostAlloc, freed once, with no copy under way.
-            let _ = unsafe { sys::cuMemFreeHost(self.memory.as_ptr().cast()) };
-        }
+        self.device.on_drop(|| {
+            // SAFETY: cuMemHostAlloc allocated the memory. It is freed once, and `copy_from` forbids a copy in progress.
+            check("cuMemFreeHost", unsafe { sys::cuMemFreeHost(self.memory.as_ptr().cast()) })
+        });
     }
 }
 
-/// Copies from the GPU behind everything on the stream, and waits for it.
+/// Copies from the GPU after everything on the stream, and waits for the copy.
 ///
 /// # Errors
-/// [`CudaError::Capturing`]; [`CudaError::Driver`], also for what went wrong in earlier work.
+/// [`CudaError::Capturing`]; [`CudaError::Driver`], also for errors of earlier work on the stream.
 ///
 /// # Safety
 /// `from` is memory of the stream's GPU for that many bytes.
 pub unsafe fn read(to: &mut [u8], from: u64, stream: &Stream) -> Result<(), CudaError> {
     let _current = stream.device().enter()?;
-    // SAFETY: the caller's promise.
-    unsafe { driver::copy_to_host(to, from, stream.as_ref().0) }
+    // SAFETY: the caller promises the source, and the stream is of the current context.
+    unsafe { driver::copy_to_host(to, from, stream.handle().0) }
 }

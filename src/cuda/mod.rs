@@ -1,50 +1,45 @@
-//! The operation on an NVIDIA GPU: the kernels of `kernels/`, launched on memory and streams that belong to others.
+//! The operation on an NVIDIA GPU: the kernels of `kernels/`, launched on foreign memory and streams.
 //!
-//! The kernels are compiled at build time (`build.rs`), the driver is loaded at run time, so that one binary runs
-//! with and without a GPU: [`probe`] and [`Device::open`] say what is missing and how to get it, and never panic.
-//! The results are those of [`cpu`](crate::cpu), bit for bit, NaN payloads aside.
+//! The kernels are compiled at build time (`build.rs`), and the driver is loaded at run time. One binary so runs with and
+//! without a GPU: [`probe`] and [`Device::open`] say what is missing and how to get it, and never panic. The results are
+//! those of [`cpu`](crate::cpu), bit for bit, except for NaN payloads.
 //!
 //! ```no_run
-//! use axiscap::cuda::{Device, DeviceRows, Dtype, Job, Overlap, StreamRef};
+//! use axiscap::Dtype;
+//! use axiscap::cuda::{Device, DeviceRows, Job, Overlap, StreamRef};
 //! # fn demo(table: &axiscap::CapTable, address: u64, stream: StreamRef<'_>) -> Result<(), axiscap::cuda::CudaError> {
 //! let device = Device::open(0)?;
 //! let table = device.upload(table)?;
-//! let job = Job::in_place(Dtype::F32, DeviceRows { address, stride: 4096 }, 512);
-//! // SAFETY: 512 rows of 4096 f32 lie at `address`, and only work on `stream` touches them.
-//! unsafe { device.launch(&job, &table, stream, Overlap::None)? };
+//! let job = Job::cap(DeviceRows { dtype: Dtype::F32, address, count: 512, stride: 4096 });
+//! // SAFETY: 512 rows of 4096 f32 are at `address`, and only work on `stream` touches them.
+//! unsafe { job.launch(&table, stream, Overlap::None)? };
 //! # Ok(()) }
 //! ```
 //!
 //! On `CudaSlice`s of cudarc the same is safe: [`interop::cudarc`](crate::interop::cudarc).
 //!
-//! A launch is planned before it is made ([`Plan`]): which kernel, which shape, which argument. Planning needs no
-//! GPU; the tests run plans in an emulator.
+//! # Errors of drops
+//! A call that fails while a value is dropped cannot return its error. The next call on the same GPU returns it.
 
-mod args;
 mod device;
 mod driver;
 mod error;
 mod faults;
 mod graph;
-mod host;
 mod image;
+mod launch;
 mod memory;
-mod pack;
-mod plan;
-mod shape;
-mod staging;
+#[doc(hidden)]
+pub mod raw;
 mod stream;
 mod table;
 
-pub use args::CapArgs;
-pub use device::{Device, DeviceInfo, Overlap, StreamRef, probe};
-pub use error::CudaError;
+pub use device::{Device, DeviceInfo, probe};
+pub use error::{CudaError, DriverError};
 pub use faults::ProfileFaults;
-pub use graph::{CapturedGraph, GraphExec};
 pub use image::{ImageInfo, image};
-pub use memory::{Buffer, PinnedBuffer, gpu_of, read};
-pub use pack::{PackedTable, TableLayout, TableView};
-pub use plan::{DeviceNorm, DeviceRows, Dtype, Job, MOST_ROWS, MOST_STEPS, Operation, Plan};
-pub use shape::{Limits, Path, Shape};
-pub use stream::{Event, EventRef, Stream, is_done};
+pub use launch::{Limits, Overlap};
+pub use stream::StreamRef;
 pub use table::DeviceTable;
+
+pub use crate::op::{DeviceJob as Job, DeviceMemory, DeviceRows};

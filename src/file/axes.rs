@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use super::error::{FileError, Result};
-use super::fields::{MAKE_AGAIN, invalid};
-use super::gguf::Gguf;
-use super::keys::WIDTH;
-use super::warning::Warning;
 use crate::axis::{Axis, UNIT_TOLERANCE};
 use crate::error::Error;
+use crate::file::error::{FileError, Result};
+use crate::file::fields::{MAKE_AGAIN, invalid};
+use crate::file::gguf::Gguf;
+use crate::file::keys::WIDTH;
+use crate::file::warning::Warning;
 
-/// The tensors of a cap file, turned into axes as caps ask for them.
+/// The tensors of a cap file, which become axes when caps ask for them.
 pub(super) struct Axes<'a> {
     width: usize,
     tensors: Vec<Tensor<'a>>,
@@ -20,11 +20,11 @@ pub(super) struct Axes<'a> {
 struct Tensor<'a> {
     name: &'a str,
     values: Vec<f32>,
-    /// Caps that share a tensor share its axis, so that a small file cannot ask for a lot of memory.
+    /// Caps that share a tensor share its axis. A small file cannot ask for a lot of memory.
     axis: Option<Axis>,
     /// The block of the first cap that asked for it.
     first_block: Option<usize>,
-    /// Whether it is called `direction.N` and a cap on block N asked for it.
+    /// Whether the name is `direction.N` and a cap on block N asked for it.
     used_as_named: bool,
 }
 
@@ -37,7 +37,7 @@ impl<'a> Axes<'a> {
         Ok(Self { width, tensors, index })
     }
 
-    /// The axis in tensor `name`, which `field` names for a cap on `block`.
+    /// Returns the axis in tensor `name` for a cap on `block`. `field` is the field that holds the name.
     pub(super) fn get(&mut self, name: &str, block: usize, field: impl FnOnce() -> String) -> Result<Axis> {
         let Some(&index) = self.index.get(name) else {
             let expected = "the name of a tensor of this file";
@@ -58,7 +58,7 @@ impl<'a> Axes<'a> {
         Ok(tensor.axis.insert(axis).clone())
     }
 
-    /// What is odd about the tensors, once every cap has asked for its axis.
+    /// Returns the warnings about tensors, after every cap has asked for its axis.
     pub(super) fn warnings(&self) -> Vec<Warning> {
         let warning = |tensor: &Tensor<'_>| match tensor.first_block {
             None => Some(Warning::UnusedTensor { name: tensor.name.into() }),
@@ -71,17 +71,17 @@ impl<'a> Axes<'a> {
     }
 }
 
-/// The block that llama.cpp steers with a tensor of this name, if it is called `direction.N`, N >= 1.
+/// Returns the block that llama.cpp steers with a tensor of this name, if the name is `direction.N`, N >= 1.
 pub(super) fn direction_block(name: &str) -> Option<usize> {
     let number = name.strip_prefix("direction.")?;
     let block = number.parse().ok().filter(|&block: &usize| block > 0)?;
-    // No sign, no leading zeros: one name per block.
+    // Signs and leading zeros are refused, so a block has one name.
     (block.to_string() == number).then_some(block)
 }
 
-/// An axis that was refused, as a problem of the tensor it came from.
+/// Turns the error of an axis into one of its tensor.
 pub(super) fn axis_problem(field: String, error: Error) -> FileError {
-    let again = "extract the axes again with `axiscap extract`";
+    let again = "extract the axes again";
     match error {
         Error::EmptyAxis => invalid(field, "one value per channel", "none", again),
         Error::NonFiniteAxis { index, width, value } => {

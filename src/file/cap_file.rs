@@ -4,34 +4,35 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::control_vector::ControlVector;
-use super::error::{FileError, Problem, Result};
-use super::gguf::{self, Gguf, Value};
-use super::origin::Origin;
-use super::output::write_atomically;
-use super::warning::Warning;
-use super::{decode, encode};
 use crate::cap::CapSet;
+use crate::error::Error;
+use crate::file::control_vector::ControlVector;
+use crate::file::error::{FileError, Problem, Result};
+use crate::file::gguf::{self, Gguf, Value};
+use crate::file::origin::Origin;
+use crate::file::output::write_atomically;
+use crate::file::warning::Warning;
+use crate::file::{decode, encode};
 
-/// Largest file that is read or written. The caps of 80 blocks of width 8192 take 2.6 MB.
-pub(super) const MOST_BYTES: u64 = 1 << 30;
+/// Maximum size of a file that is read or written. The caps of 80 blocks of width 8192 take 2.6 MB.
+pub(super) const MAX_BYTES: u64 = 1 << 30;
 
-/// The model a cap file was made for.
+/// The model that a cap file was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ModelInfo {
-    /// Its architecture as in its `general.architecture`, e.g. `llama`.
+    /// The model's `general.architecture`, e.g. `llama`.
     pub architecture: String,
     /// Number of blocks.
     pub blocks: usize,
-    /// Its name as in its `general.name`, where known.
+    /// The model's `general.name`, if known.
     pub name: Option<String>,
-    /// Its quantisation as in its `general.file_type`, where known. Thresholds move with it.
+    /// The model's `general.file_type`, its quantisation, if known. Projections change with it.
     pub file_type: Option<u32>,
 }
 
 impl ModelInfo {
-    /// A model known by architecture and number of blocks only.
+    /// Describes a model by architecture and number of blocks only.
     #[must_use]
     pub fn new(architecture: impl Into<String>, blocks: usize) -> Self {
         Self { architecture: architecture.into(), blocks, name: None, file_type: None }
@@ -46,21 +47,21 @@ pub struct CapFile {
     pub caps: CapSet,
     /// The model they were made for.
     pub model: ModelInfo,
-    /// What a positive projection means, e.g. `more Assistant`.
+    /// The meaning of a positive projection, e.g. `more Assistant`.
     pub orientation: Option<String>,
     /// How the file was made.
     pub origin: Origin,
-    /// Values under keys that this version does not know, kept for the next writing.
+    /// Values under unknown keys. They are written again.
     pub(super) unknown: Vec<(String, Value)>,
     pub(super) warnings: Vec<Warning>,
 }
 
 impl CapFile {
-    /// Most caps of a file: 32 on each block of a model of 128. A file may let all of them share one axis, but
-    /// whoever caps with them holds an axis for each ([`CapTable`](crate::CapTable)).
-    pub const MOST_CAPS: usize = 4096;
+    /// Maximum number of caps of a file: 32 on each block of a model of 128. All of them may share one axis in the file,
+    /// but a [`CapTable`](crate::CapTable) holds one copy of the axis per cap.
+    pub const MAX_CAPS: usize = 4096;
 
-    /// A new file's content, without orientation and origin yet.
+    /// Makes the content of a new file, without orientation and origin.
     #[must_use]
     pub fn new(caps: CapSet, model: ModelInfo) -> Self {
         let (unknown, warnings) = (Vec::new(), Vec::new());
@@ -70,13 +71,13 @@ impl CapFile {
     /// Reads a cap file.
     ///
     /// # Errors
-    /// [`FileError`]; [`FileError::PlainControlVector`] for a control vector without bounds.
+    /// [`FileError`], for a control vector without bounds [`FileError::PlainControlVector`].
     pub fn read(path: &Path) -> Result<Self> {
         read_whole(path).and_then(|bytes| Self::from_bytes(&bytes)).map_err(|error| error.in_file(path))
     }
 
-    /// Reads the axes that a calibration gives bounds to: those of a cap file, whose bounds are kept, or those of
-    /// a plain control vector for `model`, which then have none.
+    /// Reads axes for a calibration: those of a cap file with their bounds, or those of a plain control vector for `model`
+    /// without bounds.
     ///
     /// # Errors
     /// [`FileError`].
@@ -93,7 +94,7 @@ impl CapFile {
         read().map_err(|error| error.in_file(path))
     }
 
-    /// Parses the bytes of a cap file. Errors name no file; see [`FileError::in_file`].
+    /// Parses the bytes of a cap file. The error holds no file name; see [`FileError::in_file`].
     ///
     /// # Errors
     /// [`FileError`].
@@ -101,44 +102,38 @@ impl CapFile {
         decode::cap_file(Gguf::parse(bytes)?)
     }
 
-    /// Writes the file, whole or not at all; see [`write_atomically`].
+    /// Writes the file, whole or not at all.
+    ///
+    /// The bytes go to a temporary file in the same folder, which then replaces `path` in one step. Symbolic links are
+    /// followed, and an older file's permissions are kept.
     ///
     /// # Errors
-    /// [`FileError`]; an older file is then still there, unchanged.
+    /// [`FileError`]. An older file is unchanged then.
     pub fn write(&self, path: &Path) -> Result<()> {
         let bytes = self.to_bytes().map_err(|error| error.in_file(path))?;
         write_atomically(path, |out| out.write_all(&bytes))
     }
 
-    /// The bytes of the file; the same content gives the same bytes.
+    /// Returns the bytes of the file. The same content gives the same bytes.
     ///
     /// # Errors
-    /// [`FileError::Invalid`] for what [`CapFile::from_bytes`] would refuse, e.g. a cap on a block that
-    /// [`ModelInfo::blocks`] does not have, more than [`CapFile::MOST_CAPS`] caps, or more bytes than a file may have.
+    /// [`FileError::Invalid`] for content that [`CapFile::from_bytes`] would refuse, e.g. a cap on a block beyond
+    /// [`ModelInfo::blocks`], more than [`CapFile::MAX_CAPS`] caps, or more bytes than a file may have.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         encode::cap_file(self)
     }
 
-    /// Checks the file against a model: its architecture, its width (`n_embd`), its number of blocks.
+    /// Checks the file against a model: its architecture, its width (`n_embd`) and its number of blocks.
     ///
-    /// Another architecture name is only a warning: the same model may go by two names.
+    /// Another architecture name is a warning only, because a model may have two names.
     ///
     /// # Errors
     /// [`FileError::OtherModel`] for another width or number of blocks.
     pub fn check_model(&self, architecture: &str, width: usize, blocks: usize) -> Result<Vec<Warning>> {
-        let other = |field: &str, unit: &str, model: usize, file: usize| {
-            Err(FileError::OtherModel(Problem::boxed(
-                field,
-                format!("{model}, the model's {unit}"),
-                file.to_string(),
-                "caps work only on the model they were made for: extract and calibrate on this model",
-            )))
-        };
-        if self.caps.width() != width {
-            return other("axiscap.width", "width", width, self.caps.width());
-        }
+        self.caps.check_model(width, blocks).map_err(FileError::other_model)?;
         if self.model.blocks != blocks {
-            return other("controlvector.layer_count", "number of blocks", blocks, self.model.blocks);
+            let error = Error::BlockCount { caps: self.model.blocks, model: blocks };
+            return Err(FileError::other_model(error));
         }
         if self.model.architecture == architecture {
             return Ok(Vec::new());
@@ -149,11 +144,10 @@ impl CapFile {
         }])
     }
 
-    /// Compares what the file says of its model beyond its shape with a model: name and quantisation, where both
-    /// know them. Shape and architecture are for [`CapFile::check_model`].
+    /// Compares name and quantisation of the file's model with those of a model, if both are known.
     ///
-    /// Another name is no proof of another model, and caps of another quantisation are only less exact, so these are
-    /// warnings.
+    /// These are warnings only. Another name is no proof of another model, and caps for another quantisation are only less
+    /// exact. [`CapFile::check_model`] checks shape and architecture.
     #[must_use]
     pub fn check_fingerprint(&self, model: &ModelInfo) -> Vec<Warning> {
         let mut warnings = Vec::new();
@@ -170,59 +164,57 @@ impl CapFile {
         warnings
     }
 
-    /// What was odd about the file when it was read.
+    /// Returns the warnings from reading the file.
     #[must_use]
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 
-    /// Values under keys that this version does not know. They are kept when the file is written again.
+    /// Returns the values under unknown keys. They are written again.
     #[must_use]
     pub fn unknown(&self) -> &[(String, Value)] {
         &self.unknown
     }
 
-    /// Whether no cap has a bound: a file of axes, which observes and moves nothing.
+    /// Whether no cap has a bound. Such a file of axes observes and changes nothing.
     #[must_use]
     pub fn is_unbounded(&self) -> bool {
         self.caps.caps().iter().all(|entry| entry.cap.bound().is_none())
     }
 
-    /// Whether llama.cpp also accepts the file, as written by [`CapFile::write`], as a control vector: at most one
-    /// cap per block, none on block 0.
+    /// Whether llama.cpp accepts the written file as a control vector: at most one cap per block, none on block 0.
     #[must_use]
     pub fn is_control_vector(&self) -> bool {
         self.caps.blocks().iter().all(|(&block, caps)| block > 0 && caps.len() == 1)
     }
 }
 
-/// The bytes of a file, as far as it can be a GGUF file of a sensible size.
+/// Reads a file, as far as it can be a GGUF file within the maximum size.
 pub(super) fn read_whole(path: &Path) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(FileError::io(path, "open it"))?;
     let length = file.metadata().map_err(FileError::io(path, "read its size"))?.len();
     let check = |length: u64| {
-        if length <= MOST_BYTES {
+        if length <= MAX_BYTES {
             return Ok(());
         }
-        let expected = format!("at most {MOST_BYTES} bytes");
-        let remedy = "this is no cap file; if it is a model, give it as --model";
+        let expected = format!("at most {MAX_BYTES} bytes");
+        let remedy = "this is no cap file; name one";
         Err(FileError::Invalid(Problem::boxed("file size", expected, format!("{length} bytes"), remedy)))
     };
     check(length)?;
-    // One byte more than allowed, to notice a file that grew since its size was read, or has none.
-    let bytes = read_at_most(file, MOST_BYTES + 1).map_err(FileError::io(path, "read it"))?;
+    // One byte more than allowed, to notice a file that has grown, or whose size is unknown.
+    let bytes = read_at_most(file, MAX_BYTES + 1).map_err(FileError::io(path, "read it"))?;
     check(bytes.len() as u64)?;
     Ok(bytes)
 }
 
-/// The first bytes of what may never end. Whatever does not even begin like GGUF (a device, a pipe) is not read any
-/// further.
-fn read_at_most(reader: impl Read, most: u64) -> io::Result<Vec<u8>> {
+/// Reads at most `max` bytes. Input that does not begin like GGUF, such as a device or a pipe, is not read any further.
+fn read_at_most(reader: impl Read, max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut reader = reader.take(most.min(gguf::MAGIC.len() as u64));
+    let mut reader = reader.take(max.min(gguf::MAGIC.len() as u64));
     reader.read_to_end(&mut bytes)?;
     if bytes == gguf::MAGIC {
-        reader.set_limit(most - bytes.len() as u64);
+        reader.set_limit(max - bytes.len() as u64);
         reader.read_to_end(&mut bytes)?;
     }
     Ok(bytes)
@@ -230,23 +222,23 @@ fn read_at_most(reader: impl Read, most: u64) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::axis::Axis;
     use crate::cap::{BlockCap, Bound, Cap};
+    use crate::file::*;
 
-    /// Says when more is read than can be wanted.
+    /// Panics when more is read than necessary.
     struct Guarded<R>(R, usize);
 
     impl<R: Read> Read for Guarded<R> {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             let read = self.0.read(buffer)?;
-            self.1 = self.1.checked_sub(read).expect("read on and on");
+            self.1 = self.1.checked_sub(read).expect("no more is read than necessary");
             Ok(read)
         }
     }
 
     #[test]
-    fn what_never_ends_is_read_up_to_the_limit() {
+    fn endless_input_is_read_up_to_the_limit() {
         let endless = || Guarded(gguf::MAGIC.chain(io::repeat(0)), 1 << 20);
         assert_eq!(read_at_most(endless(), 70_000).unwrap().len(), 70_000);
         let zeros = Guarded(io::repeat(0), 1 << 20);
@@ -257,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_is_compared_as_far_as_both_know_it() {
+    fn names_and_quantisations_are_compared_if_both_are_known() {
         let info = |name: Option<&str>, file_type| ModelInfo {
             name: name.map(Into::into),
             file_type,

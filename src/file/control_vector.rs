@@ -2,24 +2,24 @@
 
 use std::path::Path;
 
-use super::axes::{axis_problem, direction_block};
-use super::cap_file::{CapFile, ModelInfo, read_whole};
-use super::decode::expect_control_vector;
-use super::error::{FileError, Problem, Result};
-use super::fields::{Fields, invalid};
-use super::gguf::Gguf;
-use super::keys::MODEL_HINT;
 use crate::axis::Axis;
 use crate::cap::{BlockCap, Bound, Cap, CapSet};
+use crate::file::axes::{axis_problem, direction_block};
+use crate::file::cap_file::{CapFile, ModelInfo, read_whole};
+use crate::file::decode::expect_control_vector;
+use crate::file::error::{FileError, Result};
+use crate::file::fields::{Fields, invalid};
+use crate::file::gguf::Gguf;
+use crate::file::keys::MODEL_HINT;
 
-/// The directions of a control vector. They say where to steer, not how far: [`ControlVector::into_axes`] gives a
-/// file of axes for a calibration.
+/// The directions of a control vector. They have no bounds. [`ControlVector::into_axes`] makes a file of axes for a
+/// calibration.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ControlVector {
     /// `controlvector.model_hint`, if there is one.
     pub architecture: Option<String>,
-    /// Block and direction, blocks ascending, none of them block 0. Never empty.
+    /// Block and direction, in ascending order of blocks. At least one, and none on block 0.
     pub directions: Vec<(usize, Axis)>,
 }
 
@@ -34,12 +34,11 @@ impl ControlVector {
 
     /// Parses the bytes of a control vector.
     ///
-    /// `controlvector.layer_count` is not looked at: some tools store the number of directions in it, and llama.cpp
-    /// does not read it either.
+    /// `controlvector.layer_count` is ignored, as in llama.cpp, because some tools store the number of directions in it.
     ///
     /// # Errors
-    /// [`FileError`]: every tensor must be an F32 vector called `direction.N`, N >= 1, finite and not zero, and all
-    /// must be of one width.
+    /// [`FileError`]. Every tensor must be an F32 vector called `direction.N`, N >= 1, finite and not zero. All must have one
+    /// width.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let mut gguf = Gguf::parse(bytes)?;
         let mut fields = Fields::new(std::mem::take(&mut gguf.metadata));
@@ -70,31 +69,21 @@ impl ControlVector {
         Ok(Self { architecture, directions })
     }
 
-    /// A file of axes for `model`: one cap without bounds per direction.
+    /// Makes a file of axes for `model`: one cap without bounds per direction.
     ///
     /// # Errors
-    /// [`FileError::OtherModel`] where the model has no such block.
+    /// [`FileError::OtherModel`] if the model does not have one of the blocks.
     pub fn into_axes(self, model: ModelInfo) -> Result<CapFile> {
-        let blocks = model.blocks;
-        if let Some((block, _)) = self.directions.iter().find(|(block, _)| *block >= blocks) {
-            let expected = format!("a block of the model, 1 to {}", blocks.saturating_sub(1));
-            let remedy = "directions work only on the model they were made for: extract them from this model";
-            return Err(FileError::OtherModel(Problem::boxed(
-                format!("tensor direction.{block}"),
-                expected,
-                block.to_string(),
-                remedy,
-            )));
-        }
         let architecture = self.architecture.unwrap_or_else(|| model.architecture.clone());
         let caps = self
             .directions
             .into_iter()
             .map(|(block, axis)| BlockCap { block, cap: Cap::new(axis, Bound::NONE) });
-        // Neither empty nor of two widths: `from_bytes` has seen to that, but the fields are open to change.
+        // `from_bytes` gives at least one direction and one width, but the fields are public.
         let caps = CapSet::new(caps).map_err(|error| {
             invalid("tensors", "directions of one width", error.to_string(), "read the control vector again")
         })?;
+        caps.check_model(caps.width(), model.blocks).map_err(FileError::other_model)?;
         Ok(CapFile::new(caps, ModelInfo { architecture, ..model }))
     }
 }

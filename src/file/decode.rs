@@ -1,19 +1,19 @@
-//! The meaning of a GGUF file as caps.
+//! From a parsed GGUF file to caps.
 
-use super::axes::Axes;
-use super::cap_file::{CapFile, ModelInfo};
-use super::error::{FileError, Problem, Result};
-use super::fields::{Fields, MAKE_AGAIN, invalid};
-use super::gguf::Gguf;
-use super::keys::{
+use crate::cap::{BlockCap, Bound, Cap, CapSet};
+use crate::error::Error;
+use crate::file::axes::Axes;
+use crate::file::cap_file::{CapFile, ModelInfo};
+use crate::file::error::{FileError, Problem, Result};
+use crate::file::fields::{Fields, MAKE_AGAIN, invalid};
+use crate::file::gguf::Gguf;
+use crate::file::keys::{
     ARCHITECTURE, BLOCK, CEILING, CONTROL_VECTOR, CURRENT_VERSION, FLOOR, LAYER_COUNT, MODEL_ARCHITECTURE,
     MODEL_BLOCKS, MODEL_FILE_TYPE, MODEL_HINT, MODEL_NAME, MODEL_WIDTH, NAME, NORM, ORIENTATION,
     ORIGIN_PREFIX, STRENGTH, TENSOR, VERSION, WIDTH,
 };
-use crate::cap::{BlockCap, Bound, Cap, CapSet};
-use crate::error::Error;
 
-/// Caps from a parsed file.
+/// Decodes a cap file.
 pub(super) fn cap_file(mut gguf: Gguf<'_>) -> Result<CapFile> {
     let mut fields = Fields::new(std::mem::take(&mut gguf.metadata));
     expect_control_vector(&mut fields)?;
@@ -34,20 +34,20 @@ pub(super) fn cap_file(mut gguf: Gguf<'_>) -> Result<CapFile> {
     let warnings = axes.warnings();
     let caps = CapSet::new(caps).map_err(|error| match error {
         Error::EmptySet => invalid(BLOCK, "at least one cap", "none", "run without a cap file instead"),
-        // Every tensor is as wide as axiscap.width says.
+        // Not possible: `Axes` gives every axis the width of axiscap.width.
         other => invalid(BLOCK, "caps of one width", other.to_string(), MAKE_AGAIN),
     })?;
     let unknown = fields.rest();
     Ok(CapFile { caps, model, orientation, origin, unknown, warnings })
 }
 
-/// Refuses what is not even a control vector.
+/// Refuses files that are no control vectors.
 pub(super) fn expect_control_vector(fields: &mut Fields) -> Result<()> {
     let architecture: String = fields.need(ARCHITECTURE)?;
     if architecture == CONTROL_VECTOR {
         return Ok(());
     }
-    let remedy = "this is another kind of GGUF file; if it is a model, give it as --model";
+    let remedy = "this is another kind of GGUF file; name a cap file or a control vector";
     Err(invalid(ARCHITECTURE, format!("{CONTROL_VECTOR:?}"), format!("{architecture:?}"), remedy))
 }
 
@@ -55,11 +55,11 @@ fn expect_version(fields: &mut Fields) -> Result<()> {
     match fields.take::<u32>(VERSION)? {
         Some(CURRENT_VERSION) => Ok(()),
         Some(version) => {
-            let remedy = "use a newer axiscap, or make the file again with this one";
+            let remedy = "use a newer axiscap, or make the file again with this version";
             let found = version.to_string();
             Err(FileError::Unsupported(Problem::boxed(VERSION, CURRENT_VERSION.to_string(), found, remedy)))
         }
-        // Half a cap file is not a control vector: its bounds would be lost without a word.
+        // An incomplete cap file is no control vector. Its bounds would be lost silently.
         None if fields.has_prefix("axiscap.cap.") => {
             Err(invalid(VERSION, CURRENT_VERSION.to_string(), "no such key", MAKE_AGAIN))
         }
@@ -67,7 +67,7 @@ fn expect_version(fields: &mut Fields) -> Result<()> {
     }
 }
 
-/// The optional `axiscap.model.*`: it may add to what the required keys say, not contradict it.
+/// Reads the optional `axiscap.model.*`. These keys may add to the required keys, but not contradict them.
 fn fingerprint(fields: &mut Fields, model: ModelInfo, width: usize) -> Result<ModelInfo> {
     let agree = |field, found: String, other, expected: String| {
         if found == expected {
@@ -97,10 +97,10 @@ fn positive(field: &str, value: i64) -> Result<usize> {
 
 /// Refuses more caps than a file may hold.
 pub(super) fn check_count(caps: usize) -> Result<()> {
-    if caps <= CapFile::MOST_CAPS {
+    if caps <= CapFile::MAX_CAPS {
         return Ok(());
     }
-    let expected = format!("at most {} caps", CapFile::MOST_CAPS);
+    let expected = format!("at most {} caps", CapFile::MAX_CAPS);
     Err(invalid(BLOCK, expected, caps.to_string(), "divide the caps over several files"))
 }
 
@@ -177,7 +177,7 @@ impl Columns {
     fn bound(&self, index: usize) -> Result<Bound> {
         let (lo, hi) = (self.floor[index], self.ceiling[index]);
         let refuse = |key: &str, expected: String, found: f32| {
-            let remedy = "no projection satisfies it: calibrate again with `axiscap calibrate`";
+            let remedy = "no projection satisfies it: calibrate again";
             Err(invalid(format!("{key}[{index}]"), expected, found.to_string(), remedy))
         };
         if lo.is_nan() || lo == f32::INFINITY {

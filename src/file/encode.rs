@@ -1,21 +1,21 @@
-//! Caps as a GGUF file.
+//! From caps to a GGUF file.
 
 use std::collections::{HashMap, HashSet};
 
-use super::cap_file::{CapFile, MOST_BYTES};
-use super::decode::check_count;
-use super::error::Result;
-use super::fields::invalid;
-use super::gguf::{self, Value};
-use super::keys::{
+use crate::cap::{BlockCap, Cap};
+use crate::file::cap_file::{CapFile, MAX_BYTES};
+use crate::file::decode::check_count;
+use crate::file::error::Result;
+use crate::file::fields::invalid;
+use crate::file::gguf::{self, Value};
+use crate::file::keys::{
     ARCHITECTURE, BLOCK, CEILING, CONTROL_VECTOR, CURRENT_VERSION, FLOOR, LAYER_COUNT, MODEL_ARCHITECTURE,
     MODEL_BLOCKS, MODEL_FILE_TYPE, MODEL_HINT, MODEL_NAME, MODEL_WIDTH, NAME, NORM, ORIENTATION,
     ORIGIN_PREFIX, STRENGTH, TENSOR, VERSION, WIDTH,
 };
-use crate::cap::{BlockCap, Cap};
 
-/// The bytes of a cap file: known keys in the order of `docs/cap-files.md`, then unknown ones as they were read;
-/// tensors in the order of the caps.
+/// Encodes a cap file: known keys in the order of `docs/cap-files.md`, then unknown ones as they were read, then tensors
+/// in the order of the caps.
 pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     let caps = file.caps.caps();
     check_count(caps.len())?;
@@ -33,7 +33,7 @@ pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     values.add(LAYER_COUNT, blocks);
     values.add(VERSION, CURRENT_VERSION);
     values.add(WIDTH, width);
-    // `check_blocks` has seen that they fit.
+    // `check_blocks` has checked that they fit.
     values.add(BLOCK, caps.iter().map(|entry| entry.block as i32).collect::<Vec<_>>());
     values.add(TENSOR, names);
     values.add(FLOOR, column(|cap| cap.bound().lo()));
@@ -62,13 +62,13 @@ pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Refuses what would be too large to be read again.
+/// Refuses a file that would be too large to be read again.
 fn check_size(bytes: u64) -> Result<()> {
-    if bytes <= MOST_BYTES {
+    if bytes <= MAX_BYTES {
         return Ok(());
     }
     let remedy = "divide the caps over several files";
-    Err(invalid("file size", format!("at most {MOST_BYTES} bytes"), format!("{bytes} bytes"), remedy))
+    Err(invalid("file size", format!("at most {MAX_BYTES} bytes"), format!("{bytes} bytes"), remedy))
 }
 
 struct Values(Vec<(String, Value)>);
@@ -85,7 +85,7 @@ impl Values {
     }
 }
 
-/// The number of blocks as the file stores it; every cap must be on one of them.
+/// Returns the number of blocks as the file stores it. Every cap must be on one of them.
 fn check_blocks(file: &CapFile) -> Result<i32> {
     let blocks = file.model.blocks;
     let count = i32::try_from(blocks).ok().filter(|&count| count > 0).ok_or_else(|| {
@@ -102,11 +102,11 @@ fn check_blocks(file: &CapFile) -> Result<i32> {
     }
 }
 
-/// The tensor of each cap, by name, and the tensors in the order in which caps ask for them.
+/// Returns the tensor name of each cap, and the tensors in the order in which caps ask for them.
 ///
-/// `direction.N` for the first cap of block N, where llama.cpp can read it as a control vector; block 0 cannot be
-/// named there. Caps with other tensors share one per axis, bit for bit; never a `direction.N`, or llama.cpp would
-/// accept a file of which it could use a part only.
+/// The first cap of block N >= 1 has `direction.N`, which llama.cpp reads as a control vector. The other caps share one
+/// tensor per axis, bit for bit. They never share a `direction.N`, or llama.cpp would accept a file that it can use only
+/// in part.
 fn tensors(caps: &[BlockCap]) -> (Vec<String>, Vec<(String, &[f32])>) {
     fn bits(entry: &BlockCap) -> &[u32] {
         bytemuck::cast_slice(entry.cap.axis().values())
@@ -129,7 +129,7 @@ fn tensors(caps: &[BlockCap]) -> (Vec<String>, Vec<(String, &[f32])>) {
     (names, tensors)
 }
 
-/// The norms, 0 where one is not known; nothing at all where none is.
+/// Returns the norms, 0 for unknown ones; `None` if none is known.
 fn norms(caps: &[BlockCap]) -> Result<Option<Vec<f32>>> {
     if caps.iter().all(|entry| entry.cap.axis().norm().is_none()) {
         return Ok(None);

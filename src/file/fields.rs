@@ -1,13 +1,13 @@
 //! Typed access to the values of a GGUF file.
 
-use super::error::{FileError, Problem, Result};
-use super::gguf::{Typed, Value};
-use super::origin::Origin;
+use crate::file::error::{FileError, Problem, Result};
+use crate::file::gguf::{Typed, Value};
+use crate::file::origin::Origin;
 
-/// What to do where a value of a cap file is wrong.
-pub(super) const MAKE_AGAIN: &str = "make the file again with `axiscap calibrate`";
+/// The remedy for a wrong value of a cap file.
+pub(super) const MAKE_AGAIN: &str = "make the file again";
 
-/// Metadata, taken out key by key; what is left at the end is unknown.
+/// Metadata that is taken out key by key. The keys that are left in the end are unknown.
 pub(super) struct Fields(Vec<(String, Value)>);
 
 impl Fields {
@@ -15,7 +15,7 @@ impl Fields {
         Self(metadata)
     }
 
-    /// Takes the value of `key`, if it is there; it must be of type `T`.
+    /// Takes the value of `key`, if there is one. It must have type `T`.
     pub(super) fn take<T: Typed>(&mut self, key: &str) -> Result<Option<T>> {
         let Some(index) = self.0.iter().position(|(k, _)| k == key) else {
             return Ok(None);
@@ -27,7 +27,7 @@ impl Fields {
         })
     }
 
-    /// Takes the value of `key`, which must be there.
+    /// Takes the value of `key`, which must exist.
     pub(super) fn need<T: Typed>(&mut self, key: &str) -> Result<T> {
         self.take(key)?
             .ok_or_else(|| invalid(key, format!("a value of type {}", T::TYPE), "no such key", MAKE_AGAIN))
@@ -42,7 +42,7 @@ impl Fields {
         Origin::from_distinct(taken.map(|(key, value)| (key[prefix.len()..].to_owned(), value)).collect())
     }
 
-    /// Everything else, but for what belongs to the container: a file is always written with its default.
+    /// Returns all other values, without the container's alignment. A file is always written with the default one.
     pub(super) fn rest(self) -> Vec<(String, Value)> {
         self.0.into_iter().filter(|(key, _)| key != "general.alignment").collect()
     }

@@ -1,12 +1,12 @@
-//! Cap files: which caps a model runs under, and where they come from.
+//! Cap files: the caps of a model, and how they were made.
 //!
-//! The native form is a GGUF file. A file with at most one cap per block and none on block 0 is also a control
-//! vector that llama.cpp accepts. `docs/cap-files.md` lists every field.
+//! The native form is a GGUF file. A file with at most one cap per block and none on block 0 is also a control vector that
+//! llama.cpp accepts. `docs/cap-files.md` lists every field.
 //!
 //! ```no_run
 //! use axiscap::file::CapFile;
 //!
-//! let file = CapFile::read("assets/smollm2-135m-instruct.caps.gguf".as_ref())?;
+//! let file = CapFile::read("smollm2-135m-instruct.caps.gguf".as_ref())?;
 //! for warning in file.check_model("llama", 576, 30)? {
 //!     eprintln!("warning: {warning}");
 //! }
@@ -17,15 +17,15 @@
 //! ```
 //!
 //! # Strictness
-//! Files come from strangers. The reader believes no count or length before it has compared it with the bytes
-//! that are left, executes nothing, and refuses what it does not understand; every [`FileError`] says which field
-//! of which file is wrong, what was expected there, what was found, and what to do.
+//! Files are untrusted. The reader compares every count and length with the bytes that are left before it uses them,
+//! executes nothing, and refuses what it does not understand. Every [`FileError`] names the file and the field, what was
+//! expected there, what was found, and what to do.
 //!
 //! # Files of axes
-//! The axes that an extraction finds, and that a calibration gives bounds to, are stored as a cap file too: one
-//! whose caps have no bounds ([`CapFile::is_unbounded`]). So there is one format and one reader, block 0 and the
-//! axes' norms have their place, and such a file can be run as it is: it observes the projections and moves
-//! nothing. Plain control vectors made elsewhere are read by [`ControlVector`].
+//! An extraction finds axes, and a calibration gives them bounds. Axes are stored as a cap file whose caps have no bounds
+//! ([`CapFile::is_unbounded`]). There is one format and one reader, with a place for block 0 and for the axes' norms. Such
+//! a file can be run: it observes the projections and changes nothing. [`ControlVector`] reads plain control vectors of
+//! other tools.
 
 mod axes;
 mod cap_file;
@@ -44,5 +44,4 @@ pub use cap_file::{CapFile, ModelInfo};
 pub use control_vector::ControlVector;
 pub use error::{FileError, Problem};
 pub use origin::Origin;
-pub use output::write_atomically;
 pub use warning::Warning;

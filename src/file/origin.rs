@@ -1,10 +1,10 @@
 //! How a cap file was made.
 
-use super::gguf::Value;
+use crate::file::gguf::Value;
 
-/// Keys and values that say how a file was made, in a fixed order; `axiscap.origin.*` in the file.
+/// Keys and values about how a file was made, in a fixed order. They are `axiscap.origin.*` in the file.
 ///
-/// They inform people and are never acted on. Keys are given without the prefix.
+/// They are for information and have no effect. Keys are given without the prefix.
 ///
 /// ```
 /// let mut origin = axiscap::file::Origin::default();
@@ -15,7 +15,7 @@ use super::gguf::Value;
 pub struct Origin(Vec<(String, Value)>);
 
 impl Origin {
-    /// Sets `key`; a key that is already there keeps its place.
+    /// Sets `key`. An existing key keeps its place.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<Value>) -> &mut Self {
         let (key, value) = (key.into(), value.into());
         match self.0.iter_mut().find(|(k, _)| *k == key) {
@@ -25,24 +25,24 @@ impl Origin {
         self
     }
 
-    /// The value of `key`.
+    /// Returns the value of `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.iter().find(|(k, _)| *k == key).map(|(_, value)| value)
     }
 
-    /// All keys and values, in order.
+    /// Returns all keys and values, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Whether nothing is known.
+    /// Whether there are no values.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// From keys that are known to be distinct.
+    /// Takes entries whose keys are distinct.
     pub(super) fn from_distinct(entries: Vec<(String, Value)>) -> Self {
         Self(entries)
     }

@@ -1,29 +1,25 @@
-//! Output files that appear whole or not at all.
+//! Files that are written whole or not at all.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::error::{FileError, Result};
+use crate::file::error::{FileError, Result};
 
-/// Writes a file so that `path` holds either all of what `write` wrote, or what it held before.
+/// Writes a file. Afterwards `path` holds either everything that `write` wrote, or its former content.
 ///
-/// The bytes go to a temporary file in the same folder, are forced to the medium, and take the place of `path` in
-/// one step. If anything fails (`write` itself, a full disk), the temporary file is removed and an older file stays
-/// as it was. The new file has the older one's permissions, or the usual ones. A symbolic link is followed. What is
-/// not a regular file (a device, a pipe) is written to as it is: there is nothing to replace. So is what this process
-/// holds open and `path` names by its descriptor (`/dev/stdout`, `/dev/fd/3`), a regular file too: whoever opened it
-/// said where in it to write.
+/// The bytes go to a temporary file in the same folder, are flushed to the disk, and replace `path` in one step. If
+/// anything fails (`write` itself, a full disk), the temporary file is removed and an older file keeps its content. The
+/// new file has the permissions of the older one, or the usual ones. Symbolic links are followed. Devices and pipes are
+/// written to directly, because they cannot be replaced.
 ///
 /// # Errors
-/// [`FileError::Io`], naming the file and the step that failed.
-pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+/// [`FileError::Io`], with the file and the step that failed.
+pub(super) fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
     let action = FileError::io;
-    #[cfg(unix)]
-    if let Some(descriptor) = descriptor::named_by(path) {
-        let mut file = descriptor::duplicate(descriptor).map_err(action(path, "open it for writing"))?;
-        return write(&mut file).and_then(|()| file.flush()).map_err(action(path, "write it"));
-    }
     let old = match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
             return Err(action(path, "write it")(io::ErrorKind::IsADirectory.into()));
@@ -45,42 +41,42 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::R
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // The process's umask takes its part of this. Never more than the older file allows, at no time: what
-        // nobody else may read there, nobody else may read here while it is being written.
+        // The process's umask is applied to this. The temporary file never allows more than the older file: users who
+        // may not read that must not read this while it is being written.
         let mode = old.as_ref().map_or(0o666, |old| old.permissions().mode() & 0o777);
         builder.permissions(fs::Permissions::from_mode(mode));
     }
-    // Removed when dropped, that is on every early return below.
+    // Removed when it is dropped, on every early return below.
     let mut temporary = builder.tempfile_in(folder).map_err(action(path, "create a file in its folder"))?;
-    // The umask may have taken what the older file allows.
+    // The umask may have removed permissions of the older file.
     #[cfg(unix)]
     set_permissions(temporary.as_file(), old.as_ref()).map_err(action(path, "set its permissions"))?;
     let mut buffered = BufWriter::new(temporary.as_file_mut());
     write(&mut buffered).and_then(|()| buffered.flush()).map_err(action(path, "write it"))?;
     drop(buffered);
-    // Elsewhere the permission is whether it may be written at all: only once it is.
+    // On other systems the permission may forbid writing, so it is set after the file is written.
     #[cfg(not(unix))]
     set_permissions(temporary.as_file(), old.as_ref()).map_err(action(path, "set its permissions"))?;
     temporary.as_file().sync_all().map_err(action(path, "write it to the disk"))?;
     temporary.persist(&target).map_err(|failed| action(path, "put it in its place")(failed.error))?;
-    // The file is in place. That a folder cannot be synced (some file systems) does not undo that.
+    // The file is in place, whether or not the folder can be synced (some file systems cannot).
     #[cfg(unix)]
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(())
 }
 
-/// Gives a file the permissions of an older one, if there is one.
+/// Gives a file the permissions of the older one, if there is one.
 fn set_permissions(file: &File, old: Option<&fs::Metadata>) -> io::Result<()> {
     old.map_or(Ok(()), |old| file.set_permissions(old.permissions()))
 }
 
-/// As many symbolic links in a row as Linux follows.
-const MOST_LINKS: usize = 40;
+/// Maximum number of successive symbolic links, as in Linux.
+const MAX_LINKS: usize = 40;
 
-/// Where a symbolic link leads, also when nothing is there yet; any other path as it is.
+/// Returns the target of a symbolic link, which need not exist. Other paths are returned unchanged.
 fn followed(path: &Path) -> io::Result<PathBuf> {
     let mut target = path.to_path_buf();
-    for _ in 0..MOST_LINKS {
+    for _ in 0..MAX_LINKS {
         match fs::read_link(&target) {
             Ok(link) => target = target.parent().unwrap_or(Path::new("")).join(link),
             Err(_) => return Ok(target),
@@ -89,54 +85,96 @@ fn followed(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many symbolic links"))
 }
 
-/// Open files of this process under the names that the system gives their descriptors.
-#[cfg(unix)]
-mod descriptor {
-    use std::fs::{self, File};
-    use std::io::{self, Write};
-    use std::os::fd::{BorrowedFd, RawFd};
-    use std::path::Path;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    use super::MOST_LINKS;
+    const OLD: &[u8] = b"the former content";
+    const NEW: &[u8] = b"the content that replaces it, somewhat longer than the former";
 
-    /// The descriptor of this process that a path names: `/dev/stdout`, `/dev/fd/N`, `/proc/self/fd/N`, or a link to
-    /// such a name. The name itself is a link to the file that is open; following it would lose where in it, and
-    /// how, it was opened.
-    pub(super) fn named_by(path: &Path) -> Option<RawFd> {
-        let mut path = path.to_path_buf();
-        for _ in 0..MOST_LINKS {
-            let folder = path.parent()?;
-            let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-            if let Some(number) = number.filter(|&number: &RawFd| number >= 0)
-                && is_ours(folder)
-            {
-                return Some(number);
+    fn entries(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The disk is full after any number of bytes, with and without a file to replace.
+    #[test]
+    fn nothing_changes_when_the_disk_is_full() {
+        let folder = tempfile::tempdir().unwrap();
+        let (absent, present) = (folder.path().join("absent"), folder.path().join("present"));
+        fs::write(&present, OLD).unwrap();
+        for room in 0..NEW.len() {
+            for path in [&absent, &present] {
+                let full = |out: &mut dyn Write| {
+                    out.write_all(&NEW[..room])?;
+                    out.flush()?;
+                    Err(io::ErrorKind::StorageFull.into())
+                };
+                let error = write_atomically(path, full).unwrap_err();
+                assert!(
+                    matches!(&error, FileError::Io { error, .. } if error.kind() == io::ErrorKind::StorageFull)
+                );
+                let message = error.to_string();
+                assert!(
+                    message.contains(path.to_str().unwrap()) && message.contains("free some space"),
+                    "{message}"
+                );
             }
-            path = folder.join(fs::read_link(&path).ok()?);
+            assert_eq!(entries(folder.path()), ["present"]);
+            assert_eq!(fs::read(&present).unwrap(), OLD);
         }
-        None
     }
 
-    /// Whether a folder lists the descriptors of this process, or of one of its threads, which has the same.
-    fn is_ours(folder: &Path) -> bool {
-        let Ok(folder) = folder.canonicalize() else { return false };
-        let same = |known: &str| Path::new(known).canonicalize().is_ok_and(|known| known == folder);
-        let thread = || {
-            let tasks = Path::new("/proc/self/task").canonicalize();
-            folder.ends_with("fd") && tasks.is_ok_and(|tasks| folder.starts_with(tasks))
+    #[test]
+    fn a_writer_that_panics_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let write = || {
+            write_atomically(&path, |out| {
+                out.write_all(NEW)?;
+                panic!("on purpose")
+            })
         };
-        same("/proc/self/fd") || same("/dev/fd") || thread()
+        assert!(std::panic::catch_unwind(write).is_err());
+        assert!(entries(folder.path()).is_empty());
     }
 
-    /// The open file behind a descriptor once more: one place in it and one mode for both.
-    pub(super) fn duplicate(descriptor: RawFd) -> io::Result<File> {
-        if descriptor == 1 {
-            // What was printed before comes first.
-            io::stdout().flush()?;
+    /// A relative path without a folder is written to the current one.
+    #[test]
+    fn a_bare_name_is_in_the_current_folder() {
+        let name = format!("axiscap-test-{}.tmp", std::process::id());
+        write_atomically(name.as_ref(), |out| out.write_all(NEW)).unwrap();
+        assert_eq!(fs::read(&name).unwrap(), NEW);
+        fs::remove_file(&name).unwrap();
+    }
+
+    /// Users who may not read the old content may not read the new content before it is in place.
+    #[cfg(unix)]
+    #[test]
+    fn a_private_file_is_private_while_it_is_written() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for mode in [0o600, 0o640, 0o666, 0o400] {
+            fs::write(&path, OLD).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let write = |out: &mut dyn Write| {
+                out.write_all(NEW)?;
+                out.flush()?;
+                let temporary = entries(folder.path()).into_iter().find(|name| name != "file").unwrap();
+                let found = fs::metadata(folder.path().join(temporary))?.permissions().mode() & 0o777;
+                assert_eq!(found, mode, "{found:o} for {mode:o}");
+                Ok(())
+            };
+            write_atomically(&path, write).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+            assert_eq!(fs::read(&path).unwrap(), NEW);
+            fs::remove_file(&path).unwrap();
         }
-        // SAFETY: it is not negative, and borrowed for this one call, which has no effect but an error where it is
-        // not open.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
-        Ok(File::from(borrowed.try_clone_to_owned()?))
     }
 }

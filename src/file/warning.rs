@@ -1,21 +1,21 @@
-//! What is odd about a file, but no reason to refuse it.
+//! What a user should know about a valid file.
 
 use std::fmt;
 
-use super::error::printable;
+use crate::file::error::printable;
 
-/// Something in a sound file that its user should look at.
+/// A peculiarity of a valid file that its user should look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
-    /// The file names another architecture than the model's; width and block count fit.
+    /// The file names another architecture than the model's. Width and block count fit.
     OtherArchitecture {
         /// The architecture the file was made for.
         file: String,
         /// The architecture of the model.
         model: String,
     },
-    /// The file names another model than the one it is used with; width and block count fit.
+    /// The file names another model than the one it is used with. Width and block count fit.
     OtherName {
         /// The name of the model the file was made for.
         file: String,
@@ -34,7 +34,7 @@ pub enum Warning {
         /// Its name.
         name: String,
     },
-    /// llama.cpp, reading the file as a control vector, would steer another block with this tensor than we cap.
+    /// llama.cpp would steer another block with this tensor, if it read the file as a control vector.
     MisnamedTensor {
         /// Its name, `direction.N`.
         name: String,

@@ -1,17 +1,18 @@
-//! On cudarc's types: launches on `CudaSlice`s are safe, because cudarc keeps the memory alive and orders streams.
+//! Calls on cudarc's types. Launches on `CudaSlice`s are safe, because cudarc keeps the memory alive and orders streams.
 //!
-//! | function | reads | writes |
+//! | job | reads | writes |
 //! |---|---|---|
-//! | [`cap_slice`] | rows | the rows on which a cap acted |
-//! | [`add_cap_slice`], [`add_cap_slice_into`] | two summands | their capped sum |
-//! | [`cap_norm_slice`] | rows, weight | the rows on which a cap acted; the normed rows |
-//! | [`add_cap_norm_slice`], [`add_cap_norm_slice_into`] | two summands, weight | their capped sum; the normed rows |
+//! | `Job::cap(&mut rows)` | rows | the rows on which a cap acted |
+//! | `Job::add_cap(&x, &mut residual)` | both summands | their capped sum, into `residual` |
+//! | `Job::add_cap_into(&x, &residual, &mut sum)` | both summands | their capped sum, into `sum` |
+//! | any of them `.norm(&weight, epsilon, &mut out)` | the weight as well | the normed rows as well, into `out` |
 //!
-//! A decoder block's epilogue and the next block's norm, in one launch:
+//! The end of a decoder block and the norm of the next one, in one launch:
 //!
 //! ```no_run
-//! use axiscap::cuda::Device;
-//! use axiscap::interop::cudarc::{SliceNorm, SliceOptions, add_cap_norm_slice};
+//! use axiscap::Epsilon;
+//! use axiscap::cuda::{Device, Overlap};
+//! use axiscap::interop::cudarc::Job;
 //! # fn demo(table: &axiscap::CapTable) -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Device::open(0)?;
 //! let stream = device.context().new_stream()?;
@@ -21,22 +22,25 @@
 //! let mut residual = stream.alloc_zeros::<half::bf16>(rows * width)?;
 //! let mut normed = stream.alloc_zeros::<half::bf16>(rows * width)?;
 //! let weight = stream.clone_htod(&vec![1.0_f32; width])?;
-//! let norm = SliceNorm { weight: &weight, eps: 1e-5 };
-//! let options = SliceOptions::default();
-//! add_cap_norm_slice(&stream, &table, &ffn_out, &mut residual, norm, &mut normed, options)?;
+//! Job::add_cap(&ffn_out, &mut residual)
+//!     .norm(&weight, Epsilon::new(1e-5)?, &mut normed)
+//!     .launch(&table, &stream, Overlap::None)?;
 //! # Ok(()) }
 //! ```
+
+use std::marker::PhantomData;
 
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, ValidAsZeroBits};
 
 use crate::cpu::Element;
-use crate::cuda::{CudaError, Device, DeviceNorm, DeviceRows, DeviceTable, Dtype, Job, Overlap, StreamRef};
+use crate::cuda::{CudaError, Device, DeviceTable, Overlap, StreamRef};
 use crate::error::{Error, RowsError};
+use crate::op::{self, DeviceJob, DeviceRows, Memory, Norm, Summands};
 use crate::stats::RowStat;
 
-// SAFETY: plain data, the same on both sides.
+// SAFETY: `RowStat` is plain data with the same layout in host and device code.
 unsafe impl DeviceRepr for RowStat {}
-// SAFETY: two floats and an integer.
+// SAFETY: zeros are valid for its two floats and its integer.
 unsafe impl ValidAsZeroBits for RowStat {}
 
 impl<'a> From<&'a CudaStream> for StreamRef<'a> {
@@ -46,34 +50,6 @@ impl<'a> From<&'a CudaStream> for StreamRef<'a> {
     }
 }
 
-/// Per-row data of a launch. The default: profile 1 for every row, no statistics, no overlap.
-#[expect(missing_debug_implementations, reason = "holds trait objects of cudarc's")]
-pub struct SliceOptions<'a> {
-    /// One profile index per row. A row with an index beyond the table's profiles goes uncapped, and
-    /// [`DeviceTable::faults`] says so.
-    pub profiles: Option<&'a dyn ReadSlice<u32>>,
-    /// `rows * depth` entries, depth being the table's deepest profile.
-    pub stats: Option<&'a mut dyn WriteSlice<RowStat>>,
-    /// How the launch relates to the one before.
-    pub overlap: Overlap,
-}
-
-impl Default for SliceOptions<'_> {
-    fn default() -> Self {
-        Self { profiles: None, stats: None, overlap: Overlap::None }
-    }
-}
-
-/// The RMSNorm behind the caps: `h / sqrt(mean(h^2) + eps) * weight`.
-#[derive(Clone, Copy)]
-#[expect(missing_debug_implementations, reason = "holds a trait object of cudarc's")]
-pub struct SliceNorm<'a> {
-    /// One value per element of a row.
-    pub weight: &'a dyn ReadSlice<f32>,
-    /// Added to the mean of squares.
-    pub eps: f32,
-}
-
 /// A `CudaSlice` or `CudaView` that is read.
 pub trait ReadSlice<T>: DevicePtr<T> {}
 impl<T, S: DevicePtr<T>> ReadSlice<T> for S {}
@@ -81,152 +57,100 @@ impl<T, S: DevicePtr<T>> ReadSlice<T> for S {}
 pub trait WriteSlice<T>: DevicePtrMut<T> {}
 impl<T, S: DevicePtrMut<T>> WriteSlice<T> for S {}
 
-/// Caps the rows of a slice in place, row after row without gaps, on `stream`. Returns at once.
-///
-/// # Errors
-/// [`CudaError::Invalid`] where lengths do not fit the table's width, or something is on another GPU;
-/// [`CudaError::Driver`].
-pub fn cap_slice<E: Element + DeviceRepr>(
-    stream: &CudaStream,
-    table: &DeviceTable,
-    rows: &mut dyn WriteSlice<E>,
-    options: SliceOptions<'_>,
-) -> Result<(), CudaError> {
-    let call = Call::new(stream, table, rows.len())?;
-    // The guards record the use when they are dropped, after the launch.
-    let (rows, _rows) = call.write("the slice of rows", rows)?;
-    call.launch(Job::in_place(Dtype::of::<E>(), rows, call.count), options)
+/// cudarc's slices: the memory of a [`Job`]. Each holds rows of the table's width without gaps.
+#[derive(Debug, Clone, Copy)]
+pub struct Slices<'a, E>(PhantomData<&'a E>);
+
+impl<'a, E: Element> Memory for Slices<'a, E> {
+    type Rows = &'a dyn ReadSlice<E>;
+    type RowsMut = &'a mut dyn WriteSlice<E>;
+    type Weight = &'a dyn ReadSlice<f32>;
+    type Profiles = &'a dyn ReadSlice<u32>;
+    type Stats = &'a mut dyn WriteSlice<RowStat>;
 }
 
-/// Caps the rows of a slice in place and writes their RMSNorm * weight to `out`, on `stream`. Returns at once.
+/// A call on cudarc's slices.
 ///
-/// # Errors
-/// Those of [`cap_slice`].
-pub fn cap_norm_slice<E: Element + DeviceRepr>(
-    stream: &CudaStream,
-    table: &DeviceTable,
-    rows: &mut dyn WriteSlice<E>,
-    norm: SliceNorm<'_>,
-    out: &mut dyn WriteSlice<E>,
-    options: SliceOptions<'_>,
-) -> Result<(), CudaError> {
-    let call = Call::new(stream, table, rows.len())?;
-    let (rows, _rows) = call.write("the slice of rows", rows)?;
-    let (weight, _weight) = call.weight(norm)?;
-    let (out, _out) = call.write("the slice of normed rows", out)?;
-    let norm = Some(DeviceNorm { weight, eps: norm.eps, out });
-    call.launch(Job { norm, ..Job::in_place(Dtype::of::<E>(), rows, call.count) }, options)
-}
+/// A row with a profile index beyond the table's profiles goes uncapped, and [`DeviceTable::faults`] returns it.
+pub type Job<'a, E> = op::Job<Slices<'a, E>>;
 
-/// `residual = cap(x + residual)` on the rows of two slices, on `stream`. Returns at once.
-///
-/// # Errors
-/// Those of [`cap_slice`].
-pub fn add_cap_slice<E: Element + DeviceRepr>(
-    stream: &CudaStream,
-    table: &DeviceTable,
-    x: &dyn ReadSlice<E>,
-    residual: &mut dyn WriteSlice<E>,
-    options: SliceOptions<'_>,
-) -> Result<(), CudaError> {
-    let call = Call::new(stream, table, residual.len())?;
-    let (x, _x) = call.read("the slice of summands", x)?;
-    let (rows, _rows) = call.write("the residual slice", residual)?;
-    let add = Some([x, rows]);
-    call.launch(Job { add, ..Job::in_place(Dtype::of::<E>(), rows, call.count) }, options)
-}
-
-/// `sum = cap(x + residual)` on the rows of three slices, on `stream`. Returns at once.
-///
-/// # Errors
-/// Those of [`cap_slice`].
-pub fn add_cap_slice_into<E: Element + DeviceRepr>(
-    stream: &CudaStream,
-    table: &DeviceTable,
-    [x, residual]: [&dyn ReadSlice<E>; 2],
-    sum: &mut dyn WriteSlice<E>,
-    options: SliceOptions<'_>,
-) -> Result<(), CudaError> {
-    let call = Call::new(stream, table, sum.len())?;
-    let (x, _x) = call.read("the slice of summands", x)?;
-    let (residual, _residual) = call.read("the residual slice", residual)?;
-    let (rows, _rows) = call.write("the slice of sums", sum)?;
-    let add = Some([x, residual]);
-    call.launch(Job { add, ..Job::in_place(Dtype::of::<E>(), rows, call.count) }, options)
-}
-
-/// A block's whole epilogue in one pass: `residual = cap(x + residual)`, `out = RMSNorm(residual) * weight`, on
-/// `stream`. Returns at once.
-///
-/// # Errors
-/// Those of [`cap_slice`].
-pub fn add_cap_norm_slice<E: Element + DeviceRepr>(
-    stream: &CudaStream,
-    table: &DeviceTable,
-    x: &dyn ReadSlice<E>,
-    residual: &mut dyn WriteSlice<E>,
-    norm: SliceNorm<'_>,
-    out: &mut dyn WriteSlice<E>,
-    options: SliceOptions<'_>,
-) -> Result<(), CudaError> {
-    let call = Call::new(stream, table, residual.len())?;
-    let (x, _x) = call.read("the slice of summands", x)?;
-    let (rows, _rows) = call.write("the residual slice", residual)?;
-    let (weight, _weight) = call.weight(norm)?;
-    let (out, _out) = call.write("the slice of normed rows", out)?;
-    let norm = Some(DeviceNorm { weight, eps: norm.eps, out });
-    let add = Some([x, rows]);
-    call.launch(Job { add, norm, ..Job::in_place(Dtype::of::<E>(), rows, call.count) }, options)
-}
-
-/// `sum = cap(x + residual)`, `out = RMSNorm(sum) * weight`, on `stream`. Returns at once.
-///
-/// # Errors
-/// Those of [`cap_slice`].
-pub fn add_cap_norm_slice_into<E: Element + DeviceRepr>(
-    stream: &CudaStream,
-    table: &DeviceTable,
-    [x, residual]: [&dyn ReadSlice<E>; 2],
-    sum: &mut dyn WriteSlice<E>,
-    norm: SliceNorm<'_>,
-    out: &mut dyn WriteSlice<E>,
-    options: SliceOptions<'_>,
-) -> Result<(), CudaError> {
-    let call = Call::new(stream, table, sum.len())?;
-    let (x, _x) = call.read("the slice of summands", x)?;
-    let (residual, _residual) = call.read("the residual slice", residual)?;
-    let (rows, _rows) = call.write("the slice of sums", sum)?;
-    let (weight, _weight) = call.weight(norm)?;
-    let (out, _out) = call.write("the slice of normed rows", out)?;
-    let norm = Some(DeviceNorm { weight, eps: norm.eps, out });
-    let add = Some([x, residual]);
-    call.launch(Job { add, norm, ..Job::in_place(Dtype::of::<E>(), rows, call.count) }, options)
+impl<E: Element + DeviceRepr> op::Job<Slices<'_, E>> {
+    /// Puts the call on a stream and returns at once.
+    ///
+    /// # Errors
+    /// [`CudaError::Invalid`] when lengths do not fit the table's width; [`CudaError::OtherContext`] when something is not
+    /// in the primary context of the table's GPU; [`CudaError::Driver`].
+    pub fn launch(self, table: &DeviceTable, stream: &CudaStream, overlap: Overlap) -> Result<(), CudaError> {
+        let call = Call::new(table, stream, self.rows.len())?;
+        // cudarc's guards record the use of the slices when they are dropped, after the launch.
+        let rows = call.write("the slice of rows", self.rows)?;
+        let add = match self.add {
+            None => None,
+            Some(Summands { x, residual }) => {
+                let x = call.read("the slice of summands", x)?;
+                let residual = residual.map(|rows| call.read("the residual slice", rows)).transpose()?;
+                Some((x, residual))
+            }
+        };
+        let norm = match self.norm {
+            None => None,
+            Some(Norm { weight, epsilon, out }) => {
+                let weight = call.address("the norm's weight", weight, call.width)?;
+                Some((weight, epsilon, call.write("the slice of normed rows", out)?))
+            }
+        };
+        let profiles =
+            self.row_profiles.map(|slice| call.address("the slice of profiles", slice, call.count));
+        let profiles = profiles.transpose()?;
+        let stats = self.stats.map(|slice| call.stats(slice)).transpose()?;
+        let job = DeviceJob {
+            rows: rows.value,
+            add: add
+                .as_ref()
+                .map(|(x, residual)| Summands { x: x.value, residual: residual.as_ref().map(|r| r.value) }),
+            norm: norm.as_ref().map(|(weight, epsilon, out)| Norm {
+                weight: weight.value,
+                epsilon: *epsilon,
+                out: out.value,
+            }),
+            row_profiles: profiles.as_ref().map(|profiles| profiles.value),
+            stats: stats.as_ref().filter(|_| call.max_caps_per_row > 0).map(|stats| stats.value),
+        };
+        // SAFETY: the slices have the lengths that the job says and are on this GPU. Those that are written are borrowed
+        // mutably, so none overlaps another. cudarc's guards order their use across streams, and freeing them waits for
+        // the stream. The table is borrowed, and freeing it waits for the GPU. Profile indices beyond the table read
+        // nothing of it.
+        unsafe { job.launch(table, stream.into(), overlap) }
+    }
 }
 
 /// A call on slices that all hold the same number of the table's rows.
 struct Call<'a> {
+    device: &'a Device,
     stream: &'a CudaStream,
-    table: &'a DeviceTable,
+    width: usize,
+    max_caps_per_row: usize,
     count: usize,
 }
 
-/// An address, and what records its use when it is dropped.
-type Guarded<'a, T> = (T, SyncOnDrop<'a>);
+/// The address of a slice, or rows at it. cudarc records the use of the slice when this is dropped.
+struct Guarded<'a, T> {
+    value: T,
+    _use: SyncOnDrop<'a>,
+}
 
 impl<'a> Call<'a> {
-    /// `length` elements are a whole number of rows.
-    fn new(stream: &'a CudaStream, table: &'a DeviceTable, length: usize) -> Result<Self, CudaError> {
-        same_gpu(table.device(), stream)?;
-        let width = table.view().layout.width;
+    /// Begins a call on slices of `length` elements, which must be whole rows.
+    fn new(table: &'a DeviceTable, stream: &'a CudaStream, length: usize) -> Result<Self, CudaError> {
+        let (device, layout) = (table.device(), table.view().layout);
+        same_gpu(device, stream)?;
+        let width = layout.width;
         if !length.is_multiple_of(width) {
             let needed = length.next_multiple_of(width);
             return Err(CudaError::Invalid(Error::Rows(RowsError::SliceTooShort { needed, found: length })));
         }
-        Ok(Self { stream, table, count: length / width })
-    }
-
-    fn width(&self) -> usize {
-        self.table.view().layout.width
+        let max_caps_per_row = layout.max_caps_per_row;
+        Ok(Self { device, stream, width, max_caps_per_row, count: length / width })
     }
 
     fn check(
@@ -236,7 +160,7 @@ impl<'a> Call<'a> {
         found: usize,
         expected: usize,
     ) -> Result<(), CudaError> {
-        same_gpu(self.table.device(), on)?;
+        same_gpu(self.device, on)?;
         if found == expected {
             Ok(())
         } else {
@@ -244,60 +168,51 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn read<'s, E>(
+    fn rows<E: Element>(&self, address: u64) -> DeviceRows {
+        DeviceRows { dtype: E::DTYPE, address, count: self.count, stride: self.width }
+    }
+
+    fn read<'s, E: Element>(
         &'s self,
         what: &'static str,
         slice: &'s dyn ReadSlice<E>,
     ) -> Result<Guarded<'s, DeviceRows>, CudaError> {
-        self.check(what, slice.stream(), slice.len(), self.count * self.width())?;
-        let (address, guard) = slice.device_ptr(self.stream);
-        Ok((DeviceRows { address, stride: self.width() }, guard))
+        let Guarded { value, _use } = self.address(what, slice, self.count * self.width)?;
+        Ok(Guarded { value: self.rows::<E>(value), _use })
     }
 
-    fn write<'s, E>(
+    fn write<'s, E: Element>(
         &'s self,
         what: &'static str,
         slice: &'s mut dyn WriteSlice<E>,
     ) -> Result<Guarded<'s, DeviceRows>, CudaError> {
-        self.check(what, slice.stream(), slice.len(), self.count * self.width())?;
-        let (address, guard) = slice.device_ptr_mut(self.stream);
-        Ok((DeviceRows { address, stride: self.width() }, guard))
+        self.check(what, slice.stream(), slice.len(), self.count * self.width)?;
+        let (address, _use) = slice.device_ptr_mut(self.stream);
+        Ok(Guarded { value: self.rows::<E>(address), _use })
     }
 
-    fn weight<'s>(&'s self, norm: SliceNorm<'s>) -> Result<Guarded<'s, u64>, CudaError> {
-        self.check("the norm's weight", norm.weight.stream(), norm.weight.len(), self.width())?;
-        Ok(norm.weight.device_ptr(self.stream))
+    fn address<'s, T>(
+        &'s self,
+        what: &'static str,
+        slice: &'s dyn ReadSlice<T>,
+        length: usize,
+    ) -> Result<Guarded<'s, u64>, CudaError> {
+        self.check(what, slice.stream(), slice.len(), length)?;
+        let (value, _use) = slice.device_ptr(self.stream);
+        Ok(Guarded { value, _use })
     }
 
-    fn launch(&self, mut job: Job, options: SliceOptions<'_>) -> Result<(), CudaError> {
-        let profiles = match options.profiles {
-            Some(profiles) => {
-                self.check("the slice of profiles", profiles.stream(), profiles.len(), self.count)?;
-                Some(profiles.device_ptr(self.stream))
-            }
-            None => None,
-        };
-        let depth = self.table.view().layout.depth;
-        let stats = match options.stats {
-            Some(stats) => {
-                self.check("the slice of statistics", stats.stream(), stats.len(), self.count * depth)?;
-                Some(stats.device_ptr_mut(self.stream))
-            }
-            None => None,
-        };
-        job.profiles = profiles.as_ref().map(|(address, _)| *address);
-        job.stats = stats.as_ref().filter(|_| depth > 0).map(|(address, _)| *address);
-        // SAFETY: the slices have the lengths that the job says and are on this GPU; those that are written are
-        // borrowed mutably, so that none overlaps another. cudarc orders their use across streams by the guards, and
-        // freeing them waits for the stream. The table is borrowed now; freeing it waits for the GPU. Profile indices
-        // beyond the table read nothing of it.
-        unsafe { self.table.device().launch(&job, self.table, self.stream.into(), options.overlap) }
+    fn stats<'s>(&'s self, slice: &'s mut dyn WriteSlice<RowStat>) -> Result<Guarded<'s, u64>, CudaError> {
+        let length = self.count * self.max_caps_per_row;
+        self.check("the slice of statistics", slice.stream(), slice.len(), length)?;
+        let (value, _use) = slice.device_ptr_mut(self.stream);
+        Ok(Guarded { value, _use })
     }
 }
 
 fn same_gpu(device: &Device, stream: &CudaStream) -> Result<(), CudaError> {
     let (expected, found) = (device.info().ordinal, stream.context().ordinal());
-    // Of one GPU there is one primary context; a context of cudarc's may also be another one's.
+    // A GPU has one primary context, but a context of cudarc's may be another one.
     if stream.context().cu_ctx() == device.context().cu_ctx() {
         Ok(())
     } else {

@@ -1,4 +1,4 @@
-//! Conversions of pointers and streams of other crates, and nothing else.
+//! Conversions of other crates' pointers and streams.
 
 #[cfg(feature = "cuda")]
 pub mod cudarc;

@@ -1,19 +1,19 @@
-//! Bit for bit what docs/operation.md says: every variant, element type, instruction set and shape.
+//! The bits of docs/operation.md, for every variant, element type, instruction set and shape.
 
-use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut};
-use axiscap::{Bound, Cap, CapParams, CapTable, RowStat};
+use axiscap::cpu::{Element, Isa, Job, Rows, RowsMut};
+use axiscap::{Bound, Cap, CapParams, CapTable, Epsilon, RowStat};
+use axiscap_testing::literal;
+use axiscap_testing::numbers::Random;
 
-use crate::literal;
-use crate::numbers::Random;
 use crate::support::{assert_same, bits, cap, row};
 
-/// Widths around every edge of the lane map: registers, segments, threads, slots, and models' own.
+/// Widths around every edge of the lane map: registers, segments, threads, slots; and widths of models.
 const WIDTHS: [usize; 24] = [
     1, 2, 3, 15, 16, 17, 111, 127, 511, 512, 513, 576, 1000, 1023, 2048, 3072, 3584, 4096, 5120, 8191, 8192,
     16384, 16385, 20000,
 ];
 
-/// What the definition makes of a batch.
+/// The definition's result for a batch.
 struct Expected<E> {
     /// The rows, or their sum, after the caps.
     rows: Vec<E>,
@@ -61,41 +61,41 @@ fn rows_of<E: Element>(values: &mut [E], width: usize) -> RowsMut<'_, E> {
     RowsMut::from_slice(values, width).unwrap()
 }
 
-/// All variants on one batch.
+/// Checks all variants on one batch.
 fn check_batch<E: Element>(isa: Isa, x: &[E], residual: &[E], caps: &[Cap], what: &str) {
     let width = caps[0].axis().width();
     let rows = x.len() / width;
     let table = CapTable::new(caps).unwrap();
     let mut random = Random(width as u64);
     let weight: Vec<f32> = (0..width).map(|_| 1.0 + random.signed()).collect();
-    let norm = Norm::new(&weight, 1e-5).unwrap();
+    let epsilon = Epsilon::new(1e-5).unwrap();
     let mut stats = vec![RowStat::default(); rows * caps.len()];
     let mut out = vec![E::default(); x.len()];
 
     let alone = expected(x, None, caps, &weight, 1e-5);
     let mut h = x.to_vec();
-    cpu::cap_rows(&table, rows_of(&mut h, width), Options::new().isa(isa).stats(&mut stats)).unwrap();
+    Job::cap(rows_of(&mut h, width)).stats(&mut stats).run_on(isa, &table).unwrap();
     assert_same(&h, &alone.rows, &format!("{what}, in place"));
     assert_stats(&stats, &alone.stats, what);
 
     let mut h = x.to_vec();
-    let options = Options::new().isa(isa).stats(&mut stats);
-    cpu::cap_norm_rows(&table, rows_of(&mut h, width), norm, rows_of(&mut out, width), options).unwrap();
+    let job = Job::cap(rows_of(&mut h, width)).norm(&weight, epsilon, rows_of(&mut out, width));
+    job.stats(&mut stats).run_on(isa, &table).unwrap();
     assert_same(&h, &alone.rows, &format!("{what}, cap + norm: rows"));
     assert_same(&out, &alone.normed, &format!("{what}, cap + norm: normed"));
     assert_stats(&stats, &alone.stats, what);
 
     let summed = expected(x, Some(residual), caps, &weight, 1e-5);
     let (x, residual) = (Rows::from_slice(x, width).unwrap(), Rows::from_slice(residual, width).unwrap());
-    let options = Options::new().isa(isa).stats(&mut stats);
-    cpu::add_cap_rows(&table, x, residual, rows_of(&mut h, width), options).unwrap();
+    let job = Job::add_cap_into(x, residual, rows_of(&mut h, width));
+    job.stats(&mut stats).run_on(isa, &table).unwrap();
     assert_same(&h, &summed.rows, &format!("{what}, add + cap"));
     assert_stats(&stats, &summed.stats, what);
 
     h.fill(E::default());
-    let options = Options::new().isa(isa).stats(&mut stats);
-    let (to, normed) = (rows_of(&mut h, width), rows_of(&mut out, width));
-    cpu::add_cap_norm_rows(&table, x, residual, to, norm, normed, options).unwrap();
+    let job = Job::add_cap_into(x, residual, rows_of(&mut h, width));
+    let job = job.norm(&weight, epsilon, rows_of(&mut out, width));
+    job.stats(&mut stats).run_on(isa, &table).unwrap();
     assert_same(&h, &summed.rows, &format!("{what}, add + cap + norm: rows"));
     assert_same(&out, &summed.normed, &format!("{what}, add + cap + norm: normed"));
     assert_stats(&stats, &summed.stats, what);
@@ -104,7 +104,7 @@ fn check_batch<E: Element>(isa: Isa, x: &[E], residual: &[E], caps: &[Cap], what
 fn every_width<E: Element>(isa: Isa) {
     for width in WIDTHS {
         let mut random = Random(0x5eed + width as u64);
-        // 5 rows: four together and one alone.
+        // Five rows are four together and one alone.
         let rows = if width < 5000 || isa != Isa::Portable { 5 } else { 1 };
         let x: Vec<E> = row(&mut random, rows * width, 1.0);
         let residual: Vec<E> = row(&mut random, rows * width, 2.0);
@@ -115,7 +115,7 @@ fn every_width<E: Element>(isa: Isa) {
     }
 }
 
-/// Rows that are not numbers, not finite, not normal, or overflow on the way.
+/// Rows with NaN, infinities and denormals, and rows whose sums overflow.
 fn unusual_values<E: Element>(isa: Isa) {
     for width in [1, 16, 130, 512, 700] {
         let mut random = Random(99);
@@ -134,7 +134,7 @@ fn unusual_values<E: Element>(isa: Isa) {
             6e-8,
             -0.0,
         ];
-        // Alone in an ordinary row, at both ends, and everywhere.
+        // Alone in an ordinary row at either end, and everywhere.
         let mut x: Vec<E> = Vec::new();
         for special in specials.map(E::from_f32) {
             for at in [0, width - 1] {
@@ -144,14 +144,14 @@ fn unusual_values<E: Element>(isa: Isa) {
             }
             x.extend(std::iter::repeat_n(special, width));
         }
-        // inf - inf on the way.
+        // A sum with inf - inf.
         x.extend((0..width).map(|i| E::from_f32(if i % 2 == 0 { f32::INFINITY } else { f32::NEG_INFINITY })));
         let residual: Vec<E> = row(&mut random, x.len(), 1e-3);
         check_batch(isa, &x, &residual, &caps, &format!("{isa}, width {width}, unusual values"));
     }
 }
 
-/// A step that overflows, one that underflows to zero, and bounds on the far side of everything.
+/// A step that overflows, one that underflows to zero, and bounds beyond every projection.
 fn unusual_bounds<E: Element>(isa: Isa) {
     let width = 600;
     let mut random = Random(7);
@@ -187,7 +187,7 @@ fn many_caps<E: Element>(isa: Isa) {
             let x: Vec<E> = row(&mut random, 5 * width, 1.0);
             let acting: Vec<Cap> = (0..count).map(|_| cap(&mut random, width)).collect();
             let idle: Vec<Cap> = acting.iter().map(|cap| cap.clone().with_bound(Bound::NONE)).collect();
-            // The last one alone acts, behind all that are projected ahead.
+            // Only the last cap acts, after all that are projected together.
             let last: Vec<Cap> = idle[1..].iter().chain(&acting[..1]).cloned().collect();
             for (caps, which) in [(&acting, "acting"), (&idle, "idle"), (&last, "the last one")] {
                 check_batch(isa, &x, &x, caps, &format!("{isa}, width {width}, {count} caps, {which}"));
@@ -207,8 +207,8 @@ fn very_long_rows<E: Element>(isa: Isa) {
     check_batch(isa, &x, &x, &caps, &format!("{isa}, idle"));
 }
 
-/// Terms that all underflow to -0 keep that sign in lanes, segments and slots without padding; one +0 from padding
-/// or from an empty slot takes it away.
+/// Terms that all underflow to -0 keep their sign in lanes, segments and slots without padding. One +0 from padding or from
+/// an empty slot removes it.
 #[test]
 fn zeros_have_the_sign_that_the_sum_gives_them() {
     let widths = [
@@ -236,7 +236,7 @@ fn zeros_have_the_sign_that_the_sum_gives_them() {
         for (cap, others) in [(&caps[0], 0), (&caps[0], 1), (&caps[1], 1)] {
             let table = CapTable::new(caps.iter().take(others + 1)).unwrap();
             let index = usize::from(std::ptr::eq(cap, &caps[1]));
-            // Alone, and four at once with one behind.
+            // Alone, and four at once followed by one.
             for rows in [1, 5] {
                 for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
                     let mut h = against(cap).repeat(rows);

@@ -1,7 +1,6 @@
-//! The CPU twin, held against the literal definition, the f64 oracle and itself, on every instruction set this
-//! machine has.
+//! The CPU twin against the literal definition, the f64 oracle and itself, on every instruction set of this machine.
 
-/// Stamps `fn test<E: Element>(isa: Isa)` on every instruction set and element type.
+/// Stamps `fn test<E: Element>(isa: Isa)` for every instruction set and element type.
 macro_rules! on_every_isa {
     ($($test:ident),+ $(,)?) => {
         on_every_isa!(@ portable Portable $($test)+);
@@ -37,11 +36,6 @@ macro_rules! on_every_isa {
 mod arguments;
 mod batch;
 mod definition;
-#[path = "../support/literal.rs"]
-mod literal;
-#[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
-#[path = "../support/numbers.rs"]
-mod numbers;
 mod oracle;
 mod properties;
 mod random;

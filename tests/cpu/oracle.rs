@@ -1,15 +1,17 @@
-//! As close to the f64 oracle as docs/operation.md says.
+//! The distance to the f64 oracle is within the bounds of docs/operation.md.
 
 use approx::assert_relative_eq;
 use axiscap::cpu::{Element, Isa, oracle};
 use axiscap::{Bound, CapTable};
+use axiscap_testing::literal;
+use axiscap_testing::numbers::Random;
 
-use crate::numbers::Random;
 use crate::support::{cap, cap_rows, row, wide};
 
 const WIDTHS: [usize; 14] = [1, 3, 16, 111, 511, 576, 1023, 3072, 4096, 8191, 8192, 16384, 16385, 20000];
 
-/// How far rounding to the stored type can move a projection: half a unit of each value, or of the smallest denormal.
+/// Returns how far rounding to the stored type can move a projection: half a unit of each value, or half of the smallest
+/// denormal.
 pub(crate) fn storage_bound<E: Element>(row: &[f32], axis: &[f32]) -> f64 {
     // Unit roundoff and half the smallest denormal.
     let (u, denormal) = match (E::VECTOR, E::from_f32(65536.0).to_f32().is_finite()) {
@@ -62,7 +64,7 @@ fn capped_projections<E: Element>(isa: Isa) {
     }
 }
 
-/// Element by element: the f32 row is within rounding of the f64 one.
+/// Each element of the f32 row is within rounding of the f64 row.
 fn rows<E: Element>(isa: Isa) {
     for width in WIDTHS {
         let mut random = Random(width as u64);
@@ -100,14 +102,14 @@ fn rms_norm_of_the_oracle_is_that_of_the_definition() {
         let weight: Vec<f32> = row(&mut random, width, 1.0);
         let exact: Vec<f64> = h.iter().map(|&h| f64::from(h)).collect();
         let exact = oracle::rms_norm(&exact, &weight, 1e-5);
-        let found: Vec<f32> = crate::literal::rms_norm(&h, &weight, 1e-5);
+        let found: Vec<f32> = literal::rms_norm(&h, &weight, 1e-5);
         for (found, exact) in found.iter().zip(&exact) {
             assert_relative_eq!(f64::from(*found), *exact, epsilon = 0.0, max_relative = 1e-5);
         }
     }
 }
 
-/// The bounds that all else is held to, once in figures: 14 roundings for 4096 values of f32.
+/// The bounds that the other tests use, as numbers: 14 roundings for 4096 values of f32.
 #[test]
 fn the_bounds_are_those_of_the_definition() {
     assert_eq!(oracle::UNIT_ROUNDOFF, 2f64.powi(-24));
@@ -118,7 +120,7 @@ fn the_bounds_are_those_of_the_definition() {
     assert_relative_eq!(bound, 5.3405806e-5, epsilon = 0.0, max_relative = 1e-7);
     let bound = oracle::capped_bound(4096, 4, -2.0, 10.0);
     assert_relative_eq!(bound, 17.0 * unit * 12.0, epsilon = 0.0, max_relative = 1e-12);
-    // Near zero denormals are what is left.
+    // Near zero only denormals are left.
     assert_eq!(oracle::capped_bound(4096, 4, 0.0, 0.0), 8192.0 * 2f64.powi(-149));
     assert_eq!(oracle::projection_bound(&[0.0; 4096], &[0.0; 4096], 4), 8192.0 * 2f64.powi(-149));
 }

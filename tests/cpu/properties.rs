@@ -1,23 +1,23 @@
-//! What a cap must leave alone, and what must not matter to it.
+//! What a cap must leave unchanged, and what its result must not depend on.
 
-use axiscap::cpu::{Element, Isa, oracle};
-use axiscap::{Bound, Cap, CapTable, RowStat};
+use axiscap::cpu::{Element, Isa, Job, RowsMut, oracle};
+use axiscap::{Bound, Cap, CapTable, Epsilon, RowStat};
+use axiscap_testing::numbers::Random;
 use bytemuck::Pod;
 
-use crate::numbers::Random;
 use crate::oracle::storage_bound;
 use crate::support::{assert_same_bytes, axis, cap, cap_rows, row, wide};
 
 const WIDTHS: [usize; 8] = [1, 17, 111, 512, 576, 1023, 4096, 8191];
 
-/// Rows of all kinds of values, zeros of both signs, denormals and NaN payloads among them.
+/// Makes rows of all kinds of values, with zeros of both signs, denormals and NaN payloads among them.
 fn all_kinds<E: Element + Pod>(random: &mut Random, width: usize) -> Vec<E> {
     let mut rows: Vec<E> = row(random, 6 * width, 1.0);
     let special = [-0.0, 0.0, 1e-40, -6e-8, f32::MIN_POSITIVE];
     for (i, value) in rows[..width].iter_mut().enumerate() {
         *value = E::from_f32(special[i % special.len()]);
     }
-    // A quiet NaN with a payload of its own: upper bits 0x7fd5 are one in all three types.
+    // A quiet NaN with a payload: the upper bits 0x7fd5 are one in all three types.
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut rows[width..=width]);
     let upper = bytes.len() - 2;
     bytes[upper..].copy_from_slice(&0x7fd5u16.to_le_bytes());
@@ -130,7 +130,7 @@ fn the_negated_axis_with_mirrored_bounds_is_the_same_cap<E: Element + Pod>(isa: 
     }
 }
 
-/// Rows in memory that cannot be written: a store of even the same bits would end the process.
+/// The rows are in read-only memory. A store would end the process, even of the same bits.
 #[test]
 fn rows_on_which_no_cap_acts_are_not_stored() {
     const VALUES: usize = 5 * 2100;
@@ -143,29 +143,27 @@ fn rows_on_which_no_cap_acts_are_not_stored() {
 }
 
 fn not_stored<E: Element>(read_only: &'static [E]) {
-    use axiscap::cpu::{self, Norm, Options, RowsMut};
-
     for width in [600, 2100] {
         let mut random = Random(1);
         let (idle, observing) = (cap(&mut random, width).with_bound(Bound::NONE), cap(&mut random, width));
-        // Outside its bounds, but of no strength.
+        // Outside its bounds, but of strength 0.
         let observing = observing.with_bound(Bound::floor(1e6).unwrap()).with_strength(0.0).unwrap();
         let tables =
             [CapTable::new([&idle]), CapTable::new([&observing]), CapTable::new([&idle, &observing, &idle])];
         let weight = vec![1.0; width];
-        let norm = Norm::new(&weight, 1e-5).unwrap();
+        let epsilon = Epsilon::new(1e-5).unwrap();
         for table in tables.map(Result::unwrap) {
             for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
                 // Four together and one alone, and fewer than four.
                 for count in [5, 3] {
-                    // SAFETY: nothing else writes there, and that nothing is written here either is what is being
-                    // tested.
+                    // SAFETY: the memory is valid and nothing else writes it. The test checks that the call does not write
+                    // it either.
                     let rows =
                         || unsafe { RowsMut::from_raw(read_only.as_ptr().cast_mut(), count, width, width) };
-                    cpu::cap_rows(&table, rows().unwrap(), Options::new().isa(isa)).unwrap();
+                    Job::cap(rows().unwrap()).run_on(isa, &table).unwrap();
                     let mut normed = vec![E::default(); count * width];
                     let out = RowsMut::from_slice(&mut normed, width).unwrap();
-                    cpu::cap_norm_rows(&table, rows().unwrap(), norm, out, Options::new().isa(isa)).unwrap();
+                    Job::cap(rows().unwrap()).norm(&weight, epsilon, out).run_on(isa, &table).unwrap();
                     assert!(normed.iter().all(|y| (y.to_f32() - 1.0).abs() < 0.01));
                 }
             }

@@ -1,13 +1,13 @@
-//! Random shapes and random bits: every instruction set gives what portable Rust gives.
+//! Random shapes and random bits: every instruction set gives the bits of portable Rust.
 
-use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut};
-use axiscap::{Bound, Cap, CapTable, RowStat};
+use axiscap::cpu::{Element, Isa, Job, Rows, RowsMut};
+use axiscap::{Bound, Cap, CapTable, Epsilon, RowStat};
+use axiscap_testing::numbers::Random;
 use proptest::prelude::*;
 
-use crate::numbers::Random;
 use crate::support::{assert_same, axis, bits};
 
-/// A batch, by its numbers.
+/// The parameters of a batch.
 #[derive(Debug, Clone)]
 struct Batch {
     seed: u64,
@@ -34,7 +34,7 @@ fn batches() -> impl Strategy<Value = Batch> {
         })
 }
 
-/// What the four variants give: rows, sums, normed rows, statistics.
+/// The results of the four variants: rows, sums, normed rows; and the statistics.
 type Outcome<E> = ([Vec<E>; 6], Vec<RowStat>);
 
 fn outcome<E: Element>(batch: &Batch, isa: Isa) -> Outcome<E> {
@@ -50,34 +50,37 @@ fn outcome<E: Element>(batch: &Batch, isa: Isa) -> Outcome<E> {
         .collect();
     let caps: Vec<&Cap> = caps.iter().collect();
     let table = CapTable::with_profiles(&[&caps[..batch.split], &caps[batch.split..]]).unwrap();
-    let profiles: Vec<u32> = (0..rows).map(|_| (random.next() >> 61).saturating_sub(5) as u32).collect();
+    let profiles: Vec<u32> = (0..rows).map(|_| (random.bits() >> 61).saturating_sub(5) as u32).collect();
     let stride = width + batch.gap;
     let mut values = || -> Vec<E> {
         (0..rows * stride)
             .map(|_| {
-                let any = f32::from_bits(random.next() as u32);
-                // Any bits at all give NaN or infinite projections nearly always: keep most of them small.
+                let any = f32::from_bits(random.bits() as u32);
+                // Random bits nearly always give NaN or infinite projections, so most values are small.
                 let small = random.activation(1.0);
-                E::from_f32(if batch.any_bits && random.next().is_multiple_of(50) { any } else { small })
+                E::from_f32(if batch.any_bits && random.bits().is_multiple_of(50) { any } else { small })
             })
             .collect()
     };
     let (x, residual) = (values(), values());
     let weight: Vec<f32> = (0..width).map(|_| random.signed()).collect();
-    let norm = Norm::new(&weight, 1e-5).unwrap();
-    let mut stats = vec![RowStat::default(); rows * table.deepest_profile()];
+    let epsilon = Epsilon::new(1e-5).unwrap();
+    let mut stats = vec![RowStat::default(); rows * table.max_caps_per_row()];
     let mut out: [Vec<E>; 6] = std::array::from_fn(|_| vec![E::default(); rows * stride]);
     out[0].clone_from(&x);
     out[1].clone_from(&x);
     let [rows_0, rows_1, normed_1, sum_2, sum_3, normed_3] = out.each_mut();
     let to = |values| RowsMut::with_stride(values, rows, width, stride).unwrap();
     let from = |values| Rows::with_stride(values, rows, width, stride).unwrap();
-    let options = || Options::new().isa(isa).profiles(&profiles);
-    cpu::cap_rows(&table, to(rows_0), options().stats(&mut stats)).unwrap();
-    cpu::cap_norm_rows(&table, to(rows_1), norm, to(normed_1), options()).unwrap();
-    cpu::add_cap_rows(&table, from(&x), from(&residual), to(sum_2), options()).unwrap();
-    cpu::add_cap_norm_rows(&table, from(&x), from(&residual), to(sum_3), norm, to(normed_3), options())
-        .unwrap();
+    let jobs = [
+        Job::cap(to(rows_0)).stats(&mut stats),
+        Job::cap(to(rows_1)).norm(&weight, epsilon, to(normed_1)),
+        Job::add_cap_into(from(&x), from(&residual), to(sum_2)),
+        Job::add_cap_into(from(&x), from(&residual), to(sum_3)).norm(&weight, epsilon, to(normed_3)),
+    ];
+    for job in jobs {
+        job.row_profiles(&profiles).run_on(isa, &table).unwrap();
+    }
     (out, stats)
 }
 

@@ -1,18 +1,19 @@
-//! Cases in the emulator.
+//! Launches in the emulator.
 
-use axiscap::CapTable;
-use axiscap::cuda::{Dtype, PackedTable, Plan, ProfileFaults, TableView};
+use axiscap::cuda::ProfileFaults;
+use axiscap::cuda::raw::{PackedTable, Plan, TableView};
+use axiscap::{CapTable, Dtype};
+use axiscap_testing::case::{Buffer, Case, Setup, Value};
 use half::{bf16, f16};
 
-use crate::case::{Buffer, Case, Setup, Value};
 use crate::machine;
 
-/// A table as it lies in memory of the emulator.
+/// A table in memory of the emulator.
 pub(crate) struct TableImage {
     packed: PackedTable,
-    /// The axes as a buffer with guards, like everything else.
+    /// The axes, in a buffer with guard zones.
     axes: Buffer<f32>,
-    /// Where profiles that do not exist are recorded.
+    /// The record of rows without a profile.
     record: [u64; 2],
 }
 
@@ -24,7 +25,7 @@ impl TableImage {
         Self { packed, axes, record: [0; 2] }
     }
 
-    /// Its addresses, good for as long as the image stays where it is.
+    /// Returns the table's addresses. They are valid as long as the image is not moved.
     pub(crate) fn view(&mut self) -> TableView {
         TableView {
             axes: self.axes.rows().address,
@@ -36,26 +37,23 @@ impl TableImage {
     }
 }
 
-impl<E: Value> Setup<E> {
-    /// Runs it in the emulator; false where the path cannot take it or there is nothing to do.
-    pub(crate) fn emulate(&mut self, case: &Case) -> Result<bool, String> {
-        let mut image = TableImage::new(&self.table);
-        let view = image.view();
-        let plan =
-            Plan::on_path(&self.job(case), &view, &case.limits, case.path).map_err(|e| e.to_string())?;
-        let Some(plan) = plan else { return Ok(false) };
-        // SAFETY: every buffer outlives the call and is ours alone.
-        unsafe { machine::run(&plan, case.schedule) }?;
-        self.faults = ProfileFaults::from_bytes(&bytemuck::cast(image.record));
-        Ok(true)
-    }
+/// Runs a launch in the emulator. False if the path cannot take it or there are no rows.
+fn emulate<E: Value>(setup: &mut Setup<E>, case: &Case) -> Result<bool, String> {
+    let mut image = TableImage::new(&setup.table);
+    let view = image.view();
+    let plan = Plan::on_path(&setup.job(case), &view, &case.limits, case.path).map_err(|e| e.to_string())?;
+    let Some(plan) = plan else { return Ok(false) };
+    // SAFETY: every buffer outlives the call, and only this call uses it.
+    unsafe { machine::run(&plan, case.schedule) }?;
+    setup.faults = ProfileFaults::from_bytes(&bytemuck::cast(image.record));
+    Ok(true)
 }
 
-/// What a case did.
+/// The outcome of a case.
 pub(crate) struct Outcome {
-    /// Whether there was anything to launch.
+    /// Whether there was a launch.
     pub(crate) ran: bool,
-    /// How many times a cap acted.
+    /// Number of times that a cap acted.
     pub(crate) acted: usize,
 }
 
@@ -74,7 +72,7 @@ fn check_rows<E: Value>(case: &Case) -> Outcome {
     let acted = expected.define(case);
     twin.on_twin(case);
     twin.same(&expected).unwrap_or_else(|e| panic!("the twin, {case:?}: {e}"));
-    let ran = setup.emulate(case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+    let ran = emulate(&mut setup, case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
     if ran {
         setup.same(&expected).unwrap_or_else(|e| panic!("{case:?}: {e}"));
     }

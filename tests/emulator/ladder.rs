@@ -1,9 +1,11 @@
-//! The steps of kernels/ladder compute the operation too; the last one to the bit.
+//! The steps of kernels/ladder compute the operation, the last one bit for bit.
 
 use axiscap::cpu::oracle::UNIT_ROUNDOFF;
-use axiscap::cuda::{Dtype, Limits, Operation, Path, Plan};
+use axiscap::cuda::Limits;
+use axiscap::cuda::raw::{KernelPath, Plan};
+use axiscap::{Dtype, Operation};
+use axiscap_testing::case::{Case, Profiles, Setup};
 
-use crate::case::{Case, Profiles, Setup};
 use crate::emulate::TableImage;
 use crate::machine;
 
@@ -21,7 +23,7 @@ fn every_step_of_the_ladder_computes_the_operation() {
             offset: 0,
             profiles: Profiles::One,
             aliased: false,
-            path: Some(Path::General),
+            path: Some(KernelPath::General),
             limits: Limits::HOPPER,
             schedule: 1,
             seed,
@@ -43,11 +45,11 @@ fn every_step_of_the_ladder_computes_the_operation() {
                 .expect("a plan")
                 .expect("rows");
             let launch = machine::Launch { blocks, threads, groups: 1, shared_bytes: 256 };
-            // SAFETY: every buffer outlives the call and is ours alone.
+            // SAFETY: every buffer outlives the call, and only this test uses it.
             unsafe { machine::run_named(name, plan.args(), &launch, case.schedule) }.expect("no fault");
             for row in 0..case.rows {
                 let (found, right) = (setup.h.row(row), expected.h.row(row));
-                // Any order of additions is within width roundings of the truth, and so is the definition's.
+                // Any order of additions is within `width` roundings of the exact sum, and so is the definition's.
                 let norm = right.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
                 let slack = 2.0 * (width as f64 + 3.0) * UNIT_ROUNDOFF * norm;
                 for (a, b) in found.iter().zip(right) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use axiscap::cuda::{CapArgs, Plan};
+use axiscap::cuda::raw::{CapArgs, Plan};
 use libloading::{Library, Symbol};
 
 /// `Launch` in kernels/emulate/machine.hpp.
@@ -23,7 +23,7 @@ type Emulate =
 /// Runs a plan whose addresses are host addresses.
 ///
 /// # Safety
-/// Everything the plan's addresses name must be there, and not be used by anyone else meanwhile.
+/// The memory at the plan's addresses must be valid, and nothing else may use it during the call.
 pub(crate) unsafe fn run(plan: &Plan, schedule: u32) -> Result<(), String> {
     let shape = plan.shape();
     let launch = Launch {
@@ -32,7 +32,7 @@ pub(crate) unsafe fn run(plan: &Plan, schedule: u32) -> Result<(), String> {
         groups: shape.groups,
         shared_bytes: shape.shared_bytes,
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises the memory at the plan's addresses.
     unsafe { run_named(&plan.kernel(), plan.args(), &launch, schedule) }
 }
 
@@ -51,7 +51,7 @@ pub(crate) unsafe fn run_named(
         unsafe { library().get(b"axiscap_emulate") }.expect("the symbol is there");
     let name = CString::new(kernel).expect("no NUL in a kernel's name");
     let mut message = [0 as c_char; 512];
-    // SAFETY: the pointers are valid for the call; the caller answers for the addresses in the arguments.
+    // SAFETY: the pointers are valid for the call. The caller promises the memory at the addresses in the argument.
     let failed =
         unsafe { emulate(name.as_ptr(), args, launch, schedule, message.as_mut_ptr(), message.len()) };
     // SAFETY: the emulator ends its message with a NUL.
@@ -59,20 +59,21 @@ pub(crate) unsafe fn run_named(
     if failed == 0 { Ok(()) } else { Err(format!("{kernel}: {message}")) }
 }
 
-/// The emulator's conversion of one f16, and of f32 to f16 and bf16.
+/// Converts an f16 as the emulator does.
 pub(crate) fn widen_f16(bits: u16) -> f32 {
     // SAFETY: the symbol has this type in kernels/emulate/emulate.cpp.
     let widen: Symbol<'_, unsafe extern "C" fn(c_uint) -> f32> =
         unsafe { library().get(b"axiscap_emulate_widen_f16") }.expect("the symbol is there");
-    // SAFETY: a pure function.
+    // SAFETY: the function is pure and takes any number.
     unsafe { widen(bits.into()) }
 }
 
+/// Converts an f32 to f16 or bf16 as the emulator does.
 pub(crate) fn narrow(symbol: &[u8], value: f32) -> u16 {
-    // SAFETY: both symbols asked for here have this type in kernels/emulate/emulate.cpp.
+    // SAFETY: callers name one of two symbols, which have this type in kernels/emulate/emulate.cpp.
     let narrow: Symbol<'_, unsafe extern "C" fn(f32) -> c_uint> =
         unsafe { library().get(symbol) }.expect("the symbol is there");
-    // SAFETY: a pure function.
+    // SAFETY: the function is pure and takes any number.
     unsafe { narrow(value) as u16 }
 }
 
@@ -80,7 +81,7 @@ fn library() -> &'static Library {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     LIBRARY.get_or_init(|| {
         let path = build();
-        // SAFETY: our own library; its initialisers only fill a table.
+        // SAFETY: the library is ours, and its initialisers only fill a table.
         unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     })
 }
@@ -91,8 +92,8 @@ fn build() -> PathBuf {
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("libaxiscap-emulate-{}.so", std::process::id()));
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
-    // Without contraction a multiply-add is fused exactly where the source says so; _longjmp between stacks is
-    // what _FORTIFY_SOURCE would stop.
+    // Without contraction a multiply-add is fused exactly where the source says so. _FORTIFY_SOURCE would stop _longjmp
+    // between stacks.
     command.args([
         "-std=c++17",
         "-O2",
@@ -102,7 +103,7 @@ fn build() -> PathBuf {
         "-Wextra",
         "-Werror",
     ]);
-    // The machine is looked up at every step of every thread: by one instruction, not by a call.
+    // Every step of every thread looks the machine up. This makes it one instruction instead of a call.
     command.args(["-ftls-model=initial-exec", "-fno-semantic-interposition"]);
     command.args(["-Wno-unknown-pragmas", "-fPIC", "-shared"]);
     #[cfg(target_arch = "x86_64")]

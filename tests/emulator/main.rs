@@ -1,41 +1,28 @@
-//! The CUDA kernels without a GPU: their own source, compiled for the CPU by `kernels/emulate`, against the
-//! definition, the f64 oracle's bounds and the CPU twin, bit for bit. Launch shapes and arguments are those a device
-//! would get.
+//! The CUDA kernels without a GPU: their source, compiled for the CPU by `kernels/emulate`, against the definition, the
+//! bounds of the f64 oracle and the CPU twin, bit for bit. A device would get the same launch shapes and arguments.
 //!
 //!     cargo test --test emulator                      # a covering array: a minute or two
-//!     cargo test --test emulator -- --ignored         # every launch there is: an hour
-//!     cargo test --test emulator -- --ignored few     # those of up to 19 rows: ten minutes
+//!     cargo test --test emulator -- --ignored         # all launches: an hour
+//!     cargo test --test emulator -- --ignored few     # launches of up to 19 rows: ten minutes
 #![cfg(feature = "cuda")]
 
-#[allow(dead_code, reason = "shared with tests/gpu, which needs the rest")]
-#[path = "../support/case.rs"]
-mod case;
 mod emulate;
 mod ladder;
-#[allow(dead_code, reason = "shared with tests/cpu, which needs the rest")]
-#[path = "../support/literal.rs"]
-mod literal;
 mod machine;
-#[allow(dead_code, reason = "shared with tests/cpu, which needs the rest")]
-#[path = "../support/numbers.rs"]
-mod numbers;
-#[allow(dead_code, reason = "shared with tests/gpu, which needs the rest")]
-#[path = "../support/sweep.rs"]
-mod sweep;
-#[path = "../support/twin.rs"]
-mod twin;
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use axiscap::cuda::{
-    DeviceNorm, DeviceRows, Dtype, Job, Limits, Operation, Path, Plan, TableLayout, TableView,
-};
-use case::{Case, Profiles, Setup};
+use axiscap::cuda::raw::{KernelPath, Plan, TableLayout, TableView};
+use axiscap::cuda::{DeviceRows, Job, Limits};
+use axiscap::{Dtype, Operation};
+use axiscap_testing::case::{self, Case, Profiles, Setup};
+use axiscap_testing::numbers::Random;
+use axiscap_testing::sweep::Space;
 use emulate::{TableImage, check};
 use half::{bf16, f16};
-use sweep::Space;
 
-/// Checks cases of which each is a launch.
+/// Checks cases. Each must be a launch.
 fn check_all<'a>(cases: impl IntoIterator<Item = &'a Case>) {
     let (mut launches, mut acted) = (0, 0);
     for case in cases {
@@ -44,11 +31,11 @@ fn check_all<'a>(cases: impl IntoIterator<Item = &'a Case>) {
         launches += 1;
         acted += outcome.acted;
     }
-    println!("{launches} launches gave the definition's bits; caps acted {acted} times");
+    println!("{launches} launches gave the bits of the definition; caps acted {acted} times");
     assert!(launches > 0 && acted > launches, "{launches} launches, caps acted {acted} times");
 }
 
-/// Every kernel, width, number of rows and path, with any three of everything else: see [`Space::covering`].
+/// Checks every kernel, width, number of rows and path, with any three of the other factors: see [`Space::covering`].
 fn sweep(operation: Operation) {
     static CASES: OnceLock<Vec<Case>> = OnceLock::new();
     let cases = CASES.get_or_init(|| Space::ODD.covering());
@@ -81,21 +68,21 @@ fn rows_longer_than_registers() {
     check_all(&Space::LONG.covering());
 }
 
-/// Every launch there is, operation by operation and type by type.
+/// Stamps tests of all launches, per operation and type.
 macro_rules! every_launch {
     ($($operation:ident $dtype:ident $name:ident)+) => {
         mod every_launch {
             $(mod $name {
-                use axiscap::cuda::{Dtype, Operation};
+                use axiscap::{Dtype, Operation};
 
                 #[test]
-                #[ignore = "takes minutes; the covering array stands for it"]
+                #[ignore = "takes minutes; the covering array represents it"]
                 fn few_rows() {
                     crate::check_product(Operation::$operation, Dtype::$dtype, |rows| rows < 129);
                 }
 
                 #[test]
-                #[ignore = "takes minutes; the covering array stands for it"]
+                #[ignore = "takes minutes; the covering array represents it"]
                 fn many_rows() {
                     crate::check_product(Operation::$operation, Dtype::$dtype, |rows| rows >= 129);
                 }
@@ -124,7 +111,7 @@ every_launch! {
     AddCapNorm BF16 add_cap_norm_bf16
 }
 
-/// The launch shapes of real devices, at full size; and no rows, which are no launch.
+/// The launch shapes of real devices, at full size, and a case without rows, which is no launch.
 #[test]
 fn shapes_of_real_devices() {
     for limits in [Limits::HOPPER, Limits::ADA] {
@@ -153,42 +140,47 @@ fn shapes_of_real_devices() {
     }
 }
 
-/// The plan of a case, without memory for its rows: addresses and strides are as the case would have them.
+/// Returns the plan of a case without memory for its rows. Addresses and strides are aligned as in the case.
 fn plan_of(case: &Case) -> Option<Plan> {
     const SOMEWHERE: u64 = 1 << 20;
     let (width, size) = (case.width, case.dtype.size());
     let stride = width + case.gap;
     let stride = if case.offset == 0 { stride.next_multiple_of(16 / size) } else { stride };
-    let rows = DeviceRows { address: SOMEWHERE + (case.offset * size) as u64, stride };
-    let add = case.operation.adds().then_some([rows; 2]);
+    let address = SOMEWHERE + (case.offset * size) as u64;
+    let rows = DeviceRows { dtype: case.dtype, address, count: case.rows, stride };
     let weight = SOMEWHERE + case.offset as u64 * 4;
-    let norm = case.operation.norms().then_some(DeviceNorm { weight, eps: case::EPS, out: rows });
-    let job = Job { add, norm, ..Job::in_place(case.dtype, rows, case.rows) };
-    let axis_stride = width.next_multiple_of(512);
-    let layout =
-        TableLayout { width, axis_stride, profiles: 2, first: 0, count: case.caps, depth: case.caps };
+    let job = if case.operation.adds() { Job::add_cap_into(rows, rows, rows) } else { Job::cap(rows) };
+    let job = if case.operation.norms() { job.norm(weight, case::epsilon(), rows) } else { job };
+    let layout = TableLayout {
+        width,
+        axis_stride: width.next_multiple_of(512),
+        profile_count: 2,
+        first: 0,
+        count: case.caps,
+        max_caps_per_row: case.caps,
+    };
     let view = TableView { axes: SOMEWHERE, params: SOMEWHERE, ends: SOMEWHERE, faults: SOMEWHERE, layout };
     Plan::on_path(&job, &view, &case.limits, case.path).expect("a plan")
 }
 
-/// The sweeps have launches of every kernel in which each block, or each group of a block, goes through several rows.
+/// The sweeps have launches of every kernel in which each block, or each group of a block, has several rows.
 #[test]
 fn blocks_have_several_rows() {
-    for (space, least) in [(Space::ODD, 4), (Space::SMALL, 2)] {
-        let mut most = std::collections::BTreeMap::new();
+    for (space, min) in [(Space::ODD, 4), (Space::SMALL, 2)] {
+        let mut rows_per_kernel = BTreeMap::new();
         for case in space.covering() {
             let Some(plan) = plan_of(&case) else { continue };
             let shape = plan.shape();
             let rows = case.rows as u32 / (shape.blocks * shape.groups);
-            let longest = most.entry(plan.kernel()).or_insert(0);
-            *longest = rows.max(*longest);
+            let max = rows_per_kernel.entry(plan.kernel()).or_insert(0);
+            *max = rows.max(*max);
         }
-        assert_eq!(most.len(), 36, "{most:?}");
-        assert!(most.values().all(|&rows| rows >= least), "{most:?}");
+        assert_eq!(rows_per_kernel.len(), 36, "{rows_per_kernel:?}");
+        assert!(rows_per_kernel.values().all(|&rows| rows >= min), "{rows_per_kernel:?}");
     }
 }
 
-/// A group for which a kernel has no barrier would meet another's threads on a GPU: the emulator says so.
+/// A group without a barrier would meet threads of another group on a GPU. The emulator reports it.
 #[test]
 fn groups_without_a_barrier_are_found() {
     let case = Case {
@@ -201,7 +193,7 @@ fn groups_without_a_barrier_are_found() {
         offset: 0,
         profiles: Profiles::One,
         aliased: false,
-        path: Some(Path::Staged),
+        path: Some(KernelPath::Staged),
         limits: Limits::HOPPER,
         schedule: 0,
         seed: 3,
@@ -213,27 +205,28 @@ fn groups_without_a_barrier_are_found() {
         Plan::on_path(&setup.job(&case), &view, &case.limits, case.path).expect("a plan").expect("rows");
     let run = |kernel: &str, groups: u32| {
         let launch = machine::Launch { blocks: 1, threads: 64, groups, shared_bytes: 64 << 10 };
-        // SAFETY: every buffer outlives the call and is ours alone.
+        // SAFETY: every buffer outlives the call, and only this test uses it.
         unsafe { machine::run_named(kernel, plan.args(), &launch, case.schedule) }
     };
-    for path in Path::ALL {
-        let (kernel, most) = (format!("axiscap_cap_f32_{}", path.name()), path.barriers());
-        assert_eq!(run(&kernel, most), Ok(()));
-        let wrong = run(&kernel, most + 1).expect_err("a group without a barrier");
-        assert!(wrong.contains(&format!("barrier {most} of {most}")), "{wrong}");
+    for path in KernelPath::ALL {
+        let (kernel, max) = (format!("axiscap_cap_f32_{}", path.name()), path.barriers());
+        assert_eq!(run(&kernel, max), Ok(()));
+        let wrong = run(&kernel, max + 1).expect_err("a group without a barrier");
+        assert!(wrong.contains(&format!("barrier {max} of {max}")), "{wrong}");
     }
 }
 
-/// The emulator's conversions are those of the `half` crate, which the CPU twin uses.
+/// The CPU twin uses the conversions of the `half` crate.
 #[test]
-fn conversions() {
+fn the_emulator_converts_as_the_half_crate_does() {
     for bits in 0..=u16::MAX {
-        let (mine, theirs) = (machine::widen_f16(bits), f16::from_bits(bits).to_f32());
-        assert!(mine.to_bits() == theirs.to_bits() || (mine.is_nan() && theirs.is_nan()), "{bits:#06x}");
+        let (found, expected) = (machine::widen_f16(bits), f16::from_bits(bits).to_f32());
+        let same = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
+        assert!(same, "{bits:#06x}");
     }
-    let mut random = numbers::Random(1);
+    let mut random = Random(1);
     let halves = (0..=u16::MAX).flat_map(|bits| {
-        // Every f16 and bf16, and what lies around it and around the ties between neighbours.
+        // Every f16 and bf16, its neighbours in f32, and the values around the ties.
         let (f, b) = (f16::from_bits(bits).to_f32().to_bits(), u32::from(bits) << 16);
         [
             f,
@@ -248,12 +241,12 @@ fn conversions() {
             b + 0x8001,
         ]
     });
-    let others = std::iter::repeat_with(|| random.next() as u32).take(1_000_000);
+    let others = std::iter::repeat_with(|| random.bits() as u32).take(1_000_000);
     for bits in halves.chain(others) {
         let value = f32::from_bits(bits);
-        let (mine, theirs) = (machine::narrow(b"axiscap_emulate_narrow_f16", value), f16::from_f32(value));
-        assert!(mine == theirs.to_bits() || value.is_nan(), "{value:e} to f16: {mine:#06x}, {theirs:?}");
-        let (mine, theirs) = (machine::narrow(b"axiscap_emulate_narrow_bf16", value), bf16::from_f32(value));
-        assert!(mine == theirs.to_bits() || value.is_nan(), "{value:e} to bf16: {mine:#06x}, {theirs:?}");
+        let (found, half) = (machine::narrow(b"axiscap_emulate_narrow_f16", value), f16::from_f32(value));
+        assert!(found == half.to_bits() || value.is_nan(), "{value:e} to f16: {found:#06x}, {half:?}");
+        let (found, half) = (machine::narrow(b"axiscap_emulate_narrow_bf16", value), bf16::from_f32(value));
+        assert!(found == half.to_bits() || value.is_nan(), "{value:e} to bf16: {found:#06x}, {half:?}");
     }
 }

@@ -1,35 +1,23 @@
-//! The CUDA kernels on a GPU, against the CPU twin, bit for bit (NaN payloads aside). Without a GPU every test says
-//! why it is skipped; with AXISCAP_REQUIRE_GPU set it fails instead.
+//! The CUDA kernels on a GPU against the CPU twin, bit for bit except for NaN payloads. Without a GPU every test prints why
+//! it is skipped. With AXISCAP_REQUIRE_GPU set it fails instead.
 #![cfg(feature = "cuda")]
 
-#[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
-#[path = "../support/case.rs"]
-mod case;
 mod device;
-#[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
-#[path = "../support/literal.rs"]
-mod literal;
-#[allow(dead_code, reason = "shared with tests/cpu, which needs the rest")]
-#[path = "../support/numbers.rs"]
-mod numbers;
-#[allow(dead_code, reason = "shared with tests/emulator, which needs the rest")]
-#[path = "../support/sweep.rs"]
-mod sweep;
-#[path = "../support/twin.rs"]
-mod twin;
 
-use axiscap::backend::{Backend, Call, Cpu};
-use axiscap::cpu::{self, Norm, Options, Rows, RowsMut};
-use axiscap::cuda::{CudaError, Device, Dtype, Limits, Operation, Overlap, Path, probe};
-use axiscap::interop::cudarc::{self as slices, ReadSlice, SliceNorm, SliceOptions};
-use axiscap::{Bound, CapTable, RowStat};
-use case::{Case, Profiles, Setup};
-use cudarc::driver::sys;
-use device::{can_launch, check, device, device_alone};
-use numbers::Random;
-use sweep::Space;
+use std::process::Command;
 
-/// Rows as they come, their other features by turns.
+use axiscap::cpu::{self, Rows, RowsMut};
+use axiscap::cuda::raw::KernelPath;
+use axiscap::cuda::{CudaError, Device, DriverError, Limits, Overlap, probe};
+use axiscap::interop::cudarc::Job;
+use axiscap::{Bound, CapTable, Dtype, Operation};
+use axiscap_testing::case::{self, Case, Profiles, Setup};
+use axiscap_testing::numbers::Random;
+use axiscap_testing::sweep::Space;
+use cudarc::driver::{CudaSlice, sys};
+use device::{can_launch, check, device, device_alone, run};
+
+/// Makes a case whose other properties depend on `turn`.
 fn case(operation: Operation, rows: usize, width: usize, turn: u64) -> Case {
     Case {
         operation,
@@ -60,7 +48,7 @@ fn sweep(space: Space) {
     println!("{launches} launches of {} cases gave the CPU twin's bits", cases.len());
 }
 
-/// A few shapes that reach every kernel: what the sanitizers run, which slow a kernel down a hundredfold.
+/// A few shapes that reach every kernel. The sanitizers run them, and slow a kernel down a hundredfold.
 #[test]
 fn every_kernel_on_small_shapes() {
     sweep(Space::SMALL);
@@ -76,7 +64,7 @@ fn rows_longer_than_registers() {
     sweep(Space::LONG);
 }
 
-/// More rows than fit on the device at once: staged kernels go round their stages.
+/// More rows than are resident on the device, so staged kernels use each stage repeatedly.
 #[test]
 fn many_rows() {
     let Some(device) = device() else { return };
@@ -88,15 +76,14 @@ fn many_rows() {
     }
 }
 
-/// Launches that may overlap, one on the other's rows, many times in a row: every operation on every path, with one cap
-/// and with several.
+/// Overlapping launches on the same rows, many times: every operation on every path, with one cap and with several.
 #[test]
 fn programmatic_dependent_launches_wait_for_each_other() {
     let Some(device) = device() else { return };
     for operation in Operation::ALL {
-        for path in Path::ALL {
+        for path in KernelPath::ALL {
             for caps in [1, 5] {
-                // Aligned, so that each path takes it; the first cap goes half the way, so that it acts again and again.
+                // Every path takes aligned rows. The first cap has strength 0.5, so it acts in every launch.
                 let case = Case {
                     caps,
                     gap: 0,
@@ -111,17 +98,17 @@ fn programmatic_dependent_launches_wait_for_each_other() {
                 for _ in 0..50 {
                     expected.on_twin(&case);
                 }
-                assert!(setup.on_gpu(&device, &case, Overlap::Programmatic, 50), "{case:?}");
+                assert!(run(&mut setup, &device, &case, Overlap::Programmatic, 50), "{case:?}");
                 setup.same(&expected).unwrap_or_else(|e| panic!("{case:?}: {e}"));
             }
         }
     }
 }
 
-/// New bounds come from the caller's slice as it was at the call, also where the GPU could read it later: page-locked
-/// memory, which the next turn changes while the GPU is still busy with the ones before.
+/// An update takes the bounds from the caller's slice at the time of the call, even if the GPU could read the slice later.
+/// The slice is in page-locked memory here, and the next turn changes it while the GPU is still busy.
 #[test]
-fn updates_do_not_look_at_the_callers_memory_later() {
+fn updates_read_the_callers_memory_during_the_call() {
     let Some(device) = device() else { return };
     let case = Case { profiles: Profiles::One, ..case(Operation::Cap, 4096, 4096, 0) };
     let (rows, width) = (case.rows, case.width);
@@ -133,40 +120,40 @@ fn updates_do_not_look_at_the_callers_memory_later() {
     let mut on_device = stream.clone_htod(&values).expect("device memory");
     let mut params = table.params().to_vec();
     let bytes = size_of_val(&params[..]);
-    // SAFETY: the slice's own memory, registered until below and not moved meanwhile.
+    // SAFETY: the memory is the slice's. It is unregistered below, and the vector is not reallocated in between.
     let register = unsafe { sys::cuMemHostRegister_v2(params.as_mut_ptr().cast(), bytes, 0) };
     assert_eq!(register, sys::CUresult::CUDA_SUCCESS);
     let set = |table: &mut CapTable, turn: usize| {
         table.set_bound(0, Bound::floor(0.25 * turn as f32).expect("a bound")).expect("a cap");
     };
-    // More turns than there can be updates under way.
+    // More turns than updates that can be in progress.
     let turns = 0..20;
     for turn in turns.clone() {
         set(&mut table, turn);
         params.copy_from_slice(table.params());
         on_gpu.update_params(&params, (&*stream).into()).expect("an update");
-        slices::cap_slice(&stream, &on_gpu, &mut on_device, SliceOptions::default()).expect("a launch");
+        Job::cap(&mut on_device).launch(&on_gpu, &stream, Overlap::None).expect("a launch");
     }
     let found = stream.clone_dtoh(&on_device).expect("a copy back");
     stream.synchronize().expect("a copy back");
-    // SAFETY: registered above.
+    // SAFETY: the memory was registered above.
     let unregister = unsafe { sys::cuMemHostUnregister(params.as_mut_ptr().cast()) };
     assert_eq!(unregister, sys::CUresult::CUDA_SUCCESS);
     let mut expected = values;
     for turn in turns {
         set(&mut table, turn);
         let rows = RowsMut::from_slice(&mut expected, width).expect("rows");
-        cpu::cap_rows(&table, rows, Options::new()).expect("the twin");
+        cpu::Job::cap(rows).run(&table).expect("the twin");
     }
     assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
 }
 
-/// Keeps cudarc from recording events of its own, until dropped.
+/// Stops cudarc from recording events, until this is dropped.
 struct Untracked<'a>(&'a Device);
 
 impl<'a> Untracked<'a> {
     fn new(device: &'a Device) -> Self {
-        // SAFETY: the test that does this is alone on the device and uses one stream, so that there is nothing to order.
+        // SAFETY: the test is alone on the device and uses one stream, so no work has to be ordered by events.
         unsafe { device.context().disable_event_tracking() };
         Self(device)
     }
@@ -174,12 +161,12 @@ impl<'a> Untracked<'a> {
 
 impl Drop for Untracked<'_> {
     fn drop(&mut self) {
-        // SAFETY: slices made meanwhile are used on the one stream only.
+        // SAFETY: slices that were made without events are used on one stream only.
         unsafe { self.0.context().enable_event_tracking() };
     }
 }
 
-/// A captured launch, replayed while the table's values change: no new launch, no new graph.
+/// A captured launch is replayed while the table's values change, without a new launch or graph.
 #[test]
 fn a_captured_launch_sees_new_bounds() {
     let Some(device) = device_alone() else { return };
@@ -187,7 +174,7 @@ fn a_captured_launch_sees_new_bounds() {
     let mut random = Random(7);
     let mut table = case::table(&Case { profiles: Profiles::One, ..case }, &mut random);
     let values: Vec<f32> = (0..5 * 4096).map(|_| random.value()).collect();
-    // Events of cudarc's own would be recorded into the capture, and be of no use to anyone after it.
+    // cudarc would record its events into the capture, where they have no effect later.
     let _untracked = Untracked::new(&device);
     let stream = device.context().new_stream().expect("a stream");
     let on_gpu = device.upload(&table).expect("a table");
@@ -195,7 +182,7 @@ fn a_captured_launch_sees_new_bounds() {
     stream.synchronize().expect("a copy");
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     stream.begin_capture(mode).expect("a capture");
-    device::cap_slice(&stream, &on_gpu, &mut rows, SliceOptions::default());
+    Job::cap(&mut rows).launch(&on_gpu, &stream, Overlap::None).expect("a launch");
     let inside = on_gpu.update_params(table.params(), (&*stream).into());
     assert_eq!(inside, Err(CudaError::Capturing));
     assert_eq!(on_gpu.faults((&*stream).into()), Err(CudaError::Capturing));
@@ -207,12 +194,8 @@ fn a_captured_launch_sees_new_bounds() {
         table.set_bound(0, Bound::floor(0.5 * turn as f32).expect("a bound")).expect("a cap");
         on_gpu.update_params(table.params(), (&*stream).into()).expect("an update");
         graph.launch().expect("a replay");
-        axiscap::cpu::cap_rows(
-            &table,
-            RowsMut::from_slice(&mut expected, 4096).expect("rows"),
-            Options::new(),
-        )
-        .expect("the twin");
+        let rows = RowsMut::from_slice(&mut expected, 4096).expect("rows");
+        cpu::Job::cap(rows).run(&table).expect("the twin");
     }
     let found = stream.clone_dtoh(&rows).expect("a copy back");
     stream.synchronize().expect("a copy back");
@@ -221,14 +204,14 @@ fn a_captured_launch_sees_new_bounds() {
 
 fn current() -> sys::CUcontext {
     let mut current = std::ptr::null_mut();
-    // SAFETY: the pointer is valid and the driver is loaded.
+    // SAFETY: the pointer is valid and the driver is initialised.
     assert_eq!(unsafe { sys::cuCtxGetCurrent(&mut current) }, sys::CUresult::CUDA_SUCCESS);
     current
 }
 
-/// What was current on the thread before is current after, a foreign context or none.
+/// The context that was current before a call is current after it, a foreign context or none.
 #[test]
-fn the_threads_context_is_put_back() {
+fn the_threads_context_is_restored() {
     let Some(device) = device() else { return };
     let device: &Device = &device;
     let table = case::table(&case(Operation::Cap, 1, 64, 1), &mut Random(1));
@@ -242,18 +225,18 @@ fn the_threads_context_is_put_back() {
     });
 }
 
-/// Also when the last device goes, and with it the primary context. The tests share a device that stays, so that this
-/// one runs itself again, alone in a process.
+/// The same when the last device is dropped, and the primary context with it. The tests share a device that is never
+/// dropped, so this test runs itself again in a separate process.
 #[test]
-fn the_threads_context_is_put_back_when_the_last_device_goes() {
+fn the_threads_context_is_restored_when_the_last_device_is_dropped() {
     const ALONE: &str = "AXISCAP_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {
-        return the_last_device_goes();
+        return drop_the_last_device();
     }
     let Some(_device) = device_alone() else { return };
     let this = std::env::current_exe().expect("this program");
-    let name = "the_threads_context_is_put_back_when_the_last_device_goes";
-    let mut command = std::process::Command::new(this);
+    let name = "the_threads_context_is_restored_when_the_last_device_is_dropped";
+    let mut command = Command::new(this);
     let child = command.args([name, "--exact", "--nocapture"]).env(ALONE, "1").output().expect("a process");
     let said = String::from_utf8_lossy(&child.stdout);
     assert!(
@@ -263,11 +246,15 @@ fn the_threads_context_is_put_back_when_the_last_device_goes() {
     );
 }
 
-fn the_last_device_goes() {
+fn drop_the_last_device() {
     let device = match Device::open(0) {
         Ok(device) => device,
-        // The process that started this one has the GPU to itself.
-        Err(CudaError::Driver { code: 46, .. }) => return println!("SKIPPED: the GPU is in exclusive mode"),
+        // The process that started this one has exclusive use of the GPU.
+        Err(CudaError::Driver(DriverError {
+            code: sys::CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE, ..
+        })) => {
+            return println!("SKIPPED: the GPU is in exclusive mode");
+        }
         Err(error) => panic!("{error}"),
     };
     assert!(current().is_null());
@@ -275,41 +262,16 @@ fn the_last_device_goes() {
     assert!(current().is_null());
     let device = Device::open(0).expect("a device");
     let mut foreign = std::ptr::null_mut();
-    // SAFETY: the pointer is valid, and there is a GPU 0. It becomes current.
+    // SAFETY: the pointer is valid, and GPU 0 exists. The new context becomes current.
     let created = unsafe { sys::cuCtxCreate_v2(&mut foreign, 0, 0) };
     assert_eq!(created, sys::CUresult::CUDA_SUCCESS);
     drop(device);
     assert_eq!(current(), foreign);
-    // SAFETY: created above, destroyed once.
+    // SAFETY: the context was created above, and is destroyed once.
     assert_eq!(unsafe { sys::cuCtxDestroy_v2(foreign) }, sys::CUresult::CUDA_SUCCESS);
 }
 
-/// The same call through the trait, on the GPU and on the CPU.
-#[test]
-fn backends_agree() {
-    let Some(device) = device() else { return };
-    let case = Case { profiles: Profiles::Several, ..case(Operation::AddCap, 33, 1000, 5) };
-    let mut random = Random(3);
-    let table = case::table(&case, &mut random);
-    let mut values = || (0..33 * 1000).map(|_| random.value()).collect::<Vec<f32>>();
-    let (x, r) = (values(), values());
-    let profiles: Vec<u32> = (0..33).map(|i| i % 5).collect();
-    let depth = table.deepest_profile();
-    let run = |backend: &dyn Fn(Call<'_, f32>, Options<'_>)| {
-        let mut out = vec![0.0f32; 33 * 1000];
-        let mut stats = vec![RowStat::default(); 33 * depth];
-        let rows = |v| Rows::from_slice(v, 1000).expect("rows");
-        let call =
-            Call::add_cap(&table, rows(&x), rows(&r), RowsMut::from_slice(&mut out, 1000).expect("rows"));
-        backend(call, Options::new().profiles(&profiles).stats(&mut stats));
-        (out, stats)
-    };
-    let gpu = run(&|call, options| device.run(call, options).expect("the GPU"));
-    let cpu = run(&|call, options| Cpu.run(call, options).expect("the CPU"));
-    assert!(gpu == cpu);
-}
-
-/// The safe functions on `CudaSlice`s, each form against the CPU; and a slice that is too short is refused.
+/// Every form of a call on `CudaSlice`s against the CPU. A slice that is too short is refused.
 #[test]
 fn slices_in_every_form() {
     let Some(device) = device() else { return };
@@ -322,62 +284,52 @@ fn slices_in_every_form() {
     let stream = device.context().new_stream().expect("a stream");
     let up = |values: &[f32]| stream.clone_htod(values).expect("device memory");
     let (gpu_x, gpu_r, gpu_weight) = (up(&x), up(&r), up(&weight));
-    let norm = SliceNorm { weight: &gpu_weight, eps: case::EPS };
-
-    let cpu_norm = Norm::new(&weight, case::EPS).expect("a norm");
+    let epsilon = case::epsilon();
     let (mut capped, mut sum) = (x.clone(), vec![0.0; rows * width]);
     let (mut of_capped, mut of_sum) = (sum.clone(), sum.clone());
     let from = |values| Rows::from_slice(values, width).expect("rows");
     let to = |values| RowsMut::from_slice(values, width).expect("rows");
-    cpu::cap_norm_rows(&table, to(&mut capped), cpu_norm, to(&mut of_capped), Options::new())
-        .expect("the CPU");
-    cpu::add_cap_norm_rows(
-        &table,
-        from(&x),
-        from(&r),
-        to(&mut sum),
-        cpu_norm,
-        to(&mut of_sum),
-        Options::new(),
-    )
-    .expect("the CPU");
+    let job = cpu::Job::cap(to(&mut capped)).norm(&weight, epsilon, to(&mut of_capped));
+    job.run(&table).expect("the CPU");
+    let job = cpu::Job::add_cap_into(from(&x), from(&r), to(&mut sum));
+    job.norm(&weight, epsilon, to(&mut of_sum)).run(&table).expect("the CPU");
 
-    let same = |what: &str, found: &cudarc::driver::CudaSlice<f32>, expected: &[f32]| {
+    let same = |what: &str, found: &CudaSlice<f32>, expected: &[f32]| {
         let found = stream.clone_dtoh(found).expect("a copy back");
         stream.synchronize().expect("a copy back");
         assert!(found.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}");
     };
-    let none = SliceOptions::default;
+    let launch = |job: Job<'_, f32>| job.launch(&on_gpu, &stream, Overlap::None);
     let empty = || up(&vec![0.0; rows * width]);
     let mut h = up(&x);
-    slices::cap_slice(&stream, &on_gpu, &mut h, none()).expect("cap");
+    launch(Job::cap(&mut h)).expect("cap");
     same("cap", &h, &capped);
     let (mut h, mut out) = (up(&x), empty());
-    slices::cap_norm_slice(&stream, &on_gpu, &mut h, norm, &mut out, none()).expect("cap + norm");
+    launch(Job::cap(&mut h).norm(&gpu_weight, epsilon, &mut out)).expect("cap + norm");
     same("cap + norm", &h, &capped);
     same("cap + norm, normed", &out, &of_capped);
     let mut h = up(&r);
-    slices::add_cap_slice(&stream, &on_gpu, &gpu_x, &mut h, none()).expect("add + cap");
+    launch(Job::add_cap(&gpu_x, &mut h)).expect("add + cap");
     same("add + cap", &h, &sum);
     let mut h = empty();
-    slices::add_cap_slice_into(&stream, &on_gpu, [&gpu_x, &gpu_r], &mut h, none()).expect("add + cap");
+    launch(Job::add_cap_into(&gpu_x, &gpu_r, &mut h)).expect("add + cap into");
     same("add + cap into", &h, &sum);
     let (mut h, mut out) = (up(&r), empty());
-    slices::add_cap_norm_slice(&stream, &on_gpu, &gpu_x, &mut h, norm, &mut out, none()).expect("all");
+    launch(Job::add_cap(&gpu_x, &mut h).norm(&gpu_weight, epsilon, &mut out)).expect("all");
     same("add + cap + norm", &h, &sum);
     same("add + cap + norm, normed", &out, &of_sum);
     let (mut h, mut out) = (empty(), empty());
-    let summands: [&dyn ReadSlice<f32>; 2] = [&gpu_x, &gpu_r];
-    slices::add_cap_norm_slice_into(&stream, &on_gpu, summands, &mut h, norm, &mut out, none()).expect("all");
+    let job = Job::add_cap_into(&gpu_x, &gpu_r, &mut h).norm(&gpu_weight, epsilon, &mut out);
+    launch(job).expect("all into");
     same("add + cap + norm into", &h, &sum);
     same("add + cap + norm into, normed", &out, &of_sum);
 
     let mut short = up(&x[width..]);
-    let refused = slices::add_cap_slice(&stream, &on_gpu, &gpu_x, &mut short, none());
+    let refused = launch(Job::add_cap(&gpu_x, &mut short));
     assert!(matches!(refused, Err(CudaError::Invalid(_))), "{refused:?}");
 }
 
-/// Whatever this machine has, asking never panics, and what is missing has a remedy.
+/// Probing never panics on any machine, and errors name a remedy.
 #[test]
 fn probing_never_panics() {
     match probe() {
@@ -385,7 +337,7 @@ fn probing_never_panics() {
         Err(error) => {
             assert!(matches!(
                 error,
-                CudaError::NoDriver { .. } | CudaError::NoDevice { .. } | CudaError::Driver { .. }
+                CudaError::NoDriver { .. } | CudaError::NoDevice { .. } | CudaError::Driver(_)
             ));
             println!("{error}");
         }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use crate::cpu::simd::{Simd, Work};
+use crate::cpu::simd::{Kernel, Simd};
 
 /// The instructions of `avx2`, `fma` and `f16c`.
 #[derive(Debug, Clone, Copy)]
@@ -15,13 +15,13 @@ pub(crate) struct Avx2;
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {
     const LANES: usize = 8;
-    const STREAMS: usize = 2;
+    const ACCUMULATORS: usize = 2;
     type F = __m256;
 
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn outlined<W: Work>(work: W) -> W::Output {
-        unsafe { work.run::<Self>() }
+    unsafe fn vectorize<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { kernel.run::<Self>() }
     }
 
     #[inline(always)]
@@ -82,9 +82,9 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn store_bf16(to: *mut bf16, values: __m256) {
-        // Adding just under half a unit, or half when the kept part is odd, carries into it exactly when rounding
-        // to nearest even goes up; a NaN keeps its upper payload and is made quiet instead, because the carry
-        // could turn it into an infinity.
+        // Adding just under half a unit, or half a unit if the kept part is odd, carries exactly when rounding to
+        // nearest even goes up. A NaN is made quiet instead and keeps its upper payload, because the carry could turn it
+        // into an infinity.
         unsafe {
             let bits = _mm256_castps_si256(values);
             let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
@@ -92,7 +92,7 @@ impl Simd for Avx2 {
             let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
             let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(values, values));
             let kept = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
-            // Packing works on each half of the register: the two halves' results are brought together.
+            // Packing works on each half of the register, so the two results have to be joined.
             let packed = _mm256_packus_epi32(kept, kept);
             let joined = _mm256_permute4x64_epi64::<0b00_00_10_00>(packed);
             _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(joined));

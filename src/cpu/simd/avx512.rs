@@ -1,10 +1,10 @@
-//! AVX-512F: 32 registers of 16 lanes, so that a segment of an f32 row is 8 accumulators of 4 fused multiply-adds.
+//! AVX-512F: 32 registers of 16 lanes. A segment of an f32 row is 8 accumulators of 4 fused multiply-adds each.
 
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use crate::cpu::simd::{Simd, Work};
+use crate::cpu::simd::{Kernel, Simd};
 
 /// The instructions of `avx512f`.
 #[derive(Debug, Clone, Copy)]
@@ -15,13 +15,13 @@ pub(crate) struct Avx512;
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx512 {
     const LANES: usize = 16;
-    const STREAMS: usize = 4;
+    const ACCUMULATORS: usize = 4;
     type F = __m512;
 
     #[inline(never)]
     #[target_feature(enable = "avx512f")]
-    unsafe fn outlined<W: Work>(work: W) -> W::Output {
-        unsafe { work.run::<Self>() }
+    unsafe fn vectorize<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { kernel.run::<Self>() }
     }
 
     #[inline(always)]

@@ -1,11 +1,11 @@
-//! NEON: 32 registers of 4 lanes. Compiled, and run under emulation (qemu-aarch64), but never timed on such a machine.
-//! f16 and bf16 go through scalar conversions: the vector ones for f16 need a type that is not in stable Rust.
+//! NEON: 32 registers of 4 lanes. f16 and bf16 use scalar conversions, because the vector ones for f16 need a type that
+//! is not in stable Rust.
 
 use std::arch::aarch64::*;
 
 use half::{bf16, f16};
 
-use crate::cpu::simd::{Simd, Work};
+use crate::cpu::simd::{Kernel, Simd};
 
 /// The instructions of `neon`.
 #[derive(Debug, Clone, Copy)]
@@ -15,13 +15,13 @@ pub(crate) struct Neon;
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Neon {
     const LANES: usize = 4;
-    const STREAMS: usize = 4;
+    const ACCUMULATORS: usize = 4;
     type F = float32x4_t;
 
     #[inline(never)]
     #[target_feature(enable = "neon")]
-    unsafe fn outlined<W: Work>(work: W) -> W::Output {
-        unsafe { work.run::<Self>() }
+    unsafe fn vectorize<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { kernel.run::<Self>() }
     }
 
     #[inline(always)]

@@ -1,27 +1,27 @@
-//! Plain Rust: correct wherever Rust runs. Registers are arrays of 16, in loops that compilers turn into the target's
-//! vector instructions. `f32::mul_add` is one instruction where the target has it, and else a call of the C library's
-//! `fmaf`: slow, and right.
+//! Plain Rust, for every target. Registers are arrays of 16 values, in loops that compilers turn into the target's vector
+//! instructions. `f32::mul_add` is one instruction where the target has it. Elsewhere it calls the C library's `fmaf`,
+//! which is slow but exact.
 
 use std::array::from_fn;
 
 use half::{bf16, f16};
 
-use crate::cpu::simd::{Simd, Work};
+use crate::cpu::simd::{Kernel, Simd};
 
-/// Arrays of 16.
+/// Registers as arrays of 16 values.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Portable;
 
-/// A register, and how many lanes it has.
+/// A register.
 type Register = [f32; LANES];
 const LANES: usize = 16;
 
-/// Reads `count` values, or 16 if there are more; the others are +0.
+/// Reads the first `count` values, at most 16. The others are +0.
 #[inline(always)]
 unsafe fn read<T: Copy + Default>(from: *const T, count: usize, widen: impl Fn(T) -> f32) -> Register {
     let mut values = [0.0; LANES];
     for (i, value) in values.iter_mut().enumerate().take(count) {
-        // SAFETY: that many readable values, by the trait's contract.
+        // SAFETY: the caller promises `count` readable values, and `i` is below `count`.
         *value = widen(unsafe { from.add(i).read() });
     }
     values
@@ -31,20 +31,20 @@ unsafe fn read<T: Copy + Default>(from: *const T, count: usize, widen: impl Fn(T
 #[inline(always)]
 unsafe fn write<T>(to: *mut T, values: Register, narrow: impl Fn(f32) -> T) {
     for (i, value) in values.into_iter().enumerate() {
-        // SAFETY: 16 writable values, by the trait's contract.
+        // SAFETY: the caller promises 16 writable values, and `i` is below 16.
         unsafe { to.add(i).write(narrow(value)) };
     }
 }
 
 impl Simd for Portable {
     const LANES: usize = LANES;
-    const STREAMS: usize = 2;
+    const ACCUMULATORS: usize = 2;
     type F = Register;
 
     #[inline(never)]
-    unsafe fn outlined<W: Work>(work: W) -> W::Output {
-        // SAFETY: the caller's promise.
-        unsafe { work.run::<Self>() }
+    unsafe fn vectorize<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the caller promises what the kernel needs, and plain Rust needs no special instructions.
+        unsafe { kernel.run::<Self>() }
     }
 
     #[inline(always)]
@@ -62,43 +62,43 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Register {
-        // SAFETY: 16 readable values, by the trait's contract.
+        // SAFETY: the trait's contract gives 16 readable values.
         unsafe { from.cast::<Register>().read() }
     }
 
     #[inline(always)]
     unsafe fn load_part(from: *const f32, count: usize) -> Register {
-        // SAFETY: as many readable values, by the trait's contract.
+        // SAFETY: the trait's contract gives the values that are read, the first `count`.
         unsafe { read(from, count, |value| value) }
     }
 
     #[inline(always)]
     unsafe fn store(to: *mut f32, values: Register) {
-        // SAFETY: 16 writable values, by the trait's contract.
+        // SAFETY: the trait's contract gives 16 writable values.
         unsafe { to.cast::<Register>().write(values) }
     }
 
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> Register {
-        // SAFETY: 16 readable values, by the trait's contract.
+        // SAFETY: the trait's contract gives 16 readable values.
         unsafe { read(from, LANES, f16::to_f32) }
     }
 
     #[inline(always)]
     unsafe fn store_f16(to: *mut f16, values: Register) {
-        // SAFETY: 16 writable values, by the trait's contract.
+        // SAFETY: the trait's contract gives 16 writable values.
         unsafe { write(to, values, f16::from_f32) }
     }
 
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Register {
-        // SAFETY: 16 readable values, by the trait's contract.
+        // SAFETY: the trait's contract gives 16 readable values.
         unsafe { read(from, LANES, bf16::to_f32) }
     }
 
     #[inline(always)]
     unsafe fn store_bf16(to: *mut bf16, values: Register) {
-        // SAFETY: 16 writable values, by the trait's contract.
+        // SAFETY: the trait's contract gives 16 writable values.
         unsafe { write(to, values, bf16::from_f32) }
     }
 

@@ -1,44 +1,46 @@
-//! Bytes to values and tensors, believing nothing.
+//! From untrusted bytes to values and tensors.
 
 use std::collections::HashSet;
 
-use super::value::{Element, TYPE_ARRAY, Value};
-use super::{ALIGNMENT_KEY, LONGEST_KEY, LONGEST_TENSOR_NAME, MAGIC, TYPE_F32, VERSION, alignment};
 use crate::file::error::{FileError, Problem, Result};
+use crate::file::gguf::value::{Element, TYPE_ARRAY, Value};
+use crate::file::gguf::{
+    ALIGNMENT_KEY, MAGIC, MAX_KEY_BYTES, MAX_TENSOR_NAME_BYTES, TYPE_F32, VERSION, alignment,
+};
 
 /// ggml's `GGML_MAX_DIMS`.
-const MOST_DIMENSIONS: u32 = 4;
+const MAX_DIMENSIONS: u32 = 4;
 const DAMAGED: &str = "the file is damaged: copy it again from its source, or make it again";
 const CUT_SHORT: &str = "the file is cut short or damaged: copy it again from its source, or make it again";
 
 /// A parsed file: its values, its list of tensors, and the bytes of their data.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gguf<'a> {
-    /// Keys and values, in the file's order; no key twice.
+    /// Keys and values, in the file's order. Keys are distinct.
     pub metadata: Vec<(String, Value)>,
-    /// The tensors, in the file's order; no name twice. What they claim is checked by [`Gguf::vectors`].
+    /// The tensors, in the file's order. Names are distinct. [`Gguf::vectors`] checks the rest.
     pub tensors: Vec<TensorInfo>,
     alignment: u64,
     data: &'a [u8],
 }
 
-/// What the file says of one tensor.
+/// The file's entry for one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Its name, at most [`LONGEST_TENSOR_NAME`] bytes.
+    /// The name, at most [`MAX_TENSOR_NAME_BYTES`] bytes.
     pub name: String,
     /// Extent of each dimension, at most 4.
     pub dimensions: Vec<u64>,
     /// ggml's number of the element type; 0 is f32.
     pub element_type: u32,
-    /// Where its data starts, from the start of all data.
+    /// Start of the data, from the start of all data.
     pub offset: u64,
 }
 
 impl<'a> Gguf<'a> {
     /// Parses a whole file. Tensor data is located, not read.
     ///
-    /// Memory used is proportional to `bytes`, whatever counts and lengths the file claims.
+    /// The memory used is proportional to the length of `bytes`, for any counts and lengths in the file.
     ///
     /// # Errors
     /// [`FileError::Malformed`], and [`FileError::Unsupported`] for a version or byte order that is not read.
@@ -72,17 +74,17 @@ impl<'a> Gguf<'a> {
         Ok(Self { metadata, tensors, alignment, data })
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.metadata.iter().find(|(k, _)| k == key).map(|(_, value)| value)
     }
 
-    /// All tensors, which must be vectors of f32 that fill the data section without gap or overlap.
+    /// Returns all tensors, which must be vectors of f32 that fill the data section without gap or overlap.
     ///
     /// # Errors
-    /// [`FileError::Malformed`] where data is missing, misplaced or left over, [`FileError::Invalid`] for a tensor
-    /// of another type or shape. Both name the tensor.
+    /// [`FileError::Malformed`] for data that are missing, misplaced or left over; [`FileError::Invalid`] for a tensor of
+    /// another type or shape. Both name the tensor.
     pub fn vectors(&self) -> Result<Vec<(&str, Vec<f32>)>> {
         let mut vectors = Vec::with_capacity(self.tensors.len());
         let mut end = 0u64;
@@ -135,7 +137,7 @@ fn header(cursor: &mut Cursor<'_>) -> Result<()> {
     let magic = cursor.take(4, "magic")?;
     if magic != MAGIC {
         let found = format!("\"{}\"", magic.escape_ascii());
-        let remedy = "this is no GGUF file; name a cap file (`axiscap calibrate` makes one)";
+        let remedy = "this is no GGUF file; name a cap file";
         return Err(malformed("magic", "\"GGUF\"", found, remedy));
     }
     let version: u32 = cursor.number("version")?;
@@ -154,14 +156,15 @@ fn header(cursor: &mut Cursor<'_>) -> Result<()> {
     }
 }
 
+/// Reads the keys and values.
 fn metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<(String, Value)>> {
     let mut metadata = Vec::new();
     let mut seen = HashSet::new();
     for index in 0..count {
         let field = format!("metadata key {index}");
         let key = cursor.text(&field)?;
-        if key.is_empty() || key.len() > LONGEST_KEY {
-            let expected = format!("1 to {LONGEST_KEY} bytes");
+        if key.is_empty() || key.len() > MAX_KEY_BYTES {
+            let expected = format!("1 to {MAX_KEY_BYTES} bytes");
             return Err(malformed(field, expected, format!("{} bytes", key.len()), DAMAGED));
         }
         if !seen.insert(key) {
@@ -182,9 +185,9 @@ fn value(cursor: &mut Cursor<'_>, key: &str) -> Result<Value> {
     typed(cursor, key, id, Some(count))
 }
 
-/// A value of type `id`, or `count` of them as an array.
+/// Reads a value of type `id`, or `count` of them as an array.
 fn typed(cursor: &mut Cursor<'_>, key: &str, id: u32, count: Option<u64>) -> Result<Value> {
-    /// Fixed-size numbers, `N` bytes each.
+    /// Reads numbers of `N` bytes each.
     fn numbers<T: Element, const N: usize>(
         cursor: &mut Cursor<'_>,
         key: &str,
@@ -194,7 +197,7 @@ fn typed(cursor: &mut Cursor<'_>, key: &str, id: u32, count: Option<u64>) -> Res
         let Some(count) = count else {
             return Ok(read(cursor.array(key)?).single());
         };
-        cursor.expect_room(count, T::LEAST_BYTES, key, T::NAME)?;
+        cursor.expect_room(count, T::MIN_BYTES, key, T::NAME)?;
         let (chunks, _) = cursor.take(count * N as u64, key)?.as_chunks::<N>();
         Ok(T::array(chunks.iter().map(|&bytes| read(bytes)).collect()))
     }
@@ -210,12 +213,12 @@ fn typed(cursor: &mut Cursor<'_>, key: &str, id: u32, count: Option<u64>) -> Res
         u64::ID => numbers(cursor, key, count, u64::from_le_bytes),
         i64::ID => numbers(cursor, key, count, i64::from_le_bytes),
         f64::ID => numbers(cursor, key, count, f64::from_le_bytes),
-        // As ggml reads it: anything but 0 is true.
+        // As in ggml, any value but 0 is true.
         bool::ID => numbers(cursor, key, count, |[byte]: [u8; 1]| byte != 0),
         String::ID => match count {
             None => Ok(Value::String(cursor.text(key)?.to_owned())),
             Some(count) => {
-                cursor.expect_room(count, String::LEAST_BYTES, key, String::NAME)?;
+                cursor.expect_room(count, String::MIN_BYTES, key, String::NAME)?;
                 let texts = (0..count).map(|_| cursor.text(key).map(str::to_owned));
                 Ok(String::array(texts.collect::<Result<_>>()?))
             }
@@ -239,8 +242,8 @@ fn tensor_infos(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<TensorInfo>> 
     for index in 0..count {
         let field = format!("name of tensor {index}");
         let name = cursor.text(&field)?;
-        if name.is_empty() || name.len() > LONGEST_TENSOR_NAME {
-            let expected = format!("1 to {LONGEST_TENSOR_NAME} bytes");
+        if name.is_empty() || name.len() > MAX_TENSOR_NAME_BYTES {
+            let expected = format!("1 to {MAX_TENSOR_NAME_BYTES} bytes");
             return Err(malformed(field, expected, format!("{} bytes", name.len()), DAMAGED));
         }
         let field = format!("tensor {name}");
@@ -248,8 +251,8 @@ fn tensor_infos(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<TensorInfo>> 
             return Err(malformed(field, "one tensor of this name", "two", DAMAGED));
         }
         let rank: u32 = cursor.number(&field)?;
-        if rank > MOST_DIMENSIONS {
-            let expected = format!("at most {MOST_DIMENSIONS} dimensions");
+        if rank > MAX_DIMENSIONS {
+            let expected = format!("at most {MAX_DIMENSIONS} dimensions");
             return Err(malformed(field, expected, rank.to_string(), DAMAGED));
         }
         let dimensions = (0..rank).map(|_| cursor.number(&field)).collect::<Result<_>>()?;
@@ -280,7 +283,7 @@ impl Number for u64 {
     }
 }
 
-/// A place in the file. `field` is what an error is said to be in.
+/// A position in the file. The methods' `field` is the field that an error names.
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -322,12 +325,10 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// Refuses a count of things that could not possibly fit in what is left, before anything is allocated.
-    fn expect_room(&self, count: u64, least_bytes: u64, field: &str, what: &str) -> Result<()> {
-        if count > self.left() as u64 / least_bytes {
-            return Err(
-                self.cut_short(field, format!("{count} of {what}, at least {least_bytes} bytes each"))
-            );
+    /// Refuses a count of items that cannot fit in the bytes that are left, before anything is allocated.
+    fn expect_room(&self, count: u64, min_bytes: u64, field: &str, what: &str) -> Result<()> {
+        if count > self.left() as u64 / min_bytes {
+            return Err(self.cut_short(field, format!("{count} of {what}, at least {min_bytes} bytes each")));
         }
         Ok(())
     }

@@ -1,21 +1,21 @@
-//! Metadata values: every type of GGUF, and how each lies in the file.
+//! Metadata values: every type of GGUF, and its encoding.
 
 /// Metadata type number of an array.
 pub(super) const TYPE_ARRAY: u32 = 9;
 
 /// A type that a metadata value or the elements of an array may have.
 pub(super) trait Element: Sized {
-    /// Its number in the file.
+    /// The type's number in the file.
     const ID: u32;
-    /// Its name in messages.
+    /// The type's name in messages.
     const NAME: &'static str;
-    /// Fewest bytes one takes in the file.
-    const LEAST_BYTES: u64;
-    /// Appends it as it lies in the file.
+    /// Minimum size of a value in the file, in bytes.
+    const MIN_BYTES: u64;
+    /// Appends the value's encoding.
     fn put(&self, out: &mut Vec<u8>);
-    /// As a value of its own.
+    /// Makes a single value.
     fn single(self) -> Value;
-    /// Many of them as one value.
+    /// Makes an array.
     fn array(elements: Vec<Self>) -> Value;
 }
 
@@ -23,13 +23,13 @@ pub(super) trait Element: Sized {
 pub(in crate::file) trait Typed: Sized {
     /// The type's name in messages.
     const TYPE: &'static str;
-    /// The value, or what was there instead.
+    /// Returns the value, or the whole input if it has another type.
     fn of(value: Value) -> Result<Self, Value>;
 }
 
-/// Everything that is the same for each type: the two enums, the conversions, and what a type is called.
+/// Stamps what is the same for each type: the two enums, the conversions, and the names.
 macro_rules! types {
-    ($($(#[$doc:meta])* $variant:ident($type:ty) = $id:literal, $name:literal, $least:literal, $put:expr;)*) => {
+    ($($(#[$doc:meta])* $variant:ident($type:ty) = $id:literal, $name:literal, $min:literal, $put:expr;)*) => {
         /// A metadata value.
         ///
         /// Built with `From`: `Value::from("llama")`, `Value::from(vec![0.5f32])`.
@@ -47,7 +47,7 @@ macro_rules! types {
         }
 
         impl Value {
-            /// The type in words, e.g. `f32` or `array of string`.
+            /// Returns the type in words, e.g. `f32` or `array of string`.
             #[must_use]
             pub fn type_name(&self) -> &'static str {
                 match self {
@@ -58,7 +58,7 @@ macro_rules! types {
                 }
             }
 
-            /// Appends type and value as they lie in the file.
+            /// Appends the encodings of type and value.
             pub(super) fn put(&self, out: &mut Vec<u8>) {
                 match self {
                     $(Self::$variant(value) => {
@@ -80,19 +80,19 @@ macro_rules! types {
         }
 
         impl Array {
-            /// Number of values.
+            /// Returns the number of values.
             #[must_use]
             pub fn len(&self) -> usize {
                 match self { $(Self::$variant(values) => values.len(),)* }
             }
 
-            /// Whether there is none.
+            /// Whether there are no values.
             #[must_use]
             pub fn is_empty(&self) -> bool {
                 self.len() == 0
             }
 
-            /// The value at `index`.
+            /// Returns the value at `index`.
             #[must_use]
             pub fn get(&self, index: usize) -> Option<Value> {
                 match self {
@@ -105,7 +105,7 @@ macro_rules! types {
             impl Element for $type {
                 const ID: u32 = $id;
                 const NAME: &'static str = $name;
-                const LEAST_BYTES: u64 = $least;
+                const MIN_BYTES: u64 = $min;
                 fn put(&self, out: &mut Vec<u8>) {
                     let put: fn(&Self, &mut Vec<u8>) = $put;
                     put(self, out);
@@ -184,7 +184,7 @@ impl From<&str> for Value {
 }
 
 impl Value {
-    /// The value in few words, for messages: long texts and arrays are cut.
+    /// Returns the value in few words, for messages. Long texts and arrays are cut.
     #[must_use]
     pub fn summary(&self) -> String {
         const SHOWN: usize = 60;

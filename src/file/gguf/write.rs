@@ -1,19 +1,21 @@
-//! Values and tensors to bytes; the same input gives the same bytes.
+//! From values and tensors to bytes. The same input gives the same bytes.
 
 use std::collections::HashSet;
 
-use super::value::{Element, Value};
-use super::{ALIGNMENT_KEY, LONGEST_KEY, LONGEST_TENSOR_NAME, MAGIC, TYPE_F32, VERSION, alignment};
 use crate::file::error::{FileError, Problem, Result};
+use crate::file::gguf::value::{Element, Value};
+use crate::file::gguf::{
+    ALIGNMENT_KEY, MAGIC, MAX_KEY_BYTES, MAX_TENSOR_NAME_BYTES, TYPE_F32, VERSION, alignment,
+};
 
-/// A whole GGUF file with these values and these vectors of f32, in this order.
+/// Returns a whole GGUF file with these values and these vectors of f32, in this order.
 ///
 /// # Errors
-/// [`FileError::Invalid`] for a key or a tensor name that is empty, too long or there twice, and for a
-/// `general.alignment` that is not a u32 power of two: what [`Gguf::parse`](super::Gguf::parse) would refuse.
+/// [`FileError::Invalid`] for input that [`Gguf::parse`](crate::file::gguf::Gguf::parse) would refuse: a key or a tensor
+/// name that is empty, too long or repeated, or a `general.alignment` that is not a u32 power of two.
 pub fn to_bytes(metadata: &[(String, Value)], tensors: &[(String, &[f32])]) -> Result<Vec<u8>> {
-    check_names("metadata key", metadata.iter().map(|(key, _)| key), LONGEST_KEY)?;
-    check_names("tensor name", tensors.iter().map(|(name, _)| name), LONGEST_TENSOR_NAME)?;
+    check_names("metadata key", metadata.iter().map(|(key, _)| key), MAX_KEY_BYTES)?;
+    check_names("tensor name", tensors.iter().map(|(name, _)| name), MAX_TENSOR_NAME_BYTES)?;
     let alignment = alignment(metadata).map_err(|(expected, found)| {
         let remedy = "leave it out for the default of 32";
         FileError::Invalid(Problem::boxed(ALIGNMENT_KEY, expected, found, remedy))
@@ -45,16 +47,16 @@ pub fn to_bytes(metadata: &[(String, Value)], tensors: &[(String, &[f32])]) -> R
     Ok(out)
 }
 
-fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a String>, longest: usize) -> Result<()> {
+fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a String>, max: usize) -> Result<()> {
     let mut seen = HashSet::new();
     for name in names {
         let found = match name.len() {
             0 => "an empty name".into(),
-            length if length > longest => format!("{length} bytes"),
+            length if length > max => format!("{length} bytes"),
             _ if seen.insert(name) => continue,
             _ => format!("{name} twice"),
         };
-        let expected = format!("distinct names of 1 to {longest} bytes");
+        let expected = format!("distinct names of 1 to {max} bytes");
         return Err(FileError::Invalid(Problem::boxed(what, expected, found, "choose another name")));
     }
     Ok(())

@@ -1,47 +1,44 @@
 //! The fixed-order sum of docs/operation.md: segments, lanes, tree, slots.
 //!
-//! A *stream* is one segment on its way through the lanes. The last foldings of the tree serve four streams at once:
-//! either one segment of four rows, which go through the lanes together so that an axis is read once for all, or four
-//! segments of one row, one after the other as they lie in memory.
+//! The last foldings of the tree work on four segments at once. These are either one segment of four rows, which share
+//! the loads of the axis, or four successive segments of one row.
 
-use crate::cpu::element::Element;
 use crate::cpu::simd::Simd;
+use crate::cpu::storage::Element;
+use crate::op::SEGMENT;
 
-/// Elements of a segment.
-pub(crate) const SEGMENT: usize = 512;
-
-/// Streams summed together.
-pub(crate) const STREAMS: usize = 4;
+/// Segments whose sums are folded together.
+pub(crate) const SEGMENTS_AT_ONCE: usize = 4;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Slots that the sums of segments go to.
+/// Number of slots. The sum of segment `s` goes to slot `s % SLOTS`.
 const SLOTS: usize = 32;
 
-/// The sums over `R` rows as they grow segment by segment.
+/// The sums over `R` rows, segment by segment.
 #[derive(Clone, Copy)]
 pub(crate) struct Slots<const R: usize> {
     sums: [[f32; R]; SLOTS],
 }
 
 impl<const R: usize> Slots<R> {
-    /// Room for the sums.
+    /// Slots without sums.
     pub(crate) const EMPTY: Self = Self { sums: [[0.0; R]; SLOTS] };
 
-    /// Starts sums over `segments` segments: the slots that get none of them are +0.
+    /// Starts sums over `segments` segments. Slots without a segment are +0.
     #[inline(always)]
     pub(crate) fn start(&mut self, segments: usize) {
         let used = segments.min(SLOTS);
         self.sums[used..used.next_power_of_two()].fill([0.0; R]);
     }
 
-    /// Adds the sums of a segment; segments must come in ascending order.
+    /// Adds the sums of a segment. Segments must come in ascending order.
     #[inline(always)]
     pub(crate) fn add(&mut self, segment: usize, sums: [f32; R]) {
         let slot = &mut self.sums[segment % SLOTS];
         if segment < SLOTS {
-            // A slot starts *from* its first segment, not from zero plus it: the sum of a segment can be -0.
+            // A slot starts from its first segment and not from zero, because the sum of a segment can be -0.
             *slot = sums;
         } else {
             for (slot, sum) in slot.iter_mut().zip(sums) {
@@ -59,11 +56,11 @@ impl<const R: usize> Slots<R> {
         }
     }
 
-    /// The sums over all of `segments` segments.
+    /// Returns the sums over all of `segments` segments.
     #[inline(always)]
     pub(crate) fn total(&mut self, segments: usize) -> [f32; R] {
         let used = segments.min(SLOTS);
-        // Halvings of known width: a loop over the width would be compiled for any and cost more than the additions.
+        // Halvings of constant width. A loop over the width would cost more than the additions.
         if used > 16 {
             self.halve::<16>();
         }
@@ -84,12 +81,12 @@ impl<const R: usize> Slots<R> {
 }
 
 impl Slots<1> {
-    /// Adds the sums of the four segments from `segment` on, a multiple of four.
+    /// Adds the sums of four segments, the first of which is a multiple of four.
     #[inline(always)]
     pub(crate) fn add_four(&mut self, segment: usize, sums: [f32; 4]) {
         let slots = &mut self.sums.as_flattened_mut()[segment % SLOTS..][..4];
         if segment < SLOTS {
-            // In one piece, as `halve` will read them: single stores would have to reach the cache first.
+            // One store of the width that `halve` loads. Single stores could not be forwarded to that load.
             slots.copy_from_slice(&sums);
         } else {
             for (slot, sum) in slots.iter_mut().zip(sums) {
@@ -99,21 +96,21 @@ impl Slots<1> {
     }
 }
 
-/// The second factor of a sum's terms.
-pub(crate) trait Factor: Copy {
-    /// Whether the terms are `h * h`; then nothing else is read.
+/// The operand that the row is multiplied by, term by term.
+pub(crate) trait Operand: Copy {
+    /// Whether the operand is the row itself. Nothing else is read then.
     const SQUARE: bool;
-    /// Where the factor lies.
+    /// Returns the operand's address.
     fn at(self) -> *const f32;
-    /// The factor from element `elements` on.
+    /// Returns the operand from element `elements` on.
     fn skip(self, elements: usize) -> Self;
 }
 
-/// `h * h`.
+/// The row itself: terms `h * h`.
 #[derive(Clone, Copy)]
-pub(crate) struct Itself;
+pub(crate) struct Square;
 
-impl Factor for Itself {
+impl Operand for Square {
     const SQUARE: bool = true;
     #[inline(always)]
     fn at(self) -> *const f32 {
@@ -125,11 +122,11 @@ impl Factor for Itself {
     }
 }
 
-/// `h * v`, with `v` at this address.
+/// A vector at this address: terms `h * v`.
 #[derive(Clone, Copy)]
-pub(crate) struct Along(pub(crate) *const f32);
+pub(crate) struct Dot(pub(crate) *const f32);
 
-impl Factor for Along {
+impl Operand for Dot {
     const SQUARE: bool = false;
     #[inline(always)]
     fn at(self) -> *const f32 {
@@ -141,89 +138,95 @@ impl Factor for Along {
     }
 }
 
-/// Sums of one segment of four rows of which only `count <= 512` elements exist; the others count as +0. `E` fixes the
-/// lane map, `T` is the type in memory. With a whole segment, the segments at `ahead` are asked for meanwhile, the first
-/// `fetched` of them; any pointers do.
+/// Sums one segment of four rows. Only the first `count <= 512` elements exist, and the others count as +0.
+///
+/// `E` fixes the lane map, and `T` is the type in memory. For a whole segment the first `fetched` of the segments at
+/// `ahead` are prefetched. These pointers need not be valid.
 ///
 /// # Safety
-/// `count` values are readable behind each of `rows` and of the factor; the instructions of `S` are available.
+/// `count` values are readable at each of `rows` and at the operand. The CPU has the instructions of `S`.
 #[inline(always)]
-pub(crate) unsafe fn four_segments<S: Simd, E: Element, T: Element, V: Factor>(
-    rows: [*const T; STREAMS],
-    factor: V,
+pub(crate) unsafe fn four_segments<S: Simd, E: Element, T: Element, V: Operand>(
+    rows: [*const T; SEGMENTS_AT_ONCE],
+    operand: V,
     count: usize,
-    ahead: [*const T; STREAMS],
+    ahead: [*const T; SEGMENTS_AT_ONCE],
     fetched: usize,
-) -> [f32; STREAMS] {
-    // SAFETY: the caller's promise.
+) -> [f32; SEGMENTS_AT_ONCE] {
+    // SAFETY: the caller promises `count` readable values at every pointer, which is what each part of the fold reads.
     unsafe {
-        let x = if S::STREAMS == STREAMS {
-            fold_segments::<S, E, T, V, 4>(rows, factor, count, ahead, fetched)
+        let x = if S::ACCUMULATORS == SEGMENTS_AT_ONCE {
+            fold_segments::<S, E, T, V, 4>(rows, operand, count, ahead, fetched)
         } else {
             let (low, high) = ([rows[0], rows[1]], [rows[2], rows[3]]);
             let (ahead_low, ahead_high) = ([ahead[0], ahead[1]], [ahead[2], ahead[3]]);
-            let low = fold_segments::<S, E, T, V, 2>(low, factor, count, ahead_low, fetched);
+            let low = fold_segments::<S, E, T, V, 2>(low, operand, count, ahead_low, fetched);
             let more = fetched.saturating_sub(2);
-            let high = fold_segments::<S, E, T, V, 2>(high, factor, count, ahead_high, more);
+            let high = fold_segments::<S, E, T, V, 2>(high, operand, count, ahead_high, more);
             [low[0], low[1], high[0], high[1]]
         };
         S::fold_threads(S::fold_near(S::fold_far(x[0], x[1]), S::fold_far(x[2], x[3])))
     }
 }
 
-/// Sums of four whole segments, one behind the other, in that order.
+/// Sums four successive whole segments of a row, in that order.
 ///
 /// # Safety
-/// 2048 values are readable behind `row` and the factor; the instructions of `S` are available.
+/// 2048 values are readable at `row` and at the operand. The CPU has the instructions of `S`.
 #[inline(always)]
-pub(crate) unsafe fn successive_segments<S: Simd, E: Element, T: Element, V: Factor>(
+pub(crate) unsafe fn successive_segments<S: Simd, E: Element, T: Element, V: Operand>(
     row: *const T,
-    factor: V,
-) -> [f32; STREAMS] {
-    // SAFETY: the caller's promise.
+    operand: V,
+) -> [f32; SEGMENTS_AT_ONCE] {
+    // SAFETY: the four segments are the 2048 values that the caller promises at both pointers.
     unsafe {
-        let mut x = [S::zero(); STREAMS];
+        let mut x = [S::zero(); SEGMENTS_AT_ONCE];
         for (r, x) in x.iter_mut().enumerate() {
             let at = r * SEGMENT;
-            // Asking for memory ahead made it slower from L1 and L2 and hardly faster from L3.
-            *x = fold_segments::<S, E, T, V, 1>([row.add(at)], factor.skip(at), SEGMENT, [row], 0)[0];
+            // No prefetch: it was slower from L1 and L2, and hardly faster from L3.
+            *x = fold_segments::<S, E, T, V, 1>([row.add(at)], operand.skip(at), SEGMENT, [row], 0)[0];
         }
         S::fold_threads(S::fold_near(S::fold_far(x[0], x[1]), S::fold_far(x[2], x[3])))
     }
 }
 
-/// Sum of one segment.
+/// Sums one segment of one row. Only the first `count <= 512` elements exist, and the others count as +0.
 ///
 /// # Safety
-/// As for [`four_segments`].
+/// `count` values are readable at `row` and at the operand. The CPU has the instructions of `S`.
 #[inline(always)]
-pub(crate) unsafe fn one_segment<S: Simd, E: Element, T: Element, V: Factor>(
+pub(crate) unsafe fn one_segment<S: Simd, E: Element, T: Element, V: Operand>(
     row: *const T,
-    factor: V,
+    operand: V,
     count: usize,
 ) -> f32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises `count` readable values at both pointers.
     unsafe {
-        let x = fold_segments::<S, E, T, V, 1>([row], factor, count, [row], 0)[0];
+        let x = fold_segments::<S, E, T, V, 1>([row], operand, count, [row], 0)[0];
         S::fold_threads(S::fold_near(S::fold_far(x, x), S::fold_far(x, x)))[0]
     }
 }
 
-/// Lanes and the tree down to one register per stream: thread `t = q * B + b` is value `q` of block `b`, with `B`
-/// blocks in a register; what remains is to halve over `q`, then over `b`.
+/// Accumulates the lanes of `R` segments and folds them to one register each.
 ///
-/// The 32 threads first fill `32 / LANES` registers. These are halved here, written out because a loop over an array
-/// of registers would send them through memory.
+/// Thread `t = q * B + b` is value `q` of block `b`, with `B` blocks in a register. The register that is left still has
+/// to be halved over `q`, then over `b`.
+///
+/// The 32 threads first fill `32 / LANES` registers. Their halving is written out, because a loop over an array of
+/// registers would spill them to memory.
+///
+/// # Safety
+/// `count` values are readable at each of `rows` and at the operand. The CPU has the instructions of `S`.
 #[inline(always)]
-unsafe fn fold_segments<S: Simd, E: Element, T: Element, V: Factor, const R: usize>(
+unsafe fn fold_segments<S: Simd, E: Element, T: Element, V: Operand, const R: usize>(
     rows: [*const T; R],
-    factor: V,
+    operand: V,
     count: usize,
     ahead: [*const T; R],
     fetched: usize,
 ) -> [S::F; R] {
-    let lanes = Lanes::<T, V, R> { rows, factor, count, ahead, fetched };
-    // SAFETY: the caller's promise.
+    let lanes = Lanes::<T, V, R> { rows, operand, count, ahead, fetched };
+    // SAFETY: the registers asked for cover the lanes of one segment, of which only `count` values are read.
     unsafe {
         match S::LANES {
             16 => lanes.two::<S, E>(0, 1),
@@ -233,59 +236,72 @@ unsafe fn fold_segments<S: Simd, E: Element, T: Element, V: Factor, const R: usi
     }
 }
 
+/// Adds the registers pairwise.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
 #[inline(always)]
 unsafe fn add_each<S: Simd, const R: usize>(mut a: [S::F; R], b: [S::F; R]) -> [S::F; R] {
     for (a, b) in a.iter_mut().zip(b) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises the instructions, and no memory is accessed.
         *a = unsafe { S::add(*a, b) };
     }
     a
 }
 
-// Functions, not closures: the compiler does not inline a closure into code with more instructions switched on than
-// it was written under.
+// Functions and not closures: the compiler does not inline a closure into a function with more target features than
+// the one it was written in.
 
-/// Four registers of lanes of threads of four lanes each: their sums by thread.
+/// Folds four registers of lanes, for threads of four lanes, to one sum per thread.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
 #[inline(always)]
 unsafe fn fold4<S: Simd>(a: [S::F; 4]) -> S::F {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises the instructions, and no memory is accessed.
     unsafe { S::fold_near(S::fold_far(a[0], a[1]), S::fold_far(a[2], a[3])) }
 }
 
-/// Four registers of lanes of threads of eight lanes each: two sums by thread, still to be added.
+/// Folds four registers of lanes, for threads of eight lanes, to two sums per thread that are still to be added.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
 #[inline(always)]
 unsafe fn fold8<S: Simd>(a: [S::F; 4]) -> S::F {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises the instructions, and no memory is accessed.
     unsafe { S::fold_far(S::fold_blocks(a[0], a[1]), S::fold_blocks(a[2], a[3])) }
 }
 
-/// `R` streams on their way through the lanes.
+/// `R` segments on their way through the lanes.
+///
+/// # Safety of the methods
+/// `count` values are readable at each of `rows` and at the operand, and the CPU has the instructions of `S`.
 #[derive(Clone, Copy)]
 struct Lanes<T, V, const R: usize> {
     rows: [*const T; R],
-    factor: V,
-    /// Elements that exist.
+    operand: V,
+    /// Number of elements that exist.
     count: usize,
-    /// Segments that will be read soon, and how many of them to fetch meanwhile. The number is a literal wherever
-    /// this is called, so that nothing of it is left in the loops.
+    /// Segments that will be read soon, and how many of them to prefetch. The number is a literal at every call, which
+    /// lets the compiler resolve it outside the loops.
     ahead: [*const T; R],
     fetched: usize,
 }
 
-impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
-    /// Registers `m`, `m + gap`, `m + 2 gap`, `m + 3 gap` of threads, halved to one.
+impl<T: Element, V: Operand, const R: usize> Lanes<T, V, R> {
+    /// Returns registers `m`, `m + gap`, `m + 2 gap` and `m + 3 gap` of threads, halved to one.
     #[inline(always)]
     unsafe fn four<S: Simd, E: Element>(self, m: usize, gap: usize) -> [S::F; R] {
-        // SAFETY: the caller's promise.
+        // SAFETY: `two` asks for what the caller promises of this value.
         unsafe { add_each::<S, R>(self.two::<S, E>(m, 2 * gap), self.two::<S, E>(m + gap, 2 * gap)) }
     }
 
-    /// Registers `m` and `m + gap` of threads, added.
+    /// Returns registers `m` and `m + gap` of threads, added.
     #[inline(always)]
     unsafe fn two<S: Simd, E: Element>(self, m: usize, gap: usize) -> [S::F; R] {
         let lanes = E::VECTOR * S::LANES;
         let (first, second) = (m * lanes, (m + gap) * lanes);
-        // SAFETY: the caller's promise.
+        // SAFETY: the lanes asked for are those of one segment, and the caller promises what reading them needs.
         unsafe {
             if E::VECTOR == 4 {
                 let [a, b] = self.pair::<S, E>([first, second]);
@@ -300,10 +316,10 @@ impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
         }
     }
 
-    /// A register of threads of eight lanes each: eight registers of lanes, halved until each thread has one value.
+    /// Returns one register of threads of eight lanes: eight registers of lanes, halved until each thread has one value.
     #[inline(always)]
     unsafe fn thread8<S: Simd, E: Element>(self, lane: usize) -> [S::F; R] {
-        // SAFETY: the caller's promise.
+        // SAFETY: the lanes asked for are those of one segment, and the caller promises what reading them needs.
         unsafe {
             let [a, b] = self.pair::<S, E>([lane, lane + 4 * S::LANES]);
             let mut folded = [S::zero(); R];
@@ -314,11 +330,11 @@ impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
         }
     }
 
-    /// Two times four registers of lanes for each stream: at once where one stream alone would leave the multipliers
-    /// waiting for its sums.
+    /// Accumulates two times four registers of lanes per segment. A single segment does both in one loop, because one
+    /// set of sums alone would leave the multipliers waiting.
     #[inline(always)]
     unsafe fn pair<S: Simd, E: Element>(self, lanes: [usize; 2]) -> [[[S::F; 4]; R]; 2] {
-        // SAFETY: the caller's promise.
+        // SAFETY: `accumulate` asks for what the caller promises of this value.
         unsafe {
             if R == 1 {
                 self.accumulate::<S, E, 2>(lanes)
@@ -330,11 +346,11 @@ impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
         }
     }
 
-    /// The lanes `lane .. lane + 4 * LANES`: four registers for each stream.
+    /// Accumulates the lanes `lane .. lane + 4 * LANES` of each segment in four registers.
     #[inline(always)]
     unsafe fn accumulate<S: Simd, E: Element, const N: usize>(self, lane: [usize; N]) -> [[[S::F; 4]; R]; N] {
         let lanes = 32 * E::VECTOR;
-        // SAFETY: the caller's promise.
+        // SAFETY: `terms` reads whole registers only where the segment is whole, and elements below `count` otherwise.
         unsafe {
             let mut sums = [[[S::zero(); 4]; R]; N];
             if self.count == SEGMENT {
@@ -349,7 +365,7 @@ impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
                         self.terms::<S, false>(step * lanes + lane, sums);
                     }
                 }
-                // The steps left out would add +0 * +0. That changes a lane at most once: from -0 to +0.
+                // The steps that are left out would add +0 * +0. That changes a lane at most once, from -0 to +0.
                 for sums in &mut sums {
                     for sums in sums {
                         for sum in sums {
@@ -362,7 +378,7 @@ impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
         }
     }
 
-    /// One fused multiply-add per lane, for the elements from `at` on.
+    /// Does one fused multiply-add per lane, for the elements from `at` on.
     #[inline(always)]
     unsafe fn terms<S: Simd, const WHOLE: bool>(self, at: usize, sums: &mut [[S::F; 4]; R]) {
         for (r, sums) in sums.iter_mut().enumerate() {
@@ -370,7 +386,8 @@ impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
                 // Once per cache line.
                 let fetch = WHOLE && r < self.fetched && (i * S::LANES * size_of::<T>()).is_multiple_of(LINE);
                 let at = at + i * S::LANES;
-                // SAFETY: the caller's promise; of a segment that is not whole no element from `count` on is read.
+                // SAFETY: the caller promises `count` readable values. In a whole segment `at` and the rest of its
+                // register are below `count`; otherwise `load_part` reads no element from `count` on.
                 unsafe {
                     let h = self.rows[r].wrapping_add(at);
                     let left = self.count.saturating_sub(at);
@@ -378,7 +395,7 @@ impl<T: Element, V: Factor, const R: usize> Lanes<T, V, R> {
                     let v = if V::SQUARE {
                         h
                     } else {
-                        let v = self.factor.at().wrapping_add(at);
+                        let v = self.operand.at().wrapping_add(at);
                         if WHOLE { S::load(v) } else { S::load_part(v, left) }
                     };
                     *sum = S::fma(h, v, *sum);

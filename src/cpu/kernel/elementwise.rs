@@ -1,9 +1,9 @@
-//! What is done element by element: add, step along an axis, scale, round.
+//! The element-wise kernels: add, step along an axis, round, scale.
 
-use crate::cpu::element::Element;
-use crate::cpu::simd::{Simd, Work};
+use crate::cpu::simd::{Kernel, Simd};
+use crate::cpu::storage::Element;
 
-/// `to = x + residual`, in f32.
+/// `to = x + residual`, in f32. `to` may be `x` or `residual`. All pointers are valid for `width` values.
 pub(crate) struct Add<E> {
     pub(crate) x: *const E,
     pub(crate) residual: *const E,
@@ -11,15 +11,15 @@ pub(crate) struct Add<E> {
     pub(crate) width: usize,
 }
 
-impl<E: Element> Work for Add<E> {
+impl<E: Element> Kernel for Add<E> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { x, residual, to, width } = self;
         let mut i = 0;
-        // SAFETY: `width` values behind each pointer, by the promise of whoever runs this. `to` may be `residual` or
-        // `x`: each element is read before it is written.
+        // SAFETY: every access is below `width`, for which the pointers are valid. Each element is read before it is
+        // written, so `to` may be one of the summands.
         unsafe {
             while i + S::LANES <= width {
                 S::store(to.add(i), S::add(E::load::<S>(x.add(i)), E::load::<S>(residual.add(i))));
@@ -33,25 +33,26 @@ impl<E: Element> Work for Add<E> {
     }
 }
 
-/// `to = fma(delta, axis, from)`: the step of a cap that acts. `to` may be `from`.
+/// `to = fma(delta, axis, from)`, the step of a cap that acts. `to` may be `from`. All pointers but `next` are valid for
+/// `width` values.
 pub(crate) struct Step<T> {
     pub(crate) from: *const T,
     pub(crate) to: *mut f32,
     pub(crate) delta: f32,
     pub(crate) axis: *const f32,
     pub(crate) width: usize,
-    /// The row that will be read next, to be fetched meanwhile; any pointer does.
+    /// The row that will be read next, to be prefetched. It need not be valid.
     pub(crate) next: *const T,
 }
 
-impl<T: Element> Work for Step<T> {
+impl<T: Element> Kernel for Step<T> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { from, to, delta, axis, width, next } = self;
         let mut i = 0;
-        // SAFETY: `width` values behind each pointer, by the promise of whoever runs this.
+        // SAFETY: every access is below `width`, for which the pointers are valid.
         unsafe {
             let all = S::splat(delta);
             while i + 4 * S::LANES <= width {
@@ -75,21 +76,21 @@ impl<T: Element> Work for Step<T> {
     }
 }
 
-/// Rounds a row to its type.
+/// Rounds an f32 row to its type. Both pointers are valid for `width` values.
 pub(crate) struct Round<E> {
     pub(crate) from: *const f32,
     pub(crate) to: *mut E,
     pub(crate) width: usize,
 }
 
-impl<E: Element> Work for Round<E> {
+impl<E: Element> Kernel for Round<E> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { from, to, width } = self;
         let mut i = 0;
-        // SAFETY: `width` values behind each pointer, by the promise of whoever runs this.
+        // SAFETY: every access is below `width`, for which the pointers are valid.
         unsafe {
             while i + S::LANES <= width {
                 E::store::<S>(to.add(i), S::load(from.add(i)));
@@ -103,7 +104,7 @@ impl<E: Element> Work for Round<E> {
     }
 }
 
-/// `to = (from * k) * weight`.
+/// `to = (from * k) * weight`. All pointers are valid for `width` values.
 pub(crate) struct Scale<E, T> {
     pub(crate) from: *const T,
     pub(crate) k: f32,
@@ -112,14 +113,14 @@ pub(crate) struct Scale<E, T> {
     pub(crate) width: usize,
 }
 
-impl<E: Element, T: Element> Work for Scale<E, T> {
+impl<E: Element, T: Element> Kernel for Scale<E, T> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { from, k, weight, to, width } = self;
         let mut i = 0;
-        // SAFETY: `width` values behind each pointer, by the promise of whoever runs this.
+        // SAFETY: every access is below `width`, for which the pointers are valid.
         unsafe {
             let all = S::splat(k);
             while i + S::LANES <= width {

@@ -1,57 +1,67 @@
-//! One launch and what it should do: every byte of every buffer, guard zones included. The emulator's tests and the
-//! GPU's share it.
+//! A launch and its expected result: every byte of every buffer, including the guard zones.
 
 use std::fmt::Debug;
 
 use axiscap::cpu::{Element, oracle};
-use axiscap::cuda::{DeviceNorm, DeviceRows, Dtype, Job, Limits, Operation, Path, ProfileFaults};
-use axiscap::{Axis, Bound, Cap, CapTable, RowStat};
+use axiscap::cuda::raw::KernelPath;
+use axiscap::cuda::{DeviceRows, Job, Limits, ProfileFaults};
+use axiscap::{Axis, Bound, Cap, CapTable, Dtype, Epsilon, Operation, RowStat};
 use bytemuck::Pod;
 
 use crate::literal;
 use crate::numbers::Random;
 
-/// A row type, as the tests need it.
-pub(crate) trait Value: Element + Pod + PartialEq + Debug {}
+/// The type of a row's values, with what tests need of it.
+pub trait Value: Element + Pod + PartialEq + Debug {}
 impl<E: Element + Pod + PartialEq + Debug> Value for E {}
 
-/// What rows say about their profile.
+/// How the rows of a launch name their profiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Profiles {
-    /// Nothing: all have profile 1.
+pub enum Profiles {
+    /// Rows name no profile, so all have profile 1.
     One,
-    /// Each names one.
+    /// Each row names a profile.
     Several,
-    /// Each names one, and some one that does not exist.
+    /// Each row names a profile, and some profiles do not exist.
     SomeMissing,
 }
 
 /// A launch to check.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Case {
-    pub(crate) operation: Operation,
-    pub(crate) dtype: Dtype,
-    pub(crate) rows: usize,
-    pub(crate) width: usize,
-    pub(crate) caps: usize,
-    /// Elements between rows, beyond the width.
-    pub(crate) gap: usize,
+pub struct Case {
+    /// The operation.
+    pub operation: Operation,
+    /// The type of all rows.
+    pub dtype: Dtype,
+    /// Number of rows.
+    pub rows: usize,
+    /// Values per row.
+    pub width: usize,
+    /// Number of caps.
+    pub caps: usize,
+    /// Elements between one row and the next.
+    pub gap: usize,
     /// Elements by which every pointer misses 16-byte alignment.
-    pub(crate) offset: usize,
-    pub(crate) profiles: Profiles,
-    /// `h` is the first summand.
-    pub(crate) aliased: bool,
-    pub(crate) path: Option<Path>,
-    pub(crate) limits: Limits,
-    pub(crate) schedule: u32,
-    pub(crate) seed: u64,
+    pub offset: usize,
+    /// How the rows name their profiles.
+    pub profiles: Profiles,
+    /// Whether `h` is the first summand as well.
+    pub aliased: bool,
+    /// The path to test. Without it, the planner chooses one.
+    pub path: Option<KernelPath>,
+    /// Limits of the device.
+    pub limits: Limits,
+    /// Order in which the emulator runs blocks and threads: `Schedule` in kernels/emulate/machine.hpp.
+    pub schedule: u32,
+    /// Seed of all values.
+    pub seed: u64,
 }
 
-/// Rows in a buffer of their own, with a guard zone on either side.
+/// Rows in a separate buffer, with a guard zone on either side.
 ///
-/// A clone may lie at another alignment: only its values are compared, nothing runs on it.
-#[derive(Clone)]
-pub(crate) struct Buffer<E> {
+/// A clone may have another alignment. Clones are only compared, and never used in a launch.
+#[derive(Debug, Clone)]
+pub struct Buffer<E> {
     memory: Vec<E>,
     start: usize,
     stride: usize,
@@ -59,59 +69,70 @@ pub(crate) struct Buffer<E> {
     width: usize,
 }
 
-/// Guard zones and gaps hold this; it is a NaN of every type, so that reading it shows too.
+/// The bytes of guard zones and gaps. They are NaN in every type, which shows when a kernel reads them.
 const GUARD: u8 = 0xff;
 const GUARD_BYTES: usize = 128;
 
 impl<E: Value> Buffer<E> {
-    pub(crate) fn new(rows: usize, width: usize, gap: usize, offset: usize) -> Self {
+    /// Allocates rows. `offset` is the number of elements by which the first row misses 16-byte alignment.
+    #[must_use]
+    pub fn new(rows: usize, width: usize, gap: usize, offset: usize) -> Self {
         let guard = GUARD_BYTES / size_of::<E>();
         let mut stride = width + gap;
         if offset == 0 {
-            // An aligned buffer has aligned rows where the width allows it.
+            // An aligned buffer has aligned rows if the width allows it.
             stride = stride.next_multiple_of(16 / size_of::<E>());
         }
         let fill: E = bytemuck::pod_read_unaligned(&[GUARD; 8][..size_of::<E>()]);
         let memory = vec![fill; guard * 2 + rows * stride + 64];
-        // Vec gives alignment to the element only.
+        // A Vec is aligned to its element only.
         let misses = memory.as_ptr().align_offset(16);
         Self { memory, start: guard + misses + offset, stride, rows, width }
     }
 
-    pub(crate) fn row(&self, row: usize) -> &[E] {
+    /// Returns a row.
+    #[must_use]
+    pub fn row(&self, row: usize) -> &[E] {
         &self.memory[self.start + row * self.stride..][..self.width]
     }
 
-    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [E] {
+    /// Returns a row for writing.
+    pub fn row_mut(&mut self, row: usize) -> &mut [E] {
         &mut self.memory[self.start + row * self.stride..][..self.width]
     }
 
-    pub(crate) fn rows(&mut self) -> DeviceRows {
-        DeviceRows { address: self.memory.as_mut_ptr().wrapping_add(self.start) as u64, stride: self.stride }
+    /// Returns the rows by their host address.
+    pub fn rows(&mut self) -> DeviceRows {
+        let address = self.memory.as_mut_ptr().wrapping_add(self.start) as u64;
+        DeviceRows { dtype: E::DTYPE, address, count: self.rows, stride: self.stride }
     }
 
-    /// Rows, width, elements from one row to the next.
-    pub(crate) fn extent(&self) -> (usize, usize, usize) {
+    /// Returns number of rows, width, and elements from one row to the next.
+    #[must_use]
+    pub fn extent(&self) -> (usize, usize, usize) {
         (self.rows, self.width, self.stride)
     }
 
-    /// The whole memory, guard zones and gaps included, and where in it the first row begins.
-    pub(crate) fn memory(&mut self) -> (&mut [E], usize) {
+    /// Returns the whole memory with guard zones and gaps, and the index of the first row in it.
+    pub fn memory(&mut self) -> (&mut [E], usize) {
         (&mut self.memory, self.start)
     }
 
-    pub(crate) fn first_row_on(&self) -> &[E] {
+    /// Returns the memory from the first row on.
+    #[must_use]
+    pub fn first_row_on(&self) -> &[E] {
         &self.memory[self.start..]
     }
 
-    pub(crate) fn first_row_on_mut(&mut self) -> &mut [E] {
+    /// Returns the memory from the first row on, for writing.
+    pub fn first_row_on_mut(&mut self) -> &mut [E] {
         &mut self.memory[self.start..]
     }
 
     fn fill(&mut self, random: &mut Random) {
         for row in 0..self.rows {
-            let kind = random.next() % 16;
-            let at = random.next() as usize % self.width;
+            let kind = random.bits() % 16;
+            let at = random.bits() as usize % self.width;
             for x in self.row_mut(row) {
                 *x = E::from_f32(match kind {
                     0 => random.value() * 1e-39,
@@ -127,7 +148,9 @@ impl<E: Value> Buffer<E> {
         }
     }
 
-    pub(crate) fn widened(&self, row: usize) -> Vec<f32> {
+    /// Returns a row's values as f32.
+    #[must_use]
+    pub fn widened(&self, row: usize) -> Vec<f32> {
         self.row(row).iter().map(|x| x.to_f32()).collect()
     }
 
@@ -137,7 +160,7 @@ impl<E: Value> Buffer<E> {
         }
     }
 
-    /// The same bytes, where NaN is NaN: payloads are not part of the definition.
+    /// Compares all bytes, except for NaN payloads, which the definition leaves open.
     fn same(&self, other: &Self) -> Result<(), String> {
         for (i, (a, b)) in self.memory.iter().zip(&other.memory).enumerate() {
             let same = bytemuck::bytes_of(a) == bytemuck::bytes_of(b)
@@ -153,7 +176,11 @@ impl<E: Value> Buffer<E> {
     }
 }
 
-pub(crate) fn table(case: &Case, random: &mut Random) -> CapTable {
+/// Makes the table of a case.
+///
+/// # Panics
+/// If the numbers give no valid cap.
+pub fn table(case: &Case, random: &mut Random) -> CapTable {
     let mut cap = |k: usize| {
         let direction: Vec<f32> = (0..case.width).map(|_| random.value() + 1e-3).collect();
         let axis = Axis::from_direction(&direction).expect("a direction");
@@ -170,7 +197,7 @@ pub(crate) fn table(case: &Case, random: &mut Random) -> CapTable {
     let caps: Vec<Cap> = (0..case.caps.max(1)).map(&mut cap).collect();
     let all: Vec<&Cap> = caps.iter().collect();
     if case.profiles != Profiles::One {
-        // Profile 1: all. 2: none. 3: the last. 4: all, backwards.
+        // Profile 1 has all caps, 2 none, 3 the last, and 4 all in reverse order.
         let reversed: Vec<&Cap> = all.iter().rev().copied().collect();
         CapTable::with_profiles(&[&all, &[], &all[all.len() - 1..], &reversed]).expect("a table")
     } else {
@@ -178,24 +205,42 @@ pub(crate) fn table(case: &Case, random: &mut Random) -> CapTable {
     }
 }
 
-/// Everything one launch reads and writes.
-#[derive(Clone)]
-pub(crate) struct Setup<E> {
-    pub(crate) table: CapTable,
-    pub(crate) h: Buffer<E>,
-    pub(crate) x: Buffer<E>,
-    pub(crate) r: Buffer<E>,
-    pub(crate) y: Buffer<E>,
-    pub(crate) weight: Buffer<f32>,
-    pub(crate) profiles: Vec<u32>,
-    pub(crate) stats: Vec<RowStat>,
-    pub(crate) faults: Option<ProfileFaults>,
+/// Everything that a launch reads and writes.
+#[derive(Debug, Clone)]
+pub struct Setup<E> {
+    /// The caps.
+    pub table: CapTable,
+    /// The rows that are capped, or that take the sum.
+    pub h: Buffer<E>,
+    /// The first summand.
+    pub x: Buffer<E>,
+    /// The second summand.
+    pub r: Buffer<E>,
+    /// The normed rows.
+    pub y: Buffer<E>,
+    /// The weight of the norm.
+    pub weight: Buffer<f32>,
+    /// The profile of each row.
+    pub profiles: Vec<u32>,
+    /// The statistics, and one guard entry.
+    pub stats: Vec<RowStat>,
+    /// The record of rows without a profile.
+    pub faults: Option<ProfileFaults>,
 }
 
-pub(crate) const EPS: f32 = 1e-5;
+/// Returns the epsilon of every norm.
+///
+/// # Panics
+/// Never: the number is valid.
+#[must_use]
+pub fn epsilon() -> Epsilon {
+    Epsilon::new(1e-5).expect("a valid epsilon")
+}
 
 impl<E: Value> Setup<E> {
-    pub(crate) fn new(case: &Case) -> Self {
+    /// Fills all buffers of a case with values.
+    #[must_use]
+    pub fn new(case: &Case) -> Self {
         let mut random = Random(case.seed);
         let table = table(case, &mut random);
         let buffer = || Buffer::<E>::new(case.rows, case.width, case.gap, case.offset);
@@ -215,40 +260,44 @@ impl<E: Value> Setup<E> {
             })
             .collect();
         let old = RowStat { before: f32::NAN, after: f32::NAN, flags: 77 };
-        // One guard entry behind the last.
-        let stats = vec![old; case.rows * table.deepest_profile() + 1];
+        // One guard entry after the last.
+        let stats = vec![old; case.rows * table.max_caps_per_row() + 1];
         Self { table, h, x, r, y, weight, profiles, stats, faults: None }
     }
 
-    /// The profile of a row, and none where there is no such profile.
+    /// Returns the profile of a row, if it exists.
     fn profile(&self, case: &Case, row: usize) -> Option<u32> {
         let profile = if case.profiles == Profiles::One { 1 } else { self.profiles[row] };
-        ((profile as usize) < self.table.profiles()).then_some(profile)
+        ((profile as usize) < self.table.profile_count()).then_some(profile)
     }
 
-    /// Every row's profile, where there is one, else the empty one: what the CPU takes.
-    pub(crate) fn profiles_that_exist(&self, case: &Case) -> Vec<u32> {
+    /// Returns every row's profile, or the empty one for profiles that do not exist. The CPU takes these.
+    #[must_use]
+    pub fn profiles_that_exist(&self, case: &Case) -> Vec<u32> {
         (0..case.rows).map(|row| self.profile(case, row).unwrap_or(0)).collect()
     }
 
-    /// What is on record, and in the statistics, of rows whose profile does not exist.
-    pub(crate) fn record_faults(&mut self, case: &Case) {
-        let depth = self.table.deepest_profile();
+    /// Records the rows whose profile does not exist, as a GPU does, and flags their statistics.
+    pub fn record_faults(&mut self, case: &Case) {
+        let max_caps = self.table.max_caps_per_row();
         for row in 0..case.rows {
             if self.profile(case, row).is_none() {
-                self.stats[row * depth].flags = RowStat::BAD_PROFILE;
+                self.stats[row * max_caps].flags = RowStat::BAD_PROFILE;
                 let first = ProfileFaults { rows: 0, row: row as u32, profile: self.profiles[row] };
                 self.faults.get_or_insert(first).rows += 1;
             }
         }
     }
 
-    /// What the definition makes of it, each step within the bounds of the f64 oracle. Returns how many times a cap
+    /// Applies the definition, and checks each step against the bounds of the f64 oracle. Returns how many times a cap
     /// acted.
-    pub(crate) fn define(&mut self, case: &Case) -> usize {
+    ///
+    /// # Panics
+    /// If a step is outside the bounds.
+    pub fn define(&mut self, case: &Case) -> usize {
         let vector = E::VECTOR;
         let mut times = 0;
-        let depth = self.table.deepest_profile();
+        let max_caps = self.table.max_caps_per_row();
         for row in 0..case.rows {
             let mut h = if case.operation.adds() {
                 let x = if case.aliased { self.h.widened(row) } else { self.x.widened(row) };
@@ -258,19 +307,19 @@ impl<E: Value> Setup<E> {
             };
             let profile = self.profile(case, row).unwrap_or(0);
             let mut acted = false;
-            let stats = &mut self.stats[row * depth..][..depth];
+            let stats = &mut self.stats[row * max_caps..][..max_caps];
             stats.fill(RowStat::default());
             for (k, cap) in self.table.profile(profile).expect("a profile").enumerate() {
                 let (axis, params) = (self.table.axis(cap), self.table.params()[cap]);
                 let before = h.clone();
                 let (stat, acts) = literal::cap(&mut h, axis, params, vector);
-                judge(&before, &h, axis, params.strength, stat, acts, vector);
+                check_step(&before, &h, axis, params.strength, stat, acts, vector);
                 stats[k] = stat;
                 acted |= acts;
                 times += usize::from(acts);
             }
             if case.operation.norms() {
-                let normed = literal::rms_norm::<E>(&h, self.weight.row(0), EPS);
+                let normed = literal::rms_norm::<E>(&h, self.weight.row(0), epsilon().get());
                 self.y.row_mut(row).copy_from_slice(&normed);
             }
             if acted || case.operation.adds() {
@@ -281,23 +330,25 @@ impl<E: Value> Setup<E> {
         times
     }
 
-    pub(crate) fn job(&mut self, case: &Case) -> Job {
-        let x = if case.aliased { self.h.rows() } else { self.x.rows() };
-        Job {
-            add: case.operation.adds().then(|| [x, self.r.rows()]),
-            norm: case.operation.norms().then(|| DeviceNorm {
-                weight: self.weight.rows().address,
-                eps: EPS,
-                out: self.y.rows(),
-            }),
-            profiles: (case.profiles != Profiles::One && case.rows > 0)
-                .then_some(self.profiles.as_ptr() as u64),
-            stats: (case.rows > 0).then_some(self.stats.as_mut_ptr() as u64),
-            ..Job::in_place(Dtype::of::<E>(), self.h.rows(), case.rows)
+    /// Returns the job of the launch, with host addresses.
+    pub fn job(&mut self, case: &Case) -> Job {
+        let (h, x) = (self.h.rows(), if case.aliased { self.h.rows() } else { self.x.rows() });
+        let mut job =
+            if case.operation.adds() { Job::add_cap_into(x, self.r.rows(), h) } else { Job::cap(h) };
+        if case.operation.norms() {
+            job = job.norm(self.weight.rows().address, epsilon(), self.y.rows());
         }
+        if case.profiles != Profiles::One && case.rows > 0 {
+            job = job.row_profiles(self.profiles.as_ptr() as u64);
+        }
+        if case.rows > 0 { job.stats(self.stats.as_mut_ptr() as u64) } else { job }
     }
 
-    pub(crate) fn same(&self, other: &Self) -> Result<(), String> {
+    /// Compares everything with another result of the same launch.
+    ///
+    /// # Errors
+    /// The first difference, in words.
+    pub fn same(&self, other: &Self) -> Result<(), String> {
         self.h.same(&other.h).map_err(|e| format!("h, {e}"))?;
         self.x.same(&other.x).map_err(|e| format!("x, {e}"))?;
         self.r.same(&other.r).map_err(|e| format!("r, {e}"))?;
@@ -315,8 +366,8 @@ impl<E: Value> Setup<E> {
     }
 }
 
-/// Holds what one cap did to an f32 row to the bounds of docs/operation.md.
-fn judge(
+/// Checks the effect of one cap on an f32 row against the bounds of docs/operation.md.
+fn check_step(
     before: &[f32],
     after: &[f32],
     axis: &[f32],

@@ -1,11 +1,13 @@
-//! Which launches to check: a covering array over everything in which two launches can differ, or all of them.
+//! Sets of launches: a covering array over all properties of a launch, or all launches.
 
-use axiscap::cuda::{Dtype, Limits, Operation, Path};
+use axiscap::cuda::Limits;
+use axiscap::cuda::raw::KernelPath;
+use axiscap::{Dtype, Operation};
 
 use crate::case::{Case, Profiles};
 use crate::numbers::Random;
 
-// The factors of a launch. A combination is one level of each, in this order.
+// The factors of a launch. A combination is one level of each factor, in this order.
 const OPERATION: usize = 0;
 const DTYPE: usize = 1;
 const WIDTH: usize = 2;
@@ -19,10 +21,11 @@ const ALIASED: usize = 9;
 const SCHEDULE: usize = 10;
 const FACTORS: usize = 11;
 
-const PATHS: [Option<Path>; 4] = [None, Some(Path::Direct), Some(Path::Staged), Some(Path::General)];
+const PATHS: [Option<KernelPath>; 4] =
+    [None, Some(KernelPath::Direct), Some(KernelPath::Staged), Some(KernelPath::General)];
 const GAPS: [usize; 3] = [0, 1, 16];
 const OFFSETS: [usize; 2] = [0, 1];
-// 7 are more than the direct kernels hold in registers.
+// The direct kernels hold fewer than 7 in registers.
 const NUMBERS_OF_CAPS: [usize; 4] = [1, 2, 5, 7];
 const ALL_PROFILES: [Profiles; 3] = [Profiles::One, Profiles::Several, Profiles::SomeMissing];
 /// Orders in which blocks and threads run: `Schedule` in kernels/emulate/machine.hpp.
@@ -31,30 +34,33 @@ const SCHEDULES: usize = 4;
 /// A level of each factor.
 type Levels = [usize; FACTORS];
 
-/// The shapes of a sweep; the other factors' levels are always all of theirs.
+/// The shapes of a sweep. The other factors always have all their levels.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Space {
-    pub(crate) widths: &'static [usize],
-    pub(crate) rows: &'static [usize],
-    pub(crate) limits: Limits,
+pub struct Space {
+    /// Widths of the rows.
+    pub widths: &'static [usize],
+    /// Numbers of rows.
+    pub rows: &'static [usize],
+    /// Limits of the device.
+    pub limits: Limits,
 }
 
 impl Space {
-    /// Every shape that kernels are known to trip over, on a device so small that blocks have several rows each.
-    pub(crate) const ODD: Self = Self {
+    /// Shapes at the edges of the kernels, on a device so small that each block has several rows.
+    pub const ODD: Self = Self {
         widths: &[1, 3, 111, 576, 1000, 1023, 3072, 3584, 4096, 5120, 8191, 8192, 16384],
         rows: &[1, 19, 129],
         limits: Limits { multiprocessors: 2, ..Limits::HOPPER },
     };
-    /// A few small shapes that reach every kernel, for tools that make a launch a hundred times slower. Two blocks have
-    /// all the rows, so that each goes on from row to row here too.
-    pub(crate) const SMALL: Self = Self {
+    /// A few small shapes that reach every kernel, for tools that slow a launch down a hundredfold. Two blocks share all
+    /// rows, so each has several here as well.
+    pub const SMALL: Self = Self {
         widths: &[111, 576, 1024],
         rows: &[1, 19],
         limits: Limits { multiprocessors: 1, blocks_per_multiprocessor: 2, ..Limits::HOPPER },
     };
-    /// Rows longer than a block can hold.
-    pub(crate) const LONG: Self = Self { widths: &[16385, 16392, 40000], rows: &[2], ..Self::ODD };
+    /// Rows longer than a block can hold in registers.
+    pub const LONG: Self = Self { widths: &[16385, 16392, 40000], rows: &[2], ..Self::ODD };
 
     fn levels(&self, factor: usize) -> usize {
         match factor {
@@ -73,15 +79,15 @@ impl Space {
         }
     }
 
-    /// Whether there is such a launch: only a sum has a summand to alias, and only aligned rows that are not too long
-    /// stay in registers.
+    /// Whether a launch with these levels exists. Only a sum has a summand to alias, and only aligned rows within a maximum
+    /// length stay in registers.
     fn exists(&self, levels: &Levels) -> bool {
         let width = self.widths[levels[WIDTH]];
         let vector = 16 / Dtype::ALL[levels[DTYPE]].size();
         let longest = match PATHS[levels[PATH]] {
-            None | Some(Path::General) => usize::MAX,
-            Some(Path::Direct) => 8192,
-            Some(Path::Staged) => 16384,
+            None | Some(KernelPath::General) => usize::MAX,
+            Some(KernelPath::Direct) => 8192,
+            Some(KernelPath::Staged) => 16384,
         };
         let resident = OFFSETS[levels[OFFSET]] == 0 && width.is_multiple_of(vector) && width <= longest;
         (levels[ALIASED] == 0 || Operation::ALL[levels[OPERATION]].adds())
@@ -106,7 +112,7 @@ impl Space {
         }
     }
 
-    /// All combinations of the first `free` factors' levels, the others at `at`.
+    /// Returns all combinations of levels of the first `free` factors, with the others at `at`.
     fn product(&self, free: usize, at: Levels) -> Vec<Levels> {
         let mut all = vec![at];
         for factor in 0..free {
@@ -122,9 +128,10 @@ impl Space {
         all
     }
 
-    /// Every launch of one operation and type, on each path by name. The schedules alone take turns: no result depends
+    /// Returns every launch of one operation and type, on each path. Only the schedules take turns, because no result depends
     /// on them.
-    pub(crate) fn all(&self, operation: Operation, dtype: Dtype) -> Vec<Case> {
+    #[must_use]
+    pub fn all(&self, operation: Operation, dtype: Dtype) -> Vec<Case> {
         let wanted = |levels: &Levels| {
             Operation::ALL[levels[OPERATION]] == operation
                 && Dtype::ALL[levels[DTYPE]] == dtype
@@ -136,9 +143,13 @@ impl Space {
         all.iter().enumerate().map(|(seed, levels)| self.case(levels, seed as u64)).collect()
     }
 
-    /// Every operation with every type, width, number of rows and path; the other factors such that of **any three
-    /// factors** every combination of levels occurs that can occur at all.
-    pub(crate) fn covering(&self) -> Vec<Case> {
+    /// Returns every operation with every type, width, number of rows and path. The other factors are chosen such that of
+    /// **any three factors** every possible combination of levels occurs.
+    ///
+    /// # Panics
+    /// If a combination is left over, which would be a mistake in this function.
+    #[must_use]
+    pub fn covering(&self) -> Vec<Case> {
         let mut random = Random(1);
         let mut open = Triples::new(self, &mut random);
         let mut chosen = Vec::new();
@@ -148,7 +159,7 @@ impl Space {
                 chosen.push(best);
             }
         }
-        // What is left over, each with whatever else it brings along.
+        // Combinations that are left over, each with other factors that happen to go with it.
         while let Some(example) = open.any() {
             open.close(&example);
             chosen.push(example);
@@ -157,7 +168,7 @@ impl Space {
         chosen.iter().enumerate().map(|(seed, levels)| self.case(levels, seed as u64)).collect()
     }
 
-    /// Of some random levels of the factors from `free` on, those that cover most of what is still open.
+    /// Returns, of some random levels of the factors from `free` on, those that cover most open combinations.
     fn best_completion(
         &self,
         base: &Levels,
@@ -174,18 +185,18 @@ impl Space {
     }
 }
 
-/// Combinations of three factors' levels that have not occurred yet.
+/// Combinations of levels of three factors that have not occurred yet.
 struct Triples {
     groups: Vec<Group>,
     left: usize,
 }
 
-/// Those of three certain factors.
+/// The combinations of three given factors.
 struct Group {
     factors: [usize; 3],
-    /// How far apart the indices of two levels are.
+    /// Distances between the indices of successive levels.
     steps: [usize; 3],
-    /// Per combination that is still open, a launch that has it.
+    /// A launch for each combination that is still open.
     open: Vec<Option<Levels>>,
 }
 
@@ -196,7 +207,7 @@ impl Group {
 }
 
 impl Triples {
-    /// All that some launch has.
+    /// Collects the combinations that some launch has.
     fn new(space: &Space, random: &mut Random) -> Self {
         let mut groups = Vec::new();
         for a in 0..FACTORS {
@@ -229,14 +240,14 @@ impl Triples {
         }
     }
 
-    /// A launch with a combination that is still open.
+    /// Returns a launch with a combination that is still open.
     fn any(&self) -> Option<Levels> {
         self.groups.iter().flat_map(|group| group.open.iter().flatten()).next().copied()
     }
 }
 
-/// Some launch with these levels of three factors; `None` where there is none. What `exists` asks about is searched
-/// through, the rest is drawn.
+/// Returns some launch with these levels of three factors, if one exists. The factors that `exists` depends on are
+/// searched, the others are random.
 fn example(space: &Space, factors: [usize; 3], at: [usize; 3], random: &mut Random) -> Option<Levels> {
     let mut levels: Levels = std::array::from_fn(|factor| random.below(space.levels(factor)));
     (0..3).for_each(|i| levels[factors[i]] = at[i]);
@@ -246,7 +257,7 @@ fn example(space: &Space, factors: [usize; 3], at: [usize; 3], random: &mut Rand
         let (mut found, mut rest) = (levels, index);
         for (factor, count) in asked.into_iter().zip(counts) {
             if count > 1 {
-                // From the drawn level on, so that examples differ.
+                // Start at the random level, which makes examples differ.
                 found[factor] = (levels[factor] + rest % count) % count;
                 rest /= count;
             }

@@ -1,13 +1,17 @@
-//! docs/operation.md, step by step and with no eye on speed: the bits every implementation must give.
+//! A literal transcription of docs/operation.md: the bits that every implementation must give.
 //!
-//! Written from the text alone. It keeps all 512 elements, all lanes, all threads and all slots in plain vectors, so
-//! that each line below can be held against its line there.
+//! It is written from the text alone and not for speed. All 512 elements, all lanes, all threads and all slots are in plain
+//! vectors, and each line below can be compared with its line of the text.
 
 use axiscap::cpu::Element;
 use axiscap::{CapParams, RowStat};
 
-/// "The fixed-order sum": terms `h[i] * v[i]`, `vector` elements in 16 bytes.
-pub(crate) fn fixed_order_sum(h: &[f32], v: &[f32], vector: usize) -> f32 {
+/// Computes "The fixed-order sum" of the terms `h[i] * v[i]`, with `vector` elements in 16 bytes.
+///
+/// # Panics
+/// If the threads of a segment end with different sums.
+#[must_use]
+pub fn fixed_order_sum(h: &[f32], v: &[f32], vector: usize) -> f32 {
     let lanes = 32 * vector;
     // 1. Segments of 512, the last one padded with +0.
     let sums: Vec<f32> = h
@@ -45,7 +49,7 @@ pub(crate) fn fixed_order_sum(h: &[f32], v: &[f32], vector: usize) -> f32 {
     halved(&slots)
 }
 
-/// `x[j] = x[j] + x[j + n/2]` until one value remains.
+/// Applies `x[j] = x[j] + x[j + n/2]` until one value remains.
 fn halved(x: &[f32]) -> f32 {
     if x.len() == 1 {
         return x[0];
@@ -54,8 +58,8 @@ fn halved(x: &[f32]) -> f32 {
     halved(&low.iter().zip(high).map(|(a, b)| a + b).collect::<Vec<_>>())
 }
 
-/// "What is computed", one cap on an f32 row. Says whether it acted.
-pub(crate) fn cap(h: &mut [f32], v: &[f32], params: CapParams, vector: usize) -> (RowStat, bool) {
+/// Applies "What is computed" for one cap on an f32 row. Returns whether the cap acted.
+pub fn cap(h: &mut [f32], v: &[f32], params: CapParams, vector: usize) -> (RowStat, bool) {
     let CapParams { lo, hi, strength: a } = params;
     let p = fixed_order_sum(h, v, vector);
     if !p.is_finite() {
@@ -81,14 +85,15 @@ pub(crate) fn cap(h: &mut [f32], v: &[f32], params: CapParams, vector: usize) ->
     (RowStat { before: p, after, flags: RowStat::ENGAGED }, true)
 }
 
-/// All caps of a row in order, on its f32 values. Says what each did, and whether any acted.
-pub(crate) fn caps(h: &mut [f32], caps: &[(&[f32], CapParams)], vector: usize) -> (Vec<RowStat>, bool) {
+/// Applies all caps of a row in order, on its f32 values. Returns their statistics, and whether any cap acted.
+pub fn caps(h: &mut [f32], caps: &[(&[f32], CapParams)], vector: usize) -> (Vec<RowStat>, bool) {
     let done: Vec<_> = caps.iter().map(|&(v, params)| cap(h, v, params, vector)).collect();
     (done.iter().map(|d| d.0).collect(), done.iter().any(|d| d.1))
 }
 
-/// "cap + RMSNorm * weight": the norm of the f32 row.
-pub(crate) fn rms_norm<E: Element>(h: &[f32], weight: &[f32], eps: f32) -> Vec<E> {
+/// Computes the norm of "cap + RMSNorm * weight" from the f32 row.
+#[must_use]
+pub fn rms_norm<E: Element>(h: &[f32], weight: &[f32], eps: f32) -> Vec<E> {
     let s = fixed_order_sum(h, h, E::VECTOR);
     let m = s / h.len() as f32;
     let k = 1.0 / (m + eps).sqrt();

@@ -1,9 +1,9 @@
-//! What a launch hands to a kernel: `CapArgs` in kernels/args.cuh, byte for byte.
+//! The argument of the kernels: `CapArgs` in kernels/args.cuh, byte for byte.
 
 use bytemuck::{Pod, Zeroable};
 
-/// The one argument of every kernel. Addresses are device addresses, 0 where an operation does not use them;
-/// strides count elements.
+/// The single argument of every kernel. Addresses are device addresses, 0 where an operation does not use them. Strides
+/// count elements.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct CapArgs {
@@ -34,5 +34,5 @@ pub struct CapArgs {
     pub(crate) wide: u32,
 }
 
-// kernels/args.cuh asserts the same size; `Pod` rules out padding.
+// kernels/args.cuh asserts the same size. `Pod` rules out padding.
 const _: () = assert!(size_of::<CapArgs>() == 160);
