@@ -1,7 +1,7 @@
-//! Compiles `kernels/` into one fatbin, with the feature `cuda` and where there is an nvcc.
+//! Compiles `kernels/` into one fatbin, with the feature `cuda` and if an nvcc is found.
 //!
-//! Without nvcc the build still works: the image is empty, opening a GPU says so with the remedy, and everything
-//! else (the CPU twin, cap files) is there. Environment:
+//! Without nvcc the build succeeds with an empty image. Opening a GPU then fails with the remedy; the CPU
+//! twin and cap files are unaffected. Environment:
 //!
 //! | variable | meaning |
 //! |---|---|
@@ -9,28 +9,33 @@
 //! | `CUDA_HOME`, `CUDA_PATH` | a CUDA installation |
 //! | `AXISCAP_CUDA_ARCHS` | compute capabilities to build for, e.g. `90` or `80,90,120`; the highest also as PTX |
 //!
-//! Further places: `PATH`, `/usr/local/cuda`, a pip-installed toolkit of the active virtual environment, and what
-//! `scripts/setup-nvcc` installed.
+//! nvcc is then looked for on `PATH`, in `/usr/local/cuda`, in the active virtual environment (installed by
+//! pip), and in the folder of `scripts/setup-nvcc`.
 
 use std::env;
 use std::error::Error;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A100, RTX 30, RTX 40, H100, B100, RTX 50. Code for a capability also runs on later ones of the same major.
-const ARCHS: &str = "80,86,89,90,100,120";
+/// Default compute capabilities: A100, RTX 30, RTX 40, H100, B100, RTX 50. Code for a capability also runs on
+/// later ones with the same major number.
+const DEFAULT_ARCHS: &str = "80,86,89,90,100,120";
 
-const REMEDY: &str = "run scripts/setup-nvcc (a pinned nvcc, no CUDA installation needed), install the CUDA \
-                      toolkit, or set NVCC; then build again";
+/// The remedy without the script, which is part of a checkout and not of the packaged crate.
+const REMEDY: &str = "install the CUDA toolkit, install nvidia-cuda-nvcc, nvidia-cuda-crt, nvidia-nvvm and \
+                      nvidia-cuda-runtime with pip into the active virtual environment, or set NVCC; then \
+                      build again";
+const REMEDY_IN_CHECKOUT: &str = "run scripts/setup-nvcc (a pinned nvcc, no CUDA installation needed), install \
+                                  the CUDA toolkit, or set NVCC; then build again";
 
-/// Where a CUDA toolkit without variables of its own is looked for.
-const INSTALLED: &str = "/usr/local/cuda";
+/// The default folder of a CUDA installation.
+const CUDA_FOLDER: &str = "/usr/local/cuda";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // Not the whole folder: what the emulator and the ladder consist of is no part of the image.
+    // Files only: the subfolders (emulator, ladder) are no part of the image.
     for source in fs::read_dir("kernels").into_iter().flatten().filter_map(Result::ok) {
         if source.path().is_file() {
             println!("cargo::rerun-if-changed={}", source.path().display());
@@ -45,7 +50,7 @@ fn main() {
         return;
     }
     if let Err(error) = run() {
-        // Cargo shows the last of several error lines best when they come as one.
+        // Cargo shows each line as a separate error.
         println!("cargo::error={}", error.to_string().trim_end().replace('\n', "\ncargo::error="));
         std::process::exit(1);
     }
@@ -55,16 +60,16 @@ fn run() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let kernels = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?)
         .join("kernels");
-    // The documentation is built without device code: nothing in it depends on the image.
+    // docs.rs has no nvcc, and the documentation does not depend on the image.
     let nvcc = if env::var_os("DOCS_RS").is_some() { None } else { find_nvcc()? };
     let Some(nvcc) = nvcc else {
         if env::var_os("DOCS_RS").is_none() {
-            println!("cargo::warning=axiscap is built without device code: no nvcc was found; {REMEDY}");
+            println!("cargo::warning=axiscap is built without device code: no nvcc was found; {}", remedy());
             watch_for_nvcc();
         }
         fs::write(out.join("axiscap.fatbin"), b"")?;
         fs::write(out.join("baselines.fatbin"), b"")?;
-        return Ok(fs::write(out.join("image.rs"), describe(&[], ""))?);
+        return Ok(fs::write(out.join("image.rs"), image_source(&[], ""))?);
     };
     let version = version_of(&nvcc)?;
     let archs = archs(&nvcc)?;
@@ -72,22 +77,29 @@ fn run() -> Result<(), Box<dyn Error>> {
     if env::var_os("CARGO_FEATURE_GPU_BENCH").is_some() {
         compile(&nvcc, &version, &archs, &kernels.join("baselines.cu"), &out.join("baselines.fatbin"))?;
     }
-    Ok(fs::write(out.join("image.rs"), describe(&archs, &version))?)
+    Ok(fs::write(out.join("image.rs"), image_source(&archs, &version))?)
 }
 
-/// What `src/cuda/image.rs` includes: which capabilities the image has code for, and what built it.
-fn describe(archs: &[u32], version: &str) -> String {
+fn remedy() -> &'static str {
+    if Path::new("scripts/setup-nvcc").is_file() { REMEDY_IN_CHECKOUT } else { REMEDY }
+}
+
+/// Returns the Rust source that `src/cuda/image.rs` includes: the capabilities in the image, and the version
+/// of nvcc.
+fn image_source(archs: &[u32], version: &str) -> String {
     format!(
         "pub(crate) const MACHINE_CODE: &[u32] = &{archs:?};\npub(crate) const NVCC: &str = {version:?};\n"
     )
 }
 
-/// The nvcc to use. An `NVCC` that is no program is an error: whoever set it meant it.
+/// Finds the nvcc to use. An `NVCC` that names no file is an error, because it was set on purpose.
 fn find_nvcc() -> Result<Option<PathBuf>, Box<dyn Error>> {
     if let Some(nvcc) = env::var_os("NVCC").filter(|v| !v.is_empty()) {
         return match on_path(Path::new(&nvcc)) {
             Some(nvcc) => Ok(Some(nvcc)),
-            None => Err(format!("NVCC is set to {nvcc:?}, which is no file; unset it, or {REMEDY}").into()),
+            None => {
+                Err(format!("NVCC is set to {nvcc:?}, which is no file; unset it, or {}", remedy()).into())
+            }
         };
     }
     let installed =
@@ -96,38 +108,38 @@ fn find_nvcc() -> Result<Option<PathBuf>, Box<dyn Error>> {
         .map(|bin| bin.join(program("nvcc")))
         .find(|nvcc| nvcc.is_file())
         .or_else(|| on_path(Path::new("nvcc")))
-        .or_else(|| Some(Path::new(INSTALLED).join("bin/nvcc")).filter(|nvcc| nvcc.is_file()))
+        .or_else(|| Some(Path::new(CUDA_FOLDER).join("bin/nvcc")).filter(|nvcc| nvcc.is_file()))
         .or_else(|| env::var_os("VIRTUAL_ENV").and_then(|venv| in_site_packages(Path::new(&venv))))
-        .or_else(by_setup_nvcc);
+        .or_else(from_setup_nvcc);
     Ok(nvcc)
 }
 
-/// Has Cargo look for nvcc again once there could be one, after a build without.
+/// Makes Cargo run this script again after an nvcc may have been installed.
 ///
-/// Cargo takes a path that does not exist for changed at every build, and looks through a whole folder. So what is
-/// watched is the part of each place that exists, and of the folders on `PATH` only the one that packages install into:
-/// others may be huge, or another machine's.
+/// Cargo treats a missing path as changed in every build, and scans a watched folder as a whole. Therefore
+/// only the existing part of each place is watched. Of the folders on `PATH` only `/usr/bin` is watched,
+/// since others may be large or remote.
 fn watch_for_nvcc() {
     println!("cargo::rerun-if-env-changed=PATH");
     let roots = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).filter(|root| !root.is_empty());
     let toolkits = roots.map(|root| vec![Path::new(&root).join("bin"), root.into()]);
-    let installed = Path::new(INSTALLED);
+    let installed = Path::new(CUDA_FOLDER);
     let fixed = [vec![installed.join("bin"), installed.into(), "/usr/local".into()], vec!["/usr/bin".into()]];
     for place in toolkits.chain(fixed) {
-        if let Some(there) = place.iter().find(|part| part.is_dir()) {
-            println!("cargo::rerun-if-changed={}", there.display());
+        if let Some(folder) = place.iter().find(|part| part.is_dir()) {
+            println!("cargo::rerun-if-changed={}", folder.display());
         }
     }
 }
 
-/// A program's file name here.
+/// Returns a program's file name on this platform.
 fn program(name: &str) -> String {
     format!("{name}{}", env::consts::EXE_SUFFIX)
 }
 
-/// A program by path, or by name on `PATH`.
+/// Finds a program by path, or by name on `PATH`.
 fn on_path(name: &Path) -> Option<PathBuf> {
-    // `nvcc` on Windows is `nvcc.exe`, as its shells have it.
+    // On Windows `nvcc` may stand for `nvcc.exe`.
     let named = [name.to_owned(), PathBuf::from(program(&name.to_string_lossy()))];
     if name.components().count() > 1 {
         return named.into_iter().find(|path| path.is_file());
@@ -137,15 +149,15 @@ fn on_path(name: &Path) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// `pip install nvidia-cuda-nvcc` puts nvcc into `nvidia/cu13/bin`.
+/// Finds nvcc in a virtual environment, where `pip install nvidia-cuda-nvcc` puts it into `nvidia/cu13/bin`.
 fn in_site_packages(venv: &Path) -> Option<PathBuf> {
     let pythons = fs::read_dir(venv.join("lib")).ok()?.filter_map(Result::ok);
     let bin = |python: fs::DirEntry| python.path().join("site-packages/nvidia/cu13/bin");
     pythons.map(|python| bin(python).join(program("nvcc"))).find(|nvcc| nvcc.is_file())
 }
 
-/// The newest of the toolkits that `scripts/setup-nvcc` installed.
-fn by_setup_nvcc() -> Option<PathBuf> {
+/// Finds the newest nvcc that `scripts/setup-nvcc` installed.
+fn from_setup_nvcc() -> Option<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .filter(|v| !v.is_empty())
         .map(PathBuf::from)
@@ -159,6 +171,7 @@ fn by_setup_nvcc() -> Option<PathBuf> {
         .find_map(|v| in_site_packages(&v.path()))
 }
 
+/// Returns the version of an nvcc, e.g. `13.0.88`.
 fn version_of(nvcc: &Path) -> Result<String, Box<dyn Error>> {
     let text = output(Command::new(nvcc).arg("--version"))?;
     // "Cuda compilation tools, release 13.0, V13.0.88"
@@ -168,13 +181,15 @@ fn version_of(nvcc: &Path) -> Result<String, Box<dyn Error>> {
         .into())
 }
 
-/// The capabilities to build for, ascending: those asked for, or the default ones that this nvcc knows.
+/// Returns the capabilities to build for, ascending: those of `AXISCAP_CUDA_ARCHS`, or the default ones that
+/// this nvcc knows.
 fn archs(nvcc: &Path) -> Result<Vec<u32>, Box<dyn Error>> {
-    let asked = env::var("AXISCAP_CUDA_ARCHS").ok().filter(|v| !v.trim().is_empty());
+    let requested = env::var("AXISCAP_CUDA_ARCHS").ok().filter(|v| !v.trim().is_empty());
     let known = output(Command::new(nvcc).arg("--list-gpu-code"))?;
     let known = |arch: u32| known.split_whitespace().any(|code| code == format!("sm_{arch}"));
     let mut archs = Vec::new();
-    for arch in asked.as_deref().unwrap_or(ARCHS).split([',', ';', ' ']).filter(|a| !a.is_empty()) {
+    for arch in requested.as_deref().unwrap_or(DEFAULT_ARCHS).split([',', ';', ' ']).filter(|a| !a.is_empty())
+    {
         let number: u32 = arch.trim().parse().map_err(|_| {
             format!("AXISCAP_CUDA_ARCHS: {arch:?} is no compute capability; write e.g. 80,90 for 8.0 and 9.0")
         })?;
@@ -186,7 +201,7 @@ fn archs(nvcc: &Path) -> Result<Vec<u32>, Box<dyn Error>> {
         }
         if known(number) {
             archs.push(number);
-        } else if asked.is_some() {
+        } else if requested.is_some() {
             return Err(format!("AXISCAP_CUDA_ARCHS: {} does not know sm_{number}", nvcc.display()).into());
         } else {
             println!(
@@ -200,6 +215,7 @@ fn archs(nvcc: &Path) -> Result<Vec<u32>, Box<dyn Error>> {
     if archs.is_empty() { Err("AXISCAP_CUDA_ARCHS names no compute capability".into()) } else { Ok(archs) }
 }
 
+/// Compiles `source` to a fatbin with machine code for each capability, and PTX for the highest.
 fn compile(
     nvcc: &Path,
     version: &str,
@@ -209,7 +225,7 @@ fn compile(
 ) -> Result<(), Box<dyn Error>> {
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin"]);
-    // Every rounding is written out in the source (kernels/hardware.cuh); these say that nobody may change that.
+    // The source fixes every rounding (kernels/hardware.cuh). These flags forbid the compiler to change one.
     command.args(["--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]);
     if version.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 13)
     {
@@ -225,15 +241,11 @@ fn compile(
     output(&mut command).map(drop)
 }
 
-/// Standard output of a command; an error with everything it printed where it failed.
+/// Runs a command and returns its standard output. The error of a failed command contains everything that it
+/// printed.
 fn output(command: &mut Command) -> Result<String, Box<dyn Error>> {
-    let shown = || -> String {
-        let words: Vec<OsString> = std::iter::once(command.get_program().to_owned())
-            .chain(command.get_args().map(Into::into))
-            .collect();
-        words.join(" ".as_ref()).to_string_lossy().into_owned()
-    };
-    let shown = shown();
+    let words: Vec<&OsStr> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
+    let shown = words.join(" ".as_ref()).to_string_lossy().into_owned();
     let done = command.output().map_err(|e| format!("cannot run {shown}: {e}"))?;
     let (stdout, stderr) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     if done.status.success() {

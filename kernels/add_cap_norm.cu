@@ -1,6 +1,7 @@
-// h = x + r, then the caps, then y = RMSNorm(h) * weight: a block's whole epilogue in one pass. h may be x or r.
+// Computes h = x + r, caps the rows of h, and computes y = RMSNorm(h) * weight, in one pass. h may be x or r.
 //
-// Bytes per row: read 2 width, written 2 width.
+// Elements per row: 2 width read, 2 width written. Addition and norm as two kernels read 3 width and write 2
+// width.
 #include "operation.cuh"
 
 AXISCAP_OPERATION(add_cap_norm, true, true)

@@ -1,7 +1,7 @@
-// What a launch hands to a kernel: one struct by value, the same bytes that src/cuda/args.rs packs.
+// The kernel argument: one struct, passed by value, in the layout that src/cuda/launch/args.rs packs.
 //
-// No header of the CUDA toolkit is needed here or anywhere else in this folder: the kernels are plain C++ over
-// the few operations in hardware.cuh, which has one version for nvcc and one for the emulator.
+// This folder includes no header of the CUDA toolkit. The kernels are C++ over the operations of
+// hardware.cuh, which has one version for nvcc and one for the emulator.
 #pragma once
 
 namespace axiscap {
@@ -10,12 +10,12 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
-// Bounds and strength of one cap: CapParams in src/table.rs.
+// Bounds and strength of one cap. Mirrors CapParams in src/table.rs.
 struct CapParams {
     float lo, hi, strength;
 };
 
-// What one cap did to one row: RowStat in src/stats.rs.
+// Statistics of one cap on one row. Mirrors RowStat in src/stats.rs.
 struct RowStat {
     float before, after;
     u32 flags;
@@ -25,16 +25,16 @@ constexpr u32 ENGAGED = 1;
 constexpr u32 NON_FINITE = 2;
 constexpr u32 BAD_PROFILE = 4;
 
-// Rows whose profile does not exist, of all launches since the host cleared it: src/cuda/faults.rs. Updates commute,
-// so that it is the same in whichever order rows come.
+// Record of the rows whose profile does not exist, over all launches since the host cleared it
+// (src/cuda/faults.rs). Updates commute, therefore the record does not depend on the order of rows.
 struct Faults {
-    u64 first;  // largest ~(row << 32 | profile), which is of the first such row; 0 where there is none
-    u64 rows;   // how many
+    u64 first;  // the largest ~(row << 32 | profile), which names the first such row; 0 if there is none
+    u64 rows;   // number of such rows
 };
 
-// Strides count elements from one row to the next. Pointers an operation does not use are null.
+// Strides count elements from one row to the next. Pointers that an operation does not use are null.
 struct CapArgs {
-    void* h;              // the residual rows: read (unless x + r replaces them) and written
+    void* h;              // the residual rows: written, and read unless x + r replaces them
     const void* x;        // with add: h = x + r
     const void* r;
     void* y;              // with norm: the normed rows
@@ -44,11 +44,11 @@ struct CapArgs {
     const float* axes;        // [caps][axis_stride], zero from width to axis_stride
     const CapParams* params;  // [caps]
     const u32* ends;          // [profiles]: profile p >= 1 is the caps ends[p - 1] .. ends[p]
-    const u32* profile;       // [rows], or null: every row has the caps first .. first + count
+    const u32* profile;       // [rows]; if null, every row has the caps first .. first + count
     RowStat* stats;           // [rows][depth], or null
-    Faults* faults;           // of the table
+    Faults* faults;           // the table's record
     u32 axis_stride;          // a multiple of 512
-    u32 profiles;             // number of profiles, the empty profile 0 included
+    u32 profiles;             // number of profiles, including the empty profile 0
     u32 first, count;
     u32 depth;
 
@@ -56,11 +56,11 @@ struct CapArgs {
     u32 width;
     float eps;
     u32 stages;  // staged kernels: rows in flight per group, 1 to 3
-    u32 wide;    // general kernels: 1 when every access may be 16 bytes
+    u32 wide;    // general kernels: 1 if every access may be 16 bytes
 };
 
 static_assert(sizeof(CapParams) == 12 && sizeof(RowStat) == 12, "the layouts of table.rs and stats.rs");
 static_assert(sizeof(Faults) == 16, "the layout of src/cuda/faults.rs");
-static_assert(sizeof(CapArgs) == 160, "the layout of src/cuda/args.rs");
+static_assert(sizeof(CapArgs) == 160, "the layout of src/cuda/launch/args.rs");
 
 }  // namespace axiscap

@@ -1,6 +1,6 @@
-// In place: cap the rows of h. A row on which no cap acts is not written.
+// Caps the rows of h in place. A row on which no cap acts is not written.
 //
-// Bytes per row: read width, written width where a cap acted.
+// Elements per row: width read, and width written if a cap acted.
 #include "operation.cuh"
 
 AXISCAP_OPERATION(cap, false, false)

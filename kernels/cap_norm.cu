@@ -1,6 +1,7 @@
-// Cap the rows of h, then y = RMSNorm(h) * weight: the next block's norm without a launch of its own.
+// Caps the rows of h in place and computes y = RMSNorm(h) * weight. The next block's norm needs no further
+// launch.
 //
-// Bytes per row: read width, written width for y, and width for h where a cap acted.
+// Elements per row: width read, width written to y, and width written to h if a cap acted.
 #include "operation.cuh"
 
 AXISCAP_OPERATION(cap_norm, false, true)

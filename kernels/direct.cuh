@@ -1,27 +1,29 @@
-// Few rows of at most 8192 elements, where latency counts: each row is loaded straight into registers, and so are the
-// axes of its first caps, which are projected on the row as it came behind one barrier.
+// The direct path, for few rows of at most 8192 elements, where latency counts. A row and the axes of its
+// first caps are loaded into registers. The row's projections on these axes are summed with one barrier.
 //
-// Most caps leave most rows alone. Then the projections of all caps are those of the same row, and one round trip
-// through shared memory gives them all. A cap that acts changes the row: those behind it are then taken one after the
-// other, as the definition has them.
+// Grid: any number of blocks, which stride over the rows. Block: (32 * ceil(width / 512), 1). Data layout:
+// resident.cuh.
 //
-// Grid: any number of blocks, which stride over the rows. Block: (32 * ceil(width / 512), 1).
+// Improves on one barrier per cap (staged.cuh): as long as no cap acts, all caps project the same row, and
+// one round trip through shared memory gives all projections. A cap that acts changes the row. The caps after
+// it are then applied one by one, as docs/operation.md defines them.
 #pragma once
 
 #include "resident.cuh"
 
 namespace axiscap {
 
-// Caps whose axes stay in registers, 16 per thread each.
+// Number of caps whose axes are held in registers and projected together. An axis takes 16 registers per
+// thread.
 constexpr u32 TOGETHER = 5;
-static_assert(TOGETHER <= MOST_TOGETHER, "what one barrier can sum");
+static_assert(TOGETHER <= MAX_TOGETHER, "one barrier sums at most MAX_TOGETHER values");
 
 template <u32 K>
 struct Index {
     static constexpr u32 value = K;
 };
-// f(Index<0>), f(Index<1>), ...: an axis is only in registers if its number is known when the code is compiled, and an
-// unrolled loop becomes that too late for the compiler.
+// Calls f(Index<0>), f(Index<1>), ... f(Index<N - 1>). An axis can only stay in registers if its index is a
+// compile-time constant. The compiler unrolls a loop too late for that.
 template <u32 N, class F>
 AXISCAP_DEVICE void for_each_axis(F f) {
     if constexpr (N > 0) {
@@ -45,9 +47,9 @@ class DirectRows : ResidentRows<E> {
     AXISCAP_DEVICE void run() {
         hw::allow_next_kernel();
         float axes[TOGETHER][VALUES];
-        // Where all rows have the same caps their axes are loaded once, before the wait.
-        bool held = args_.profile == nullptr;
-        if (held) load_axes({args_.first, args_.count}, axes);
+        // If all rows have the same caps, the axes are loaded once, before the wait.
+        bool loaded = args_.profile == nullptr;
+        if (loaded) load_axes({args_.first, args_.count}, axes);
         Base::prefetch_axes(TOGETHER);
         if constexpr (Norm) Base::prefetch_weight();
         hw::wait_for_previous_kernel();
@@ -55,25 +57,25 @@ class DirectRows : ResidentRows<E> {
         for (u32 row = hw::block(); row < args_.rows; row += hw::blocks()) {
             float h[VALUES];
             load(row, h);
-            CapRun run = caps_of_row(args_, row);
-            if (!held) load_axes(run, axes);
-            bool acted = apply_caps(row, run, h, axes);
-            held = args_.profile == nullptr && run.count <= TOGETHER && !Norm;
+            CapRange caps = caps_of_row(args_, row);
+            if (!loaded) load_axes(caps, axes);
+            bool acted = apply_caps(row, caps, h, axes);
+            loaded = args_.profile == nullptr && caps.count <= TOGETHER && !Norm;
             if constexpr (Norm) {
-                // The weight takes the registers of an axis.
+                // The weight overwrites the registers of the first axis.
                 Base::load_weight(axes[0]);
                 float factor = norm_factor(args_, sum_(warp_sum(thread_dot<E>(h, h))));
                 Base::store_normed(row, h, axes[0], factor);
             }
             if (Add || acted) Base::store(args_.h, args_.h_stride, row, h);
-            if (hw::thread() == 0) end_row(args_, row, run.count);
+            if (hw::thread() == 0) end_row(args_, row, caps.count);
         }
     }
 
   private:
-    AXISCAP_DEVICE void load_axes(CapRun run, float (&axes)[TOGETHER][VALUES]) const {
+    AXISCAP_DEVICE void load_axes(CapRange caps, float (&axes)[TOGETHER][VALUES]) const {
         for_each_axis<TOGETHER>([&](auto k) {
-            if (k.value < run.count) this->load_axis(run.first + k.value, axes[k.value]);
+            if (k.value < caps.count) this->load_axis(caps.first + k.value, axes[k.value]);
         });
     }
 
@@ -89,7 +91,7 @@ class DirectRows : ResidentRows<E> {
     AXISCAP_DEVICE void load(u32 row, float (&h)[VALUES]) const {
         Quad a[E::QUADS];
         if constexpr (Add) {
-            // All loads are on their way before the first is needed.
+            // All loads are issued before the first value is used.
             Quad b[E::QUADS];
             load_rows(args_.x, args_.x_stride, row, a);
             load_rows(args_.r, args_.r_stride, row, b);
@@ -108,22 +110,22 @@ class DirectRows : ResidentRows<E> {
         }
     }
 
-    // Returns whether any cap changed the row.
-    AXISCAP_DEVICE bool apply_caps(u32 row, CapRun run, float (&h)[VALUES], float (&axes)[TOGETHER][VALUES]) {
-        const u32 together = run.count < TOGETHER ? run.count : TOGETHER;
+    // Applies the caps of a row. Returns whether any of them changed the row.
+    AXISCAP_DEVICE bool apply_caps(u32 row, CapRange caps, float (&h)[VALUES], float (&axes)[TOGETHER][VALUES]) {
+        const u32 together = caps.count < TOGETHER ? caps.count : TOGETHER;
         u32 done = 0;
         bool acted = false;
-        if (together > 1) done = apply_together(row, run.first, together, h, axes, acted);
+        if (together > 1) done = apply_together(row, caps.first, together, h, axes, acted);
         for_each_axis<TOGETHER>([&](auto k) {
-            if (k.value >= done && k.value < together) acted |= this->apply_one(row, run.first, k.value, h, axes[k.value]);
+            if (k.value >= done && k.value < together) acted |= this->apply_one(row, caps.first, k.value, h, axes[k.value]);
         });
-        if (run.count > TOGETHER) {
-            // The next cap's axis loads while this one's sum is under way.
-            Base::load_axis(run.first + TOGETHER, axes[0]);
+        if (caps.count > TOGETHER) {
+            // The next cap's axis is loaded while this cap's sum is computed.
+            Base::load_axis(caps.first + TOGETHER, axes[0]);
 #pragma unroll 1
-            for (u32 k = TOGETHER; k < run.count; k++) {
-                if (k + 1 < run.count) Base::load_axis(run.first + k + 1, axes[1]);
-                acted |= apply_one(row, run.first, k, h, axes[0]);
+            for (u32 k = TOGETHER; k < caps.count; k++) {
+                if (k + 1 < caps.count) Base::load_axis(caps.first + k + 1, axes[1]);
+                acted |= apply_one(row, caps.first, k, h, axes[0]);
 #pragma unroll
                 for (int i = 0; i < VALUES; i++) axes[0][i] = axes[1][i];
             }
@@ -131,43 +133,44 @@ class DirectRows : ResidentRows<E> {
         return acted;
     }
 
-    // The caps `first` .. `first + count` on the row as it came. Returns how many of them are done with: all, if none
-    // acts, else those up to the first that acts.
+    // Projects the row on the axes of the caps `first` .. `first + count` with one barrier, and applies the
+    // first cap that acts. Returns the number of caps done: all if none acts, otherwise those up to and
+    // including the first that acts.
     AXISCAP_DEVICE u32 apply_together(u32 row, u32 first, u32 count, float (&h)[VALUES],
                                       const float (&axes)[TOGETHER][VALUES], bool& acted) {
-        // Thread 4 k of each warp judges cap k.
+        // Thread 4 k of each warp evaluates cap k.
         const u32 mine = hw::thread() % WARP / 4;
-        const bool judges = hw::thread() % 4 == 0 && mine < count;
+        const bool evaluates = hw::thread() % 4 == 0 && mine < count;
         CapParams params = {0.0f, 0.0f, 0.0f};
-        if (judges) params = load_params(args_, first + mine);
-        float parts[MOST_TOGETHER] = {};
+        if (evaluates) params = load_params(args_, first + mine);
+        float parts[MAX_TOGETHER] = {};
         for_each_axis<TOGETHER>([&](auto k) {
             if (k.value < count) parts[k.value] = thread_dot<E>(h, axes[k.value]);
         });
-        float p = sum_.of_each(parts);
-        Verdict verdict = judge(p, params);
-        u32 acting = hw::ballot(judges && verdict.acts);
-        u32 actor = hw::lowest_bit(acting);  // WARP where none acts
-        if (hw::thread() < WARP && judges && hw::thread() <= actor) {
-            write_stat(args_, row, mine, {p, verdict.after, verdict.flags});
+        float p = sum_.sum_each(parts);
+        CapStep step = clamp_projection(p, params);
+        u32 acting = hw::ballot(evaluates && step.acts);
+        u32 first_acting = hw::lowest_bit(acting);  // WARP if none acts
+        if (hw::thread() < WARP && evaluates && hw::thread() <= first_acting) {
+            write_stat(args_, row, mine, {p, step.after, step.flags});
         }
         if (acting == 0) return count;
         acted = true;
-        float delta = hw::shuffle(verdict.delta, actor);
+        float delta = hw::shuffle(step.delta, first_acting);
         for_each_axis<TOGETHER>([&](auto k) {
-            if (k.value == actor / 4) step_along(h, delta, axes[k.value]);
+            if (k.value == first_acting / 4) move_along(h, delta, axes[k.value]);
         });
-        return actor / 4 + 1;
+        return first_acting / 4 + 1;
     }
 
-    // Cap k of the row, with its axis. Returns whether it acted.
+    // Applies cap k of the row, given its axis. Returns whether it acted.
     AXISCAP_DEVICE bool apply_one(u32 row, u32 first, u32 k, float (&h)[VALUES], const float (&axis)[VALUES]) {
         CapParams params = load_params(args_, first + k);
         float p = sum_(warp_sum(thread_dot<E>(h, axis)));
-        Verdict verdict = judge(p, params);
-        if (verdict.acts) step_along(h, verdict.delta, axis);
-        if (hw::thread() == 0) write_stat(args_, row, k, {p, verdict.after, verdict.flags});
-        return verdict.acts;
+        CapStep step = clamp_projection(p, params);
+        if (step.acts) move_along(h, step.delta, axis);
+        if (hw::thread() == 0) write_stat(args_, row, k, {p, step.after, step.flags});
+        return step.acts;
     }
 
     GroupSum<SlotsInRegisters, 1> sum_;

@@ -1,4 +1,5 @@
-// The types of a row. Each thread holds 16 values of a 512-element segment as QUADS loads of 16 bytes.
+// The element types of a row: f32, f16, bf16. Each thread holds 16 values of a 512-element segment, in QUADS
+// loads of 16 bytes.
 #pragma once
 
 #include "hardware.cuh"
@@ -72,18 +73,20 @@ struct BF16 {
     }
 };
 
-// Distance between a thread's quads of a segment, in elements. A thread's first one starts at lane V t.
+// Distance between the quads of a thread in a segment, in elements. The first quad of thread t starts at
+// element V t.
 template <class E>
 constexpr int QUAD_STEP = WARP * E::V;
 
-// N values of a padded f32 vector, by 16 bytes.
+// Loads N values of a padded f32 vector, 16 bytes at a time.
 template <int N>
 AXISCAP_DEVICE void load_values(const float* from, float* values) {
 #pragma unroll
     for (int j = 0; j < N; j += 4) F32::unpack(hw::load_table_quad(from + j), values + j);
 }
 
-// A thread's 16 values of a segment of a padded f32 vector (an axis), from its first element on: no guard is needed.
+// Loads a thread's 16 values of a segment of a padded f32 vector (an axis). `start` is the thread's first
+// element. The padding makes bounds checks unnecessary.
 template <class E>
 AXISCAP_DEVICE void load_padded(const float* start, float (&values)[VALUES]) {
 #pragma unroll

@@ -1,24 +1,27 @@
-// Any row: every width, stride and alignment, with the lane map of resident.cuh. Slower, and never out of the way.
+// The general path: fallback for any width, stride and alignment. It has the lane map of resident.cuh, but is
+// slower.
 //
-// One group of min(ceil(width / 512), 32) warps per row; warp w adds up segments w, w + 32, ... of the row. A row
-// may be too long for registers, so each step reads it again from memory, as it was when the kernel began, and
-// repeats the caps that acted so far: the f32 row is never rounded in between. It is written once, at the end.
+// One group of min(ceil(width / 512), 32) warps works on a row. Warp w sums the segments w, w + 32, ... of
+// the row. A row may be too long for registers, therefore each step reads the original row from memory and
+// repeats the caps that acted so far. This keeps the row in f32 from the first cap to the one store at the
+// end.
 //
-// Grid: any number of blocks, which stride over the rows. Block: (32 * warps, 1).
+// Grid: any number of blocks, which stride over the rows. Block: (32 * warps, 1). Shared memory: the slots of
+// reduce.cuh, then MAX_STEPS pairs of (delta, cap).
 #pragma once
 
 #include "reduce.cuh"
-#include "verdict.cuh"
+#include "cap_step.cuh"
 
 namespace axiscap {
 
-// Most caps that may act on one row: what the list of steps in shared memory holds (src/cuda/shape.rs).
-constexpr u32 MOST_STEPS = 1024;
+// Capacity of the list of steps in shared memory: the most caps that may act on one row. Mirrored by
+// MAX_STEPS in src/op.rs.
+constexpr u32 MAX_STEPS = 1024;
 
 template <class E, bool Add, bool Norm>
 class GeneralRows {
     typedef typename E::Bits Bits;
-
 
   public:
     AXISCAP_DEVICE GeneralRows(const CapArgs& args)
@@ -33,8 +36,8 @@ class GeneralRows {
             acted_ = 0;
             apply_caps(row);
             finish(row);
-            // The next row writes the list of steps that others may still be reading; with one warp its sum has no
-            // barrier of its own.
+            // Other threads may still read the list of steps that the next row overwrites. With one warp the
+            // next sum has no barrier to separate the two.
             hw::barrier<1>();
         }
     }
@@ -42,16 +45,16 @@ class GeneralRows {
   private:
     AXISCAP_DEVICE u32 segments() const { return (args_.width + SEGMENT - 1) / SEGMENT; }
 
-    // This thread's first element of a segment.
+    // Returns this thread's first element of a segment.
     AXISCAP_DEVICE u32 start(u32 segment) const { return segment * SEGMENT + hw::thread() % WARP * E::V; }
 
-    // f(segment) for each of this warp's segments, ascending.
+    // Calls f(segment) for each of this warp's segments, ascending.
     template <class F>
     AXISCAP_DEVICE void each_segment(F f) const {
-        for (u32 s = first_segment_; s < segments(); s += MOST_SLOTS) f(s);
+        for (u32 s = first_segment_; s < segments(); s += MAX_SLOTS) f(s);
     }
 
-    // The slot of this warp: the sums of its segments, added in ascending order from the first.
+    // Returns the slot of this warp: the sums of its segments, added in ascending order.
     template <class F>
     AXISCAP_DEVICE float slot(F thread_part) const {
         float slot = 0.0f;
@@ -81,7 +84,7 @@ class GeneralRows {
         return args_.axes + static_cast<u64>(cap) * args_.axis_stride;
     }
 
-    // The values e .. e + V of the row after the caps that acted so far.
+    // Loads the values e .. e + V of the row as they are after the caps that acted so far.
     AXISCAP_DEVICE void load(u32 row, u32 e, float* h) const {
         if constexpr (Add) {
             float r[E::V];
@@ -102,34 +105,34 @@ class GeneralRows {
         }
     }
 
-    // This thread's values of a segment.
+    // Loads this thread's values of a segment.
     AXISCAP_DEVICE void load_segment(u32 row, u32 segment, float (&h)[VALUES]) const {
 #pragma unroll
         for (int q = 0; q < E::QUADS; q++) load(row, start(segment) + q * QUAD_STEP<E>, &h[q * E::V]);
     }
 
     AXISCAP_DEVICE void apply_caps(u32 row) {
-        CapRun run = caps_of_row(args_, row);
-        for (u32 k = 0; k < run.count; k++) {
-            u32 cap = run.first + k;
+        CapRange caps = caps_of_row(args_, row);
+        for (u32 k = 0; k < caps.count; k++) {
+            u32 cap = caps.first + k;
             float p = sum_(slot([&](u32 segment) {
                 float h[VALUES], v[VALUES];
                 load_segment(row, segment, h);
                 load_padded<E>(axis(cap) + start(segment), v);
                 return thread_dot<E>(h, v);
             }));
-            Verdict verdict = judge(p, load_params(args_, cap));
-            if (verdict.acts) {
+            CapStep step = clamp_projection(p, load_params(args_, cap));
+            if (step.acts) {
                 if (hw::thread() == 0) {
-                    hw::store_shared(steps_ + 2 * acted_, verdict.delta);
+                    hw::store_shared(steps_ + 2 * acted_, step.delta);
                     hw::store_shared(steps_ + 2 * acted_ + 1, hw::from_bits(cap));
                 }
                 acted_++;
                 hw::barrier<1>();
             }
-            if (hw::thread() == 0) write_stat(args_, row, k, {p, verdict.after, verdict.flags});
+            if (hw::thread() == 0) write_stat(args_, row, k, {p, step.after, step.flags});
         }
-        if (hw::thread() == 0) end_row(args_, row, run.count);
+        if (hw::thread() == 0) end_row(args_, row, caps.count);
     }
 
     AXISCAP_DEVICE void store_quad(void* base, i64 stride, u32 row, u32 e, const float* values) const {

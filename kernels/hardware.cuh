@@ -1,10 +1,10 @@
-// Everything the kernels ask of the hardware, and the only file with inline PTX.
+// The operations that the kernels need from the hardware. This is the only file with inline PTX.
 //
-// Under nvcc each function is an instruction or two. Under any other compiler the emulator's version is used
-// instead (emulate/hardware.hpp), so that the same kernel source runs, checked, on a CPU.
+// Under nvcc each function is one or two instructions. Any other compiler gets the emulator's version
+// (emulate/hardware.hpp), which runs the same kernel source on a CPU and checks it.
 //
-// Arithmetic is spelled out (add, mul, fma, div, sqrt, each rounded once, to nearest even): no flag of the
-// compiler can contract or reassociate it.
+// Arithmetic is written as intrinsics (add, mul, fma, div, sqrt), each rounded once, to nearest even. No
+// compiler flag can contract or reassociate them.
 #pragma once
 
 #include "args.cuh"
@@ -14,7 +14,8 @@
 #else
 
 #define AXISCAP_DEVICE __device__ __forceinline__
-// `threads`: the most a block may have. 512 leave a thread 128 registers, 1024 leave it 64 (src/cuda/shape.rs).
+// Defines a kernel whose blocks have at most `threads` threads. 512 threads leave 128 registers per thread,
+// 1024 leave 64 (src/cuda/launch/kernel.rs).
 #define AXISCAP_KERNEL(name, threads) \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ axiscap::CapArgs args)
 
@@ -35,7 +36,7 @@ AXISCAP_DEVICE float sqrt(float a) { return __fsqrt_rn(a); }
 AXISCAP_DEVICE float from_bits(u32 bits) { return __uint_as_float(bits); }
 AXISCAP_DEVICE u32 to_bits(float value) { return __float_as_uint(value); }
 
-// A thread block is groups (y) of whole warps (x); each group works on one row at a time.
+// A thread block consists of groups (y) of whole warps (x). Each group works on one row at a time.
 AXISCAP_DEVICE u32 thread() { return threadIdx.x; }
 AXISCAP_DEVICE u32 threads() { return blockDim.x; }
 AXISCAP_DEVICE u32 group() { return threadIdx.y; }
@@ -44,23 +45,24 @@ AXISCAP_DEVICE u32 block() { return blockIdx.x; }
 AXISCAP_DEVICE u32 blocks() { return gridDim.x; }
 
 AXISCAP_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-
 AXISCAP_DEVICE float shuffle(float value, u32 from) { return __shfl_sync(0xffffffffu, value, from); }
-// Which threads of the warp say yes, a bit each.
+// Returns the votes of the warp's threads, one bit per thread.
 AXISCAP_DEVICE u32 ballot(bool yes) { return __ballot_sync(0xffffffffu, yes); }
-// Its number; 32 where there is none.
+// Returns the index of the lowest set bit, or 32 if there is none.
 AXISCAP_DEVICE u32 lowest_bit(u32 bits) { return bits == 0 ? 32 : __ffs(bits) - 1; }
 
-// All threads of this thread's group arrive; shared memory written before is visible after. `Groups`: the most groups
-// that meet in a block of this kernel, 1 where a block is one group. The hardware's barriers are numbered by immediates:
-// a number in a register reserves all sixteen for each block, and they would be what limits how many blocks are resident.
+// Waits until all threads of this thread's group have arrived. Shared memory written before is visible after.
+// `Groups` is the most groups of a block that use barriers.
+//
+// The barrier is named by an immediate. A barrier named by a register would reserve all sixteen for each
+// block, which limits the number of resident blocks.
 template <u32 Groups>
 AXISCAP_DEVICE void barrier() {
-    static_assert(Groups == 1 || Groups == 4, "those below");
+    static_assert(Groups == 1 || Groups == 4, "the cases below");
     if constexpr (Groups == 1) {
         __syncthreads();
     } else {
-        // By predicates: as a switch it becomes an indirect branch, in every row.
+        // Predicates, because nvcc compiles a switch to an indirect branch, which every row would execute.
         asm volatile(
             "{ .reg .pred mine;\n"
             "setp.eq.u32 mine, %0, 0; @mine bar.sync 0, %1;\n"
@@ -72,7 +74,7 @@ AXISCAP_DEVICE void barrier() {
     }
 }
 
-// The launch's dynamic shared memory. Nothing is ever shared in any other way.
+// Returns the launch's dynamic shared memory. The kernels have no static shared memory.
 AXISCAP_DEVICE unsigned char* shared_memory() {
     extern __shared__ __align__(16) unsigned char memory[];
     return memory;
@@ -82,7 +84,8 @@ AXISCAP_DEVICE void load_shared(const float* p, float (&values)[4]) {
     float4 quad = *reinterpret_cast<const float4*>(p);
     values[0] = quad.x, values[1] = quad.y, values[2] = quad.z, values[3] = quad.w;
 }
-// Volatile: the compiler would load all quads of a stage before it adds the first two, and run out of registers.
+// Volatile, because the compiler would otherwise load all quads of a stage before the first addition, and
+// spill.
 AXISCAP_DEVICE Quad load_shared_quad(const void* p) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(p));
     Quad q;
@@ -94,8 +97,8 @@ AXISCAP_DEVICE Quad load_shared_quad(const void* p) {
 }
 AXISCAP_DEVICE void store_shared(float* p, float value) { *p = value; }
 
-// Rows: coherent loads, because an earlier kernel may still be writing them when this one starts (programmatic
-// dependent launch). They are used once, so that they need no place in L1.
+// Rows are read by coherent loads. With programmatic dependent launch an earlier kernel may still write them
+// when this one starts. Each value is used once, therefore the loads do not allocate in L1.
 AXISCAP_DEVICE Quad load_row_quad(const void* p) {
     Quad q;
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -123,14 +126,16 @@ AXISCAP_DEVICE void store_row(T* p, T value) {
     *p = value;
 }
 
-// Counters that any row may raise: updates that commute, whose result nobody here reads.
-AXISCAP_DEVICE void raise(u64* p, u64 value) {
+// Updates of a record that all rows share. They commute, and no kernel reads the result.
+AXISCAP_DEVICE void atomic_max(u64* p, u64 value) {
     asm volatile("red.global.max.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
 }
-AXISCAP_DEVICE void count(u64* p) { asm volatile("red.global.add.u64 [%0], 1;" ::"l"(p) : "memory"); }
+AXISCAP_DEVICE void atomic_add(u64* p, u64 value) {
+    asm volatile("red.global.add.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
+}
 
-// Tables (axes, bounds, weights): constant while a kernel runs, and not written by the kernel before it, so they
-// may be read through the non-coherent path and before wait_for_previous_kernel.
+// Tables (axes, bounds, weights) are constant while a kernel runs and are not written by the kernel before
+// it. They may be read through the non-coherent path and before wait_for_previous_kernel.
 AXISCAP_DEVICE Quad load_table_quad(const void* p) {
     Quad q;
     asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -150,8 +155,8 @@ AXISCAP_DEVICE u32 load_table(const u32* p) {
 }
 AXISCAP_DEVICE void prefetch_table(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// 16 bytes from global to shared memory without a register in between; zeros instead where `inside` is false.
-// Only the thread that asked may read them, after await_copies.
+// Copies 16 bytes from global to shared memory, without registers; writes zeros if `inside` is false. Only
+// the calling thread may read them, after await_copies.
 AXISCAP_DEVICE void copy_async(void* to, const void* from, bool inside) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
@@ -159,26 +164,26 @@ AXISCAP_DEVICE void copy_async(void* to, const void* from, bool inside) {
                  : "memory");
 }
 AXISCAP_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Returns when at most `Newer` of the committed groups are still under way.
+// Waits until at most `Newer` of the committed groups are incomplete.
 template <int Newer>
 AXISCAP_DEVICE void await_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(Newer) : "memory");
 }
 
-// Programmatic dependent launch (sm_90 and later; without the launch attribute both return at once).
+// Programmatic dependent launch, on sm_90 and later. Without the launch attribute both calls return at once.
 AXISCAP_DEVICE void allow_next_kernel() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-// Everything earlier kernels wrote is visible afterwards. Every thread of every kernel must come through here.
+// Waits until everything that earlier kernels wrote is visible. Every thread of every kernel must call it.
 AXISCAP_DEVICE void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Conversions, to nearest even. The pair functions put `low` into the lower half.
+// Conversions, rounded to nearest even. The pair functions put `low` into the lower half.
 AXISCAP_DEVICE float widen_f16(u32 bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<unsigned short>(bits)));

@@ -1,4 +1,4 @@
-// The kernels of one operation: three row types x three ways of going through the rows.
+// Instantiates the kernels of one operation: three element types x three paths (direct, staged, general).
 #pragma once
 
 #include "direct.cuh"

@@ -1,11 +1,11 @@
-// The fixed-order sum of docs/operation.md: lanes, thread, warp, slots.
+// The fixed-order sum of docs/operation.md, in its order: lanes, thread, warp, slots.
 #pragma once
 
 #include "element.cuh"
 
 namespace axiscap {
 
-// Adds the upper half of x to the lower until one value remains.
+// Adds the upper half of x to the lower half until one value remains.
 template <int N>
 AXISCAP_DEVICE float halve(float* x) {
     if constexpr (N == 1) {
@@ -17,7 +17,7 @@ AXISCAP_DEVICE float halve(float* x) {
     }
 }
 
-// Lanes and the halving within a thread: the thread's share of one segment of <a, b>.
+// Returns the thread's part of one segment of <a, b>: its lanes, halved to one value.
 template <class E>
 AXISCAP_DEVICE float thread_dot(const float (&a)[VALUES], const float (&b)[VALUES]) {
     float lane[E::V];
@@ -31,9 +31,10 @@ AXISCAP_DEVICE float thread_dot(const float (&a)[VALUES], const float (&b)[VALUE
     return halve<E::V>(lane);
 }
 
-// The same with b from a padded f32 vector, a quad at a time: where there are no registers for all of it.
+// Returns the same as thread_dot, with b read from a padded f32 vector one quad at a time, for kernels that
+// lack the registers to hold b.
 template <class E>
-AXISCAP_DEVICE float streamed_dot(const float (&a)[VALUES], const float* b) {
+AXISCAP_DEVICE float thread_dot_by_quad(const float (&a)[VALUES], const float* b) {
     float lane[E::V];
 #pragma unroll
     for (int j = 0; j < E::V; j++) lane[j] = 0.0f;
@@ -47,16 +48,16 @@ AXISCAP_DEVICE float streamed_dot(const float (&a)[VALUES], const float* b) {
     return halve<E::V>(lane);
 }
 
-// Across the 32 threads; every thread gets the segment's sum.
+// Sums over the 32 threads of the warp. Every thread gets the segment's sum.
 AXISCAP_DEVICE float warp_sum(float x) {
 #pragma unroll
     for (int distance = WARP / 2; distance > 0; distance /= 2) x = hw::add(x, hw::shuffle_xor(x, distance));
     return x;
 }
 
-// One of three halvings of several values at once: at `distance`, a thread keeps N of its 2 N values, those that its
-// bit names, and gives its partner the others. Every addition is one of warp_sum's, made by only the threads that go on
-// with it, so that eight sums take nine shuffles, not forty.
+// Does one step of warp_sum for 2 N values at once: at `distance`, a thread keeps the N values that its bit
+// selects and gives the other N to its partner. Each addition is one of warp_sum's, but only the threads that
+// need its result do it. Eight sums take nine shuffles instead of forty.
 template <int N>
 AXISCAP_DEVICE void fold(float* x, int distance) {
     const bool upper = (hw::thread() & distance) != 0;
@@ -67,11 +68,11 @@ AXISCAP_DEVICE void fold(float* x, int distance) {
     }
 }
 
-// Values that one barrier sums.
-constexpr u32 MOST_TOGETHER = 8;
+// The most values that one barrier sums.
+constexpr u32 MAX_TOGETHER = 8;
 
-// warp_sum of eight values: each thread t of a warp gets that of x[t / 4].
-AXISCAP_DEVICE float warp_sum_of_each(float (&x)[MOST_TOGETHER]) {
+// Returns in thread t of each warp the warp_sum of x[t / 4].
+AXISCAP_DEVICE float warp_sum_each(float (&x)[MAX_TOGETHER]) {
     fold<4>(x, 16);
     fold<2>(x, 8);
     fold<1>(x, 4);
@@ -79,14 +80,14 @@ AXISCAP_DEVICE float warp_sum_of_each(float (&x)[MOST_TOGETHER]) {
     return hw::add(sum, hw::shuffle_xor(sum, 1));
 }
 
-constexpr u32 MOST_SLOTS = 32;
-// A launch's shared memory begins with the slots of its groups, two sets each.
-constexpr u32 SLOT_BYTES = 2 * MOST_SLOTS * sizeof(float);
-// In direct kernels two sets of MOST_TOGETHER per warp follow.
-constexpr u32 TOGETHER_BYTES = 2 * MOST_TOGETHER * sizeof(float);
+constexpr u32 MAX_SLOTS = 32;
+// Shared memory begins with two sets of slots per group.
+constexpr u32 SLOT_BYTES = 2 * MAX_SLOTS * sizeof(float);
+// In direct kernels two sets of MAX_TOGETHER values per warp follow.
+constexpr u32 TOGETHER_BYTES = 2 * MAX_TOGETHER * sizeof(float);
 
-// Halves the N quads first, first + stride, ... of the slots. The last addition joins the even and the odd half, so
-// that the tree can be walked depth first: a few registers, not 4 N.
+// Halves the N quads first, first + stride, ... of the slots. The last addition joins the even and the odd
+// half, therefore the tree can be walked depth first, in fewer than 4 N registers.
 template <int N>
 AXISCAP_DEVICE void halve_quads(const float* slots, int first, int stride, float (&sum)[4]) {
     if constexpr (N == 1) {
@@ -100,8 +101,8 @@ AXISCAP_DEVICE void halve_quads(const float* slots, int first, int stride, float
     }
 }
 
-// Each thread adds all slots itself, from broadcast reads: shorter than by shuffles, but 12 registers. At most 16
-// warps.
+// Sums the slots in each thread, from broadcast reads. Has a shorter latency than SlotsByShuffle, but takes
+// 12 registers. At most 16 warps.
 struct SlotsInRegisters {
     static AXISCAP_DEVICE float sum(const float* slots, u32 warps) {
         if (warps <= 2) return hw::add(hw::load_shared(slots), hw::load_shared(slots + 1));
@@ -117,7 +118,7 @@ struct SlotsInRegisters {
     }
 };
 
-// Each thread takes one slot, threads k, k + S, ... the same: one register, for kernels that have none to spare.
+// Sums the slots by shuffles: thread k takes slot k modulo the number of slots. Takes one register.
 struct SlotsByShuffle {
     static AXISCAP_DEVICE float sum(const float* slots, u32 warps) {
         u32 width = 1;
@@ -131,26 +132,26 @@ struct SlotsByShuffle {
     }
 };
 
-// Sums over the warps of a group.
+// Sums over the warps of a group, with one barrier per sum.
 //
-// Two sets of slots take turns: who writes a set for sum i + 2 has passed the barrier of sum i + 1, which every
-// thread reaches only after it has read that set for sum i. So one barrier per sum is enough.
+// Two sets of slots alternate. A thread that writes a set for sum i + 2 has passed the barrier of sum i + 1,
+// and every thread reaches that barrier after it has read the set for sum i.
 template <class Slots, u32 Groups>
 class GroupSum {
   public:
     AXISCAP_DEVICE GroupSum() {
-        // Slots without a segment are +0. The first barrier after this orders it before any read.
+        // Slots without a segment are +0. The first sum's barrier orders these stores before any read.
         u32 t = hw::thread();
-        if (t < MOST_SLOTS && t >= warps()) {
+        if (t < MAX_SLOTS && t >= warps()) {
             hw::store_shared(slots() + t, 0.0f);
-            hw::store_shared(slots() + MOST_SLOTS + t, 0.0f);
+            hw::store_shared(slots() + MAX_SLOTS + t, 0.0f);
         }
     }
 
-    // The sum over the group's warps of `slot`, which is the same in all threads of a warp.
+    // Returns the sum over the group's warps of `slot`, which is the same in all threads of a warp.
     AXISCAP_DEVICE float operator()(float slot) {
         if (warps() == 1) return slot;
-        float* set = slots() + turn_ * MOST_SLOTS;
+        float* set = slots() + turn_ * MAX_SLOTS;
         turn_ ^= 1;
         u32 t = hw::thread();
         if (t % WARP == 0) hw::store_shared(set + t / WARP, slot);
@@ -158,21 +159,21 @@ class GroupSum {
         return Slots::sum(set, warps());
     }
 
-    // The sums over all the group's threads of eight values, behind one barrier: thread 4 k of each warp gets that of
-    // x[k]. One group per block, of at most 16 warps.
-    AXISCAP_DEVICE float of_each(float (&x)[MOST_TOGETHER]) {
-        float sum = warp_sum_of_each(x);
+    // Returns in thread 4 k of each warp the sum of x[k] over all threads of the group, with one barrier. For
+    // one group per block, of at most 16 warps.
+    AXISCAP_DEVICE float sum_each(float (&x)[MAX_TOGETHER]) {
+        float sum = warp_sum_each(x);
         if (warps() == 1) return sum;
-        // [warp][value]: neither the writes of a warp nor its reads meet in a bank.
-        float* set = slots() + 2 * MOST_SLOTS + turn_ * warps() * MOST_TOGETHER;
+        // The layout [warp][value] has no bank conflicts, neither for the writes of a warp nor for its reads.
+        float* set = slots() + 2 * MAX_SLOTS + turn_ * warps() * MAX_TOGETHER;
         turn_ ^= 1;
         u32 t = hw::thread() % WARP, warp = hw::thread() / WARP;
-        if (t % 4 == 0) hw::store_shared(set + warp * MOST_TOGETHER + t / 4, sum);
+        if (t % 4 == 0) hw::store_shared(set + warp * MAX_TOGETHER + t / 4, sum);
         hw::barrier<Groups>();
-        // Slots t % 4, t % 4 + 4, ... here, and what is left across the four threads.
+        // Each thread adds the slots t % 4, t % 4 + 4, ...; shuffles then add the four partial sums.
         auto slot = [&](u32 i) {
             u32 s = t % 4 + 4 * i;
-            return s < warps() ? hw::load_shared(set + s * MOST_TOGETHER + t / 4) : 0.0f;
+            return s < warps() ? hw::load_shared(set + s * MAX_TOGETHER + t / 4) : 0.0f;
         };
         sum = slot(0);
         if (warps() > 8) {
@@ -186,12 +187,12 @@ class GroupSum {
 
   private:
     AXISCAP_DEVICE u32 warps() const { return hw::threads() / WARP; }
-    // Computed where it is needed: an address held all the time is registers that the row needs.
+    // Computed at each use. An address kept in a member would take registers that the row needs.
     AXISCAP_DEVICE float* slots() const {
         return reinterpret_cast<float*>(hw::shared_memory() + hw::group() * SLOT_BYTES);
     }
 
-    u32 turn_ = 0;  // the set to write next, of both kinds
+    u32 turn_ = 0;  // the set to write next, for both kinds of sums
 };
 
 }  // namespace axiscap

@@ -1,13 +1,14 @@
-// Rows of up to 16384 elements: one group of ceil(width / 512) warps per row, the row in registers from its one
-// read to its one write, however many caps it has. What direct.cuh (few rows) and staged.cuh (many) have in common.
+// Common base of direct.cuh (few rows) and staged.cuh (many rows), for rows of at most 16384 elements. A
+// group of ceil(width / 512) warps works on a row. The row is read once, stays in registers for all of its
+// caps, and is written at most once.
 //
-// Every pointer and stride must be a multiple of 16 bytes and the width a multiple of E::V: then a warp's 16-byte
-// loads cover 512 contiguous bytes and a quad lies wholly inside the row or wholly outside. Other rows take
-// general.cuh.
+// Data layout: every pointer and stride is a multiple of 16 bytes and the width is a multiple of E::V. A
+// warp's 16-byte loads then cover 512 contiguous bytes, and a quad lies either inside the row or outside.
+// Other rows take general.cuh.
 #pragma once
 
 #include "reduce.cuh"
-#include "verdict.cuh"
+#include "cap_step.cuh"
 
 namespace axiscap {
 
@@ -19,8 +20,8 @@ class ResidentRows {
     AXISCAP_DEVICE ResidentRows(const CapArgs& args)
         : args_(args), start_(hw::thread() / WARP * SEGMENT + hw::thread() % WARP * E::V) {}
 
-    // Quad q of this thread starts at element start_ + q * QUAD_STEP. Addresses are taken once per row and stepped
-    // by constants: that keeps them in few registers.
+    // Quad q of this thread starts at element start_ + q * QUAD_STEP. Each row has one address, and quads are
+    // constant offsets from it, which saves registers.
     AXISCAP_DEVICE bool inside(int q) const { return start_ + q * QUAD_STEP<E> < args_.width; }
 
     AXISCAP_DEVICE const float* axis_at(u32 cap) const {
@@ -28,11 +29,11 @@ class ResidentRows {
     }
     AXISCAP_DEVICE void load_axis(u32 cap, float (&axis)[VALUES]) const { load_padded<E>(axis_at(cap), axis); }
 
-    // Axes come out of device memory once per token: ask for those of the caps from `from` on before waiting for the
-    // previous kernel.
+    // Prefetches the axes of the caps from `from` on into L2, before the wait for the previous kernel. In a
+    // decode the model's weights evict the axes between two tokens.
     AXISCAP_DEVICE void prefetch_axes(u32 from) const {
         if (args_.profile != nullptr || hw::thread() % 2 != 0) return;
-        // 32 floats are a 128-byte line, so that every other thread asks for one line of its 16 values.
+        // A 128-byte line holds 32 floats, the values of two threads. Every other thread asks for one line.
 #pragma unroll 1
         for (u32 k = from; k < args_.count; k++) {
             hw::prefetch_table(args_.axes + static_cast<u64>(args_.first + k) * args_.axis_stride +
@@ -86,8 +87,8 @@ class ResidentRows {
     const u32 start_;  // this thread's first element
 };
 
-// h += delta * axis
-AXISCAP_DEVICE void step_along(float (&h)[VALUES], float delta, const float (&axis)[VALUES]) {
+// Computes h += delta * axis.
+AXISCAP_DEVICE void move_along(float (&h)[VALUES], float delta, const float (&axis)[VALUES]) {
 #pragma unroll
     for (int i = 0; i < VALUES; i++) h[i] = hw::fma(delta, axis[i], h[i]);
 }

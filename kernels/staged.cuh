@@ -1,8 +1,12 @@
-// Many rows of at most 16384 elements, with 64 registers per thread, so that two blocks of 8192 elements share a
-// multiprocessor. The rows to come are on their way into shared memory while one is worked on: without registers, and
-// without a barrier, because each thread copies and reads only its own 16-byte pieces.
+// The staged path, for many rows of at most 16384 elements. The next 1 to 3 rows are copied to shared memory
+// while one is capped.
 //
-// Grid: any number of blocks; groups stride over the rows. Block: (32 * ceil(width / 512), groups).
+// Grid: any number of blocks. Groups stride over the rows. Block: (32 * ceil(width / 512), groups). Data
+// layout: resident.cuh.
+//
+// Improves on direct.cuh where bandwidth counts: asynchronous copies take no registers, and 64 registers per
+// thread let two blocks of 8192 elements share a multiprocessor. Staging needs no barrier, because each
+// thread copies and reads only its own 16-byte pieces.
 #pragma once
 
 #include "resident.cuh"
@@ -24,31 +28,32 @@ class StagedRows : ResidentRows<E> {
     AXISCAP_DEVICE void run() {
         hw::allow_next_kernel();
         float axis[VALUES];
-        // Which cap's axis is in `axis`. With one cap for all rows it is loaded once, before the wait.
-        u32 held = NONE;
+        // The cap whose axis is in `axis`. If all rows have one cap, its axis is loaded once, before the
+        // wait.
+        u32 loaded = NONE;
         if (KEEPS_AXIS && args_.profile == nullptr && args_.count > 0) {
             Base::load_axis(args_.first, axis);
-            held = args_.first;
+            loaded = args_.first;
         }
         Base::prefetch_axes(1);
         if constexpr (Norm) Base::prefetch_weight();
         hw::wait_for_previous_kernel();
 
-        const u32 step = hw::blocks() * hw::groups();
+        const u32 groups = hw::blocks() * hw::groups();  // of the grid
         u32 row = hw::block() * hw::groups() + hw::group();
         u32 stage = 0;
 #pragma unroll 1
-        for (u32 s = 0; s < args_.stages; s++) fetch(row + s * step, s);
-        for (; row < args_.rows; row += step) {
+        for (u32 s = 0; s < args_.stages; s++) fetch(row + s * groups, s);
+        for (; row < args_.rows; row += groups) {
             float h[VALUES];
             take(stage, h);
-            fetch(row + args_.stages * step, stage);
+            fetch(row + args_.stages * groups, stage);
             stage = stage + 1 == args_.stages ? 0 : stage + 1;
-            bool acted = apply_caps(row, h, axis, held);
+            bool acted = apply_caps(row, h, axis, loaded);
             if constexpr (Norm) {
-                // The axis is no longer needed when the weight takes its registers.
+                // The weight overwrites the registers of the axis.
                 Base::load_weight(axis);
-                held = NONE;
+                loaded = NONE;
                 float factor = norm_factor(args_, sum_(warp_sum(thread_dot<E>(h, h))));
                 Base::store_normed(row, h, axis, factor);
             }
@@ -58,12 +63,13 @@ class StagedRows : ResidentRows<E> {
 
   private:
     static constexpr u32 NONE = ~0u;
-    // Whether an axis stays in registers from row to row. With two staged inputs there are too few of them: the
-    // axis then comes from L1 for each row, and again where the cap acts.
+    // Whether an axis stays in registers from row to row. With two staged inputs there are too few registers.
+    // The axis then comes from L1 for each row, and again if the cap acts.
     static constexpr bool KEEPS_AXIS = !Add;
 
-    // A stage is, per group, inputs x quads x threads pieces of 16 bytes: neighbouring threads use neighbouring
-    // banks, and only the thread itself touches its pieces. Its quad q of an input is q * threads pieces on.
+    // Returns this thread's first piece of an input in a stage. Per group, a stage holds inputs x quads x
+    // threads pieces of 16 bytes, and quad q of an input lies q * threads pieces further. Neighbouring
+    // threads use neighbouring banks, and each thread accesses only its own pieces.
     AXISCAP_DEVICE unsigned char* pieces(u32 stage, u32 input) const {
         u32 index = ((stage * hw::groups() + hw::group()) * (Add ? 2 : 1) + input) * E::QUADS;
         return hw::shared_memory() + hw::groups() * SLOT_BYTES + (index * hw::threads() + hw::thread()) * sizeof(Quad);
@@ -73,14 +79,15 @@ class StagedRows : ResidentRows<E> {
         const Bits* from = static_cast<const Bits*>(base) + row * stride;
 #pragma unroll
         for (int q = 0; q < E::QUADS; q++) {
-            // Outside the row nothing is read, but the address still has to be one: the row's first element's.
+            // A copy outside the row reads no byte, but its address must be valid. It gets that of the first
+            // element.
             bool in = inside(q);
             hw::copy_async(to + q * hw::threads() * sizeof(Quad), from + (in ? start_ + q * QUAD_STEP<E> : 0), in);
         }
     }
 
-    // Starts a row's way into a stage. Past the last row nothing is copied, but it still counts as a group of
-    // copies, so that the stages keep their turns.
+    // Starts the copy of a row to a stage. A row past the last one gives an empty group of copies, which
+    // keeps the count of outstanding groups in step with the stages.
     AXISCAP_DEVICE void fetch(u32 row, u32 stage) const {
         if (row < args_.rows) {
             if constexpr (Add) {
@@ -93,6 +100,7 @@ class StagedRows : ResidentRows<E> {
         hw::commit_copies();
     }
 
+    // Waits for the oldest stage and loads its row into registers.
     AXISCAP_DEVICE void take(u32 stage, float (&h)[VALUES]) const {
         switch (args_.stages) {
             case 1: hw::await_copies<0>(); break;
@@ -113,39 +121,41 @@ class StagedRows : ResidentRows<E> {
         }
     }
 
-    // Returns whether any cap changed the row.
-    AXISCAP_DEVICE bool apply_caps(u32 row, float (&h)[VALUES], float (&axis)[VALUES], u32& held) {
-        CapRun run = caps_of_row(args_, row);
+    // Applies the caps of a row. Returns whether any of them changed the row.
+    AXISCAP_DEVICE bool apply_caps(u32 row, float (&h)[VALUES], float (&axis)[VALUES], u32& loaded) {
+        CapRange caps = caps_of_row(args_, row);
         bool acted = false;
-        if (KEEPS_AXIS && run.count > 0 && held != run.first) Base::load_axis(run.first, axis);
-        for (u32 k = 0; k < run.count; k++) {
-            u32 cap = run.first + k;
+        if (KEEPS_AXIS && caps.count > 0 && loaded != caps.first) Base::load_axis(caps.first, axis);
+        for (u32 k = 0; k < caps.count; k++) {
+            u32 cap = caps.first + k;
             float part;
             if constexpr (KEEPS_AXIS) {
                 part = thread_dot<E>(h, axis);
             } else {
-                part = streamed_dot<E>(h, Base::axis_at(cap));
+                part = thread_dot_by_quad<E>(h, Base::axis_at(cap));
             }
             float p = sum_(warp_sum(part));
-            // Latency hides behind other rows here, but registers are short while the sum is under way.
-            Verdict verdict = judge(p, load_params(args_, cap));
-            if (verdict.acts) {
+            // The bounds are loaded after the sum, which needs the registers. Other rows hide the latency of
+            // the load.
+            CapStep step = clamp_projection(p, load_params(args_, cap));
+            if (step.acts) {
                 acted = true;
                 if constexpr (!KEEPS_AXIS) Base::load_axis(cap, axis);
-                step_along(h, verdict.delta, axis);
+                move_along(h, step.delta, axis);
             }
-            if (hw::thread() == 0) write_stat(args_, row, k, {p, verdict.after, verdict.flags});
-            if (KEEPS_AXIS && k + 1 < run.count) Base::load_axis(cap + 1, axis);
+            if (hw::thread() == 0) write_stat(args_, row, k, {p, step.after, step.flags});
+            if (KEEPS_AXIS && k + 1 < caps.count) Base::load_axis(cap + 1, axis);
         }
-        if (hw::thread() == 0) end_row(args_, row, run.count);
-        if (KEEPS_AXIS && run.count > 0) held = run.first + run.count - 1;
+        if (hw::thread() == 0) end_row(args_, row, caps.count);
+        if (KEEPS_AXIS && caps.count > 0) loaded = caps.first + caps.count - 1;
         return acted;
     }
 
-    // Groups of a block that have more than one warp, and so meet: src/cuda/shape.rs.
-    static constexpr u32 MOST_MEETING = 4;
+    // The most groups of more than one warp that a block has (src/cuda/launch/kernel.rs). Each takes a
+    // barrier.
+    static constexpr u32 MAX_GROUPS = 4;
 
-    GroupSum<SlotsByShuffle, MOST_MEETING> sum_;
+    GroupSum<SlotsByShuffle, MAX_GROUPS> sum_;
 };
 
 }  // namespace axiscap

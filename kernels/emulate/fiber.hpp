@@ -1,6 +1,6 @@
-// Fibers: one stack each, switched by hand. ucontext starts them; setjmp switches, because swapcontext makes a
-// system call for the signal mask each time. Under AddressSanitizer, which has to be told of every switch, it is
-// swapcontext.
+// Fibers with one stack each. ucontext starts them and setjmp switches between them, because swapcontext
+// makes a system call per switch for the signal mask. Under AddressSanitizer, which must be told of every
+// switch, swapcontext switches.
 #pragma once
 
 #include <setjmp.h>
@@ -28,14 +28,14 @@ class Fibers {
     static constexpr size_t STACK = AXISCAP_ASAN ? 256 << 10 : 64 << 10;
 
     ~Fibers() {
-        if (stacks_) munmap(stacks_, most_ * STACK);
+        if (stacks_) munmap(stacks_, capacity_ * STACK);
     }
 
-    // Room for `count` fibers that all begin in `entry`, none started.
+    // Prepares `count` fibers that begin in `entry` and starts none of them.
     void prepare(size_t count, void (*entry)()) {
         entry_ = entry;
-        if (count > most_) {
-            if (stacks_) munmap(stacks_, most_ * STACK);
+        if (count > capacity_) {
+            if (stacks_) munmap(stacks_, capacity_ * STACK);
             void* memory = mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
             if (memory == MAP_FAILED) {
@@ -43,17 +43,17 @@ class Fibers {
                 std::abort();
             }
             stacks_ = static_cast<char*>(memory);
-            most_ = count;
+            capacity_ = count;
         }
         contexts_.resize(count);
         states_.assign(count, FRESH);
 #if AXISCAP_ASAN
-        // Fibers that ended left their frames' red zones behind.
+        // Ended fibers leave the red zones of their frames poisoned.
         __asan_unpoison_memory_region(stacks_, count * STACK);
 #endif
     }
 
-    // From the scheduler: runs fiber `i` until it calls `leave` or `finish`.
+    // Runs fiber `i` until it calls `leave` or `finish`. Called by the scheduler.
     void enter(size_t i) {
         now_ = i;
         Context& fiber = contexts_[i];
@@ -74,14 +74,14 @@ class Fibers {
 #endif
     }
 
-    // First thing in a fiber.
+    // Completes the switch to a new fiber. Must be the first call in a fiber.
     void arrived() {
 #if AXISCAP_ASAN
         __sanitizer_finish_switch_fiber(nullptr, &home_stack_, &home_size_);
 #endif
     }
 
-    // From a fiber: back to the scheduler; returns when the fiber is entered again.
+    // Switches from a fiber to the scheduler. Returns when the fiber is entered again.
     void leave() {
         Context& fiber = contexts_[now_];
 #if AXISCAP_ASAN
@@ -93,7 +93,7 @@ class Fibers {
 #endif
     }
 
-    // From a fiber: it is over.
+    // Ends the calling fiber.
     [[noreturn]] void finish() {
         states_[now_] = OVER;
 #if AXISCAP_ASAN
@@ -124,7 +124,7 @@ class Fibers {
     }
 
     char* stacks_ = nullptr;
-    size_t most_ = 0;
+    size_t capacity_ = 0;
     std::vector<Context> contexts_;
     std::vector<State> states_;
     Context home_;

@@ -1,12 +1,14 @@
-// The CPU's version of hardware.cuh: the same functions, checked.
+// The CPU version of hardware.cuh: the same functions, with checks.
 //
-// A thread is a fiber (fiber.hpp). Barriers and shuffles hand control to the scheduler; everything else runs
-// straight through. What CUDA leaves undefined is made visible here: shared memory starts out as NaN and so do the
-// targets of copies under way, a 16-byte access must be aligned, shared memory may only be touched inside the
-// launch's own, a copy is only made when it is awaited, a barrier or shuffle that not all threads reach is an error.
+// A thread is a fiber (fiber.hpp). Barriers and shuffles switch to the scheduler. All other code runs without
+// a switch.
 //
-// Not covered: the GPU's memory model (fibers see each other's writes at once), programmatic dependent launch, and
-// the conversions' and divisions' hardware. Those need a GPU.
+// Behaviour that CUDA leaves undefined becomes visible. Shared memory and the targets of outstanding copies
+// hold NaN. A copy is made when it is awaited. Errors are: a misaligned access, an access outside the
+// launch's shared memory, and a barrier or shuffle that some of its threads do not reach.
+//
+// Limits: the GPU's memory model (fibers see each other's writes at once), the timing of programmatic
+// dependent launch, and the hardware's conversions, divisions and square roots are not emulated.
 #pragma once
 
 #include <cmath>
@@ -32,7 +34,8 @@ struct alignas(16) Quad {
 
 namespace hw {
 
-// The compiler flag -ffp-contract=off keeps these apart; see scripts and tests that build the emulator.
+// Every build of the emulator needs -ffp-contract=off, which keeps the compiler from contracting a multiply
+// and an add.
 inline float add(float a, float b) { return a + b; }
 inline float sub(float a, float b) { return a - b; }
 inline float mul(float a, float b) { return a * b; }
@@ -97,7 +100,7 @@ inline T load(const void* p) {
     std::memcpy(&value, p, sizeof(T));
     return value;
 }
-// Rows before the wait for the previous kernel are not there yet; tables are.
+// Rows may be accessed only after the wait for the previous kernel. Tables may be read before it.
 inline Quad load_row_quad(const void* p) {
     emulate::check_waited();
     return load<Quad>(p);
@@ -118,20 +121,20 @@ inline void store_row(T* p, T value) {
     emulate::check_aligned(p, sizeof(T));
     std::memcpy(p, &value, sizeof(T));
 }
-inline void raise(u64* p, u64 value) {
+inline void atomic_max(u64* p, u64 value) {
     emulate::check_waited();
     emulate::check_aligned(p, sizeof(u64));
     if (*p < value) *p = value;
 }
-inline void count(u64* p) {
+inline void atomic_add(u64* p, u64 value) {
     emulate::check_waited();
     emulate::check_aligned(p, sizeof(u64));
-    *p += 1;
+    *p += value;
 }
 inline Quad load_table_quad(const void* p) { return load<Quad>(p); }
 inline float load_table(const float* p) { return load<float>(p); }
 inline u32 load_table(const u32* p) { return load<u32>(p); }
-// A prefetch of a bad address does nothing on a GPU either, but it should not happen: read a byte.
+// Reads a byte, because a GPU ignores a prefetch of an invalid address without an error.
 inline void prefetch_table(const void* p) { (void)*static_cast<const volatile unsigned char*>(p); }
 
 inline void copy_async(void* to, const void* from, bool inside) {
@@ -158,8 +161,8 @@ inline float widen_f16(u32 bits) {
 }
 inline u32 narrow_f16(float value) {
     u32 bits = to_bits(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return 0x7fffu;               // NaN, as the hardware has it
-    if (magnitude >= 0x477ff000u) return sign | 0x7c00u;       // rounds past the largest
+    if (magnitude > 0x7f800000u) return 0x7fffu;               // NaN, with the hardware's bits
+    if (magnitude >= 0x477ff000u) return sign | 0x7c00u;       // rounds to infinity
     if (magnitude < 0x38800000u) {                             // subnormal: a multiple of 2^-24
         return sign | static_cast<u32>(std::nearbyint(std::ldexp(from_bits(magnitude), 24)));
     }

@@ -21,7 +21,7 @@ void fault(const std::string& what) {
                 std::to_string(t.y) + ")"};
 }
 
-// A thread's whole life. Exceptions must not cross the fiber's end.
+// Runs the kernel as one thread. Exceptions must not leave the fiber.
 void start_thread() {
     Machine& m = machine();
     m.fibers_.arrived();
@@ -60,7 +60,7 @@ void Machine::run_block(Schedule schedule) {
         threads_[i].warp = i / 32;
     }
     ready_.assign(count, true);
-    warps_.assign((count + 31) / 32, Meeting{});
+    warps_.assign((count + 31) / 32, WaitPoint{});
     barriers_.clear();
     for (auto& values : exchanged_) values.assign(count, 0.0f);
     fibers_.prepare(count, start_thread);
@@ -82,7 +82,7 @@ void Machine::run_block(Schedule schedule) {
             for (u32 i = 0; i < count; i++) {
                 u32 pick = i;
                 if (schedule == DESCENDING) pick = count - 1 - i;
-                // 7919 is prime and larger than any block, so that this visits every thread once.
+                // 7919 is prime and larger than any block. The multiples therefore visit every thread once.
                 if (schedule == SCATTERED) pick = static_cast<u32>((static_cast<u64>(i) * 7919 + round * 131) % count);
                 progress |= run_thread(pick);
             }
@@ -93,7 +93,7 @@ void Machine::run_block(Schedule schedule) {
     }
 }
 
-// Gives a thread its turn, if it can run at all.
+// Runs a thread until it waits or ends. Returns false if it is waiting or has ended.
 bool Machine::run_thread(u32 pick) {
     if (!ready_[pick] || fibers_.over(pick) || !fault_.empty()) return false;
     current_ = pick;
@@ -102,30 +102,30 @@ bool Machine::run_thread(u32 pick) {
     return true;
 }
 
-void Machine::meet(Meeting& meeting, u32 expected) {
-    if (!meeting.waiting.empty() && meeting.expected != expected) fault("two sizes for one barrier");
-    meeting.expected = expected;
+void Machine::wait_for_all(WaitPoint& point, u32 expected) {
+    if (!point.waiting.empty() && point.expected != expected) fault("two sizes for one barrier");
+    point.expected = expected;
     u32 me = current_;
-    if (meeting.waiting.size() + 1 < expected) {
-        meeting.waiting.push_back(me);
+    if (point.waiting.size() + 1 < expected) {
+        point.waiting.push_back(me);
         ready_[me] = false;
         fibers_.leave();
         current_ = me;
     } else {
-        for (u32 other : meeting.waiting) ready_[other] = true;
-        meeting.waiting.clear();
+        for (u32 other : point.waiting) ready_[other] = true;
+        point.waiting.clear();
     }
 }
 
-// What the 32 threads of the warp hand in, once they all have.
+// Returns the values of the 32 threads of the warp, after all of them have called.
 const float* Machine::exchange(float value) {
     u32 me = current_;
-    // Two places take turns: who writes one for exchange i + 2 has met the others at i + 1, where each arrives only
-    // after it has read that place for exchange i.
-    std::vector<float>& place = exchanged_[threads_[me].exchanges++ % 2];
-    place[me] = value;
-    meet(warps_[threads_[me].warp], 32);
-    return &place[me & ~31u];
+    // Two buffers alternate. A thread that writes one for exchange i + 2 has passed exchange i + 1, and every
+    // thread arrives there after it has read the buffer for exchange i.
+    std::vector<float>& values = exchanged_[threads_[me].exchanges++ % 2];
+    values[me] = value;
+    wait_for_all(warps_[threads_[me].warp], 32);
+    return &values[me & ~31u];
 }
 
 u32 Machine::ballot(bool yes) {
@@ -135,17 +135,18 @@ u32 Machine::ballot(bool yes) {
     return bits;
 }
 
-// On a GPU a group without a barrier of its own would meet another's threads.
+// Checks that the group has a barrier, because on a GPU a group without one would wait for another group's
+// threads.
 void Machine::barrier(u32 id, u32 ids, u32 threads) {
     if (id >= ids) fault("barrier " + std::to_string(id) + " of " + std::to_string(ids));
     if (threads % 32 != 0 || threads > launch.threads * launch.groups) fault("a barrier of " + std::to_string(threads));
-    meet(barriers_[id], threads);
+    wait_for_all(barriers_[id], threads);
 }
 
 void Machine::check_shared(const void* p, size_t bytes, size_t alignment) const {
     uintptr_t at = reinterpret_cast<uintptr_t>(p), from = reinterpret_cast<uintptr_t>(shared.data());
     if (at < from || at + bytes > from + shared.size()) fault("access outside shared memory");
-    // The launch's shared memory is 16-byte aligned on a GPU, whatever it is here.
+    // On a GPU the launch's shared memory is 16-byte aligned. Alignment is therefore counted from its start.
     if ((at - from) % alignment != 0) fault("misaligned access of shared memory");
 }
 

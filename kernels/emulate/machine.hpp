@@ -1,4 +1,4 @@
-// A GPU of one multiprocessor that runs one block at a time: its threads as fibers, its shared memory, its barriers.
+// A GPU that runs one block at a time, with threads as fibers, shared memory and barriers.
 #pragma once
 
 #include <cstdint>
@@ -15,17 +15,17 @@
 namespace axiscap {
 namespace emulate {
 
-// How a kernel is launched: blocks x (threads, groups), and its dynamic shared memory.
+// Launch shape: blocks x (threads, groups), and dynamic shared memory.
 struct Launch {
     u32 blocks, threads, groups, shared_bytes;
 };
 
-// In which order blocks and threads that could run do run. Results must not depend on it. The first three give every
-// thread a turn; EAGER lets each warp run ahead of all others for as long as it can, which finds what a barrier
-// between two uses of the same memory would have been for.
+// The order in which runnable blocks and threads run. Results must not depend on it. The first three
+// schedules run every thread in turn. EAGER runs each warp ahead of all others for as long as it can, which
+// finds a missing barrier between two uses of the same memory.
 enum Schedule : u32 { ASCENDING, DESCENDING, SCATTERED, EAGER, SCHEDULES };
 
-// What a kernel did that CUDA does not allow. Thrown in a fiber, reported by the launch.
+// An operation that CUDA does not allow. Thrown in a fiber and reported by the launch.
 struct Fault {
     std::string what;
 };
@@ -36,7 +36,7 @@ struct Thread {
     bool waited = false;
     u32 exchanges = 0;
 
-    // Copies under way. They are made when awaited, no earlier: until then their target is NaN.
+    // Outstanding copies. They are made when they are awaited, and their targets hold NaN until then.
     struct Copy {
         void* to;
         const void* from;
@@ -70,7 +70,7 @@ class Machine {
     u32 block = 0;
     std::vector<unsigned char> shared;
 
-    // Runs the whole grid. Empty when all went well, else what went wrong.
+    // Runs the whole grid. Returns an empty string, or the first error.
     std::string run(void (*kernel)(const CapArgs&), const CapArgs& args, const Launch& launch, Schedule schedule);
 
     float shuffle_xor(float value, int mask) { return exchange(value)[(current_ & 31) ^ static_cast<u32>(mask)]; }
@@ -81,15 +81,15 @@ class Machine {
     Thread& current() { return threads_[current_]; }
 
   private:
-    // Where threads wait for each other: a warp's shuffle, or a named barrier.
-    struct Meeting {
+    // A point where threads wait for each other: a warp's shuffle, or a named barrier.
+    struct WaitPoint {
         std::vector<u32> waiting;
         u32 expected = 0;
     };
 
     void run_block(Schedule schedule);
     bool run_thread(u32 pick);
-    void meet(Meeting& meeting, u32 expected);
+    void wait_for_all(WaitPoint& point, u32 expected);
     const float* exchange(float value);
 
     std::vector<Thread> threads_;
@@ -97,8 +97,8 @@ class Machine {
     u32 done_ = 0;
     Fibers fibers_;
     u32 current_ = 0;
-    std::vector<Meeting> warps_;
-    std::map<u32, Meeting> barriers_;
+    std::vector<WaitPoint> warps_;
+    std::map<u32, WaitPoint> barriers_;
     std::vector<float> exchanged_[2];
     std::string fault_;
     void (*kernel_)(const CapArgs&) = nullptr;
@@ -117,13 +117,13 @@ inline void check_waited() {
 }
 
 struct Kernel {
-    u32 most_threads;
+    u32 max_threads;
     void (*run)(const CapArgs&);
 };
 std::map<std::string, Kernel>& kernels();
 struct Registration {
-    Registration(const char* name, u32 most_threads, void (*run)(const CapArgs&)) {
-        kernels()[name] = {most_threads, run};
+    Registration(const char* name, u32 max_threads, void (*run)(const CapArgs&)) {
+        kernels()[name] = {max_threads, run};
     }
 };
 

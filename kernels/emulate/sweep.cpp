@@ -1,6 +1,7 @@
-// The kernels under the compiler's sanitizers: every buffer is an allocation of exactly its size, so that
-// AddressSanitizer sees an access one byte outside, and UndefinedBehaviorSanitizer a misaligned or overflowing one.
-// Results are compared, byte for byte, with a transcription of docs/operation.md. scripts/check-emulator builds it.
+// Runs the kernels under the compiler's sanitizers. Every buffer is an allocation of exactly its size,
+// therefore AddressSanitizer sees an access one byte outside. UndefinedBehaviorSanitizer sees overflow and
+// other undefined arithmetic. Results are compared byte for byte with a transcription of docs/operation.md.
+// scripts/check-emulator builds this program.
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -12,7 +13,7 @@ using namespace axiscap::emulate;
 
 namespace {
 
-// ---- docs/operation.md, literally ------------------------------------------------------------------------------
+// ---- docs/operation.md, transcribed ----------------------------------------------------------------------------
 
 float halved(std::vector<float> x) {
     for (size_t half = x.size() / 2; half > 0; half /= 2) {
@@ -52,7 +53,7 @@ u32 random_bits() {
 }
 float random_value() { return static_cast<float>(random_bits() % 2001) / 1000.0f - 1.0f; }
 
-// Exactly `count` elements at a multiple of 16 bytes, plus `offset` elements.
+// An allocation of exactly `count` elements that starts `offset` elements after a multiple of 16 bytes.
 template <class T>
 struct Exact {
     std::unique_ptr<unsigned char, void (*)(void*)> memory{nullptr, std::free};
@@ -146,20 +147,20 @@ void check(const char* type, bool add, bool norm, const Shape& shape, u32 width,
     args.axis_stride = axis_stride, args.count = caps, args.depth = caps, args.rows = rows, args.width = width;
     args.eps = eps, args.stages = stages, args.wide = wide;
     Launch launch{2, 32 * warps, groups, groups * SLOT_BYTES};
-    if (general) launch.shared_bytes += MOST_STEPS * 8;
+    if (general) launch.shared_bytes += MAX_STEPS * 8;
     else if (staged) launch.shared_bytes += stages * groups * inputs * axis_stride * static_cast<u32>(sizeof(Bits));
     else launch.shared_bytes += TOGETHER_BYTES * warps;
     std::string name = std::string("axiscap_") + (add ? "add_cap" : "cap") + (norm ? "_norm_" : "_") + type + "_" + shape.path;
-    std::string wrong = machine().run(kernels().at(name).run, args, launch, schedule);
-    if (wrong.empty() && std::memcmp(h.data, want_h.data(), h.count * sizeof(Bits)) != 0) wrong = "h differs";
-    if (wrong.empty() && norm && std::memcmp(y.data, want_y.data(), y.count * sizeof(Bits)) != 0) wrong = "y differs";
-    if (wrong.empty() && std::memcmp(stats.data, want_stats.data(), stats.count * sizeof(RowStat)) != 0) {
-        wrong = "statistics differ";
+    std::string error = machine().run(kernels().at(name).run, args, launch, schedule);
+    if (error.empty() && std::memcmp(h.data, want_h.data(), h.count * sizeof(Bits)) != 0) error = "h differs";
+    if (error.empty() && norm && std::memcmp(y.data, want_y.data(), y.count * sizeof(Bits)) != 0) error = "y differs";
+    if (error.empty() && std::memcmp(stats.data, want_stats.data(), stats.count * sizeof(RowStat)) != 0) {
+        error = "statistics differ";
     }
-    if (!wrong.empty()) {
+    if (!error.empty()) {
         failures++;
         std::printf("%s, width %u, rows %u, caps %u, offset %u, groups %u, stages %u, schedule %u: %s\n", name.c_str(),
-                    width, rows, caps, offset, groups, stages, schedule, wrong.c_str());
+                    width, rows, caps, offset, groups, stages, schedule, error.c_str());
     }
 }
 

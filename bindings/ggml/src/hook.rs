@@ -120,7 +120,7 @@ impl Hook {
     ///
     /// # Safety
     /// Each symbol must be the function of ggml of that name, and stay loaded until the process ends.
-    pub unsafe fn install_from(symbols: Symbols<'_>) -> Result<Self, HookError> {
+    pub unsafe fn install_in(symbols: Symbols<'_>) -> Result<Self, HookError> {
         // SAFETY: the caller promises ggml's functions.
         use_host(unsafe { Api::look_up(symbols)? })?;
         Self::install_in_host()

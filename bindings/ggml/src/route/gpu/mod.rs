@@ -204,16 +204,18 @@ fn run_views(
         }
         if let CutAction::Launch { pair, launch, unproven } = &planned.action {
             driver.hand_to_cap_stream(*pair)?;
-            let table = call.config.caps_of(launch.block).map(|caps| &caps.table);
+            let check = unproven.and_then(|kernel| Some((kernel, &call.config.caps_of(launch.block)?.table)));
             // SAFETY: the rows are the block output's, in memory of the GPU. The backend has computed them when the cap
             // stream gets there, and waits for the cap stream before it continues. The planner checked the weight and
             // the rows of a norm.
-            match table.zip(*unproven) {
-                Some((table, kernel)) => unsafe {
-                    launch_checked(driver, launch, table, device)?;
-                    planner.proven(launch, kernel);
-                },
-                None => unsafe { driver.launch(launch)? },
+            unsafe {
+                match check {
+                    Some((_, table)) => launch_checked(driver, launch, table, device)?,
+                    None => driver.launch(launch)?,
+                }
+            }
+            if let Some((kernel, _)) = check {
+                planner.proven(launch, kernel);
             }
             driver.hand_to_backend(*pair)?;
             let fused = launch.norm.is_some();

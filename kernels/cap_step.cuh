@@ -1,30 +1,31 @@
-// What a cap does to a row whose projection is p.
+// The step of one cap: from a row's projection to the change along the axis, and the statistics.
 #pragma once
 
 #include "hardware.cuh"
 
 namespace axiscap {
 
-struct Verdict {
-    float delta;  // the step along the axis; meaningful when the cap acts
-    float after;
+struct CapStep {
+    float delta;  // distance to move along the axis; valid only if the cap acts
+    float after;  // the projection after the step
     u32 flags;
-    bool acts;
+    bool acts;  // whether the row is changed
 };
 
 AXISCAP_DEVICE bool finite(float x) { return (hw::to_bits(x) & 0x7f800000u) != 0x7f800000u; }
 
-AXISCAP_DEVICE Verdict judge(float p, const CapParams& cap) {
-    // Comparisons rather than min and max: a bound of either zero is then the bound itself.
+// Clamps the projection p to the bounds of a cap: docs/operation.md, "What is computed".
+AXISCAP_DEVICE CapStep clamp_projection(float p, const CapParams& cap) {
+    // Comparisons instead of min and max: a zero keeps the sign of the bound that it comes from.
     float c = p;
     if (c < cap.lo) c = cap.lo;
     if (c > cap.hi) c = cap.hi;
     float delta = hw::mul(cap.strength, hw::sub(c, p));
     bool engaged = finite(p) && c != p;
-    bool lost = !finite(p) || (engaged && !finite(delta));
-    bool acts = engaged && !lost && delta != 0.0f;
+    bool non_finite = !finite(p) || (engaged && !finite(delta));
+    bool acts = engaged && !non_finite && delta != 0.0f;
     float after = !acts ? p : cap.strength == 1.0f ? c : hw::add(p, delta);
-    return {delta, after, (engaged ? ENGAGED : 0u) | (lost ? NON_FINITE : 0u), acts};
+    return {delta, after, (engaged ? ENGAGED : 0u) | (non_finite ? NON_FINITE : 0u), acts};
 }
 
 AXISCAP_DEVICE CapParams load_params(const CapArgs& args, u32 cap) {
@@ -33,12 +34,12 @@ AXISCAP_DEVICE CapParams load_params(const CapArgs& args, u32 cap) {
 }
 
 // The caps of one row: `first` .. `first + count`.
-struct CapRun {
+struct CapRange {
     u32 first, count;
 };
 
-// A profile that does not exist caps nothing; end_row records it.
-AXISCAP_DEVICE CapRun caps_of_row(const CapArgs& args, u32 row) {
+// Returns the caps of a row's profile. A profile that does not exist has no caps, and end_row records it.
+AXISCAP_DEVICE CapRange caps_of_row(const CapArgs& args, u32 row) {
     if (args.profile == nullptr) return {args.first, args.count};
     u32 profile = hw::load_row(args.profile + row);
     if (profile == 0 || profile >= args.profiles) return {0, 0};
@@ -54,23 +55,24 @@ AXISCAP_DEVICE void write_stat(const CapArgs& args, u32 row, u32 k, const RowSta
     hw::store_row(to + 2, stat.flags);
 }
 
-// By one thread, behind a row's `caps` caps. Rows with fewer caps than the table's deepest profile leave zeros behind,
-// not old memory. A profile that the table does not have is recorded: only here, where a row has no caps anyway, so
-// that it costs the others nothing.
-AXISCAP_DEVICE void end_row(const CapArgs& args, u32 row, u32 caps) {
+// Completes the statistics of a row that had `count` caps. Called by one thread per row.
+//
+// Entries that the row's profile does not use are set to zero. A profile that does not exist is recorded
+// here, where only rows without caps look for one. Rows with caps pay nothing for the check.
+AXISCAP_DEVICE void end_row(const CapArgs& args, u32 row, u32 count) {
     if (args.stats != nullptr) {
 #pragma unroll 1
-        for (u32 k = caps; k < args.depth; k++) write_stat(args, row, k, {0.0f, 0.0f, 0});
+        for (u32 k = count; k < args.depth; k++) write_stat(args, row, k, {0.0f, 0.0f, 0});
     }
-    if (caps > 0 || args.profile == nullptr) return;
+    if (count > 0 || args.profile == nullptr) return;
     u32 profile = hw::load_row(args.profile + row);
     if (profile < args.profiles) return;
     write_stat(args, row, 0, {0.0f, 0.0f, BAD_PROFILE});
-    hw::raise(&args.faults->first, ~(static_cast<u64>(row) << 32 | profile));
-    hw::count(&args.faults->rows);
+    hw::atomic_max(&args.faults->first, ~(static_cast<u64>(row) << 32 | profile));
+    hw::atomic_add(&args.faults->rows, 1);
 }
 
-// 1 / sqrt(mean of squares + eps), in IEEE division and square root.
+// Returns 1 / sqrt(mean of squares + eps), in IEEE division and square root.
 AXISCAP_DEVICE float norm_factor(const CapArgs& args, float sum_of_squares) {
     float mean = hw::div(sum_of_squares, static_cast<float>(args.width));
     return hw::div(1.0f, hw::sqrt(hw::add(mean, args.eps)));

@@ -1,0 +1,1 @@
+"""Other implementations of the cap, timed on the same card as ours."""
