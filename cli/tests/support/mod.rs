@@ -9,11 +9,10 @@ use std::sync::{Mutex, PoisonError};
 
 use axiscap::file::{CapFile, ModelInfo};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use axiscap_testing::numbers::Random;
 use serde_json::Value;
 
-#[path = "../../../bindings/ggml/tests/support/model.rs"]
-mod model;
-pub(crate) use model::path as model;
+pub(crate) use axiscap_testing::small_model as model;
 
 /// Blocks and width of the model that the tests run on.
 pub(crate) const BLOCKS: usize = 30;
@@ -106,13 +105,8 @@ pub(crate) fn fail_with(status: i32, output: &Output, parts: &[&str]) {
 
 /// Returns a unit axis from a seed, the same on every machine.
 pub(crate) fn axis(seed: u64, width: usize) -> Axis {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let direction: Vec<f32> = (0..width)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect();
+    let mut random = Random(seed);
+    let direction: Vec<f32> = (0..width).map(|_| random.signed()).collect();
     Axis::from_direction(&direction).expect("a finite, non-zero axis")
 }
 

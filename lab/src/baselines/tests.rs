@@ -14,11 +14,9 @@ use super::Subject;
 use super::cb_eval::{EvalContext, EvalModel};
 use super::ggml_ops::GgmlOps;
 
-#[path = "../../../bindings/ggml/tests/support/model.rs"]
-mod file;
-
 static MODEL: LazyLock<Model> = LazyLock::new(|| {
-    Model::load(file::path(), &ModelOptions { gpu_layers: Some(0) }).expect("the model loads")
+    Model::load(axiscap_testing::small_model(), &ModelOptions { gpu_layers: Some(0) })
+        .expect("the model loads")
 });
 
 fn shape() -> ModelShape {

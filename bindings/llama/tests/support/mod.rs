@@ -4,9 +4,8 @@
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_llama::{ContextOptions, GenerateOptions, Model, ModelOptions, Sampling};
 
-#[path = "../../../ggml/tests/support/model.rs"]
-mod model;
-pub(crate) use model::path;
+use axiscap_testing::numbers::Random;
+pub(crate) use axiscap_testing::small_model as path;
 
 /// Loads the small model. Without it a test fails.
 pub(crate) fn model() -> Model {
@@ -26,13 +25,8 @@ pub(crate) fn greedy(max_tokens: usize) -> GenerateOptions {
 /// Returns a cap on each of these blocks, with different axes and one bound.
 pub(crate) fn caps(blocks: impl IntoIterator<Item = usize>, seed: u64, bound: Bound) -> CapSet {
     let entries = blocks.into_iter().map(|block| {
-        let mut state = (seed << 32 | block as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let direction: Vec<f32> = (0..576)
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-            })
-            .collect();
+        let mut random = Random(seed << 32 | block as u64);
+        let direction: Vec<f32> = (0..576).map(|_| random.signed()).collect();
         BlockCap { block, cap: Cap::new(Axis::from_direction(&direction).expect("an axis"), bound) }
     });
     CapSet::new(entries).expect("a set")
