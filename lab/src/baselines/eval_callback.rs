@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use axiscap::cpu::{self, RowsMut};
+use axiscap::cpu::{Job, RowsMut};
 use axiscap::{CapSet, CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
 
@@ -12,8 +12,8 @@ use axiscap_ggml::{HookError, ModelShape, Seen};
 
 /// Caps through `llama_context_params.cb_eval`.
 ///
-/// ggml computes up to each capped block output, waits for it, and calls. That is one host synchronise per capped block
-/// and micro-batch. The rows have the bits of the hook's.
+/// ggml computes up to each capped block output, waits for it, and calls. That is one host synchronise per
+/// capped block and micro-batch. The rows have the bits of the hook's.
 #[derive(Debug)]
 pub(super) struct EvalCallback {
     state: Box<State>,
@@ -40,8 +40,8 @@ struct Work {
 }
 
 impl EvalCallback {
-    /// Creates a callback that applies these caps. It must outlive the context that it is given to. With `statistics`
-    /// the caps compute them, and they are dropped.
+    /// Creates a callback that applies these caps. It must outlive the context that it is given to. With
+    /// `statistics` the caps compute them, and they are dropped.
     ///
     /// # Errors
     /// [`HookError::Architecture`], and [`HookError::Caps`] when the caps do not fit the model.
@@ -68,8 +68,8 @@ impl EvalCallback {
         std::ptr::from_ref::<State>(&self.state).cast_mut().cast()
     }
 
-    /// Runs one `llama_decode` of `rows` tokens, `outputs` of them with logits, and checks that it was capped, as
-    /// [`Session::watch`](axiscap_ggml::Session::watch) does.
+    /// Runs one `llama_decode` of `rows` tokens, `outputs` of them with logits, and checks that it was
+    /// capped, as [`Session::watch`](axiscap_ggml::Session::watch) does.
     ///
     /// # Errors
     /// The first error of the callback, the error of `decode`, or [`HookError::NotSeen`].
@@ -118,13 +118,15 @@ impl State {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps an error. Returns the answer that continues after a question, and that ends the computation after a result.
+    /// Keeps an error. Returns the answer that continues after a question, and that ends the computation
+    /// after a result.
     fn fail(&self, error: HookError) -> bool {
         self.work().error.get_or_insert(error);
         false
     }
 
-    /// Answers a question with whether the node is a capped block output, and a result with whether to continue.
+    /// Answers a question with whether the node is a capped block output, and a result with whether to
+    /// continue.
     ///
     /// # Safety
     /// `tensor` must be a valid node. Unless `ask` is true, its backend must have computed it and be idle.
@@ -181,8 +183,9 @@ impl State {
             return Ok(());
         }
         stats.clear();
-        stats.resize(if self.statistics { rows * table.caps() } else { 0 }, RowStat::default());
-        // SAFETY: the rows are complete and only this call uses them. `staging` holds as many bytes as the tensor.
+        stats.resize(if self.statistics { rows * table.cap_count() } else { 0 }, RowStat::default());
+        // SAFETY: the rows are complete and only this call uses them. `staging` holds as many bytes as the
+        // tensor.
         unsafe {
             let buffer = if t.view_src.is_null() { t.buffer } else { (*t.view_src).buffer };
             let on_host = !buffer.is_null() && sys::ggml_backend_buffer_is_host(buffer);
@@ -194,9 +197,9 @@ impl State {
                 sys::ggml_backend_tensor_get(tensor, staging.as_mut_ptr().cast(), 0, bytes);
                 staging.as_mut_ptr()
             };
-            let options = cpu::Options::new();
-            let options = if self.statistics { options.stats(stats) } else { options };
-            cpu::cap_rows(table, RowsMut::from_raw(data, rows, width, stride)?, options)?;
+            let job = Job::cap(RowsMut::from_raw(data, rows, width, stride)?);
+            let job = if self.statistics { job.stats(stats) } else { job };
+            job.run(table)?;
             if !on_host {
                 sys::ggml_backend_tensor_set(tensor, data.cast(), 0, bytes);
             }

@@ -1,18 +1,18 @@
 //! The same caps through ggml's own operations.
 //!
-//! The graph runs in views that end at the capped block outputs. Between two views the same backend computes a small
-//! graph through its own `graph_compute`, in the order of its own stream. The host does not wait. Per cap, with `H` the
-//! rows of the block output and `v` the axis:
+//! The graph runs in views that end at the capped block outputs. Between two views the same backend computes
+//! a small graph through its own `graph_compute`, in the order of its own stream. The host does not wait. Per
+//! cap, with `H` the rows of the block output and `v` the axis:
 //!
 //! ```text
 //! p = MUL_MAT(H, v)   c = CLAMP(p, lo, hi)   d = SUB(c, p)   d = SCALE(d, strength), unless that is 1
 //! u = REPEAT(v), of one row v itself   u = MUL(u, d)   H = ADD(H, u), in place
 //! ```
 //!
-//! It measures what capping costs without special kernels: five launches per cap where one row is decoded, six where
-//! there are several. Its rows differ from axiscap's in the last bits, because ggml adds in another order, and it has no
-//! statistics. With an odd width or rows that are not aligned to 8 bytes, ggml's CUDA backend leaves the product to
-//! cuBLAS, which may round its factors to TF32.
+//! It measures what capping costs without special kernels: five launches per cap where one row is decoded,
+//! six where there are several. Its rows differ from axiscap's in the last bits, because ggml adds in another
+//! order, and it has no statistics. With an odd width or rows that are not aligned to 8 bytes, ggml's CUDA
+//! backend leaves the product to cuBLAS, which may round its factors to TF32.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -36,8 +36,9 @@ type Result<T> = std::result::Result<T, String>;
 /// A function that is given the block and its capped rows, `[rows][width]`.
 type Observer = Arc<dyn Fn(usize, &[f32]) + Send + Sync>;
 
-/// Caps through ggml's own operations ([`Session::set_compute_hook`](axiscap_ggml::Session::set_compute_hook)). Statistics and
-/// tracing must be off.
+/// Caps through ggml's own operations
+/// ([`Session::set_compute_hook`](axiscap_ggml::Session::set_compute_hook)). Statistics and tracing must be
+/// off.
 #[derive(Default)]
 pub(super) struct GgmlOps {
     /// By the address of the backend.
@@ -89,7 +90,8 @@ impl ComputeHook for GgmlOps {
 
 /// Reads the rows of a block output.
 fn rows(call: &GraphCall<'_>, output: BlockOutput) -> Vec<f32> {
-    // SAFETY: the backend and the block output are alive. Each row has `width` f32, `nb[1]` bytes from the last.
+    // SAFETY: the backend and the block output are alive. Each row has `width` f32, `nb[1]` bytes from the
+    // last.
     unsafe {
         sys::ggml_backend_synchronize(call.backend().cast());
         let tensor = output.tensor().cast::<sys::ggml_tensor>();
@@ -171,7 +173,8 @@ impl BackendOps {
         let device = || call.device().to_owned();
         let graph =
             self.graph(call, output, table).map_err(|what| HookError::Device { device: device(), what })?;
-        // SAFETY: `build` has asked the backend for each operation. The tensors go only after a wait for the backend.
+        // SAFETY: `build` has asked the backend for each operation. The tensors go only after a wait for the
+        // backend.
         unsafe { call.compute_owned(graph) }
     }
 
@@ -212,7 +215,8 @@ impl BackendOps {
             Entry::Occupied(axes) => axes.into_mut(),
             Entry::Vacant(place) => place.insert(Axes::upload(backend, table)?),
         };
-        // SAFETY: axes and temporaries are tensors of this backend, and are dropped only after the graphs made of them.
+        // SAFETY: axes and temporaries are tensors of this backend, and are dropped only after the graphs
+        // made of them.
         let chain = unsafe { build(call, output, &key, axes, &temporaries.tensors)? };
         self.graphs.push_back((key, chain));
         self.graphs.back().map(|(_, chain)| &chain.graph).ok_or_else(|| "it has no graph".into())
@@ -227,7 +231,7 @@ fn synchronize(call: &GraphCall<'_>) {
 
 impl Axes {
     fn upload(backend: sys::ggml_backend_t, table: &CapTable) -> Result<Self> {
-        let tensors = Tensors::new(backend, &vec![(table.width(), 1); table.caps()])?;
+        let tensors = Tensors::new(backend, &vec![(table.width(), 1); table.cap_count()])?;
         for (cap, &tensor) in tensors.all.iter().enumerate() {
             let axis = table.axis(cap);
             // SAFETY: an f32 tensor of as many values, in a buffer of this value.
@@ -240,8 +244,8 @@ impl Axes {
 /// Builds the graph that caps the rows of a block output.
 ///
 /// # Safety
-/// `output` must be a block output of `call`, and `key` describe it. `axes` must hold one tensor per cap, `temporaries`
-/// have space for the rows. Both must be of the call's backend and outlive the result.
+/// `output` must be a block output of `call`, and `key` describe it. `axes` must hold one tensor per cap,
+/// `temporaries` have space for the rows. Both must be of the call's backend and outlive the result.
 unsafe fn build(
     call: &GraphCall<'_>,
     output: BlockOutput,
@@ -250,13 +254,14 @@ unsafe fn build(
     temporaries: &Tensors,
 ) -> Result<Chain> {
     let table = &axes.table;
-    let nodes = NODES * table.caps();
-    let size = nodes + table.caps() + 1;
+    let nodes = NODES * table.cap_count();
+    let size = nodes + table.cap_count() + 1;
     let context = Context::new(nodes + 1, size)?;
     let c = context.0;
     let rows = key.rows as i64;
-    // SAFETY: the context has space for a tensor of the rows, NODES tensors per cap, and a graph of as many. Every tensor
-    // is placed before another is made of it, within the memory of a temporary that is large enough.
+    // SAFETY: the context has space for a tensor of the rows, NODES tensors per cap, and a graph of as many.
+    // Every tensor is placed before another is made of it, within the memory of a temporary that is large
+    // enough.
     unsafe {
         let source = &*output.tensor().cast::<sys::ggml_tensor>();
         let mut state = sys::ggml_new_tensor_2d(c, sys::GGML_TYPE_F32, source.ne[0], rows);
@@ -363,8 +368,8 @@ impl Tensors {
     /// Creates tensors of these shapes, `(values, rows)`.
     fn new(backend: sys::ggml_backend_t, shapes: &[(usize, usize)]) -> Result<Self> {
         let context = Context::new(shapes.len(), 0)?;
-        // SAFETY: the context has space for the tensors, and the backend is alive. The last call places all of them, or
-        // returns null.
+        // SAFETY: the context has space for the tensors, and the backend is alive. The last call places all
+        // of them, or returns null.
         unsafe {
             let tensor = |&(values, rows): &(usize, usize)| {
                 sys::ggml_new_tensor_2d(context.0, sys::GGML_TYPE_F32, values as i64, rows as i64)
