@@ -14,9 +14,6 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 
-#[path = "support/model.rs"]
-mod model;
-
 struct Loaded {
     backend: LlamaBackend,
     model: LlamaModel,
@@ -25,8 +22,9 @@ struct Loaded {
 static LOADED: LazyLock<Loaded> = LazyLock::new(|| {
     let mut backend = LlamaBackend::init().expect("llama.cpp starts");
     backend.void_logs();
-    let model = LlamaModel::load_from_file(&backend, model::path(), &LlamaModelParams::default())
-        .expect("the test model loads");
+    let model =
+        LlamaModel::load_from_file(&backend, axiscap_testing::small_model(), &LlamaModelParams::default())
+            .expect("the test model loads");
     Loaded { backend, model }
 });
 

@@ -6,8 +6,8 @@ use std::num::NonZeroU32;
 use std::ptr;
 use std::sync::{Arc, Mutex};
 
-use axiscap::cpu::{self, Norm, RowsMut};
-use axiscap::{Axis, Bound, Cap, CapTable};
+use axiscap::cpu::{Job, RowsMut};
+use axiscap::{Axis, Bound, Cap, CapTable, Epsilon};
 use axiscap_ggml::{Hook, HookError, ModelShape, Session, Tap};
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_backend::LlamaBackend;
@@ -16,9 +16,6 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_sys_2 as sys;
-
-#[path = "support/model.rs"]
-mod model;
 
 /// Rows of a block, and the norm that follows it.
 struct Sample {
@@ -33,7 +30,8 @@ fn samples() -> Vec<Sample> {
     let mut backend = LlamaBackend::init().unwrap();
     backend.void_logs();
     let model =
-        LlamaModel::load_from_file(&backend, model::path(), &LlamaModelParams::default()).expect("it loads");
+        LlamaModel::load_from_file(&backend, axiscap_testing::small_model(), &LlamaModelParams::default())
+            .expect("it loads");
     let (layers, width) = (model.n_layer() as usize, model.n_embd() as usize);
     let session = Session::new(ModelShape { architecture: "llama".into(), blocks: layers, width });
     let blocks: Vec<_> = (0..layers - 1).step_by(4).collect();
@@ -73,7 +71,7 @@ fn samples() -> Vec<Sample> {
 
 /// Reads weight and epsilon of the norm after each block from the model's file.
 fn norms_after(blocks: &[usize], width: usize) -> Vec<(Vec<f32>, f32)> {
-    let path = CString::new(model::path().to_str().unwrap()).unwrap();
+    let path = CString::new(axiscap_testing::small_model().to_str().unwrap()).unwrap();
     let mut tensors = ptr::null_mut();
     // SAFETY: the path is a C string, and ggml loads all tensors into a new context. The key is a float, and the weights
     // are f32 of the model's width. File and context are freed once.
@@ -158,8 +156,7 @@ fn by_axiscap(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let table = CapTable::new(&[Cap::new(Axis::from_direction(weight).unwrap(), Bound::NONE)]).unwrap();
     let to = RowsMut::from_slice(&mut out, width).unwrap();
     let rows = RowsMut::from_slice(&mut rows, width).unwrap();
-    let norm = Norm::new(weight, eps).unwrap();
-    cpu::cap_norm_rows(&table, rows, norm, to, cpu::Options::new()).unwrap();
+    Job::cap(rows).norm(weight, Epsilon::new(eps).unwrap(), to).run(&table).unwrap();
     out
 }
 

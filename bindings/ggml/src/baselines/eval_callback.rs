@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use axiscap::cpu::{self, RowsMut};
+use axiscap::cpu::{Job, RowsMut};
 use axiscap::{CapSet, CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
 
@@ -181,7 +181,7 @@ impl State {
             return Ok(());
         }
         stats.clear();
-        stats.resize(if self.statistics { rows * table.caps() } else { 0 }, RowStat::default());
+        stats.resize(if self.statistics { rows * table.cap_count() } else { 0 }, RowStat::default());
         // SAFETY: the rows are complete and only this call uses them. `staging` holds as many bytes as the tensor.
         unsafe {
             let buffer = if t.view_src.is_null() { t.buffer } else { (*t.view_src).buffer };
@@ -194,9 +194,9 @@ impl State {
                 sys::ggml_backend_tensor_get(tensor, staging.as_mut_ptr().cast(), 0, bytes);
                 staging.as_mut_ptr()
             };
-            let options = cpu::Options::new();
-            let options = if self.statistics { options.stats(stats) } else { options };
-            cpu::cap_rows(table, RowsMut::from_raw(data, rows, width, stride)?, options)?;
+            let job = Job::cap(RowsMut::from_raw(data, rows, width, stride)?);
+            let job = if self.statistics { job.stats(stats) } else { job };
+            job.run(table)?;
             if !on_host {
                 sys::ggml_backend_tensor_set(tensor, data.cast(), 0, bytes);
             }

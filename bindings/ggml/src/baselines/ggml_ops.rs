@@ -227,7 +227,7 @@ fn synchronize(call: &GraphCall<'_>) {
 
 impl Axes {
     fn upload(backend: sys::ggml_backend_t, table: &CapTable) -> Result<Self> {
-        let tensors = Tensors::new(backend, &vec![(table.width(), 1); table.caps()])?;
+        let tensors = Tensors::new(backend, &vec![(table.width(), 1); table.cap_count()])?;
         for (cap, &tensor) in tensors.all.iter().enumerate() {
             let axis = table.axis(cap);
             // SAFETY: an f32 tensor of as many values, in a buffer of this value.
@@ -250,8 +250,8 @@ unsafe fn build(
     temporaries: &Tensors,
 ) -> Result<Chain> {
     let table = &axes.table;
-    let nodes = NODES * table.caps();
-    let size = nodes + table.caps() + 1;
+    let nodes = NODES * table.cap_count();
+    let size = nodes + table.cap_count() + 1;
     let context = Context::new(nodes + 1, size)?;
     let c = context.0;
     let rows = key.rows as i64;

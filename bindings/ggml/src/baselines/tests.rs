@@ -212,7 +212,7 @@ struct CallbackContext {
 impl CallbackContext {
     fn new(set: &CapSet) -> Self {
         let callback = EvalCallback::new(&shape(), set, true).unwrap();
-        let path = std::ffi::CString::new(crate::route::gpu::tests::model::path().to_str().unwrap()).unwrap();
+        let path = std::ffi::CString::new(axiscap_testing::small_model().to_str().unwrap()).unwrap();
         // SAFETY: the path is a C string. The callback is boxed, and this value keeps it while the context lives.
         unsafe {
             let mut params = sys::llama_model_default_params();

@@ -4,7 +4,7 @@ use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use axiscap::cpu::{self, RowsMut};
+use axiscap::cpu::{Job, RowsMut, split_rows};
 use axiscap::{CapTable, RowStat};
 
 use super::{BlockDone, GraphCall, Result};
@@ -79,11 +79,11 @@ impl<'a> BlockWork<'a> {
     /// thread may use the rows or `stats` during the call.
     pub(super) unsafe fn cap(&self, table: &CapTable, data: *mut f32, ith: usize, nth: usize) {
         let stride = self.output.stride();
-        let share = cpu::share(self.output.rows(), ith, nth);
+        let share = split_rows(self.output.rows(), ith, nth);
         if share.is_empty() {
             return;
         }
-        let depth = if self.stats.is_empty() { 0 } else { table.caps() };
+        let depth = if self.stats.is_empty() { 0 } else { table.cap_count() };
         self.guarded(|| {
             let stats = &self.stats[share.start * depth..share.end * depth];
             // SAFETY: the rows of `share` exist, and by the caller's promise only this worker uses them and their
@@ -94,9 +94,9 @@ impl<'a> BlockWork<'a> {
                     std::slice::from_raw_parts_mut(UnsafeCell::raw_get(stats.as_ptr()), stats.len()),
                 )
             };
-            let options = cpu::Options::new();
-            let options = if depth == 0 { options } else { options.stats(stats) };
-            Ok(cpu::cap_rows(table, rows, options)?)
+            let job = Job::cap(rows);
+            let job = if depth == 0 { job } else { job.stats(stats) };
+            Ok(job.run(table)?)
         });
     }
 

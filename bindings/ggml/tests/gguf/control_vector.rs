@@ -71,7 +71,7 @@ fn the_loader_of_llama_cpp_finds_every_axis_in_its_place() {
 #[test]
 fn a_model_is_steered_by_a_cap_file() {
     quiet();
-    let model = Model::load(&crate::model::path());
+    let model = Model::load(&axiscap_testing::small_model());
     let (width, blocks) = (model.width(), model.blocks());
 
     let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,5 @@
 //! Cap files through llama.cpp's eyes: ggml's GGUF reader and writer, and control vectors on a model.
 
 mod control_vector;
-#[path = "../support/model.rs"]
-mod model;
 mod oracle;
 mod theirs;

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 
-use axiscap::cuda::{
-    Buffer, CapturedGraph, CudaError, Device, DeviceNorm, DeviceRows, DeviceTable, Dtype, Event, EventRef,
-    GraphExec, Job, Overlap, PinnedBuffer, Plan, Stream, gpu_of, image, is_done, probe, read,
+use axiscap::cuda::raw::{
+    Buffer, CapturedGraph, Event, EventRef, GraphExec, PinnedBuffer, Plan, Stream, gpu_of, is_done, read,
 };
+use axiscap::cuda::{CudaError, Device, DeviceTable, Job, Overlap, image, probe};
 use axiscap::{CapParams, CapTable, RowStat};
 
 use super::driver::{Attempt, CaptureDriver, Driver, Kernel, Launch, Result, Ticket};
@@ -189,14 +189,7 @@ impl Cuda {
     }
 
     fn job(&self, launch: &Launch) -> Job {
-        let rows = DeviceRows { address: launch.address, stride: launch.stride };
-        let stats = launch.stats.and_then(|first| self.stats_at(first));
-        let norm = launch.norm.map(|norm| DeviceNorm {
-            weight: norm.weight,
-            eps: norm.eps(),
-            out: DeviceRows { address: norm.out, stride: norm.stride },
-        });
-        Job { stats, norm, ..Job::in_place(Dtype::F32, rows, launch.rows) }
+        Job { stats: launch.stats.and_then(|first| self.stats_at(first)), ..launch.job }
     }
 
     fn stats_at(&self, first: usize) -> Option<u64> {
@@ -213,9 +206,9 @@ impl Drop for Cuda {
         }
         // SAFETY: only the cap stream uses tables and statistics, and it is idle.
         unsafe {
-            self.tables.drain().for_each(|(_, table)| table.free_idle());
+            self.tables.drain().for_each(|(_, table)| table.free_without_sync());
             if let Some(stats) = self.stats.take() {
-                stats.free_idle();
+                stats.free_without_sync();
             }
         }
     }
@@ -237,7 +230,7 @@ impl Driver for Cuda {
             if let Some(old) = self.stats.take() {
                 self.cap_stream.synchronize().map_err(|error| self.failed(error))?;
                 // SAFETY: only the cap stream uses it, and it is idle.
-                unsafe { old.free_idle() };
+                unsafe { old.free_without_sync() };
             }
             let buffer = Buffer::new(&self.device, bytes.next_power_of_two().max(4096));
             self.stats = Some(buffer.map_err(|error| self.failed(error))?);
@@ -268,14 +261,14 @@ impl Driver for Cuda {
 
     fn update(&mut self, block: usize, params: &[CapParams]) -> Result<()> {
         let table = self.table(block)?;
-        table.update_params(params, self.cap_stream.as_ref()).map_err(|error| self.failed(error))
+        table.update_params(params, self.cap_stream.handle()).map_err(|error| self.failed(error))
     }
 
     fn forget(&mut self, block: usize) {
         // Where waiting fails, dropping the table waits for the whole GPU.
         if let (Some(table), Ok(())) = (self.tables.remove(&block), self.cap_stream.synchronize()) {
             // SAFETY: only the cap stream uses it, and it is idle.
-            unsafe { table.free_idle() };
+            unsafe { table.free_without_sync() };
         }
     }
 
@@ -292,7 +285,7 @@ impl Driver for Cuda {
         let (table, job) = (self.table(launch.block)?, self.job(launch));
         // SAFETY: the caller promises the rows, and the norm's weight and rows. `reserve` made space for the statistics.
         // Table and statistics live until the cap stream is idle.
-        unsafe { self.device.launch(&job, table, self.cap_stream.as_ref(), Overlap::None) }
+        unsafe { job.launch(table, self.cap_stream.handle(), Overlap::None) }
             .map_err(|error| self.failed(error))
     }
 
@@ -325,7 +318,7 @@ impl Driver for Cuda {
         // SAFETY: the buffer holds as many statistics. The memory is read and dropped only after `arrived`, or when the
         // cap stream is idle.
         let submitted = unsafe { readback.memory.copy_from(from, bytes, &self.cap_stream) }
-            .and_then(|()| self.cap_stream.record(readback.arrived.as_ref()));
+            .and_then(|()| self.cap_stream.record(readback.arrived.handle()));
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.readbacks.insert(ticket, readback);

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use axiscap::op::DeviceJob;
 use axiscap::{CapParams, CapTable, RowStat};
 
 use crate::error::HookError;
@@ -17,34 +18,16 @@ pub(crate) type Attempt = std::result::Result<(), String>;
 pub(crate) struct Launch {
     /// The block whose table is used.
     pub(crate) block: usize,
-    /// Address of the rows.
-    pub(crate) address: u64,
-    /// Number of rows.
-    pub(crate) rows: usize,
-    /// Elements from one row to the next.
-    pub(crate) stride: usize,
+    /// Rows and norm. The driver adds the address of the statistics.
+    pub(crate) job: DeviceJob,
     /// Index of the first row's statistics. Without it no statistics are written.
     pub(crate) stats: Option<usize>,
-    /// The norm that the launch includes.
-    pub(crate) norm: Option<LaunchNorm>,
 }
 
-/// RMSNorm * weight of the capped rows, in the place of ggml's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct LaunchNorm {
-    /// Address of the weight: f32, one per channel.
-    pub(crate) weight: u64,
-    /// The bits of what is added to the mean of squares. Bits can be compared and hashed.
-    pub(crate) eps: u32,
-    /// Address of the normed rows.
-    pub(crate) out: u64,
-    /// Elements from one normed row to the next.
-    pub(crate) stride: usize,
-}
-
-impl LaunchNorm {
-    pub(crate) fn eps(&self) -> f32 {
-        f32::from_bits(self.eps)
+impl Launch {
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.job.rows.count
     }
 }
 

@@ -3,7 +3,7 @@
 //! The kernels and their CPU twin give the same bits by design (docs/operation.md). The comparison checks this for the
 //! GPU, driver and build at hand, and fails the decode otherwise.
 
-use axiscap::cpu::{self, Norm, RowsMut};
+use axiscap::cpu::{self, RowsMut};
 use axiscap::{CapTable, RowStat};
 
 use super::driver::{Driver, Launch, Result};
@@ -19,40 +19,38 @@ pub(super) unsafe fn launch_checked(
     table: &CapTable,
     device: &str,
 ) -> Result<()> {
-    let (width, rows) = (table.width(), launch.rows);
-    let values = |stride| vec![0.0; (rows - 1) * stride + width];
-    let (mut expected, mut found) = (values(launch.stride), values(launch.stride));
-    let mut weight = vec![0.0; if launch.norm.is_some() { width } else { 0 }];
-    let mut normed = launch.norm.map(|norm| (norm, values(norm.stride), values(norm.stride)));
+    let (width, rows) = (table.width(), launch.job.rows);
+    let values = |stride| vec![0.0; (rows.count - 1) * stride + width];
+    let (mut expected, mut found) = (values(rows.stride), values(rows.stride));
+    let mut weight = vec![0.0; if launch.job.norm.is_some() { width } else { 0 }];
+    let mut normed = launch.job.norm.map(|norm| (norm, values(norm.out.stride), values(norm.out.stride)));
     // SAFETY: the caller promises the rows of the launch, and its norm's weight and rows.
     unsafe {
-        driver.read_rows(launch.address, &mut expected)?;
-        if let Some(norm) = launch.norm {
+        driver.read_rows(rows.address, &mut expected)?;
+        if let Some(norm) = launch.job.norm {
             driver.read_rows(norm.weight, &mut weight)?;
         }
         driver.launch(launch)?;
-        driver.read_rows(launch.address, &mut found)?;
+        driver.read_rows(rows.address, &mut found)?;
         if let Some((norm, _, found)) = &mut normed {
-            driver.read_rows(norm.out, found)?;
+            driver.read_rows(norm.out.address, found)?;
         }
     }
-    let depth = table.deepest_profile();
-    let mut stats = vec![RowStat::default(); rows * depth];
-    let options = cpu::Options::new().stats(&mut stats);
-    let capped = RowsMut::with_stride(&mut expected, rows, width, launch.stride)?;
-    match &mut normed {
-        Some((norm, expected, _)) => {
-            let out = RowsMut::with_stride(expected, rows, width, norm.stride)?;
-            cpu::cap_norm_rows(table, capped, Norm::new(&weight, norm.eps())?, out, options)?;
-        }
-        None => cpu::cap_rows(table, capped, options)?,
+    let depth = table.max_caps_per_row();
+    let mut stats = vec![RowStat::default(); rows.count * depth];
+    let capped = RowsMut::with_stride(&mut expected, rows.count, width, rows.stride)?;
+    let mut job = cpu::Job::cap(capped).stats(&mut stats);
+    if let Some((norm, expected, _)) = &mut normed {
+        let out = RowsMut::with_stride(expected, rows.count, width, norm.out.stride)?;
+        job = job.norm(&weight, norm.epsilon, out);
     }
+    job.run(table)?;
     let block = launch.block;
-    if let Some((row, column, expected, found)) = difference(&expected, &found, width, launch.stride) {
+    if let Some((row, column, expected, found)) = difference(&expected, &found, width, rows.stride) {
         return Err(HookError::DeviceDiffers { device: device.into(), block, row, column, found, expected });
     }
     if let Some((norm, expected, found)) = &normed
-        && let Some((row, column, expected, found)) = difference(expected, found, width, norm.stride)
+        && let Some((row, column, expected, found)) = difference(expected, found, width, norm.out.stride)
     {
         return Err(HookError::DeviceNormDiffers {
             device: device.into(),

@@ -9,6 +9,8 @@
 
 use std::ops::Range;
 
+use axiscap::Epsilon;
+
 use crate::graph::find::Output;
 use crate::host::{Graph, Tensor, ops};
 use crate::report::NotFused;
@@ -23,7 +25,7 @@ pub(super) struct FollowingNorm {
     /// The MUL, whose memory takes the normed rows.
     pub(super) normed: Tensor,
     /// Added to the mean of squares.
-    pub(super) eps: f32,
+    pub(super) epsilon: Epsilon,
 }
 
 /// Returns the RMSNorm after a block output, or why one launch cannot do both. `next` is the node of the next capped or
@@ -68,10 +70,8 @@ pub(super) fn match_rms_norm(
         return Err(NotFused::Weight);
     }
     // The first parameter of the operation. ggml stores parameters as words.
-    let eps = f32::from_bits(norm.op_params()[0].cast_unsigned());
-    if !(eps.is_finite() && eps >= 0.0) {
-        return Err(NotFused::Epsilon);
-    }
+    let epsilon = f32::from_bits(norm.op_params()[0].cast_unsigned());
+    let epsilon = Epsilon::new(epsilon).map_err(|_| NotFused::Epsilon)?;
     let [residual, normed, weighted] = [residual, scaled, weight].map(memory);
     let (Some(residual), Some(normed), Some(weighted)) = (residual, normed, weighted) else {
         return Err(NotFused::OtherMemory);
@@ -80,7 +80,7 @@ pub(super) fn match_rms_norm(
     if overlap(&normed, &residual) || overlap(&normed, &weighted) || overlap(&residual, &weighted) {
         return Err(NotFused::Overlap);
     }
-    Ok(FollowingNorm { last, weight, normed: scaled, eps })
+    Ok(FollowingNorm { last, weight, normed: scaled, epsilon })
 }
 
 const F32: usize = size_of::<f32>();
@@ -251,7 +251,7 @@ mod tests {
             last: 2,
             weight: tensor(pattern.weight),
             normed: tensor(pattern.scaled),
-            eps: EPS,
+            epsilon: Epsilon::new(EPS).unwrap(),
         };
         assert_eq!(pattern.find(), Ok(expected));
         assert_eq!(pattern.find_before(Some(3)), Ok(expected));

@@ -154,12 +154,12 @@ impl Pending {
     fn blocks(&self, stats: &[RowStat]) -> Vec<BlockStats> {
         let block = |(output, launch): (usize, &Launch)| {
             let caps = self.config.caps_of(launch.block)?;
-            let stats = &stats[launch.stats?..][..launch.rows * caps.indices.len()];
+            let stats = &stats[launch.stats?..][..launch.rows() * caps.indices.len()];
             Some(BlockStats {
                 order: Order { graph: self.graph, output },
                 config: Arc::clone(&self.config),
                 block: launch.block,
-                rows: launch.rows,
+                rows: launch.rows(),
                 stats: stats.to_vec(),
             })
         };
@@ -218,7 +218,7 @@ fn run_views(
                 planner.proven(launch, kernel);
             }
             driver.hand_to_backend(*pair)?;
-            let fused = launch.norm.is_some();
+            let fused = launch.job.norm.is_some();
             outcome.took(if fused { Route::GpuViewsFusedNorm } else { Route::GpuViews });
         }
         Ok(())

@@ -3,7 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::driver::{Driver, Kernel, Launch, LaunchNorm, Result};
+use axiscap::Dtype;
+use axiscap::op::{DeviceJob, DeviceRows};
+
+use super::driver::{Driver, Kernel, Launch, Result};
 use super::fused_norm::{FollowingNorm, match_rms_norm};
 use crate::by_uid::ByUid;
 use crate::config::{BlockCaps, Config};
@@ -30,7 +33,7 @@ unsafe impl Send for Plan {}
 unsafe impl Sync for Plan {}
 
 /// The action at one block output.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct PlannedOutput {
     /// Index of the block output in its graph.
     pub(super) index: usize,
@@ -43,7 +46,8 @@ pub(super) struct PlannedOutput {
 }
 
 /// What happens to the rows of a block output.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all block outputs are launches")]
 pub(super) enum CutAction {
     /// There are no rows, or no caps.
     Nothing,
@@ -164,14 +168,13 @@ impl ResidencyCache {
     }
 }
 
-impl FollowingNorm {
-    fn launch(&self) -> LaunchNorm {
-        LaunchNorm {
-            weight: self.weight.data() as u64,
-            eps: self.eps.to_bits(),
-            out: self.normed.data() as u64,
-            stride: self.normed.nb()[1] / size_of::<f32>(),
-        }
+/// Returns the rows of a block output or of the norm after it.
+fn device_rows(tensor: Tensor) -> DeviceRows {
+    DeviceRows {
+        dtype: Dtype::F32,
+        address: tensor.data() as u64,
+        count: tensor.ne()[1] as usize,
+        stride: tensor.nb()[1] / size_of::<f32>(),
     }
 }
 
@@ -233,7 +236,7 @@ impl Planner {
 
     /// Notes that the first rows of a launch were right.
     pub(super) fn proven(&mut self, launch: &Launch, kernel: Kernel) {
-        self.proven.insert((launch.block, launch.norm.is_some(), kernel));
+        self.proven.insert((launch.block, launch.job.norm.is_some(), kernel));
     }
 
     /// Returns the plan of a graph, and appends the blocks with their norms to `norms` if it is a new plan.
@@ -331,20 +334,17 @@ impl Planner {
             self.uploaded.remove(&output.block);
             return Err(error);
         }
-        let mut launch = Launch {
-            block: output.block,
-            address: output.tensor.data() as u64,
-            rows: output.rows(),
-            stride: output.stride(),
-            stats: None,
-            norm: planned.norm.map(|norm| norm.launch()),
-        };
+        let job = DeviceJob::cap(device_rows(output.tensor));
+        let job = planned
+            .norm
+            .map_or(job, |norm| job.norm(norm.weight.data() as u64, norm.epsilon, device_rows(norm.normed)));
+        let mut launch = Launch { block: output.block, job, stats: None };
         // A prompt does not prove a decode, whose few rows run another kernel.
         let kernel = driver.kernel(&launch)?;
-        let proven = self.proven.contains(&(output.block, launch.norm.is_some(), kernel));
+        let proven = self.proven.contains(&(output.block, launch.job.norm.is_some(), kernel));
         if config.records() || !proven {
             launch.stats = Some(plan.stats);
-            plan.stats += launch.rows * caps.indices.len();
+            plan.stats += launch.rows() * caps.indices.len();
         }
         let pair = plan.pairs;
         plan.pairs += 1;

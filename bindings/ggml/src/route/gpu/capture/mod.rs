@@ -137,7 +137,7 @@ impl Capturer {
                 CutAction::Launch { unproven: Some(_), .. } => {
                     blocker = Some(temporary("the first rows are compared with the CPU's"));
                 }
-                CutAction::Launch { launch, .. } if launch.rows > MAX_CAPTURED_ROWS => {
+                CutAction::Launch { launch, .. } if launch.rows() > MAX_CAPTURED_ROWS => {
                     blocker = Some(temporary("it has so many rows that its launches do not matter"));
                 }
                 CutAction::Launch { launch, .. } => (planned.output.node, launch).hash(&mut launches),

@@ -1,7 +1,7 @@
 //! The fused norm over real graphs of a real model and over a hand-made graph.
 
-use axiscap::cpu::{self, Norm, RowsMut};
-use axiscap::{Bound, CapSet};
+use axiscap::cpu::{Job, RowsMut};
+use axiscap::{Bound, CapSet, Epsilon};
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_sys_2 as sys;
 
@@ -356,10 +356,10 @@ fn views_leave_the_norms_out_and_rows_are_capped_and_normed() {
         let table = &config.caps_of(0).unwrap().table;
         for (i, mut row) in before.into_iter().enumerate() {
             let mut out = [0.0; 4];
-            let norm = Norm::new(&made.weight[..], EPS).unwrap();
+            let epsilon = Epsilon::new(EPS).unwrap();
             let rows = RowsMut::from_slice(&mut row, 4).unwrap();
             let to = RowsMut::from_slice(&mut out, 4).unwrap();
-            cpu::cap_norm_rows(table, rows, norm, to, cpu::Options::new()).unwrap();
+            Job::cap(rows).norm(&made.weight[..], epsilon, to).run(table).unwrap();
             assert_eq!((*made.residual[i], *made.normed[i]), (row, out), "block {i}");
             assert_ne!(row, before[i], "the cap acts");
         }

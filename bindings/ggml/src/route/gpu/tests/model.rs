@@ -16,17 +16,15 @@ use super::super::{CudaDrivers, DriverFactory};
 use super::recording::{Log, Op, Recording};
 use crate::{BlockTrace, Hook, HookError, ModelShape, Route, RouteChoice, Session};
 
-#[path = "../../../../tests/support/model.rs"]
-mod file;
-
-pub(crate) use file::path;
-
 pub(crate) static LOADED: LazyLock<(LlamaBackend, LlamaModel)> = LazyLock::new(|| {
     let mut backend = LlamaBackend::init().expect("llama.cpp starts");
     backend.void_logs();
-    let model =
-        LlamaModel::load_from_file(&backend, file::path(), &LlamaModelParams::default().with_n_gpu_layers(0))
-            .expect("it loads");
+    let model = LlamaModel::load_from_file(
+        &backend,
+        axiscap_testing::small_model(),
+        &LlamaModelParams::default().with_n_gpu_layers(0),
+    )
+    .expect("it loads");
     (backend, model)
 });
 

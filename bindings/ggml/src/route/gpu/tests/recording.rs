@@ -4,7 +4,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use axiscap::cpu::{self, Norm, RowsMut};
+use axiscap::cpu::{Job, RowsMut};
+use axiscap::op::DeviceRows;
 use axiscap::{CapParams, CapTable, RowStat};
 
 use super::super::driver::{Attempt, CaptureDriver, Driver, DriverFactory, Kernel, Launch, Result, Ticket};
@@ -138,41 +139,33 @@ impl Recording {
 
     fn cap(&mut self, launch: &Launch) {
         let table = &self.tables[&launch.block];
-        let depth = table.caps();
-        // SAFETY: the planner's launches name rows of tensors in host memory that the test keeps alive.
-        let mut rows = unsafe {
-            RowsMut::from_raw(launch.address as *mut f32, launch.rows, table.width(), launch.stride).unwrap()
-        };
-        let options = cpu::Options::new();
-        let options = match launch.stats {
-            Some(first) => options.stats(&mut self.stats[first..][..launch.rows * depth]),
-            None => options,
-        };
-        match launch.norm {
-            None => cpu::cap_rows(table, rows.reborrow(), options).unwrap(),
-            Some(norm) => {
-                // SAFETY: the planner's launches name weight and rows in host memory that the test keeps alive.
-                let (weight, out) = unsafe {
-                    (
-                        std::slice::from_raw_parts(norm.weight as *const f32, table.width()),
-                        RowsMut::from_raw(norm.out as *mut f32, launch.rows, table.width(), norm.stride),
-                    )
-                };
-                let weighted = Norm::new(weight, norm.eps()).unwrap();
-                cpu::cap_norm_rows(table, rows.reborrow(), weighted, out.unwrap(), options).unwrap();
+        let rows_of = |rows: DeviceRows| {
+            // SAFETY: the planner's launches name rows of tensors in host memory that the test keeps alive.
+            unsafe {
+                RowsMut::from_raw(rows.address as *mut f32, rows.count, table.width(), rows.stride).unwrap()
             }
+        };
+        let mut job = Job::cap(rows_of(launch.job.rows));
+        if let Some(first) = launch.stats {
+            job = job.stats(&mut self.stats[first..][..launch.rows() * table.cap_count()]);
         }
-        let flip = |address: u64| {
+        if let Some(norm) = launch.job.norm {
+            // SAFETY: the planner's launches name weights in host memory that the test keeps alive.
+            let weight = unsafe { std::slice::from_raw_parts(norm.weight as *const f32, table.width()) };
+            job = job.norm(weight, norm.epsilon, rows_of(norm.out));
+        }
+        job.run(table).unwrap();
+        let flip = |rows: DeviceRows| {
             // SAFETY: the address is that of the first row, which the test keeps alive.
             unsafe {
-                let value = address as *mut u32;
+                let value = rows.address as *mut u32;
                 value.write(value.read() ^ 1);
             }
         };
-        if self.wrong_rows || self.wrong_kernel == Some(kernel(launch.rows)) {
-            flip(launch.address);
+        if self.wrong_rows || self.wrong_kernel == Some(kernel(launch.rows())) {
+            flip(launch.job.rows);
         }
-        if let Some(norm) = launch.norm.filter(|_| self.wrong_norm) {
+        if let Some(norm) = launch.job.norm.filter(|_| self.wrong_norm) {
             flip(norm.out);
         }
     }
@@ -245,12 +238,12 @@ impl Driver for Recording {
 
     fn kernel(&self, launch: &Launch) -> Result<Kernel> {
         assert!(self.tables.contains_key(&launch.block), "the table was uploaded");
-        Ok(kernel(launch.rows))
+        Ok(kernel(launch.rows()))
     }
 
     unsafe fn launch(&mut self, launch: &Launch) -> Result<()> {
-        let Launch { block, rows, stats, norm, .. } = *launch;
-        self.note(match norm {
+        let (block, rows, stats) = (launch.block, launch.rows(), launch.stats);
+        self.note(match launch.job.norm {
             None => Op::Launch { block, rows, stats },
             Some(_) => Op::LaunchWithNorm { block, rows, stats },
         });
