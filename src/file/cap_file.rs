@@ -224,7 +224,7 @@ fn read_at_most(reader: impl Read, max: u64) -> io::Result<Vec<u8>> {
 mod tests {
     use crate::axis::Axis;
     use crate::cap::{BlockCap, Bound, Cap};
-    use crate::file::*;
+    use super::*;
 
     /// Panics when more is read than necessary.
     struct Guarded<R>(R, usize);

@@ -4,7 +4,6 @@
 //!     cargo test --test emulator                      # a covering array: a minute or two
 //!     cargo test --test emulator -- --ignored         # all launches: an hour
 //!     cargo test --test emulator -- --ignored few     # launches of up to 19 rows: ten minutes
-#![cfg(feature = "cuda")]
 
 mod emulate;
 mod ladder;

@@ -1,6 +1,5 @@
 //! The CUDA kernels on a GPU against the CPU twin, bit for bit except for NaN payloads. Without a GPU every test prints why
 //! it is skipped. With AXISCAP_REQUIRE_GPU set it fails instead.
-#![cfg(feature = "cuda")]
 
 mod device;
 
