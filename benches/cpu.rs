@@ -1,13 +1,13 @@
-//! The CPU kernel by criterion, bytes declared: `cargo bench --bench cpu`.
+//! The CPU kernel, measured by criterion with declared bytes: `cargo bench --bench cpu`.
 //!
-//! Ratios against the plain loops are measured better by `cpu_ratio`, which runs both in pairs.
+//! `cpu_ratio` measures ratios to the plain loops better, because it runs both in pairs.
 
 mod support;
 
 use std::hint::black_box;
 
-use axiscap::CapTable;
-use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut};
+use axiscap::cpu::{Element, Isa, Job, Rows, RowsMut};
+use axiscap::{CapTable, Epsilon};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_main};
 use half::{bf16, f16};
@@ -20,7 +20,7 @@ fn rows_of<E: Element>(values: &mut [E]) -> RowsMut<'_, E> {
     RowsMut::from_slice(values, WIDTH).expect("whole rows")
 }
 
-/// In place, nothing engaged and everything engaged.
+/// Caps in place, with no row engaged and with every row engaged.
 fn in_place<E: Element>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     isa: Isa,
@@ -33,7 +33,7 @@ fn in_place<E: Element>(
     let table = support::idle(WIDTH, caps);
     group.throughput(Throughput::Bytes(bytes));
     group.bench_function(format!("{kind}/{isa}/{rows} rows/{caps} caps/idle"), |b| {
-        b.iter(|| cpu::cap_rows(black_box(&table), rows_of(&mut h), Options::new().isa(isa)));
+        b.iter(|| Job::cap(rows_of(&mut h)).run_on(isa, black_box(&table)));
     });
     let tables: [CapTable; 2] = support::engaged(WIDTH, caps);
     let mut turn = 0;
@@ -41,7 +41,7 @@ fn in_place<E: Element>(
     group.bench_function(format!("{kind}/{isa}/{rows} rows/{caps} caps/engaged"), |b| {
         b.iter(|| {
             turn += 1;
-            cpu::cap_rows(black_box(&tables[turn % 2]), rows_of(&mut h), Options::new().isa(isa))
+            Job::cap(rows_of(&mut h)).run_on(isa, black_box(&tables[turn % 2]))
         });
     });
 }
@@ -91,28 +91,28 @@ fn fused(criterion: &mut Criterion) {
     let (mut sum, mut out) =
         (Aligned::<f32>::noise(rows * WIDTH, 9), Aligned::<f32>::noise(rows * WIDTH, 10));
     let weight: Vec<f32> = support::noise(WIDTH, 11).collect();
-    let norm = Norm::new(&weight, 1e-5).expect("a valid epsilon");
+    let epsilon = Epsilon::new(1e-5).expect("a valid epsilon");
     let read = |values| Rows::from_slice(values, WIDTH).expect("whole rows");
     group.throughput(Throughput::Bytes(3 * bytes));
     group.bench_function("add", |b| b.iter(|| support::add(best, black_box(&x), &residual, &mut sum)));
     group.bench_function("add + cap", |b| {
-        b.iter(|| cpu::add_cap_rows(&table, read(&x), read(&residual), rows_of(&mut sum), Options::new()));
+        b.iter(|| Job::add_cap_into(read(&x), read(&residual), rows_of(&mut sum)).run(&table));
     });
     group.throughput(Throughput::Bytes(2 * bytes));
     group.bench_function("cap + norm", |b| {
-        b.iter(|| cpu::cap_norm_rows(&table, rows_of(&mut sum), norm, rows_of(&mut out), Options::new()));
+        b.iter(|| Job::cap(rows_of(&mut sum)).norm(&weight, epsilon, rows_of(&mut out)).run(&table));
     });
     group.throughput(Throughput::Bytes(4 * bytes));
     group.bench_function("add + cap + norm", |b| {
         b.iter(|| {
             let (sum, out) = (rows_of(&mut sum), rows_of(&mut out));
-            cpu::add_cap_norm_rows(&table, read(&x), read(&residual), sum, norm, out, Options::new())
+            Job::add_cap_into(read(&x), read(&residual), sum).norm(&weight, epsilon, out).run(&table)
         });
     });
     group.finish();
 }
 
-#[allow(missing_docs, reason = "what the macro makes has none")]
+#[allow(missing_docs, reason = "the macro's items have none")]
 mod groups {
     use super::{caps, fused, plain};
 

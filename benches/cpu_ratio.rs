@@ -1,18 +1,20 @@
 //! The CPU kernel against plain loops, in interleaved pairs: `cargo bench --bench cpu_ratio > out.json`.
 //!
-//! Criterion times one thing after the other; on a machine that others use, the two then see different machines.
-//! Here each pair runs both sides back to back over the same memory, and what is reported is the median of the
-//! pairs' ratios with its 95 % interval (order statistics, no assumption about the distribution).
+//! Criterion times one function after the other, and on a shared machine the load changes in between. Here
+//! each pair runs both sides in succession over the same memory. The result is the median of the pairs'
+//! ratios with its 95 % interval (sign test, without an assumption about the distribution).
 //!
-//! Arguments: `--pairs N` (default 101); any other word keeps only the cases whose name contains it.
+//! Arguments: `--pairs N` (default 101, at least 6). Any other word keeps only the cases whose name contains
+//! it.
 
 mod support;
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use axiscap::CapTable;
-use axiscap::cpu::{self, Element, Isa, Norm, Options, Rows, RowsMut};
+use axiscap::cpu::{Element, Isa, Job, Rows, RowsMut};
+use axiscap::{CapTable, Epsilon};
+use axiscap_testing::median::{interval, median, sorted};
 use half::{bf16, f16};
 
 use crate::support::Aligned;
@@ -20,7 +22,7 @@ use crate::support::Aligned;
 /// One comparison.
 struct Case<'a> {
     name: String,
-    /// What the kernel is compared with.
+    /// The other side of the comparison.
     against: &'static str,
     isa: Isa,
     rows: usize,
@@ -28,7 +30,7 @@ struct Case<'a> {
     caps: usize,
     /// Bytes of rows that either side reads and writes.
     bytes: usize,
-    /// The plain loop, or the other side of the comparison.
+    /// Runs the other side, e.g. the plain loop.
     plain: Box<dyn FnMut() + 'a>,
     kernel: Box<dyn FnMut() + 'a>,
 }
@@ -44,14 +46,14 @@ impl Harness {
         if !self.filters.is_empty() && !self.filters.iter().any(|f| case.name.contains(f)) {
             return;
         }
-        // Short calls are repeated within a sample, so that the clock's own cost vanishes.
+        // Short calls are repeated within a sample, to make the cost of reading the clock negligible.
         (case.plain)();
         (case.kernel)();
         let once = seconds(1, &mut case.kernel).max(1e-8);
         let repeats = (2e-4 / once).ceil() as usize;
         let samples: Vec<(f64, f64)> = (0..self.pairs)
             .map(|pair| {
-                // Who goes first alternates.
+                // The sides take turns in going first.
                 if pair % 2 == 0 {
                     let plain = seconds(repeats, &mut case.plain);
                     (plain, seconds(repeats, &mut case.kernel))
@@ -61,15 +63,10 @@ impl Harness {
                 }
             })
             .collect();
-        let sorted = |value: &dyn Fn(&(f64, f64)) -> f64| {
-            let mut values: Vec<f64> = samples.iter().map(value).collect();
-            values.sort_by(f64::total_cmp);
-            values
-        };
-        let ratios = sorted(&|(plain, kernel)| plain / kernel);
-        let (low, high) = interval(&ratios);
-        let median = |values: &[f64]| values[values.len() / 2];
-        let (plain, kernel) = (median(&sorted(&|s| s.0)), median(&sorted(&|s| s.1)));
+        let ratios = sorted(samples.iter().map(|(plain, kernel)| plain / kernel));
+        let (low, high) = interval(&ratios).expect("at least 6 pairs");
+        let plain = median(&sorted(samples.iter().map(|sample| sample.0)));
+        let kernel = median(&sorted(samples.iter().map(|sample| sample.1)));
         let rate = |seconds: f64| case.bytes as f64 / seconds / 1e9;
         println!(
             "{}  {{\"case\": \"{}\", \"against\": \"{}\", \"isa\": \"{}\", \"rows\": {}, \"width\": {}, \"caps\": {}, \
@@ -103,26 +100,12 @@ fn seconds(repeats: usize, work: &mut dyn FnMut()) -> f64 {
     start.elapsed().as_secs_f64() / repeats as f64
 }
 
-/// The 95 % interval of the median of sorted values: the order statistics around it that a fair coin would leave
-/// outside in 1 of 20 series.
-fn interval(sorted: &[f64]) -> (f64, f64) {
-    let n = sorted.len() as f64;
-    let reach = 0.98 * n.sqrt();
-    let low = (n / 2.0 - reach).floor().max(0.0) as usize;
-    let high = ((n / 2.0 + reach).ceil() as usize).min(sorted.len() - 1);
-    (sorted[low], sorted[high])
-}
-
-fn options(isa: Isa) -> Options<'static> {
-    Options::new().isa(isa)
-}
-
-fn cap<E: Element>(table: &CapTable, values: &mut [E], options: Options<'_>) {
+fn cap<E: Element>(table: &CapTable, values: &mut [E], isa: Isa) {
     let rows = RowsMut::from_slice(values, table.width()).expect("whole rows");
-    cpu::cap_rows(black_box(table), rows, options).expect("rows of the table's width");
+    Job::cap(rows).run_on(isa, black_box(table)).expect("rows of the table's width");
 }
 
-/// The same memory, as both sides of a pair use it in turn.
+/// Memory that both sides of a pair use in turn.
 #[derive(Clone, Copy)]
 struct Memory<E>(*mut E, usize);
 
@@ -133,7 +116,8 @@ impl<E> Memory<E> {
 
     #[allow(clippy::mut_from_ref)]
     fn get<'a>(self) -> &'a mut [E] {
-        // SAFETY: the two sides of a pair run one after the other, and each takes the slice for one call only.
+        // SAFETY: the two sides of a pair run one after the other, and each holds the slice for one call
+        // only.
         unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
     }
 }
@@ -161,7 +145,7 @@ fn in_place(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: us
         Box::new(move || {
             black_box(support::read_sum(isa, memory.get()));
         }),
-        Box::new(|| cap(&table, memory.get(), options(isa))),
+        Box::new(|| cap(&table, memory.get(), isa)),
     ));
     let tables = support::engaged(width, caps);
     let mut turn = 0;
@@ -172,12 +156,12 @@ fn in_place(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: us
         Box::new(move || support::scale(isa, memory.get(), black_box(1.0))),
         Box::new(|| {
             turn += 1;
-            cap(&tables[turn % 2], memory.get(), options(isa));
+            cap(&tables[turn % 2], memory.get(), isa);
         }),
     ));
 }
 
-/// How much longer many caps take than one: the ratio is one cap's time over theirs.
+/// Compares many caps with one cap. The ratio is the time of one cap over theirs.
 fn many_caps(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: usize) {
     let mut values = Aligned::<f32>::noise(rows * width, 7);
     let memory = Memory::of(&mut values);
@@ -196,8 +180,8 @@ fn many_caps(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: u
     harness.measure(case(
         "caps-idle",
         rows * width * 4,
-        Box::new(|| cap(&one, memory.get(), options(isa))),
-        Box::new(|| cap(&many, memory.get(), options(isa))),
+        Box::new(|| cap(&one, memory.get(), isa)),
+        Box::new(|| cap(&many, memory.get(), isa)),
     ));
     let (one, many) = (support::engaged(width, 1), support::engaged(width, caps));
     let (mut turn, mut other) = (0, 0);
@@ -206,11 +190,11 @@ fn many_caps(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: u
         rows * width * 8,
         Box::new(|| {
             turn += 1;
-            cap(&one[turn % 2], memory.get(), options(isa));
+            cap(&one[turn % 2], memory.get(), isa);
         }),
         Box::new(|| {
             other += 1;
-            cap(&many[other % 2], memory.get(), options(isa));
+            cap(&many[other % 2], memory.get(), isa);
         }),
     ));
 }
@@ -230,7 +214,7 @@ fn half<E: Element>(harness: &mut Harness, kind: &str, isa: Isa, rows: usize, wi
         plain,
         kernel,
     };
-    // The plain loops go over as many bytes of f32.
+    // The plain loops work on as many bytes of f32.
     let mut plain = Aligned::<f32>::noise(rows * width / 2, 7);
     let plain = Memory::of(&mut plain);
     let table = support::idle(width, caps);
@@ -241,7 +225,7 @@ fn half<E: Element>(harness: &mut Harness, kind: &str, isa: Isa, rows: usize, wi
         Box::new(move || {
             black_box(support::read_sum(isa, plain.get()));
         }),
-        Box::new(|| cap(&table, memory.get(), options(isa))),
+        Box::new(|| cap(&table, memory.get(), isa)),
     ));
     let tables = support::engaged(width, caps);
     let mut turn = 0;
@@ -252,7 +236,7 @@ fn half<E: Element>(harness: &mut Harness, kind: &str, isa: Isa, rows: usize, wi
         Box::new(move || support::scale(isa, plain.get(), black_box(1.0))),
         Box::new(|| {
             turn += 1;
-            cap(&tables[turn % 2], memory.get(), options(isa));
+            cap(&tables[turn % 2], memory.get(), isa);
         }),
     ));
 }
@@ -278,10 +262,10 @@ fn fused(harness: &mut Harness, isa: Isa, rows: usize, width: usize) {
     };
     let rows_of = |values| Rows::from_slice(values, width).expect("whole rows");
     let to = |memory: Memory<f32>| RowsMut::from_slice(memory.get(), width).expect("whole rows");
-    let norm = Norm::new(&weight, 1e-5).expect("a valid epsilon");
+    let epsilon = Epsilon::new(1e-5).expect("a valid epsilon");
     let idle = support::idle(width, 1);
     let add_cap = |table: &CapTable| {
-        cpu::add_cap_rows(table, rows_of(&x), rows_of(&residual), to(sum), options(isa)).expect("rows");
+        Job::add_cap_into(rows_of(&x), rows_of(&residual), to(sum)).run_on(isa, table).expect("rows");
     };
     harness.measure(case(
         "add-cap",
@@ -295,17 +279,18 @@ fn fused(harness: &mut Harness, isa: Isa, rows: usize, width: usize) {
         axiscap::Bound::NONE,
     )])
     .expect("a table");
-    // Profile 0: no cap, so that the same code gives the norm alone.
+    // Profile 0 has no cap, so the same code gives the norm alone.
     let uncapped = vec![0u32; rows];
-    let cap_norm = |table: &CapTable, options: Options<'_>| {
-        cpu::cap_norm_rows(table, to(sum), norm, to(out), options).expect("rows");
+    let cap_norm = |table: &CapTable, row_profiles: Option<&[u32]>| {
+        let job = Job::cap(to(sum)).norm(&weight, epsilon, to(out));
+        Job { row_profiles, ..job }.run_on(isa, table).expect("rows");
     };
     harness.measure(case(
         "cap-norm",
         "norm",
         2 * bytes,
-        Box::new(|| cap_norm(&norm_alone, options(isa).profiles(&uncapped))),
-        Box::new(|| cap_norm(&idle, options(isa))),
+        Box::new(|| cap_norm(&norm_alone, Some(&uncapped))),
+        Box::new(|| cap_norm(&idle, None)),
     ));
     harness.measure(case(
         "add-cap-norm",
@@ -313,30 +298,14 @@ fn fused(harness: &mut Harness, isa: Isa, rows: usize, width: usize) {
         4 * bytes,
         Box::new(|| {
             add_cap(&idle);
-            cap_norm(&norm_alone, options(isa).profiles(&uncapped));
+            cap_norm(&norm_alone, Some(&uncapped));
         }),
         Box::new(|| {
             let (x, residual) = (rows_of(&x), rows_of(&residual));
-            cpu::add_cap_norm_rows(&idle, x, residual, to(sum), norm, to(out), options(isa)).expect("rows");
+            let job = Job::add_cap_into(x, residual, to(sum)).norm(&weight, epsilon, to(out));
+            job.run_on(isa, &idle).expect("rows");
         }),
     ));
-}
-
-fn parallel(harness: &mut Harness, isa: Isa, rows: usize, width: usize) {
-    let mut values = Aligned::<f32>::noise(rows * width, 7);
-    let memory = Memory::of(&mut values);
-    let table = support::idle(width, 1);
-    harness.measure(Case {
-        name: format!("parallel {isa} {rows}x{width} threads={}", rayon::current_num_threads()),
-        against: "one thread",
-        isa,
-        rows,
-        width,
-        caps: 1,
-        bytes: rows * width * 4,
-        plain: Box::new(|| cap(&table, memory.get(), options(isa))),
-        kernel: Box::new(|| cap(&table, memory.get(), options(isa).parallel(true))),
-    });
 }
 
 fn main() {
@@ -345,8 +314,8 @@ fn main() {
     while let Some(argument) = arguments.next() {
         if argument == "--pairs" {
             let given = arguments.next().and_then(|n| n.parse().ok());
-            harness.pairs = given.filter(|&n| n > 0).unwrap_or_else(|| {
-                eprintln!("--pairs needs a number of pairs, e.g. --pairs 101");
+            harness.pairs = given.filter(|&n| n >= 6).unwrap_or_else(|| {
+                eprintln!("--pairs needs a number of pairs, at least 6, e.g. --pairs 101");
                 std::process::exit(2);
             });
         } else {
@@ -369,8 +338,5 @@ fn main() {
         half::<bf16>(&mut harness, "bf16", best, 512, 4096, caps);
     }
     fused(&mut harness, best, 512, 4096);
-    for rows in [16, 64, 512, 4096] {
-        parallel(&mut harness, best, rows, 4096);
-    }
     println!("\n]");
 }

@@ -1,8 +1,8 @@
-//! Cap a batch of rows on the CPU, and see what happened to each.
+//! Caps a batch of rows on the CPU, and prints the effect on each row.
 //!
-//! `cargo run --example 01-cap-rows-on-cpu`
+//!     cargo run --example 01-cap-rows-on-cpu
 
-use axiscap::cpu::{self, Isa, Options, RowsMut};
+use axiscap::cpu::{Isa, Job, RowsMut};
 use axiscap::{Axis, Bound, Cap, CapStats, CapTable, RowStat};
 
 fn main() -> Result<(), axiscap::Error> {
@@ -10,21 +10,22 @@ fn main() -> Result<(), axiscap::Error> {
     let (rows, width) = (8, 64);
     let mut h: Vec<f32> = (0..rows * width).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.05).collect();
 
-    // A direction that means "more Assistant", held at -1 or above; and one that only watches.
+    // The projection on the first axis, "more Assistant", is held at -1 or above. The second cap only
+    // observes.
     let assistant = Axis::from_direction(&(0..width).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<_>>())?;
     let other = Axis::from_direction(&(0..width).map(|i| (i as f32 * 0.3).cos()).collect::<Vec<_>>())?;
     let table = CapTable::new(&[
         Cap::new(assistant, Bound::floor(-1.0)?).with_name("assistant"),
-        Cap::new(other, Bound::NONE).with_name("watched"),
+        Cap::new(other, Bound::NONE).with_name("observed"),
     ])?;
 
     // Statistics: one entry per row and cap.
-    let mut stats = vec![RowStat::default(); rows * table.deepest_profile()];
+    let mut stats = vec![RowStat::default(); rows * table.max_caps_per_row()];
     let before = h.clone();
-    cpu::cap_rows(&table, RowsMut::from_slice(&mut h, width)?, Options::new().stats(&mut stats))?;
+    Job::cap(RowsMut::from_slice(&mut h, width)?).stats(&mut stats).run(&table)?;
 
     println!("instructions: {}", Isa::best());
-    println!("{:>3} {:>10} {:>10}  {:<9} {:>10}  row", "row", "before", "after", "", "watched");
+    println!("{:>3} {:>10} {:>10}  {:<9} {:>10}  row", "row", "before", "after", "", "observed");
     for (row, stat) in stats.chunks(2).enumerate() {
         let same = h[row * width..][..width] == before[row * width..][..width];
         println!(
@@ -33,7 +34,7 @@ fn main() -> Result<(), axiscap::Error> {
             stat[0].after,
             if stat[0].engaged() { "engaged" } else { "" },
             stat[1].before,
-            if same { "untouched" } else { "moved along the axis" }
+            if same { "unchanged" } else { "moved along the axis" }
         );
     }
 

@@ -1,9 +1,9 @@
-//! Caps rows that live on a GPU, in a `CudaSlice` of cudarc's. Without a GPU it says what is missing.
+//! Caps rows in GPU memory, in a `CudaSlice` of cudarc. Without a GPU it prints what is missing.
 //!
 //!     cargo run --example 02-cap-a-cuda-slice
 
-use axiscap::cuda::Device;
-use axiscap::interop::cudarc::{SliceOptions, cap_slice};
+use axiscap::cuda::{Device, Overlap};
+use axiscap::interop::cudarc::Job;
 use axiscap::{Axis, Bound, Cap, CapTable};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let stream = device.context().default_stream();
     let mut rows = stream.clone_htod(&[1.0f32, 2.0, 3.0, 4.0, 1.0, -2.0, 3.0, -4.0])?;
-    cap_slice(&stream, &table, &mut rows, SliceOptions::default())?;
+    Job::cap(&mut rows).launch(&table, &stream, Overlap::None)?;
     for row in stream.clone_dtoh(&rows)?.chunks(4) {
         println!("{row:?}");
     }

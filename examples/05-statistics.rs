@@ -1,17 +1,15 @@
-//! What capping did, row by row and in sum, written by the same pass.
+//! Statistics per row and in sum, written by the pass that caps.
 //!
 //!     cargo run --example 05-statistics
 
-use axiscap::backend::{Backend, Best, Call};
-use axiscap::cpu::{Options, RowsMut};
+use axiscap::cpu::{Job, RowsMut};
 use axiscap::{Axis, Bound, Cap, CapStats, CapTable, RowStat};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), axiscap::Error> {
     let table = CapTable::new(&[Cap::new(Axis::from_direction(&[1.0, 0.0])?, Bound::floor(0.0)?)])?;
     let mut h = [-2.0f32, 0.0, 1.0, 0.0, f32::NAN, 0.0, -0.5, 0.0];
     let mut rows = [RowStat::default(); 4];
-    let call = Call::cap(&table, RowsMut::from_slice(&mut h, 2)?);
-    Best::find().run(call, Options::new().stats(&mut rows))?;
+    Job::cap(RowsMut::from_slice(&mut h, 2)?).stats(&mut rows).run(&table)?;
 
     let mut sum = CapStats::default();
     for (i, row) in rows.iter().enumerate() {

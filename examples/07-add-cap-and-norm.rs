@@ -1,11 +1,11 @@
-//! What a decoder block ends with and the next one begins with, in one launch on a GPU: the residual addition, the
-//! cap, and RMSNorm times weight. Without a GPU it says what is missing.
+//! The end of a decoder block and the start of the next one, in one launch on a GPU: the residual addition,
+//! the cap, and RMSNorm times weight. Without a GPU it prints what is missing.
 //!
 //!     cargo run --example 07-add-cap-and-norm
 
-use axiscap::cuda::Device;
-use axiscap::interop::cudarc::{SliceNorm, SliceOptions, add_cap_norm_slice};
-use axiscap::{Axis, Bound, Cap, CapTable};
+use axiscap::cuda::{Device, Overlap};
+use axiscap::interop::cudarc::Job;
+use axiscap::{Axis, Bound, Cap, CapTable, Epsilon};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = match Device::open(0) {
@@ -24,11 +24,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut normed = stream.alloc_zeros::<f32>(8)?;
     let weight = stream.clone_htod(&[1.0f32; 4])?;
 
-    // A profile per row, here on the host; where others write them on the GPU, ask for faults behind the launch.
+    // The profile of each row. If other kernels write them on the GPU, ask for faults after the launch.
     let profiles = stream.clone_htod(&[1u32, 0])?;
-    let options = SliceOptions { profiles: Some(&profiles), ..SliceOptions::default() };
-    let norm = SliceNorm { weight: &weight, eps: 1e-5 };
-    add_cap_norm_slice(&stream, &table, &ffn_out, &mut residual, norm, &mut normed, options)?;
+    Job::add_cap(&ffn_out, &mut residual)
+        .norm(&weight, Epsilon::new(1e-5)?, &mut normed)
+        .row_profiles(&profiles)
+        .launch(&table, &stream, Overlap::None)?;
     if let Some(faults) = table.faults((&*stream).into())? {
         return Err(faults.to_string().into());
     }

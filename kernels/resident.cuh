@@ -30,7 +30,7 @@ class ResidentRows {
     AXISCAP_DEVICE void load_axis(u32 cap, float (&axis)[VALUES]) const { load_padded<E>(axis_at(cap), axis); }
 
     // Prefetches the axes of the caps from `from` on into L2, before the wait for the previous kernel. In a
-    // decode the model's weights evict the axes between two tokens.
+    // decode they come from device memory once per token.
     AXISCAP_DEVICE void prefetch_axes(u32 from) const {
         if (args_.profile != nullptr || hw::thread() % 2 != 0) return;
         // A 128-byte line holds 32 floats, the values of two threads. Every other thread asks for one line.

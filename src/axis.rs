@@ -6,9 +6,9 @@ use crate::error::{Error, Result};
 
 /// A unit vector in the residual stream, one f32 per channel.
 ///
-/// By the field's convention a positive projection on the Assistant axis means "more Assistant". Released axes are *not*
-/// unit vectors: their norms range from 0.02 to 5397. [`Axis::from_direction`] normalises them and keeps the norm.
-/// Clones share the values.
+/// By the field's convention a positive projection on the Assistant axis means "more Assistant". Released
+/// axes are *not* unit vectors: their norms range from 0.02 to 5397. [`Axis::from_direction`] normalises them
+/// and keeps the norm. Clones share the values.
 ///
 /// ```
 /// let axis = axiscap::Axis::from_direction(&[3.0, 0.0, -4.0])?;
@@ -25,8 +25,8 @@ pub struct Axis {
 /// Maximum distance from 1 of the norm of a vector given to [`Axis::from_unit`].
 pub const UNIT_TOLERANCE: f64 = 1e-3;
 
-/// Maximum distance from 1 at which a vector is left as it is. Rounding a unit vector to f32 moves its norm by at most
-/// 2^-24, so an axis that is written and read again keeps its bits.
+/// Maximum distance from 1 at which a vector is left as it is. Rounding a unit vector to f32 moves its norm
+/// by at most 2^-24, so an axis that is written and read again keeps its bits.
 const ROUNDING: f64 = 1.0 / (1u64 << 23) as f64;
 
 impl Axis {
@@ -73,14 +73,15 @@ impl Axis {
         &self.values
     }
 
-    /// Returns the norm that the axis had before it was made a unit vector, if known. It is the distance between the two
-    /// groups of answers that the axis came from.
+    /// Returns the norm that the axis had before it was made a unit vector, if known. It is the distance
+    /// between the two groups of answers that the axis came from.
     #[must_use]
     pub fn norm(&self) -> Option<f32> {
         self.norm
     }
 
-    /// Returns the same values with another original norm. Caps of a file may share a vector and differ in its norm.
+    /// Returns the same values with another original norm. Caps of a file may share a vector and differ in
+    /// its norm.
     pub(crate) fn with_norm(self, norm: Option<f32>) -> Self {
         Self { norm, ..self }
     }

@@ -148,8 +148,8 @@ impl Cap {
         self.name.as_deref()
     }
 
-    /// Returns the same operation on the opposite axis, with mirrored bounds. The released `capping_config.pt` files are
-    /// written that way.
+    /// Returns the same operation on the opposite axis, with mirrored bounds. The released
+    /// `capping_config.pt` files are written that way.
     #[must_use]
     pub fn negated(&self) -> Self {
         Self { axis: self.axis.negated(), bound: self.bound.mirrored(), ..self.clone() }
@@ -233,7 +233,8 @@ impl CapSet {
         &self.caps
     }
 
-    /// Returns the capped blocks in ascending order, each with the indices of its caps in order of application.
+    /// Returns the capped blocks in ascending order, each with the indices of its caps in order of
+    /// application.
     #[must_use]
     pub fn blocks(&self) -> BTreeMap<usize, Vec<usize>> {
         let mut blocks = BTreeMap::<_, Vec<_>>::new();
@@ -243,7 +244,8 @@ impl CapSet {
         blocks
     }
 
-    /// Returns the same set with the bound that `bound` gives for each cap, e.g. [`Bound::NONE`] to observe only.
+    /// Returns the same set with the bound that `bound` gives for each cap, e.g. [`Bound::NONE`] to observe
+    /// only.
     #[must_use]
     pub fn with_bounds(&self, mut bound: impl FnMut(&Cap) -> Bound) -> Self {
         let mut caps = self.caps.clone();

@@ -2,7 +2,7 @@
 
 use crate::cpu::Isa;
 
-/// What the width of a set of caps is compared with, if it is a model's.
+/// The reference of [`Error::Width`] for a set of caps and a model.
 pub(crate) const MODEL: &str = "the model's residual stream";
 
 /// Why a value of the vocabulary ([`Axis`](crate::Axis), [`Bound`](crate::Bound), [`Cap`](crate::Cap),
@@ -64,11 +64,11 @@ pub enum Error {
         "{what} has width {found}, not {expected}, the width of {against}; {}", width_remedy(.against)
     )]
     Width {
-        /// What was being added or applied.
+        /// The value with the wrong width.
         what: String,
-        /// Its width.
+        /// The width found.
         found: usize,
-        /// What it was compared with.
+        /// The reference of the comparison.
         against: &'static str,
         /// The width expected.
         expected: usize,
@@ -169,9 +169,9 @@ pub enum RowsError {
         "{found} entries in {what}, where {expected} are needed; give one per row, and of statistics as many per row as the longest profile has caps"
     )]
     Count {
-        /// What has the wrong length.
+        /// The value with the wrong length.
         what: &'static str,
-        /// Its length.
+        /// The length found.
         found: usize,
         /// The length expected.
         expected: usize,
@@ -181,9 +181,9 @@ pub enum RowsError {
         "{what} is of type {found}, but the rows are of type {expected}; all rows of a call have one type"
     )]
     Dtype {
-        /// What has the wrong type.
+        /// The rows of the wrong type.
         what: &'static str,
-        /// Its type.
+        /// The type found.
         found: &'static str,
         /// The type of the job's rows.
         expected: &'static str,
@@ -196,7 +196,7 @@ pub enum RowsError {
     Profile {
         /// The row.
         row: usize,
-        /// Its profile index.
+        /// The row's profile index.
         profile: u32,
         /// Number of profiles, including the empty profile 0.
         profiles: usize,

@@ -1,7 +1,7 @@
 //! One call of the operation: what happens to which rows, wherever they are in memory.
 //!
-//! A [`Job`] describes a call. It is generic over [`Memory`], that is over how rows, weights and statistics are given.
-//! There are three kinds, each with a launch of its own and the same builder methods:
+//! A [`Job`] describes a call. It is generic over [`Memory`], that is over how rows, weights and statistics
+//! are given. There are three kinds. Each has its own launch, and all have the same builder methods:
 //!
 //! | memory | alias | launch |
 //! |---|---|---|
@@ -9,15 +9,16 @@
 //! | addresses in device memory | [`DeviceJob`], also `cuda::Job` | `unsafe { job.launch(&table, stream, overlap) }` |
 //! | `CudaSlice`s of cudarc | `interop::cudarc::Job` | `job.launch(&table, &stream, overlap)` |
 //!
-//! A plain name works in place, and `_into` writes to other rows: [`Job::add_cap`] puts the capped sum into the residual,
-//! [`Job::add_cap_into`] puts it into a third batch of rows.
+//! A plain name works in place, and `_into` writes to other rows: [`Job::add_cap`] puts the capped sum into
+//! the residual, [`Job::add_cap_into`] puts it into a third batch of rows.
 //!
-//! Nothing here needs CUDA. A [`DeviceJob`] consists of numbers and can be compared and hashed, so that a program can
-//! record and cache its launches on a machine without a GPU.
+//! Nothing here needs CUDA. A [`DeviceJob`] consists of numbers and can be compared and hashed, so that a
+//! program can record and cache its launches on a machine without a GPU.
 
 use crate::error::{Error, Result};
 
-/// Maximum number of caps per row that `kernels/general.cuh` takes (`MAX_STEPS` there). The other kernels have no limit.
+/// Maximum number of caps per row that `kernels/general.cuh` takes (`MAX_STEPS` there). The other kernels
+/// have no limit.
 pub const MAX_STEPS: usize = 1024;
 
 /// Maximum number of rows of one launch on a GPU.
@@ -67,7 +68,7 @@ impl Dtype {
     }
 }
 
-/// What a call does to each row.
+/// The operation of a call on each row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
     /// Cap in place.
@@ -110,7 +111,7 @@ impl Operation {
 
 /// The number that RMSNorm adds to the mean of the squares: finite and not negative.
 ///
-/// The value is kept as its bits, so that jobs can be compared and hashed.
+/// The value is stored as its bits, because jobs are compared and hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epsilon(u32);
 
@@ -151,7 +152,8 @@ pub trait Memory {
 
 /// One call: the rows, and what happens to them.
 ///
-/// Build one with [`Job::cap`], [`Job::add_cap`] or [`Job::add_cap_into`], and add to it with the other methods.
+/// Build one with [`Job::cap`], [`Job::add_cap`] or [`Job::add_cap_into`], and add to it with the other
+/// methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Job<M: Memory> {
     /// The rows that are capped in place, or that take the capped sum.
@@ -252,9 +254,9 @@ impl Memory for DeviceMemory {
 
 /// A call on device memory. All of its weights, profiles and statistics are addresses.
 ///
-/// With `add`, the job's rows take the capped sum and may be one of the summands. The normed rows must not overlap
-/// anything else, and rows must not overlap each other. A row whose profile index is beyond the table's profiles goes
-/// uncapped and is recorded (`cuda::ProfileFaults`).
+/// With `add`, the job's rows take the capped sum and may be one of the summands. The normed rows must not
+/// overlap anything else, and rows must not overlap each other. A row whose profile index is beyond the
+/// table's profiles goes uncapped and is recorded (`cuda::ProfileFaults`).
 pub type DeviceJob = Job<DeviceMemory>;
 
 /// Rows in device memory. Their width is the table's.

@@ -8,9 +8,9 @@ use bytemuck::{Pod, Zeroable};
 pub struct RowStat {
     /// Projection of the row on the axis before this cap, after the earlier caps of the same block.
     pub before: f32,
-    /// Projection after this cap. If the cap acted with strength 1 this is the bound, and with less it is `before` plus the
-    /// step, rounded once. Otherwise it is `before`. The capped row is not projected again, so its own projection differs
-    /// by rounding.
+    /// Projection after this cap. If the cap acted with strength 1 this is the bound, and with less it is
+    /// `before` plus the step, rounded once. Otherwise it is `before`. The capped row is not projected again,
+    /// so its own projection differs by rounding.
     pub after: f32,
     /// [`RowStat::ENGAGED`], [`RowStat::NON_FINITE`], [`RowStat::BAD_PROFILE`].
     pub flags: u32,
@@ -21,19 +21,19 @@ impl RowStat {
     pub const ENGAGED: u32 = 1;
     /// The projection or the step towards the bound was NaN or infinite. The row was not written.
     pub const NON_FINITE: u32 = 2;
-    /// The row's profile does not exist in the table, and the row went uncapped. Only a GPU writes this flag, to the row's
-    /// first entry. The CPU refuses such a call.
+    /// The row's profile does not exist in the table, and the row went uncapped. Only a GPU writes this flag,
+    /// to the row's first entry. The CPU refuses such a call.
     pub const BAD_PROFILE: u32 = 4;
 
-    /// Whether the projection was outside the bounds. The row is unchanged all the same if the strength is 0, or if the step
-    /// rounds to zero or overflows ([`RowStat::non_finite`]).
+    /// Whether the projection was outside the bounds. The row is unchanged all the same if the strength is 0,
+    /// or if the step rounds to zero or overflows ([`RowStat::non_finite`]).
     #[must_use]
     pub fn engaged(&self) -> bool {
         self.flags & Self::ENGAGED != 0
     }
 
-    /// Whether the row was left unchanged because its projection was not finite, or because the step towards the bound was
-    /// not finite. In the second case the row is engaged as well.
+    /// Whether the row was left unchanged because its projection was not finite, or because the step towards
+    /// the bound was not finite. In the second case the row is engaged as well.
     #[must_use]
     pub fn non_finite(&self) -> bool {
         self.flags & Self::NON_FINITE != 0
@@ -53,8 +53,8 @@ pub struct CapStats {
     pub rows: u64,
     /// Rows whose projection was outside the bounds, without those counted in `non_finite`.
     pub engaged: u64,
-    /// Rows without a finite projection, or whose step towards the bound overflowed. They were left unchanged, and are not
-    /// part of `engaged` and of the statistics below.
+    /// Rows without a finite projection, or whose step towards the bound overflowed. They were left
+    /// unchanged, and are not part of `engaged` and of the statistics below.
     pub non_finite: u64,
     /// Sum of the projections before the cap.
     pub sum_before: f64,
@@ -80,8 +80,8 @@ impl Default for CapStats {
 impl CapStats {
     /// Counts one row. A row whose profile does not exist had no cap, and is not counted.
     ///
-    /// Leave out the entries beyond the caps of a row's profile. They are [`RowStat::default`], which looks like a row whose
-    /// projection is 0.
+    /// Leave out the entries beyond the caps of a row's profile. They are [`RowStat::default`], which looks
+    /// like a row whose projection is 0.
     pub fn add(&mut self, row: &RowStat) {
         if row.bad_profile() {
             return;
@@ -104,8 +104,8 @@ impl CapStats {
         (rows > 0).then(|| self.sum_before / rows as f64)
     }
 
-    /// Returns the share of the rows on which the cap engaged. A value near 0 or 1 usually means a wrong sign, norm or
-    /// block.
+    /// Returns the share of the rows on which the cap engaged. A value near 0 or 1 usually means a wrong
+    /// sign, norm or block.
     #[must_use]
     pub fn engagement(&self) -> Option<f64> {
         (self.rows > 0).then(|| self.engaged as f64 / self.rows as f64)

@@ -28,8 +28,8 @@ impl From<&Cap> for CapParams {
 
 /// The caps of one block in contiguous memory, for [`cpu`](crate::cpu) and for the upload to a GPU.
 ///
-/// A *profile* is a set of successive caps that is applied to a row, in order. Profile 0 is empty, and a row without a
-/// profile index has profile 1. One batch can so hold rows under different policies.
+/// A *profile* is a set of successive caps that is applied to a row, in order. Profile 0 is empty, and a row
+/// without a profile index has profile 1. One batch can so hold rows under different policies.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CapTable {
     width: usize,
@@ -41,8 +41,8 @@ pub struct CapTable {
 }
 
 impl CapTable {
-    /// Maximum number of caps of a table, and of its profiles without profile 0. Each cap has its own copy of its axis in
-    /// the table, `width * 4` bytes.
+    /// Maximum number of caps of a table, and of its profiles without profile 0. Each cap has its own copy of
+    /// its axis in the table, `width * 4` bytes.
     pub const MAX_CAPS: usize = 1 << 16;
 
     /// Makes a table with one profile: these caps, in this order, for every row.
@@ -103,8 +103,8 @@ impl CapTable {
         self.profile_ends.len()
     }
 
-    /// Returns the caps of a profile as a range of indices. The range is empty for profile 0, and `None` for a profile that
-    /// does not exist.
+    /// Returns the caps of a profile as a range of indices. The range is empty for profile 0, and `None` for
+    /// a profile that does not exist.
     #[must_use]
     pub fn profile(&self, profile: u32) -> Option<Range<usize>> {
         match profile.checked_sub(1) {

@@ -1,11 +1,12 @@
-//! The simple kernels of kernels/baselines.cu.
+//! The baseline kernels of kernels/baselines.cu.
 
 use std::ffi::{CString, c_void};
 use std::ptr;
 
 use cudarc::driver::{CudaStream, sys};
 
-/// The driver reads a fatbin's header as a struct of 8-byte words; `include_bytes` promises no alignment.
+/// An aligned value. The driver reads a fatbin's header as a struct of 8-byte words, and `include_bytes`
+/// promises no alignment.
 #[repr(C, align(16))]
 struct Aligned<T: ?Sized>(T);
 
@@ -20,11 +21,11 @@ fn check(result: sys::CUresult) {
 }
 
 impl Baselines {
-    /// Loads them into the current context.
+    /// Loads the kernels into the current context.
     pub(crate) fn load() -> Self {
         assert!(!IMAGE.0.is_empty(), "built without nvcc: run scripts/setup-nvcc and build again");
         let mut module = ptr::null_mut();
-        // SAFETY: a complete fatbin.
+        // SAFETY: the image is a complete fatbin.
         check(unsafe { sys::cuModuleLoadData(&mut module, IMAGE.0.as_ptr().cast()) });
         Self { module }
     }
@@ -39,9 +40,9 @@ impl Baselines {
     ) {
         let name = CString::new(name).expect("no NUL");
         let mut kernel = ptr::null_mut();
-        // SAFETY: a live module; the driver caches what it finds.
+        // SAFETY: the module is live, and the name is a C string.
         check(unsafe { sys::cuModuleGetFunction(&mut kernel, self.module, name.as_ptr()) });
-        // SAFETY: callers below pass what the kernel takes.
+        // SAFETY: the methods below pass the arguments that the kernel takes.
         check(unsafe {
             sys::cuLaunchKernel(
                 kernel,
@@ -136,7 +137,7 @@ impl Baselines {
             as_argument(&mut eps),
             as_argument(&mut quads),
         ];
-        // A row of one token gets as many threads as it can use.
+        // The row of a single token gets as many threads as it can use.
         let threads = if rows < 132 { (width as u32 / 4).next_multiple_of(32).min(1024) } else { 256 };
         self.launch(stream, "baseline_rms_norm", rows as u32, threads, &mut arguments);
     }

@@ -13,9 +13,9 @@ use cudarc::driver::{CudaStream, sys};
 pub(crate) struct Sample {
     pub(crate) name: String,
     pub(crate) shape: String,
-    /// Median, and the quartiles: what half of the runs lie within.
+    /// First quartile, median and third quartile.
     pub(crate) microseconds: [f64; 3],
-    /// Bytes that must move at least; 0 where latency is measured.
+    /// Minimum number of bytes that move; 0 for a measurement of latency.
     pub(crate) bytes: u64,
     pub(crate) runs: usize,
 }
@@ -26,8 +26,8 @@ impl Sample {
     }
 }
 
-/// Times `work` on a stream: `runs` times after warming up, each between two events. `work` is told its turn, so
-/// that it can take other buffers each time.
+/// Times `work` on a stream: `runs` times after a warm-up, each between two events. The argument of `work` is
+/// its turn, with which it chooses its buffers.
 pub(crate) fn time(stream: &Arc<CudaStream>, runs: usize, mut work: impl FnMut(usize)) -> [f64; 3] {
     for turn in 0..runs.div_ceil(5) {
         work(turn);
@@ -48,7 +48,7 @@ pub(crate) fn time(stream: &Arc<CudaStream>, runs: usize, mut work: impl FnMut(u
     [times[runs / 4], times[runs / 2], times[runs * 3 / 4]]
 }
 
-/// Keeps the GPU busy until its clocks have had time to rise.
+/// Keeps the GPU busy for long enough to let its clocks rise.
 pub(crate) fn warm_up(stream: &Arc<CudaStream>, mut work: impl FnMut()) {
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(300) {
@@ -57,14 +57,14 @@ pub(crate) fn warm_up(stream: &Arc<CudaStream>, mut work: impl FnMut()) {
     }
 }
 
-/// A graph of `nodes` equal nodes, and the time of one of them.
+/// Times one node of a graph of `nodes` equal nodes.
 pub(crate) fn time_node(
     stream: &Arc<CudaStream>,
     nodes: usize,
     runs: usize,
     mut node: impl FnMut(),
 ) -> [f64; 3] {
-    // A kernel may be loaded as late as its first launch, which a capture does not survive.
+    // A kernel may be loaded at its first launch, which would break a capture.
     node();
     stream.synchronize().expect("an idle stream");
     stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).expect("a capture");
@@ -75,24 +75,24 @@ pub(crate) fn time_node(
     time(stream, runs, |_| graph.launch().expect("a replay")).map(|t| t / nodes as f64)
 }
 
-/// What is reported, as far as the measurements have come.
+/// The results so far.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) device: String,
     pub(crate) driver: i32,
     pub(crate) l2_bytes: u64,
-    /// The copy's GB/s, at the beginning and at the end. Shares are of the larger.
+    /// The copy's GB/s, at the beginning and at the end. Shares refer to the larger.
     pub(crate) copies: Vec<f64>,
     pub(crate) samples: Vec<Sample>,
-    /// Whether every phase is in.
+    /// Whether all phases are complete.
     pub(crate) complete: bool,
 }
 
-/// What the figures are of, for whoever reads them later.
+/// Explanations of the results, for readers of the file.
 const NOTES: [&str; 3] = [
-    "bytes: sets of buffers take turns, so that at least four times the L2 cache passes between two uses of one",
-    "node: every node of the graph works on the same row, axes and weight, and finds them in cache",
-    "cold: the same behind a memset of twice the L2 cache in the same graph, whose time by itself is subtracted; what it left dirty is still to be written back",
+    "bytes: sets of buffers are used in turn; at least four times the size of the L2 cache passes between two uses of one",
+    "node: every node of the graph works on the same row, axes and weight, which are in cache",
+    "cold: the same after a memset of twice the size of the L2 cache in the same graph; the time of the memset alone is subtracted; its dirty lines are still to be written back",
 ];
 
 impl Report {
@@ -100,7 +100,7 @@ impl Report {
         self.copies.iter().copied().fold(0.0, f64::max)
     }
 
-    /// Prints a table, and the share of the copy's bandwidth where bytes count.
+    /// Prints a table, with the share of the copy's bandwidth for measurements of bandwidth.
     pub(crate) fn print(&self) {
         println!("{}, driver for CUDA {}", self.device, self.driver);
         println!(
@@ -121,7 +121,7 @@ impl Report {
         NOTES.iter().for_each(|note| println!("{note}"));
     }
 
-    /// Writes it as JSON: whole, or not at all.
+    /// Writes the results as JSON, whole or not at all.
     pub(crate) fn write(&self, file: &Path) -> io::Result<()> {
         let mut beside = file.as_os_str().to_owned();
         beside.push(".part");

@@ -1,10 +1,11 @@
-//! The kernels on a GPU against a copy, against the unfused chain, and against the addition and the norm alone.
+//! The kernels on a GPU, compared with a copy, with the unfused chain, and with the addition and the norm
+//! alone.
 //!
 //!     cargo bench --bench gpu --features gpu-bench [-- --json FILE]
 //!
-//! Where bytes count, sets of buffers take turns, so that nothing of what a run touches is left in L2 from the one
-//! before. The file is written after each phase: what was measured stays, whatever happens then. Without a GPU it says
-//! so and exits with 3.
+//! Measurements of bandwidth use sets of buffers in turn, so the L2 cache holds nothing of a run from the
+//! previous one. The file is written after each phase and keeps the results of completed phases. Without a
+//! GPU the exit status is 3.
 
 mod baselines;
 mod harness;
@@ -13,15 +14,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use axiscap::cuda::{Device, DeviceNorm, DeviceRows, DeviceTable, Dtype, Job, Overlap};
-use axiscap::{Axis, Bound, Cap, CapTable};
+use axiscap::cuda::{Device, DeviceRows, DeviceTable, Job, Overlap};
+use axiscap::{Axis, Bound, Cap, CapTable, Dtype, Epsilon};
 use baselines::Baselines;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 use harness::{Report, Sample, time, time_node, warm_up};
 
 const RUNS: usize = 60;
 const NODES: usize = 200;
-/// Nodes behind a memset each.
+/// Nodes that each follow a memset.
 const COLD_NODES: usize = 20;
 
 struct Bench {
@@ -32,7 +33,7 @@ struct Bench {
     json: Option<PathBuf>,
 }
 
-/// Addresses of buffers that take turns: `h`, `x` and `y` of each set.
+/// Sets of buffers that are used in turn, with the addresses of `h`, `x` and `y` of each.
 struct Sets {
     _memory: Vec<[CudaSlice<f32>; 3]>,
     addresses: Vec<[u64; 3]>,
@@ -63,8 +64,8 @@ fn main() -> ExitCode {
     };
     let context = device.context().clone();
     context.bind_to_thread().expect("a context");
-    // One stream and no events of cudarc's own between the measured launches.
-    // SAFETY: everything below runs on one stream and is synchronised before anything is freed.
+    // No events of cudarc between the measured launches.
+    // SAFETY: everything below runs on one stream, and is synchronised before memory is freed.
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream().expect("a stream");
     let l2 =
@@ -102,7 +103,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Pseudo-random values: zeros would flatter the memory system.
+/// Returns pseudo-random values. Zeros would make memory look faster.
 fn values(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed | 1;
     (0..count)
@@ -115,7 +116,8 @@ fn values(count: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// `caps` caps that act on every row every time (a far floor, approached by a millionth per run), or on none.
+/// Makes `caps` caps that act on every row in every run (a far floor, approached by a millionth per run), or
+/// on no row.
 fn table(width: usize, caps: usize, acts: bool) -> CapTable {
     let caps: Vec<Cap> = (0..caps)
         .map(|k| {
@@ -125,6 +127,10 @@ fn table(width: usize, caps: usize, acts: bool) -> CapTable {
         })
         .collect();
     CapTable::new(&caps).expect("a table")
+}
+
+fn epsilon() -> Epsilon {
+    Epsilon::new(1e-5).expect("a valid epsilon")
 }
 
 impl Bench {
@@ -148,11 +154,12 @@ impl Bench {
     }
 
     fn launch(&self, job: &Job, table: &DeviceTable, overlap: Overlap) {
-        // SAFETY: the buffers live until the stream has been synchronised.
-        unsafe { self.device.launch(job, table, (&*self.stream).into(), overlap) }.expect("a launch");
+        // SAFETY: the buffers live until the stream has been synchronised, and only this stream uses them.
+        unsafe { job.launch(table, (&*self.stream).into(), overlap) }.expect("a launch");
     }
 
-    /// How many buffers of `bytes` take turns, so that at least four times the L2 cache passes between two uses of one.
+    /// Returns the number of buffers of `bytes` bytes that are used in turn. At least four times the size of
+    /// the L2 cache passes between two uses of one.
     fn turns(&self, bytes: usize) -> usize {
         1 + (4 * self.report.l2_bytes as usize).div_ceil(bytes).max(1)
     }
@@ -166,7 +173,7 @@ impl Bench {
         Sets { _memory: memory, addresses }
     }
 
-    /// The reference: what everything that counts bytes is a share of.
+    /// Measures the copy, whose bandwidth is the reference for the others.
     fn copy(&mut self, name: &str, first: bool) {
         let shape = [8192, 8192];
         let elements = shape[0] * shape[1];
@@ -174,12 +181,12 @@ impl Bench {
         let stream = self.stream.clone();
         let copy = |turn| {
             let [_, from, to] = sets.at(turn);
-            // SAFETY: both buffers hold that many bytes.
+            // SAFETY: both buffers hold `elements` values of 4 bytes.
             let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, elements * 4, stream.cu_stream()) };
             assert_eq!(result, sys::CUresult::CUDA_SUCCESS);
         };
         if first {
-            // A copy measured while the clocks still rise would flatter everything after it.
+            // A copy measured while the clocks still rise would make everything after it look faster.
             let mut turn = 0..;
             warm_up(&stream, || turn.next().into_iter().for_each(copy));
         }
@@ -189,7 +196,7 @@ impl Bench {
         self.report.copies.extend(copies);
     }
 
-    /// Many rows: bytes over time.
+    /// Measures the bandwidth on many rows.
     fn bytes_bound(&mut self, rows: usize, width: usize) {
         let shape = [rows, width];
         let n = rows * width;
@@ -225,7 +232,7 @@ impl Bench {
         });
         self.add("unfused chain of five", shape, t, 8 * bytes);
 
-        let rows_at = |address| DeviceRows { address, stride: width };
+        let rows_at = |address| DeviceRows { dtype: Dtype::F32, address, count: rows, stride: width };
         // name, adds, norms, caps, whether they act, passes over the rows
         let jobs = [
             ("cap, none acts", false, false, 1, false, 1),
@@ -241,21 +248,19 @@ impl Bench {
             let table = self.upload(width, caps, acts);
             let t = time(&stream, RUNS, |turn| {
                 let [h, x, y] = sets.at(turn);
-                let job = Job {
-                    add: adds.then(|| [rows_at(h), rows_at(x)]),
-                    norm: norms.then(|| DeviceNorm { weight, eps: 1e-5, out: rows_at(y) }),
-                    ..Job::in_place(Dtype::F32, rows_at(h), rows)
-                };
+                let h = rows_at(h);
+                let job = if adds { Job::add_cap_into(h, rows_at(x), h) } else { Job::cap(h) };
+                let job = if norms { job.norm(weight, epsilon(), rows_at(y)) } else { job };
                 self.launch(&job, &table, Overlap::None);
             });
             self.add(name, shape, t, passes * bytes);
         }
     }
 
-    /// The same in half precision, in place.
+    /// Measures the bandwidth in half precision, in place.
     fn halves(&mut self, rows: usize, width: usize) {
-        // Half as many f32 are as many bytes; which bits they are does not matter for the time, as long as they are
-        // finite: the pattern 0x3c00 is 1 in f16 and a small number in bf16.
+        // The time does not depend on the values as long as they are finite. 0x3c00 is 1 in f16 and a small
+        // number in bf16.
         let pattern = vec![0x3c00u16; rows * width];
         let stream = self.stream.clone();
         let memory: Vec<_> = (0..self.turns(pattern.len() * 2))
@@ -266,14 +271,14 @@ impl Bench {
             let table = self.upload(width, 1, false);
             let t = time(&stream, RUNS, |turn| {
                 let address = addresses[turn % addresses.len()];
-                let job = Job::in_place(dtype, DeviceRows { address, stride: width }, rows);
+                let job = Job::cap(DeviceRows { dtype, address, count: rows, stride: width });
                 self.launch(&job, &table, Overlap::None);
             });
             self.add(name, [rows, width], t, rows * width * 2);
         }
     }
 
-    /// One row in a captured graph: the time of one node of a chain.
+    /// Measures one row in a captured graph: the time of one node of a chain.
     fn latency(&mut self, width: usize) {
         let (h, y, weight) = (self.buffer(width, 1), self.buffer(width, 2), self.buffer(width, 3));
         let [h, y, weight] = [&h, &y, &weight].map(|s| self.address(s));
@@ -283,14 +288,14 @@ impl Bench {
         self.add("node: empty kernel", shape, t, 0);
         let t = time_node(&stream, NODES, RUNS, || self.baselines.rms_norm(&stream, y, h, weight, shape));
         self.add("node: RMSNorm", shape, t, 0);
-        let in_place = Job::in_place(Dtype::F32, DeviceRows { address: h, stride: width }, 1);
-        let norm = Some(DeviceNorm { weight, eps: 1e-5, out: DeviceRows { address: y, stride: width } });
+        let row_at = |address| DeviceRows { dtype: Dtype::F32, address, count: 1, stride: width };
+        let in_place = Job::cap(row_at(h));
         let jobs = [
             ("node: cap, none acts", in_place, 1, false),
             ("node: cap, all act", in_place, 1, true),
             ("node: 5 caps, none acts", in_place, 5, false),
             ("node: 5 caps, all act", in_place, 5, true),
-            ("node: cap + RMSNorm", Job { norm, ..in_place }, 1, true),
+            ("node: cap + RMSNorm", in_place.norm(weight, epsilon(), row_at(y)), 1, true),
         ];
         for (name, job, caps, acts) in jobs {
             let table = self.upload(width, caps, acts);
@@ -300,11 +305,11 @@ impl Bench {
             }
         }
 
-        // The same with nothing in cache, as a model's other kernels leave it.
+        // The same with a cold cache, as after other kernels of a model.
         let flush = self.stream.alloc_zeros::<u8>(2 * self.report.l2_bytes as usize).expect("device memory");
         let (flushed, bytes) = (flush.device_ptr(&stream).0, flush.len());
         let flush = || {
-            // SAFETY: the buffer has that many bytes.
+            // SAFETY: the buffer has `bytes` bytes.
             let result = unsafe { sys::cuMemsetD8Async(flushed, 0, bytes, stream.cu_stream()) };
             assert_eq!(result, sys::CUresult::CUDA_SUCCESS);
         };

@@ -1,44 +1,44 @@
-//! What the benchmarks share: the plain loops they compare with, and rows whose caps act or do not.
+//! What the benchmarks share: the plain loops they compare with, rows, and caps that act or do not.
 
 use std::ops::{Deref, DerefMut};
 
 use axiscap::cpu::{Element, Isa};
 use axiscap::{Axis, Bound, Cap, CapTable};
 
-/// Sum of all values: what reading memory costs. As many accumulators as let it wait for nothing but
-/// memory: 16 with AVX-512, 8 with AVX2.
+/// Sums all values, to measure the cost of reading memory. With 16 accumulators (AVX-512) or 8 (AVX2) only
+/// memory limits the speed.
 pub(crate) fn read_sum(isa: Isa, values: &[f32]) -> f32 {
     match isa {
-        // SAFETY: callers only pass instruction sets that are available.
+        // SAFETY: callers pass only instruction sets of this machine, here AVX-512.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { read_sum_avx512(values) },
-        // SAFETY: as above.
+        // SAFETY: callers pass only instruction sets of this machine, here AVX2.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { read_sum_avx2(values) },
         _ => sum_lanes::<64>(values),
     }
 }
 
-/// `h[i] *= factor`: what changing memory in place costs.
+/// Computes `h[i] *= factor`, to measure the cost of changing memory in place.
 pub(crate) fn scale(isa: Isa, values: &mut [f32], factor: f32) {
     match isa {
-        // SAFETY: callers only pass instruction sets that are available.
+        // SAFETY: callers pass only instruction sets of this machine, here AVX-512.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { scale_avx512(values, factor) },
-        // SAFETY: as above.
+        // SAFETY: callers pass only instruction sets of this machine, here AVX2.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { scale_avx2(values, factor) },
         _ => values.iter_mut().for_each(|h| *h *= factor),
     }
 }
 
-/// `out[i] = x[i] + residual[i]`: what the residual add costs without a cap.
+/// Computes `out[i] = x[i] + residual[i]`, to measure the cost of the residual addition without a cap.
 pub(crate) fn add(isa: Isa, x: &[f32], residual: &[f32], out: &mut [f32]) {
     match isa {
-        // SAFETY: callers only pass instruction sets that are available.
+        // SAFETY: callers pass only instruction sets of this machine, here AVX-512.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { add_avx512(x, residual, out) },
-        // SAFETY: as above.
+        // SAFETY: callers pass only instruction sets of this machine, here AVX2.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { add_avx2(x, residual, out) },
         _ => add_lanes(x, residual, out),
@@ -130,7 +130,7 @@ fn add_avx512(x: &[f32], residual: &[f32], out: &mut [f32]) {
     use std::arch::x86_64::*;
     let whole = out.len() / 16 * 16;
     for i in (0..whole).step_by(16) {
-        // SAFETY: all three are as long as `out`, which holds the register at `i`.
+        // SAFETY: all three slices are as long as `out`, which holds the register at `i`.
         unsafe {
             let sum =
                 _mm512_add_ps(_mm512_loadu_ps(x[i..].as_ptr()), _mm512_loadu_ps(residual[i..].as_ptr()));
@@ -158,7 +158,7 @@ pub(crate) struct Aligned<E> {
 struct Line([u8; 64]);
 
 impl<E: Element> Aligned<E> {
-    /// `len` values of noise.
+    /// Makes `len` values of noise.
     pub(crate) fn noise(len: usize, seed: u64) -> Self {
         let lines = vec![Line([0; 64]); (len * size_of::<E>()).div_ceil(64)];
         let mut aligned = Self { lines, len, element: std::marker::PhantomData };
@@ -180,12 +180,13 @@ impl<E: Element> Deref for Aligned<E> {
 
 impl<E: Element> DerefMut for Aligned<E> {
     fn deref_mut(&mut self) -> &mut [E] {
-        // SAFETY: as above.
+        // SAFETY: the lines hold as many values, and any bits are a value of the three element types. `self`
+        // is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
 
-/// Numbers in [-1, 1), the same on every run.
+/// Returns numbers in [-1, 1), the same in every run.
 pub(crate) fn noise(len: usize, seed: u64) -> impl Iterator<Item = f32> {
     let mut state = seed;
     (0..len).map(move |_| {
@@ -194,7 +195,7 @@ pub(crate) fn noise(len: usize, seed: u64) -> impl Iterator<Item = f32> {
     })
 }
 
-/// A table of `caps` caps, all with this bound.
+/// Makes a table of `caps` caps, all with this bound.
 pub(crate) fn table(width: usize, caps: usize, bound: Bound) -> CapTable {
     let caps: Vec<Cap> = (0..caps)
         .map(|k| {
@@ -205,12 +206,13 @@ pub(crate) fn table(width: usize, caps: usize, bound: Bound) -> CapTable {
     CapTable::new(&caps).expect("caps of one width")
 }
 
-/// No row engages.
+/// Makes a table that engages no row.
 pub(crate) fn idle(width: usize, caps: usize) -> CapTable {
     table(width, caps, Bound::band(-1e30, 1e30).expect("a band"))
 }
 
-/// Two tables that push every row back and forth: each call of one after the other acts on every row, on every cap.
+/// Makes two tables that move every row back and forth. If calls alternate between them, every cap acts on
+/// every row.
 pub(crate) fn engaged(width: usize, caps: usize) -> [CapTable; 2] {
     [5.0, -5.0].map(|p| table(width, caps, Bound::band(p, p).expect("a band")))
 }

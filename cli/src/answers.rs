@@ -1,22 +1,20 @@
-//! The model's own answers, generated or read: what `axiscap extract` and `axiscap calibrate` work on.
+//! The model's answers, generated or read: the input of `axiscap extract` and `axiscap calibrate`.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use axiscap_lab::rollout::{Generator, Plan, Rollout, RolloutHeader, RolloutOptions, RolloutPart, Rollouts};
 use axiscap_llama::Model;
-use axiscap_llama::rollout::{Generator, RolloutOptions};
-use axiscap_llama::rollout_file::{RolloutHeader, Rollouts};
-use axiscap_llama::rollout_part::RolloutPart;
-use axiscap_llama::rollout_plan::Plan;
 use clap::builder::RangedU64ValueParser;
 
 use crate::interrupt::Interrupt;
 use crate::model::{self, model_info};
 use crate::output::{self, file_name, tool};
-use crate::{progress, sampling};
+use crate::progress::Progress;
+use crate::{remedy, sampling};
 
-/// Seed of the answers where none is given.
+/// Seed of the answers by default.
 const SEED: u32 = 1;
 
 /// The model and its answers.
@@ -26,8 +24,9 @@ pub(crate) struct AnswersArgs {
     #[arg(long, value_name = "FILE", env = "AXISCAP_MODEL")]
     pub(crate) model: PathBuf,
 
-    /// The answers (JSON lines): read if the file exists, else generated and written to it. What is generated is kept
-    /// as it comes, in FILE.part (without this option beside --out): a run that was stopped goes on where it was
+    /// The answers (JSON lines): read if the file exists, else generated and written to it. Answers in
+    /// progress are kept in FILE.part (without this option beside --out): a run that was stopped continues
+    /// from there
     #[arg(long, value_name = "FILE.jsonl")]
     rollouts: Option<PathBuf>,
 
@@ -51,7 +50,7 @@ pub(crate) struct AnswersArgs {
     #[arg(long, value_name = "NAME")]
     chat_template: Option<String>,
 
-    /// Most tokens of an answer [default: 48]
+    /// Maximum tokens of an answer [default: 48]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: Option<usize>,
 
@@ -76,16 +75,16 @@ pub(crate) struct AnswersArgs {
     gpu_layers: Option<u32>,
 }
 
-/// Answers, and the file they are kept in until they are of no further use.
+/// Answers, and the file that keeps them until the command's output is written.
 #[derive(Debug)]
 pub(crate) struct Answers {
     pub(crate) header: RolloutHeader,
-    pub(crate) rollouts: Vec<axiscap_llama::rollout_file::Rollout>,
+    pub(crate) rollouts: Vec<Rollout>,
     part: Option<RolloutPart>,
 }
 
 impl Answers {
-    /// What was made of the answers is written.
+    /// Removes the file. Call it after the command's output is written.
     pub(crate) fn done(self) {
         if let Some(part) = self.part {
             drop(part.finish());
@@ -94,8 +93,8 @@ impl Answers {
 }
 
 impl AnswersArgs {
-    /// Loads the model, once it is clear that what will be made of it can be written. `inputs` and `outputs` are the
-    /// caller's own files; `--out` is the first of the outputs.
+    /// Loads the model, after checking that the outputs can be written. `inputs` and `outputs` are the
+    /// caller's files. `--out` is the first of the outputs.
     pub(crate) fn load_model(&self, inputs: &[(&str, &Path)], outputs: &[(&str, &Path)]) -> Result<Model> {
         let mut inputs = inputs.to_vec();
         inputs.push(("--model", &self.model));
@@ -108,14 +107,14 @@ impl AnswersArgs {
             Some(path) if path.exists() => inputs.push(("--rollouts", path)),
             path => {
                 outputs.extend(path.as_deref().map(|path| ("--rollouts", path)));
-                outputs.extend(part.as_deref().map(|path| ("the answers under way", path)));
+                outputs.extend(part.as_deref().map(|path| ("the answers in progress", path)));
             }
         }
         output::check_files(&inputs, &outputs)?;
         model::load(&self.model, self.gpu_layers)
     }
 
-    /// Where answers are kept while they are generated for `out`.
+    /// Returns where answers are kept while they are generated for `out`.
     fn part_file(&self, out: &Path) -> PathBuf {
         let (path, suffix) = match &self.rollouts {
             Some(path) => (path.as_path(), ".part"),
@@ -178,13 +177,13 @@ impl AnswersArgs {
             let (kept, all) = (part.kept().len(), requests.len());
             output::note(&format!("going on with {} ({kept} of {all} answers)", place.display()));
         }
-        let bar = progress::bar("answers generated", requests.len());
-        bar.set_position(part.kept().len() as u64);
+        let progress = Progress::new("answers generated", requests.len());
+        progress.set(part.kept().len());
         let interrupt = Interrupt::new()?;
         let answering = interrupt.catch();
         while part.kept().len() < requests.len() {
             let group = generator.group(part.kept().len(), |done| {
-                bar.set_position(done as u64);
+                progress.set(done);
                 if answering.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
             let failure = match group {
@@ -195,20 +194,21 @@ impl AnswersArgs {
                 Ok(None) => anyhow!("stopped"),
                 Err(error) => error.into(),
             };
-            bar.finish_and_clear();
+            progress.clear();
             let kept = part.kept().len();
             if kept == 0 {
                 drop(part.finish());
                 return Err(failure);
             }
-            bail!(
-                "{failure:#}; {kept} of {} answers are kept in {}: the same command goes on from there",
+            let note = format!(
+                "{kept} of {} answers are kept in {}, and the same command continues from there",
                 requests.len(),
                 place.display()
             );
+            return Err(remedy::noted(failure, note));
         }
         drop(answering);
-        bar.finish();
+        progress.finish();
         let rollouts = part.kept().to_vec();
         let Some(path) = &self.rollouts else {
             return Ok(Answers { header, rollouts, part: Some(part) });
@@ -219,14 +219,13 @@ impl AnswersArgs {
         Ok(Answers { header: whole.header, rollouts: whole.rollouts, part: None })
     }
 
-    /// Reads answers made before, if they are this model's to the questions asked, made as the options say.
+    /// Reads answers made before, if they are from this model and plan, made with the options given.
     fn reuse(&self, path: &Path, model: &Model, plan: &Plan) -> Result<Answers> {
         let Rollouts { header, rollouts } = Rollouts::read(path)?;
-        let again = "remove the file to generate the answers anew, or name another";
+        let again = "remove the file to generate the answers again, or name another";
         let (shape, place) = (model.shape(), path.display());
         ensure!(
-            (header.architecture.as_str(), header.blocks, header.width, header.vocabulary)
-                == (shape.architecture.as_str(), shape.blocks, shape.width, model.vocab_size()),
+            header.shape() == *shape && header.vocabulary == model.vocab_size(),
             "{place}: these answers are from another model ({}, {} blocks, width {}, {} tokens; this one: {}, {}, {}, {}); {again}",
             header.architecture,
             header.blocks,
@@ -267,7 +266,7 @@ impl AnswersArgs {
         Ok(Answers { header, rollouts, part: None })
     }
 
-    /// An option that the answers at hand were not made with would have no effect.
+    /// Refuses options that the existing answers were not made with: they would have no effect.
     fn check_options(&self, path: &Path, header: &RolloutHeader) -> Result<()> {
         fn words(value: Option<impl ToString>) -> Option<String> {
             value.map(|value| value.to_string())
@@ -295,8 +294,8 @@ impl AnswersArgs {
         Ok(())
     }
 
-    /// What shaped the answers, as it goes into a file's origin: without folders. The answers' file knows it better
-    /// than the command line, which may only have named that file.
+    /// Returns the options that shaped the answers, for the origin of a file: without folders. They come from
+    /// the header of the answers, because the command line may only name the file.
     pub(crate) fn command(&self, header: &RolloutHeader) -> String {
         let mut words = format!("--model {}", file_name(&self.model));
         for (flag, path) in

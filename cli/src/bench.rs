@@ -3,19 +3,22 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use axiscap_llama::bench::{BenchOptions, BenchReport, Comparison, Ratio, bench};
-use axiscap_llama::{Engine, GraphCounts, MOST_CTX, default_threads, devices};
+use axiscap_lab::bench::{BenchOptions, BenchReport, Comparison, Ratio, bench};
+use axiscap_llama::{GraphCounts, MAX_CTX, RouteChoice, default_threads, devices};
 use clap::builder::RangedU64ValueParser;
 use clap::{ValueEnum, value_parser};
 use serde::Serialize;
 
-use crate::model::{EngineArg, ModelArgs, NeededCapsArgs};
+use crate::caps::RequiredCapsArgs;
+use crate::model::ModelArgs;
+use crate::output;
+use crate::progress::Progress;
 use crate::report::{self, EngineReport, FusedNormReport};
-use crate::timeline::TimelineReport;
-use crate::{output, progress};
+use crate::route::RouteArg;
 
-/// Measure what capping costs: the same tokens, capped and uncapped, in lock-step in one process. The baseline is
-/// a context that the hook has never touched. A ratio of 0.99 means that capped generation has 99 % of the speed.
+/// Measure what capping costs: the same tokens, capped and uncapped, in lock-step in one process. The
+/// baseline is a context that the hook has never touched. A ratio of 0.99 means that capped generation has 99
+/// % of the speed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,8 +28,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    caps: NeededCapsArgs,
-    /// Pairs of measurements; more of them narrow the interval; with fewer than 6 it assumes a normal distribution
+    caps: RequiredCapsArgs,
+    /// Pairs of measurements; more of them narrow the interval; with fewer than 6 it assumes a normal
+    /// distribution
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = at_least_one())]
     pairs: usize,
     /// Tokens of the prompt
@@ -44,19 +48,16 @@ pub(crate) struct Args {
     /// Do not count what the caps do
     #[arg(long)]
     no_statistics: bool,
-    /// Also measure: the hook with its caps switched off; the same caps through llama.cpp's cb_eval, or through a chain
-    /// of ggml's own operations, which counts nothing
+    /// Also measure: the hook with its caps switched off; the same caps through llama.cpp's cb_eval, or
+    /// through a chain of ggml's own operations, which counts nothing
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
     compare: Vec<Compare>,
-    /// How caps get into llama.cpp's graphs
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = EngineArg::Auto)]
-    engine: EngineArg,
-    /// Caps on a GPU do the norm behind their block too, where the graph allows it
+    /// How graphs are computed with their caps
+    #[arg(long, alias = "engine", value_name = "HOW", value_enum, default_value_t = RouteArg::Auto)]
+    route: RouteArg,
+    /// Caps on a GPU do the norm after their block too, where the graph allows it
     #[arg(long)]
     fused_norm: bool,
-    /// Also time where a few further decodes spend their time on the GPU, block by block; says so where no GPU caps
-    #[arg(long)]
-    timeline: bool,
     /// Print one JSON object in place of the table
     #[arg(long)]
     json: bool,
@@ -66,9 +67,9 @@ fn at_least_one() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
-/// Numbers of tokens that a context can hold.
+/// Returns the parser of numbers of tokens that a context can hold.
 fn tokens() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..=u64::from(MOST_CTX))
+    RangedU64ValueParser::new().range(1..=u64::from(MAX_CTX))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,7 +84,7 @@ pub(crate) struct RatioReport<'a> {
     ratio_median: f64,
     /// `null` for a single pair.
     ratio_ci95: Option<[f64; 2]>,
-    /// What to think of the interval of few pairs.
+    /// How the interval of few pairs was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio_ci95_note: Option<String>,
     ratio_range: [f64; 2],
@@ -115,17 +116,14 @@ struct Report<'a> {
     baseline: &'static str,
     backend: String,
     device: String,
-    engine: Option<&'static str>,
+    engine: Option<String>,
     engines: Vec<EngineReport<'a>>,
-    /// How the capped context's graphs were run on a GPU; with --engine device-graph.
+    /// How the capped context's graphs were run on a GPU, with --route one-graph.
     #[serde(skip_serializing_if = "Option::is_none")]
     graphs: Option<GraphReport>,
-    /// Behind which capped blocks the norm ran with the caps; with --fused-norm.
+    /// After which capped blocks the norm ran with the caps, with --fused-norm.
     #[serde(skip_serializing_if = "Option::is_none")]
     fused_norm: Option<FusedNormReport>,
-    /// With --timeline.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeline: Option<TimelineReport>,
     /// `null` with --no-statistics.
     engagement: Option<f64>,
     caps: usize,
@@ -153,7 +151,7 @@ struct GraphReport {
 pub(crate) fn run(args: Args) -> Result<()> {
     let caps = args.caps.read()?;
     let model = args.model.load()?;
-    let caps = caps.fit(&model)?.acting()?;
+    let caps = caps.check(&model)?.acting()?;
     let options = BenchOptions {
         pairs: args.pairs,
         prompt_tokens: args.prompt_tokens,
@@ -162,25 +160,24 @@ pub(crate) fn run(args: Args) -> Result<()> {
         sequences: args.sequences,
         statistics: !args.no_statistics,
         context: args.model.context(),
-        engine: args.engine.into(),
+        route: args.route.into(),
         fused_norm: args.fused_norm,
         idle: args.compare.contains(&Compare::Idle),
         eval_callback: args.compare.contains(&Compare::CbEval),
-        stock_chain: args.compare.contains(&Compare::StockChain),
-        timeline: args.timeline,
+        ggml_ops: args.compare.contains(&Compare::StockChain),
     };
     let needed = options.needed_context();
     if let Some(ctx) = options.context.ctx.filter(|&ctx| (ctx as usize) < needed) {
         output::warning(&format!("--ctx {ctx}: raised to {needed}, the tokens that are decoded"));
     }
-    let bar = progress::bar("pairs", args.pairs);
-    let measured = bench(&model, &caps, &options, |done, _| bar.set_position(done as u64));
-    bar.finish_and_clear();
+    let progress = Progress::new("pairs", args.pairs);
+    let measured = bench(&model, &caps, &options, |done, _| progress.set(done));
+    progress.clear();
     let measured = measured?;
 
     let devices = devices();
-    let (name, engine) = match measured.engines.last() {
-        Some((name, how)) => (name.as_str(), Some(*how)),
+    let (name, engine) = match measured.routes.last() {
+        Some(last) => (last.device.as_str(), Some(last.route.to_string())),
         None => ("CPU", None),
     };
     let device = devices.iter().find(|device| device.name == name);
@@ -188,18 +185,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
         capped: comparison(&measured.capped),
         idle: measured.idle.as_ref().map(comparison),
         cb_eval: measured.eval_callback.as_ref().map(comparison),
-        stock_chain: measured.stock_chain.as_ref().map(comparison),
+        stock_chain: measured.ggml_ops.as_ref().map(comparison),
         baseline: "a context of the same llama.cpp that the hook never touched",
         backend: name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase(),
         device: device.map_or_else(|| name.to_owned(), |device| device.description.clone()),
         engine,
-        engines: report::engines(&measured.engines),
-        graphs: (options.engine == Engine::DeviceGraph).then(|| {
+        engines: report::engines(&measured.routes),
+        graphs: (options.route == RouteChoice::OneGraph).then(|| {
             let GraphCounts { captures, updates, replays, eager, resets } = measured.graphs;
             GraphReport { captures, updates, replays, eager, resets }
         }),
         fused_norm: args.fused_norm.then(|| FusedNormReport::from(&measured.fused_norms)),
-        timeline: measured.timeline.as_ref().map(TimelineReport::from),
         engagement: measured.engagement,
         caps: caps.caps().len(),
         blocks_capped: caps.blocks().len(),
@@ -234,13 +230,13 @@ pub(crate) fn ratio(measured: &Ratio) -> RatioReport<'_> {
     }
 }
 
-/// What to think of the interval, where the pairs are too few for one that assumes nothing.
+/// Returns how the interval was made, if the pairs are too few for one that makes no assumption.
 fn few(measured: &Ratio) -> Option<String> {
-    let fewest = Ratio::FEWEST_PAIRS;
+    let min = Ratio::MIN_PAIRS;
     match measured.pairs.len() {
-        pairs if pairs >= fewest => None,
+        pairs if pairs >= min => None,
         1 => Some("one pair has no interval".into()),
-        _ => Some(format!("fewer than {fewest} pairs: by Student's t, as if normally distributed")),
+        _ => Some(format!("fewer than {min} pairs: by Student's t, as if normally distributed")),
     }
 }
 
@@ -249,13 +245,13 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
         ("capped", Some(&measured.capped)),
         ("hooked, caps off", measured.idle.as_ref()),
         ("capped through cb_eval", measured.eval_callback.as_ref()),
-        ("capped by ggml's own operations", measured.stock_chain.as_ref()),
+        ("capped by ggml's own operations", measured.ggml_ops.as_ref()),
     ];
     let mut text = format!(
         "{} on {} ({}), {} threads\n{} caps on {} of {} blocks{}; {} pairs, {} sequences\n\n",
         report.model,
         report.device,
-        report.engine.unwrap_or("uncapped"),
+        report.engine.as_deref().unwrap_or("uncapped"),
         report.threads,
         report.caps,
         report.blocks_capped,
@@ -287,9 +283,6 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
                 ratio.median,
             );
         }
-    }
-    if let Some(timeline) = &report.timeline {
-        let _ = write!(text, "\n{timeline}");
     }
     text
 }

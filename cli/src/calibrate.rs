@@ -1,4 +1,4 @@
-//! `axiscap calibrate`: bounds for axes, from projections of the model's own answers.
+//! `axiscap calibrate`: bounds for axes, from projections of the model's answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -9,19 +9,21 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use axiscap::Axis;
 use axiscap::file::CapFile;
-use axiscap_llama::activations;
-use axiscap_llama::calibrate::{BlockFloor, DEFAULT_PERCENTILE, TABLE, caps, default_blocks, floor_of};
+use axiscap_lab::activations;
+use axiscap_lab::calibrate::{self, BlockFloor, DEFAULT_PERCENTILE, TABLE, default_blocks, floor_of};
+use axiscap_lab::output::write_caps;
 use serde_json::json;
 
 use crate::answers::{Answers, AnswersArgs};
-use crate::model::{self, model_info};
+use crate::caps;
+use crate::model::model_info;
 use crate::output::{self, file_name, seconds, tool};
-use crate::progress;
+use crate::progress::Progress;
 
-/// Give axes their floors, on the very model file that will be served.
+/// Give axes their floors, on the model file that will be served.
 ///
-/// A floor is a percentile of the mean projections of the model's answers, default and role play alike. Quantisation
-/// moves projections: calibrate on the GGUF that will serve.
+/// A floor is a percentile of the mean projections of the model's answers, default and role play alike.
+/// Quantisation moves projections: calibrate on the GGUF that will serve.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   axiscap calibrate --model model.gguf --rollouts answers.jsonl --axes axes.gguf --out caps.gguf
@@ -41,8 +43,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 
-    /// Floor at this percentile of the answers' mean projections, counted from the role end: P % of the answers lie
-    /// below the floor
+    /// Floor at this percentile of the answers' mean projections, counted from the role end: P % of the
+    /// answers lie below the floor
     #[arg(long, default_value_t = DEFAULT_PERCENTILE, value_name = "P", value_parser = parse_percentile)]
     percentile: f64,
 
@@ -102,29 +104,29 @@ fn parse_floor(text: &str) -> Result<(usize, f32), String> {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// What went wrong and what to do: unreadable files, axes of another model, blocks without an axis.
+/// Unreadable files, axes of another model, blocks without an axis.
 pub(crate) fn run(args: Args) -> Result<()> {
     let started = Instant::now();
-    // --axes is no input to protect: a file may get its bounds in place.
+    // --axes may name the same file as --out: a file may get its bounds in place.
     let model = args.answers.load_model(&[], &[("--out", &args.out)])?;
     let mut file = CapFile::read_axes(&args.axes, &model_info(&model))?;
-    model::check_file(&file, &args.axes, &model)?;
+    caps::check_file(&file, &args.axes, &model)?;
     let floors: BTreeMap<usize, f32> = args.floors.iter().copied().collect();
     let axes = chosen_axes(&args, &file, &floors)?;
     let answers = args.answers.answers(&model, &args.out)?;
-    let bar = progress::bar("answers measured", answers.rollouts.len());
+    let progress = Progress::new("answers measured", answers.rollouts.len());
     let projections = activations::project(&model, &answers.rollouts, &axes, args.answers.threads, |done| {
-        bar.set_position(done as u64);
+        progress.set(done);
     })?;
-    bar.finish();
+    progress.finish();
     let mut results = Vec::new();
     for ((block, _), projections) in axes.iter().zip(&projections) {
         results.push(floor_of(*block, projections, args.percentile, floors.get(block).copied())?);
     }
-    file.caps = caps(results.iter().zip(axes.iter().map(|(_, axis)| axis)))?;
+    file.caps = calibrate::caps(results.iter().zip(axes.iter().map(|(_, axis)| axis)))?;
     file.model = model_info(&model);
     record(&args, &mut file, &results, &answers);
-    file.write(&args.out)?;
+    write_caps(&args.out, &file)?;
     let count = answers.rollouts.len();
     answers.done();
     let warnings: Vec<String> = results.iter().filter_map(BlockFloor::warning).collect();
@@ -164,7 +166,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     output::text(&text)
 }
 
-/// The axes to put floors on, by block.
+/// Returns the axes to put floors on, by block.
 fn chosen_axes(args: &Args, file: &CapFile, floors: &BTreeMap<usize, f32>) -> Result<Vec<(usize, Axis)>> {
     let mut known = BTreeMap::new();
     for entry in file.caps.caps() {
@@ -196,7 +198,7 @@ fn chosen_axes(args: &Args, file: &CapFile, floors: &BTreeMap<usize, f32>) -> Re
     blocks.into_iter().map(axis).collect()
 }
 
-/// Says in the file how its bounds were made. Tables are `[caps][percentiles]`.
+/// Records in the file how its bounds were made. Tables are `[caps][percentiles]`.
 fn record(args: &Args, file: &mut CapFile, results: &[BlockFloor], answers: &Answers) {
     let each = |value: &dyn Fn(&BlockFloor) -> f64| -> Vec<f32> {
         results.iter().map(|result| value(result) as f32).collect()

@@ -4,17 +4,18 @@ use std::io::{self, BufRead, IsTerminal};
 use std::ops::ControlFlow;
 
 use anyhow::{Context as _, Result, anyhow};
-use axiscap::CapSet;
+use axiscap::{BlockCap, CapSet};
 use axiscap_llama::{Chat, Context, Error, GenerateOptions, Role, Stop, TraceRow, Turn, answer_means};
 use serde::Serialize;
 
+use crate::caps::CapsArgs;
 use crate::interrupt::Interrupt;
-use crate::model::{CapsArgs, ModelArgs};
+use crate::model::ModelArgs;
 use crate::sampling::SamplingArgs;
-use crate::{output, report};
+use crate::{output, remedy, report};
 
-/// Converse with the model. One line is one turn; after every answer stderr says where its projections were and
-/// how often the caps engaged. Where stdin is no terminal its lines are the turns, without prompts.
+/// Converse with the model. One line is one turn. After every answer stderr says where its projections were
+/// and how often the caps engaged. If stdin is no terminal, its lines are the turns, without prompts.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,15 +23,15 @@ Examples:
   axiscap chat --model M.gguf --caps C.gguf --temp 0 --json < turns.txt
 
 Commands within a conversation:
-  /caps on|off    hold the projections, or only observe them (off at first with --observe)
+  /caps on|off    hold the projections, or only observe them (initially off with --observe)
   /strength S     how strongly caps hold, from 0 to 1
   /undo           take back the last turn
-  /reset          start anew
+  /reset          start again
   /help           show these
   /quit           leave (or end of file)
-At a terminal, Ctrl-C stops the answer being written and keeps what there is of it; while nothing is being \
-written it leaves the program.
-After a change of the caps the whole conversation is read anew under them.")]
+At a terminal, Ctrl-C stops the answer being written and keeps its beginning. Between answers it leaves the \
+program.
+After a change of the caps the whole conversation is decoded again under them.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -53,7 +54,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let caps = args.caps.read()?;
     let model = args.model.load()?;
-    let caps = caps.map(|caps| caps.fit(&model)).transpose()?;
+    let caps = caps.map(|caps| caps.check(&model)).transpose()?;
     let observe = caps.as_ref().is_some_and(|caps| caps.observe);
     let caps = caps.map(|caps| caps.caps);
     let mut context = Context::new(&model, &args.model.context())?;
@@ -84,7 +85,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let read = lines.read_until(b'\n', &mut line).context("cannot read the conversation from stdin")?;
         number += 1;
         if read == 0 {
-            // What comes next at the terminal begins a line of its own.
+            // The shell's prompt begins on a new line.
             return if interactive { output::text("\n") } else { Ok(()) };
         }
         let taken = match String::from_utf8(line) {
@@ -98,8 +99,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         match taken {
             Ok(ControlFlow::Continue(())) => {}
             Ok(ControlFlow::Break(())) => return Ok(()),
-            // A person can go on after most errors; a script cannot know what to make of the rest.
-            Err(error) if interactive && !output::is_closed(&error) => output::error(&format!("{error:#}")),
+            // A person can continue after most errors. The rest of a script may depend on the turn that
+            // failed.
+            Err(error) if interactive && !output::is_closed(&error) => {
+                output::error(&remedy::describe(&error));
+            }
             Err(error) => return Err(error),
         }
     }
@@ -157,7 +161,7 @@ impl Repl<'_> {
             (Some("reset"), None, _) => {
                 self.chat.reset();
                 self.turn = 0;
-                output::note("[started anew]");
+                output::note("[started again]");
             }
             (Some("undo"), None, _) => {
                 let undone = self.chat.undo();
@@ -169,8 +173,8 @@ impl Repl<'_> {
                 });
             }
             (Some("caps"), Some("on"), None) => {
-                let most = self.set_strength(None)?;
-                output::note(if most > 0.0 {
+                let max = self.set_strength(None)?;
+                output::note(if max > 0.0 {
                     "[caps hold]"
                 } else {
                     "[caps only observe: their strength is 0; /strength 1 has them hold]"
@@ -194,18 +198,17 @@ impl Repl<'_> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Sets the strength of every cap; `None` restores their own, or what --strength gave them. Returns the largest.
+    /// Sets the strength of every cap. `None` restores those of the file or of --strength. Returns the
+    /// largest strength.
     fn set_strength(&mut self, strength: Option<f32>) -> Result<f32> {
         let Some(caps) = &self.caps else {
             return Err(anyhow!("there are no caps in this conversation; start it with --caps FILE"));
         };
-        let mut most = 0f32;
-        for (index, entry) in caps.caps().iter().enumerate() {
-            let strength = strength.unwrap_or(entry.cap.strength());
-            self.context.set_strength(index, strength)?;
-            most = most.max(strength);
-        }
-        Ok(most)
+        let of = |entry: &BlockCap| strength.unwrap_or(entry.cap.strength());
+        self.context.update(|session| {
+            caps.caps().iter().enumerate().try_for_each(|(cap, entry)| session.set_strength(cap, of(entry)))
+        })?;
+        Ok(caps.caps().iter().map(of).fold(0.0, f32::max))
     }
 
     fn say(&mut self, text: &str) -> Result<()> {
@@ -224,14 +227,14 @@ impl Repl<'_> {
         drop(answering);
         let turn = said.map_err(|error| match error {
             Error::PromptTooLong { .. } if self.chat.messages().iter().any(|m| m.role == Role::Assistant) => {
-                anyhow!("{error}; /undo takes back the last turn, /reset starts anew")
+                remedy::noted(error, "/undo takes back the last turn, /reset starts again")
             }
             error => error.into(),
         })?;
         written?;
         self.turn += 1;
         let trace = self.context.take_trace();
-        let caps = self.caps.as_ref().map(|caps| answer_figures(caps, &trace, turn.prompt_tokens));
+        let caps = self.caps.as_ref().map(|caps| caps_of_answer(caps, &trace, turn.prompt_tokens));
         if json { self.print_json(text, &turn, caps.unwrap_or_default()) } else { self.print(&turn, caps) }
     }
 
@@ -253,7 +256,7 @@ impl Repl<'_> {
         output::note(&(line + "]"));
         match turn.generated.stop {
             Stop::ContextFull => output::warning(
-                "the context is full; /undo takes back the last turn, /reset starts anew, --ctx makes room for more",
+                "the context is full; /undo takes back the last turn, /reset starts again, --ctx N sets the size of the context",
             ),
             Stop::MaxTokens => output::note("[cut off by --max-tokens]"),
             Stop::Caller => output::note("[stopped]"),
@@ -278,18 +281,17 @@ impl Repl<'_> {
     }
 }
 
-/// What every cap saw in the rows from position `prompt` on: the generated tokens that were fed back.
-fn answer_figures(caps: &CapSet, trace: &[TraceRow], prompt: usize) -> Vec<CapTurn> {
+/// Returns what every cap saw in the rows from position `prompt` on, the generated tokens that were decoded.
+fn caps_of_answer(caps: &CapSet, trace: &[TraceRow], prompt: usize) -> Vec<CapTurn> {
     let seen = answer_means(trace, prompt, caps.caps().len());
-    let figures = caps.caps().iter().zip(seen).enumerate();
-    figures
-        .map(|(cap, (entry, seen))| CapTurn {
-            cap,
-            block: entry.block,
-            mean_before: seen.means.map(|means| means.0),
-            mean_after: seen.means.map(|means| means.1),
-            rows: seen.rows,
-            engaged: seen.engaged,
-        })
-        .collect()
+    let caps = caps.caps().iter().zip(seen).enumerate();
+    caps.map(|(cap, (entry, seen))| CapTurn {
+        cap,
+        block: entry.block,
+        mean_before: seen.means.map(|means| means.0),
+        mean_after: seen.means.map(|means| means.1),
+        rows: seen.rows,
+        engaged: seen.engaged,
+    })
+    .collect()
 }

@@ -1,28 +1,31 @@
-//! `axiscap drift`: how the projection moves over a conversation, uncapped and capped.
+//! `axiscap drift`: the projection over a conversation, uncapped and capped.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result};
 use axiscap::CapSet;
-use axiscap::file::write_atomically;
-use axiscap_llama::bench::{BenchOptions, Ratio, bench};
-use axiscap_llama::drift::{DriftTurn, Script, TurnProjection, Unfinished, converse};
-use axiscap_llama::line_chart::{LineChart, Series};
+use axiscap_lab::bench::{BenchOptions, Ratio, bench};
+use axiscap_lab::charts::{LineChart, Series};
+use axiscap_lab::drift::{Conversation, DriftTurn, Mode, Script, TurnProjection};
+use axiscap_lab::output::write_atomically;
 use axiscap_llama::{Context, GenerateOptions, Model, Stop};
 use serde_json::json;
 
-use crate::model::{ModelArgs, NeededCapsArgs};
+use crate::caps::RequiredCapsArgs;
+use crate::model::ModelArgs;
+use crate::progress::Progress;
 use crate::sampling::SamplingArgs;
-use crate::{output, progress, report};
+use crate::{output, report};
 
 /// Have a scripted conversation twice, uncapped and capped, and follow the projection of the answers
 ///
-/// The user's messages are fixed; the model answers each of them, first with caps that only observe, then with caps
-/// that hold. The projection of a turn is the mean over its response tokens, at the last capped block unless another
-/// is named. Plotted and compared is what the rest of the model sees: the projection after that block's cap.
+/// The user's messages are fixed. The model answers each of them, first with caps that only observe, then
+/// with caps that hold. The projection of a turn is the mean over its response tokens, at the last capped
+/// block unless another is named. Plotted and compared is the projection after that block's cap, which is
+/// what the rest of the model sees.
 #[derive(Debug, clap::Args)]
-// scripts/demo sets some options, and whoever calls it may set them again.
+// scripts/demo sets some options, and its caller may set them again.
 #[command(args_override_self = true)]
 #[command(after_help = "Example:
   axiscap drift --model model.gguf --caps caps.gguf --plot drift.svg
@@ -32,10 +35,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    caps: NeededCapsArgs,
+    caps: RequiredCapsArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// What the user says (JSON) [default: a built-in emotional conversation of 8 turns]
+    /// The user's messages (JSON) [default: a built-in emotional conversation of 8 turns]
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
@@ -61,7 +64,7 @@ pub(crate) struct Args {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// What went wrong and what to do: unreadable files, caps of another model, a conversation longer than the context.
+/// Unreadable files, caps of another model, a conversation longer than the context.
 pub(crate) fn run(args: Args) -> Result<()> {
     let options = args.sampling.options();
     if options.max_tokens < 2 {
@@ -83,7 +86,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let caps = args.caps.read()?;
     let model = args.model.load()?;
-    let caps = caps.fit(&model)?.acting()?;
+    let caps = caps.check(&model)?.acting()?;
     let cap = report::shown_cap(&caps, args.block)?;
     let (uncapped, capped, unfinished) = both(&args, &model, &script, &caps, &options)?;
     let speed = speed(&args, &model, &caps)?;
@@ -91,70 +94,70 @@ pub(crate) fn run(args: Args) -> Result<()> {
     for cut in report.cut_short() {
         output::warning(&cut);
     }
-    // What was measured is told before anything else can go wrong, and the plot is drawn even if nobody reads it.
-    let told = if args.json { output::json(&report.json(&args)) } else { output::text(&report.text(&args)?) };
+    // The table comes before the plot, which may fail. The plot is drawn even if stdout is closed.
+    let printed =
+        if args.json { output::json(&report.json(&args)) } else { output::text(&report.text(&args)?) };
     let svg = report.chart().to_svg()?;
     write_atomically(&args.plot, |out| out.write_all(svg.as_bytes()))?;
-    told?;
+    printed?;
     if !args.json {
         output::text(&format!("plot: {}\n", args.plot.display()))?;
     }
     match report.unfinished {
-        Some(what) => Err(anyhow!("the conversation ended early: {what}")),
+        Some(error) => Err(error.context("the conversation ended early")),
         None => Ok(()),
     }
 }
 
-/// The two conversations, one after the other in one context; and where and why they ended early, if they did. The
-/// capped one is no longer than the other: there would be nothing to compare it with.
+/// Has the two conversations one after the other in one context. Returns them, and where and why they ended
+/// early, if they did. The capped one has at most as many turns as the uncapped one, because the two are
+/// compared turn by turn.
 fn both(
     args: &Args,
     model: &Model,
     script: &Script,
     caps: &CapSet,
     options: &GenerateOptions,
-) -> Result<(Vec<DriftTurn>, Vec<DriftTurn>, Option<String>)> {
+) -> Result<(Vec<DriftTurn>, Vec<DriftTurn>, Option<Error>)> {
     let mut context = Context::new(model, &args.model.context())?;
-    let (turns, template) = (script.turns.len(), args.chat_template.as_deref());
-    let bar = progress::bar("turns", 2 * turns);
-    let (mut uncapped, first) =
-        converse(&mut context, script, template, caps, false, options, |done| bar.set_position(done as u64))?;
+    let turns = script.turns.len();
+    let progress = Progress::new("turns", 2 * turns);
+    let template = args.chat_template.as_deref();
+    let observed = Conversation { script, template, caps, mode: Mode::Observe, options: *options };
+    let (mut uncapped, first) = observed.run(&mut context, |done| progress.set(done))?;
     let mut script = script.clone();
     script.turns.truncate(uncapped.len());
-    let (capped, second) = converse(&mut context, &script, template, caps, true, options, |done| {
-        bar.set_position((turns + done) as u64);
-    })?;
-    bar.finish_and_clear();
+    let held = Conversation { script: &script, mode: Mode::Cap, ..observed };
+    let (capped, second) = held.run(&mut context, |done| progress.set(turns + done))?;
+    progress.clear();
     uncapped.truncate(capped.len());
-    let early =
-        |which: &str, end: &Unfinished| format!("{which}, turn {} of {turns}: {}", end.turn, end.error);
-    let unfinished = match (&first, &second) {
-        (_, Some(end)) => Some(early("capped", end)),
-        (Some(end), None) => Some(early("uncapped", end)),
-        (None, None) => None,
-    };
+    let ended = second.map(|end| ("capped", end)).or(first.map(|end| ("uncapped", end)));
+    let unfinished = ended.map(|(which, end)| {
+        let place = format!("{which}, turn {} of {turns}", end.turn);
+        Error::from(end.error).context(place)
+    });
     match unfinished {
-        Some(what) if capped.is_empty() => bail!(what),
+        Some(error) if capped.is_empty() => Err(error),
         unfinished => Ok((uncapped, capped, unfinished)),
     }
 }
 
-/// A short comparison of decode speed; `axiscap bench` measures it properly.
+/// Compares the decode speeds shortly. `axiscap bench` measures them properly.
 fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
     if args.speed_pairs == 0 {
         return Ok(None);
     }
     let options = BenchOptions {
         pairs: args.speed_pairs,
-        prompt_tokens: 32,
+        prompt_tokens: 8,
         prompts: 1,
-        generate_tokens: 24,
+        generate_tokens: 16,
         context: args.model.context(),
         ..BenchOptions::default()
     };
-    let bar = progress::bar("speed", args.speed_pairs);
-    let report = bench(model, caps, &options, |done, _| bar.set_position(done as u64))?;
-    bar.finish_and_clear();
+    let progress = Progress::new("speed", args.speed_pairs);
+    let report = bench(model, caps, &options, |done, _| progress.set(done))?;
+    progress.clear();
     Ok(Some(report.capped.decode))
 }
 
@@ -167,22 +170,22 @@ struct Report<'a> {
     capped: Vec<DriftTurn>,
     speed: Option<Ratio>,
     /// Where and why the conversation ended before the script did.
-    unfinished: Option<String>,
+    unfinished: Option<Error>,
 }
 
 impl Report<'_> {
-    /// Block and floor of the cap that is shown.
+    /// Returns the block of the cap that is shown.
     fn block(&self) -> usize {
         self.caps.caps()[self.cap].block
     }
 
-    /// What the shown cap saw in a turn; `None` for an answer without tokens.
+    /// Returns what the shown cap saw in a turn, `None` for an answer without tokens.
     fn shown(&self, turn: &DriftTurn) -> Option<TurnProjection> {
         let block = self.block();
         turn.projections.iter().rfind(|projection| projection.block == block).copied()
     }
 
-    /// The answers that ended because the context was full.
+    /// Returns a warning for each answer that ended because the context was full.
     fn cut_short(&self) -> Vec<String> {
         let which = [("uncapped", &self.uncapped), ("capped", &self.capped)];
         let cut = which.into_iter().flat_map(|(name, turns)| {
@@ -196,7 +199,7 @@ impl Report<'_> {
         cut.collect()
     }
 
-    /// Share of response tokens, over all turns and caps, that were outside the bounds.
+    /// Returns the share of response tokens, over all turns and caps, that were outside the bounds.
     fn engagement(&self) -> f64 {
         let all =
             || self.capped.iter().flat_map(|turn| turn.projections.iter().map(|p| (p, turn.tokens as f64)));
@@ -276,7 +279,7 @@ impl Report<'_> {
             "engagement": self.engagement(),
             "decode": self.speed.as_ref().map(crate::bench::ratio),
             "plot": args.plot.display().to_string(),
-            "unfinished": self.unfinished,
+            "unfinished": self.unfinished.as_ref().map(|error| format!("{error:#}")),
         })
     }
 

@@ -1,30 +1,33 @@
-//! `axiscap extract`: the Assistant axis of a model, from its own answers.
+//! `axiscap extract`: the Assistant axis of a model, from its answers.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use axiscap::file::{CapFile, write_atomically};
+use axiscap::file::CapFile;
 use axiscap::{BlockCap, Bound, Cap, CapSet};
-use axiscap_llama::extract::{BlockAxis, extract};
-use axiscap_llama::line_chart::{LineChart, Series};
-use axiscap_llama::{Model, activations};
+use axiscap_lab::activations;
+use axiscap_lab::charts::{LineChart, Series};
+use axiscap_lab::extract::{BlockAxis, extract};
+use axiscap_lab::output::{write_atomically, write_caps};
+use axiscap_llama::Model;
 use serde_json::json;
 
 use crate::answers::{Answers, AnswersArgs};
 use crate::model::model_info;
 use crate::output::{self, file_name, seconds, tool};
-use crate::progress;
+use crate::progress::Progress;
 
 /// What a positive projection means on every axis made here.
 const ORIENTATION: &str = "more Assistant";
 
 /// Find the Assistant axis of a model: default answers minus role play, per block.
 ///
-/// The model answers every question as itself (under neutral system prompts) and in every role. The axis of a block
-/// is the mean of its output over the first answers minus that over the second; it is scored on questions it was not
-/// made from. What is written is a cap file without bounds: give it bounds with `axiscap calibrate`.
+/// The model answers every question as itself (under neutral system prompts) and in every role. The axis of a
+/// block is the mean of its output over the first answers minus the mean over the second. It is scored on
+/// questions it was not made from. The output is a cap file without bounds: give it bounds with `axiscap
+/// calibrate`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   axiscap extract --model model.gguf --rollouts answers.jsonl --out axes.gguf
@@ -49,7 +52,7 @@ pub(crate) struct Args {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// What went wrong and what to do: unreadable files, a model that is none, groups of answers that do not differ.
+/// Unreadable files, a file that is no model, groups of answers that do not differ.
 pub(crate) fn run(args: Args) -> Result<()> {
     let started = Instant::now();
     let mut outputs = vec![("--out", args.out.as_path())];
@@ -58,14 +61,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let answers = args.answers.answers(&model, &args.out)?;
     let generated = started.elapsed();
     let count = answers.rollouts.len();
-    let bar = progress::bar("answers measured", count);
+    let progress = Progress::new("answers measured", count);
     let means = activations::mean_activations(&model, &answers.rollouts, args.answers.threads, |done| {
-        bar.set_position(done as u64);
+        progress.set(done);
     })?;
-    bar.finish();
+    progress.finish();
     let axes = extract(&answers.rollouts, &means)?;
     let measured = started.elapsed() - generated;
-    axis_file(&args, &model, &answers, &axes)?.write(&args.out)?;
+    write_caps(&args.out, &axis_file(&args, &model, &answers, &axes)?)?;
     if let Some(path) = &args.plot {
         let svg = chart(&axes).to_svg()?;
         write_atomically(path, |out| out.write_all(svg.as_bytes()))?;

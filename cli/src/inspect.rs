@@ -1,4 +1,4 @@
-//! `axiscap inspect`: what a cap file holds and how it was made.
+//! `axiscap inspect`: the content of a cap file and how it was made.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -12,14 +12,14 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::output;
 
-/// Below this cosine, axes of adjacent blocks hardly speak of the same thing: released axes have 0.96 to 0.996.
+/// Below this cosine, axes of adjacent blocks are hardly the same trait: released axes have 0.96 to 0.996.
 const UNRELATED: f64 = 0.5;
 /// A unit axis with a coordinate above this is mostly that coordinate.
 const DOMINANT: f32 = 0.5;
 
 /// Show what a cap file holds and how it was made.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  axiscap inspect assets/smollm2-135m-instruct.caps.gguf")]
+#[command(after_help = "Example:\n  axiscap inspect lab/assets/smollm2-135m-instruct.caps.gguf")]
 pub(crate) struct Args {
     /// The cap file, file of axes, or control vector (GGUF)
     file: PathBuf,
@@ -31,19 +31,19 @@ pub(crate) struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When the file cannot be read or the output not written.
+/// The file cannot be read, or the output cannot be written.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let report = Report::of(&args.file)?;
     output::text(&if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() })
 }
 
-/// What kind of file it is.
+/// The kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Kind {
     /// Caps, at least one of which has a bound.
     Caps,
-    /// Caps without bounds: what `extract` writes.
+    /// Caps without bounds, the output of `extract`.
     Axes,
     /// A control vector that is no cap file.
     ControlVector,
@@ -52,7 +52,7 @@ enum Kind {
 /// Everything the command prints.
 #[derive(Debug, serde::Serialize)]
 struct Report {
-    /// As text, in which what is not Unicode is replaced.
+    /// As text. Bytes that are not Unicode are replaced.
     file: String,
     kind: Kind,
     width: usize,
@@ -122,7 +122,7 @@ impl Report {
         }
     }
 
-    /// The report on a file, which was a plain control vector or not.
+    /// Makes the report on a file, which is a plain control vector if `plain`.
     fn new(path: &Path, file: CapFile, plain: bool) -> Self {
         let caps: Vec<_> = file
             .caps
@@ -161,7 +161,8 @@ impl Report {
     }
 }
 
-/// A control vector as a file of axes. It does not say how many blocks its model has: just enough are assumed.
+/// Reads a control vector as a file of axes. It does not hold the number of blocks of its model, so the
+/// smallest possible number is assumed.
 fn from_control_vector(path: &Path) -> Result<CapFile, FileError> {
     let vector = ControlVector::read(path)?;
     let blocks = vector.directions.iter().map(|(block, _)| block + 1).max().unwrap_or(1);
@@ -191,7 +192,7 @@ fn largest(axis: &Axis) -> Coordinate {
     Coordinate { index, value }
 }
 
-/// For each name, the first cap of that name on each block, compared with the one on the next capped block.
+/// Compares, for each name, the first cap of that name on each block with the one on the next capped block.
 fn neighbours(file: &CapFile) -> Vec<Neighbours> {
     let caps = file.caps.caps();
     let mut named = BTreeMap::<_, BTreeMap<usize, usize>>::new();
@@ -279,7 +280,7 @@ fn notes(kind: Kind, file: &CapFile, caps: &[CapLine], neighbours: &[Neighbours]
     notes
 }
 
-/// Groups of caps whose axes are the same to the bit, or exactly opposite.
+/// Returns groups of caps whose axes are the same to the bit, or exactly opposite.
 fn duplicates(file: &CapFile) -> Vec<Vec<usize>> {
     let mut groups = HashMap::<u64, Vec<usize>>::new();
     let mut order = Vec::new();
@@ -288,7 +289,7 @@ fn duplicates(file: &CapFile) -> Vec<Vec<usize>> {
         let values = entry.cap.axis().values();
         let flip = values.iter().find(|&&v| v != 0.0).is_some_and(|&v| v < 0.0);
         for &value in values {
-            // + 0.0: both zeros are one.
+            // + 0.0 makes -0.0 and 0.0 equal.
             (if flip { -value } else { value } + 0.0).to_bits().hash(&mut hasher);
         }
         let digest = hasher.finish();
@@ -347,7 +348,7 @@ impl std::fmt::Display for Report {
 }
 
 impl Report {
-    /// One line per cap, columns aligned.
+    /// Returns one line per cap, columns aligned.
     fn table(&self) -> Vec<String> {
         let next: HashMap<_, _> = self.neighbours.iter().map(|pair| (pair.caps[0], pair)).collect();
         let mut rows = vec![
@@ -380,7 +381,7 @@ impl Report {
     }
 }
 
-/// Block numbers as ranges: `3, 14-21`.
+/// Writes block numbers as ranges: `3, 14-21`.
 fn ranges(mut blocks: Vec<usize>) -> String {
     blocks.sort_unstable();
     blocks.dedup();
@@ -393,12 +394,12 @@ fn ranges(mut blocks: Vec<usize>) -> String {
     runs.map(run).collect::<Vec<_>>().join(", ")
 }
 
-/// Text of a file's author for a terminal: without control characters.
+/// Escapes control characters: text in a stranger's file must not steer a terminal.
 fn printable(text: &str) -> String {
     text.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")
 }
 
-/// A value in one line; of long arrays the first few.
+/// Writes a value in one line. A long array is cut after the first few values.
 fn shown(value: &Value) -> String {
     const SHOWN: usize = 6;
     match value {
@@ -500,11 +501,11 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_wrong_is_pointed_out() {
+    fn a_suspicious_file_has_warnings() {
         let floor = Bound::floor(1.5).unwrap();
         assert_eq!(kinds(&report(&[(3, EVEN, Bound::NONE)])), ["unbounded"]);
         assert_eq!(kinds(&report(&[(3, EVEN, floor), (4, ACROSS, floor)])), ["unrelated-axes"]);
-        // Far apart, they need not agree.
+        // Blocks far apart need not agree.
         assert!(kinds(&report(&[(3, EVEN, floor), (14, ACROSS, floor)])).is_empty());
         let minus: Vec<_> = NEARLY.iter().map(|v| -v).collect();
         assert_eq!(kinds(&report(&[(3, EVEN, floor), (4, &minus, floor)])), ["opposite-axes"]);
@@ -517,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn json_has_null_where_there_is_no_bound() {
+    fn a_missing_bound_is_null_in_json() {
         let report = report(&[(3, EVEN, Bound::ceiling(0.1).unwrap())]);
         let json: serde_json::Value = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
         let cap = &json["caps"][0];
@@ -541,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn block_ranges() {
+    fn blocks_are_written_as_ranges() {
         assert_eq!(ranges(vec![21, 14, 15, 15, 3]), "3, 14-15, 21");
     }
 }

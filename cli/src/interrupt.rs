@@ -1,4 +1,4 @@
-//! Ctrl-C in a conversation: it stops the answer, not the program.
+//! Ctrl-C during an answer: it stops the answer and not the program.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,22 +7,22 @@ use anyhow::{Context as _, Result};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
-/// Ctrl-C, taken over while something is being caught; at all other times it ends the program as it always does.
+/// Ctrl-C. It ends the program as usual, except while a [`Catch`] lives.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
     /// Whether the next Ctrl-C ends the program.
     fatal: Arc<AtomicBool>,
 }
 
-/// As long as this lives the first Ctrl-C is only noted. A second one ends the program: a way out of whatever does
-/// not look at the note.
+/// While this lives, the first Ctrl-C is only recorded. A second one ends the program, even if the record is
+/// not read.
 #[derive(Debug)]
 pub(crate) struct Catch<'a>(&'a Interrupt);
 
 impl Interrupt {
     pub(crate) fn new() -> Result<Self> {
         let fatal = Arc::new(AtomicBool::new(true));
-        // In this order: the first Ctrl-C passes by the first handler and arms it for the second Ctrl-C.
+        // In this order: the first Ctrl-C passes the first handler and arms it for the second one.
         flag::register_conditional_default(SIGINT, Arc::clone(&fatal))
             .and_then(|_| flag::register(SIGINT, Arc::clone(&fatal)))
             .context("cannot take over Ctrl-C")?;
@@ -36,7 +36,7 @@ impl Interrupt {
 }
 
 impl Catch<'_> {
-    /// Whether there was a Ctrl-C.
+    /// Returns whether there was a Ctrl-C.
     pub(crate) fn stopped(&self) -> bool {
         self.0.fatal.load(Ordering::SeqCst)
     }

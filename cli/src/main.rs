@@ -3,6 +3,7 @@
 mod answers;
 mod bench;
 mod calibrate;
+mod caps;
 mod chat;
 mod doctor;
 mod drift;
@@ -13,10 +14,11 @@ mod model;
 mod output;
 mod progress;
 mod prompt;
+mod remedy;
 mod report;
+mod route;
 mod run;
 mod sampling;
-mod timeline;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -40,7 +42,7 @@ struct Cli {
 const EXAMPLE: &str = "\
 Example:
   axiscap run --model SmolLM2-135M-Instruct.Q4_1.gguf \\
-      --caps assets/smollm2-135m-instruct.caps.gguf --prompt \"Who are you, really?\"
+      --caps lab/assets/smollm2-135m-instruct.caps.gguf --prompt \"Who are you, really?\"
 
 Exit status: 0; 1 for a failure, with the reason and the remedy on stderr; 2 for wrong usage.";
 
@@ -67,7 +69,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     show_log(cli.verbose);
-    // A panic is a bug of ours; it is reported like any other failure, without a backtrace.
+    // A panic is a bug in this program. It is reported like any other failure, without a backtrace.
     std::panic::set_hook(Box::new(|_| {}));
     let finished = catch_unwind(AssertUnwindSafe(|| match cli.command {
         Command::Run(args) => run::run(args),
@@ -81,13 +83,13 @@ fn main() -> ExitCode {
     }));
     let error = match finished {
         Ok(Ok(())) => return ExitCode::SUCCESS,
-        // Whoever read our output has seen enough.
+        // Broken pipe: the reader has quit.
         Ok(Err(error)) if output::is_closed(&error) => return ExitCode::SUCCESS,
         Ok(Err(error)) if output::is_wrong_usage(&error) => {
             output::error(&error.to_string());
             return ExitCode::from(2);
         }
-        Ok(Err(error)) => format!("{error:#}"),
+        Ok(Err(error)) => remedy::describe(&error),
         Err(panic) => {
             let what = panic.downcast_ref::<String>().map(String::as_str);
             let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
@@ -98,8 +100,8 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The command line. A negative number is a value, so that it is refused as one out of range and not as an unknown
-/// option.
+/// Returns the command line. A negative number is a value: it is refused as out of range and not as an
+/// unknown option.
 fn command() -> clap::Command {
     Cli::command().mut_subcommands(|command| {
         command.mut_args(|arg| {
@@ -109,7 +111,8 @@ fn command() -> clap::Command {
     })
 }
 
-/// Warnings of ours go to stderr. llama.cpp's log does so only when asked for: what matters of it is in our errors.
+/// Sends the warnings of the axiscap crates to stderr, and llama.cpp's log if `verbose`. Errors quote the
+/// lines of that log that explain them.
 fn show_log(verbose: bool) {
     let ours = if verbose { LevelFilter::DEBUG } else { LevelFilter::WARN };
     let llama = if verbose { LevelFilter::INFO } else { LevelFilter::OFF };

@@ -1,4 +1,4 @@
-//! What the program writes: stdout and stderr, also when nobody reads them any more, and files.
+//! The program's output: stdout and stderr, closed or not, and checks of the files it will write.
 
 use std::fmt;
 use std::fs;
@@ -9,24 +9,24 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::Serialize;
 
-/// The reader of our stdout has gone away (`axiscap run ... | head`).
+/// The reader of stdout has quit (`axiscap run ... | head`).
 #[derive(Debug)]
 struct Closed;
 
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nobody reads the output")
+        f.write_str("stdout is closed")
     }
 }
 
 impl std::error::Error for Closed {}
 
-/// Whether the failure is only that nobody reads our output.
+/// Returns whether the failure is only that stdout is closed.
 pub(crate) fn is_closed(error: &anyhow::Error) -> bool {
     error.is::<Closed>()
 }
 
-/// The options make no sense, though each of them does: wrong usage, which the command line's parser cannot see.
+/// Wrong usage that the parser of the command line cannot see.
 #[derive(Debug)]
 struct WrongUsage(String);
 
@@ -38,17 +38,17 @@ impl fmt::Display for WrongUsage {
 
 impl std::error::Error for WrongUsage {}
 
-/// An error that ends the program with the status of wrong usage.
+/// Makes an error that ends the program with the status of wrong usage.
 pub(crate) fn wrong_usage(what: String) -> anyhow::Error {
     WrongUsage(what).into()
 }
 
-/// Whether the failure is wrong usage.
+/// Returns whether the failure is wrong usage.
 pub(crate) fn is_wrong_usage(error: &anyhow::Error) -> bool {
     error.is::<WrongUsage>()
 }
 
-/// Writes text to stdout at once.
+/// Writes text to stdout and flushes it.
 pub(crate) fn text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
@@ -67,23 +67,23 @@ pub(crate) fn json(value: &impl Serialize) -> Result<()> {
     text(&line)
 }
 
-/// A line on stderr. It is lost where stderr is closed: there is nobody left to tell.
+/// Writes a line to stderr. If stderr is closed, the line is lost.
 pub(crate) fn note(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// `warning: ...` on stderr.
+/// Writes `warning: ...` to stderr.
 pub(crate) fn warning(text: &str) {
     note(&format!("warning: {text}"));
 }
 
-/// `error: ...` on stderr.
+/// Writes `error: ...` to stderr.
 pub(crate) fn error(text: &str) {
     note(&format!("error: {text}"));
 }
 
-/// Fails before the work rather than after it when an output cannot be written, or would replace what the command
-/// reads or another of its outputs. Files come with the options that name them.
+/// Fails before the work if an output cannot be written, or would replace an input or another output. Files
+/// come with the options that name them.
 pub(crate) fn check_files(inputs: &[(&str, &Path)], outputs: &[(&str, &Path)]) -> Result<()> {
     for (index, &(flag, path)) in outputs.iter().enumerate() {
         for &(other, read) in inputs {
@@ -101,12 +101,12 @@ pub(crate) fn check_files(inputs: &[(&str, &Path)], outputs: &[(&str, &Path)]) -
     Ok(())
 }
 
-/// Whether a file can be put there.
+/// Checks that a file can be put there.
 fn check_place(path: &Path) -> Result<()> {
     ensure!(!path.is_dir(), "it is a folder; name a file");
     let folder = folder(path);
     ensure!(folder.is_dir(), "there is no folder {}; create it, or name another place", folder.display());
-    // What is no regular file (a device, a pipe) is written to as it is; a link that leads nowhere yet is followed.
+    // A device or a pipe is written to directly. A link to a file that does not exist yet is followed.
     let is_replaced = path.is_file() || path.symlink_metadata().is_err();
     if is_replaced {
         let target = path.canonicalize();
@@ -122,7 +122,8 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Whether two paths lead to one regular file, by whatever names and links, or to one place where there is none yet.
+/// Returns whether two paths lead to one regular file, through any names and links, or to one place without a
+/// file.
 fn is_same(a: &Path, b: &Path) -> bool {
     match (fs::metadata(a), fs::metadata(b)) {
         (Ok(a_is), Ok(b_is)) => a_is.is_file() && b_is.is_file() && is_same_file((a, &a_is), (b, &b_is)),
@@ -146,12 +147,12 @@ fn place(path: &Path) -> Option<PathBuf> {
     Some(folder(path).canonicalize().ok()?.join(path.file_name()?))
 }
 
-/// Name and version of this program, for the origin of files.
+/// Returns name and version of this program, for the origin of files.
 pub(crate) fn tool() -> String {
     concat!("axiscap ", env!("CARGO_PKG_VERSION")).into()
 }
 
-/// The last part of a path: origins do not tell where things lay on someone's disk.
+/// Returns the last part of a path. The origin of a file does not disclose folders.
 pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
@@ -165,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_one_under_all_its_names() {
+    fn a_file_is_the_same_under_all_its_names() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::write(at("a"), "x").unwrap();
@@ -178,7 +179,7 @@ mod tests {
         {
             std::os::unix::fs::symlink(at("a"), at("soft")).unwrap();
             assert!(is_same(&at("soft"), &at("hard")));
-            assert!(!is_same(Path::new("/dev/null"), Path::new("/dev/null")), "nothing is replaced there");
+            assert!(!is_same(Path::new("/dev/null"), Path::new("/dev/null")), "a device is not replaced");
         }
         let (a, hard) = (at("a"), at("hard"));
         let error = check_files(&[("--model", &a)], &[("--out", &hard)]).unwrap_err().to_string();

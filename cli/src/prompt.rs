@@ -1,4 +1,4 @@
-//! Where the prompt comes from.
+//! The options that give the prompt.
 
 use std::fs;
 use std::io::Read;
@@ -20,13 +20,13 @@ pub(crate) struct PromptArgs {
 }
 
 impl PromptArgs {
-    /// The file it is in, if it is in one.
+    /// Returns the prompt's file, if it is in one.
     pub(crate) fn file(&self) -> Option<&Path> {
         self.prompt_file.as_deref().filter(|path| *path != Path::new("-"))
     }
 
-    /// The prompt's text. What editors and `echo` put behind the last line is no part of a question; a `raw` text is
-    /// taken to the byte.
+    /// Returns the prompt's text, without the line break that editors and `echo` put at the end. A `raw` text
+    /// keeps it.
     pub(crate) fn read(&self, raw: bool) -> Result<String> {
         let mut text = self.text()?;
         let is_given = self.prompt.as_ref().is_some_and(|text| text != "-");

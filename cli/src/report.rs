@@ -6,9 +6,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use axiscap::file::write_atomically;
 use axiscap::{CapSet, CapStats};
-use axiscap_llama::{Context, FusedNorms, NormObstacle, TraceRow, devices};
+use axiscap_lab::output::write_atomically;
+use axiscap_llama::{Context, FusedNorms, NotFusedReason, RouteUse, TraceRow, devices};
 use serde::Serialize;
 
 /// What one cap did, as JSON.
@@ -19,7 +19,7 @@ pub(crate) struct CapReport<'a> {
     block: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
-    /// `null` where there is no bound.
+    /// `null` without a bound.
     floor: Option<f32>,
     ceiling: Option<f32>,
     strength: f32,
@@ -31,7 +31,7 @@ pub(crate) struct CapReport<'a> {
     max_after: Option<f32>,
 }
 
-/// One entry per cap, in the order of the file.
+/// Returns one entry per cap, in the order of the file.
 pub(crate) fn caps<'a>(set: &'a CapSet, stats: &[CapStats]) -> Vec<CapReport<'a>> {
     let finite = |value: f32| value.is_finite().then_some(value);
     let entries = set.caps().iter().zip(stats).enumerate();
@@ -53,8 +53,8 @@ pub(crate) fn caps<'a>(set: &'a CapSet, stats: &[CapStats]) -> Vec<CapReport<'a>
         .collect()
 }
 
-/// Index of the cap whose projections stand for all: the last one of a block, since that is what the rest of the model
-/// sees, and the last capped block unless another is named, since all of capping has happened there.
+/// Returns the index of the cap whose projections stand for all: the last cap of a block, because the rest of
+/// the model sees its output, and by default of the last capped block, because all caps have acted there.
 pub(crate) fn shown_cap(caps: &CapSet, block: Option<usize>) -> Result<usize> {
     let blocks = caps.blocks();
     let found = match block {
@@ -67,21 +67,21 @@ pub(crate) fn shown_cap(caps: &CapSet, block: Option<usize>) -> Result<usize> {
     })
 }
 
-/// Share of all rows, over all caps, on which a cap engaged.
+/// Returns the share of all rows, over all caps, on which a cap engaged.
 pub(crate) fn engagement(stats: &[CapStats]) -> Option<f64> {
     let (rows, engaged) = stats.iter().fold((0, 0), |(r, e), s| (r + s.rows, e + s.engaged));
     (rows > 0).then(|| engaged as f64 / rows as f64)
 }
 
-/// The kind of backend that computed the capped blocks: `cpu`, `cuda`, ... Where nothing was capped, the kind that
-/// llama.cpp prefers.
+/// Returns the kind of backend that computed the capped blocks: `cpu`, `cuda`, ... Without caps, the kind
+/// that llama.cpp prefers.
 pub(crate) fn backend(context: &Context<'_>) -> Result<String> {
-    let used = context.engines_used()?;
+    let used = context.session()?.routes_used();
     let devices = devices();
     let gpu = devices.iter().find(|device| device.kind.ends_with("gpu"));
     let no_layers = context.model().options().gpu_layers == Some(0);
     let name = match used.last() {
-        Some((name, _)) => name.clone(),
+        Some(last) => last.device.clone(),
         None => gpu.filter(|_| !no_layers).map_or_else(|| "CPU".into(), |device| device.name.clone()),
     };
     Ok(name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase())
@@ -92,23 +92,23 @@ pub(crate) fn backend(context: &Context<'_>) -> Result<String> {
 pub(crate) struct EngineReport<'a> {
     /// ggml's name of the device: `CPU`, `CUDA0`, ...
     device: &'a str,
-    how: &'static str,
+    how: String,
 }
 
-/// One entry per device and way that was used, in the order of their first use.
-pub(crate) fn engines<'a>(used: &'a [(String, &'static str)]) -> Vec<EngineReport<'a>> {
-    used.iter().map(|(device, how)| EngineReport { device, how }).collect()
+/// Returns one entry per device and route that was used, in the order of their first use.
+pub(crate) fn engines(used: &[RouteUse]) -> Vec<EngineReport<'_>> {
+    used.iter().map(|used| EngineReport { device: &used.device, how: used.route.to_string() }).collect()
 }
 
-/// What became of the norms behind capped blocks, for --fused-norm.
+/// Which norms after capped blocks ran with the caps, for --fused-norm.
 #[derive(Debug, Serialize)]
 pub(crate) struct FusedNormReport {
-    /// Blocks whose caps did the norm behind them.
+    /// Blocks whose caps did the norm after them.
     fused: Vec<usize>,
-    /// Blocks behind which llama.cpp's own norm ran.
+    /// Blocks after which llama.cpp's own norm ran.
     refused: Vec<Refused>,
     #[serde(skip)]
-    reasons: BTreeMap<NormObstacle, Vec<usize>>,
+    reasons: BTreeMap<NotFusedReason, Vec<usize>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,10 +120,10 @@ struct Refused {
 impl From<&FusedNorms> for FusedNormReport {
     fn from(norms: &FusedNorms) -> Self {
         let refused =
-            |&(block, obstacle): &(usize, NormObstacle)| Refused { block, reason: obstacle.to_string() };
+            |&(block, reason): &(usize, NotFusedReason)| Refused { block, reason: reason.to_string() };
         let mut reasons = BTreeMap::<_, Vec<_>>::new();
-        for &(block, obstacle) in &norms.refused {
-            reasons.entry(obstacle).or_default().push(block);
+        for &(block, reason) in &norms.refused {
+            reasons.entry(reason).or_default().push(block);
         }
         Self { fused: norms.fused.clone(), refused: norms.refused.iter().map(refused).collect(), reasons }
     }
@@ -133,11 +133,11 @@ impl fmt::Display for FusedNormReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |blocks: &[usize]| blocks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
         match self.fused.as_slice() {
-            [] => write!(f, "behind no block")?,
-            blocks => write!(f, "behind blocks {}", list(blocks))?,
+            [] => write!(f, "after no block")?,
+            blocks => write!(f, "after blocks {}", list(blocks))?,
         }
         for (reason, blocks) in &self.reasons {
-            write!(f, "; not behind {}: {reason}", list(blocks))?;
+            write!(f, "; not after {}: {reason}", list(blocks))?;
         }
         Ok(())
     }
@@ -157,11 +157,11 @@ struct TraceLine {
     non_finite: bool,
 }
 
-/// Writes the trace as JSON lines; the file appears whole or not at all. The first `prompt` positions are the
-/// prompt's; then come the generated tokens that were fed back.
+/// Writes the trace as JSON lines. The file appears whole or not at all. The first `prompt` positions are
+/// those of the prompt, the others those of generated tokens that were decoded.
 pub(crate) fn write_trace(path: &Path, rows: &[TraceRow], prompt: usize) -> Result<()> {
     write_atomically(path, |out| {
-        // /dev/stdout and pipes are handed through unbuffered.
+        // /dev/stdout and pipes come unbuffered.
         let mut out = io::BufWriter::new(out);
         for row in rows {
             let generated = usize::try_from(row.position).is_ok_and(|position| position >= prompt);

@@ -7,13 +7,16 @@ use anyhow::Result;
 use axiscap_llama::{Context, GenerateOptions, Generated, Message, Model, Role, Stop, generate};
 use serde::Serialize;
 
-use crate::model::{CapsArgs, EngineArg, ModelArgs};
+use crate::caps::CapsArgs;
+use crate::model::ModelArgs;
 use crate::output;
 use crate::prompt::PromptArgs;
 use crate::report::{self, CapReport, EngineReport, FusedNormReport};
+use crate::route::RouteArg;
 use crate::sampling::SamplingArgs;
 
-/// Write an answer, or with --raw go on with a text. The text goes to stdout as it is written, figures to stderr.
+/// Write an answer, or with --raw go on with a text. The text goes to stdout as it is written, statistics to
+/// stderr.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,19 +34,20 @@ pub(crate) struct Args {
     /// The system prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
-    /// Feed the prompt as it is: no chat template; special tokens in it are parsed, BOS is added as the model asks
+    /// Feed the prompt as it is: no chat template; special tokens in it are parsed, BOS is added as the model
+    /// asks
     #[arg(long)]
     raw: bool,
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
     #[arg(long, value_name = "NAME", conflicts_with = "raw")]
     chat_template: Option<String>,
-    /// How caps get into llama.cpp's graphs; no effect without caps
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = EngineArg::Auto)]
-    engine: EngineArg,
+    /// How graphs are computed with their caps; no effect without caps
+    #[arg(long, alias = "engine", value_name = "HOW", value_enum, default_value_t = RouteArg::Auto)]
+    route: RouteArg,
     /// Write what every cap did to every row to this file, as JSON lines
     #[arg(long, value_name = "FILE", requires = "caps")]
     trace: Option<PathBuf>,
-    /// Caps on a GPU do the norm behind their block too, where the graph allows it
+    /// Caps on a GPU do the norm after their block too, where the graph allows it
     #[arg(long, requires = "caps")]
     fused_norm: bool,
     /// Print one JSON object in place of the text
@@ -60,15 +64,15 @@ struct Report<'a> {
     tokens: Vec<i32>,
     prompt_tokens: usize,
     stop: &'static str,
-    /// The token that ended the text; it is not among `tokens`.
+    /// The token that ended the text. It is not among `tokens`.
     stop_token: Option<i32>,
-    /// Where the likeliest token stood before the next, in logits; the last is `stop_token`'s, if there is one.
+    /// By how many logits the likeliest token led, for each token and for `stop_token`.
     #[serde(skip_serializing_if = "Option::is_none")]
     margins: Option<&'a [f32]>,
     decode_tokens_per_second: f64,
     prefill_tokens_per_second: f64,
     caps: Vec<CapReport<'a>>,
-    /// Behind which capped blocks the norm ran with the caps; with --fused-norm.
+    /// After which capped blocks the norm ran with the caps, with --fused-norm.
     #[serde(skip_serializing_if = "Option::is_none")]
     fused_norm: Option<FusedNormReport>,
     backend: String,
@@ -97,7 +101,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let caps = args.caps.read()?;
     let text = args.prompt.read(args.raw)?;
     let model = args.model.load()?;
-    let caps = caps.map(|caps| caps.fit(&model)?.acting()).transpose()?;
+    let caps = caps.map(|caps| caps.check(&model)?.acting()).transpose()?;
     let prompt = if args.raw {
         model.tokenize(&text, true)?
     } else {
@@ -107,9 +111,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
 
     let mut context = Context::new(&model, &args.model.context())?;
-    context.session()?.set_engine(args.engine.into());
-    context.set_caps(caps.as_ref())?;
-    context.set_fused_norm(args.fused_norm)?;
+    context.update(|session| {
+        session.update(|settings| {
+            (settings.route, settings.fused_norm) = (args.route.into(), args.fused_norm);
+        });
+        session.set_caps(caps.as_ref())
+    })?;
     context.set_tracing(args.trace.is_some())?;
     let mut written = Ok(());
     let options = GenerateOptions { margins: args.margins, ..args.sampling.options() };
@@ -119,14 +126,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    // Also when nobody reads the text any more.
+    // Even if stdout is closed.
     if let Some(path) = &args.trace {
         report::write_trace(path, &context.take_trace(), prompt.len())?;
     }
     written?;
-    let stats = context.stats()?;
-    let fused_norm =
-        if args.fused_norm { Some(FusedNormReport::from(&context.fused_norms()?)) } else { None };
+    let session = context.session()?;
+    let (stats, routes) = (session.stats(), session.routes_used());
+    let fused_norm = args.fused_norm.then(|| FusedNormReport::from(&session.fused_norms()));
     if args.json {
         return output::json(&Report {
             text: &generated.text,
@@ -143,7 +150,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             caps: caps.as_ref().map(|set| report::caps(set, &stats)).unwrap_or_default(),
             fused_norm,
             backend: report::backend(&context)?,
-            engines: report::engines(&context.engines_used()?),
+            engines: report::engines(&routes),
             model: describe(&model),
         });
     }
@@ -151,9 +158,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         output::text("\n")?;
     }
     summarise(&generated, prompt.len(), report::engagement(&stats), stats.len());
-    if args.engine != EngineArg::Auto {
-        for (device, how) in context.engines_used()? {
-            output::note(&format!("[engine on {device}: {how}]"));
+    if args.route != RouteArg::Auto {
+        for used in routes {
+            output::note(&format!("[route on {used}]"));
         }
     }
     if let Some(fused) = fused_norm {

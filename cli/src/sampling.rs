@@ -4,29 +4,29 @@ use axiscap_llama::{GenerateOptions, Sampling};
 use clap::Args;
 use clap::builder::RangedI64ValueParser;
 
-/// A number from 0 on, for temperatures.
+/// Parses a number from 0 on, for temperatures.
 pub(crate) fn zero_or_more(text: &str) -> Result<f32, String> {
     number(text, f32::MAX).ok_or_else(|| "it must be a number, 0 or more".into())
 }
 
-/// A number from 0 to 1.
+/// Parses a number from 0 to 1.
 pub(crate) fn share(text: &str) -> Result<f32, String> {
     number(text, 1.0).ok_or_else(|| "it must be a number in [0, 1]".into())
 }
 
-fn number(text: &str, most: f32) -> Option<f32> {
-    text.parse().ok().filter(|number| (0.0..=most).contains(number))
+fn number(text: &str, max: f32) -> Option<f32> {
+    text.parse().ok().filter(|number| (0.0..=max).contains(number))
 }
 
-/// Seeds that give the same text every time.
+/// Returns the parser of seeds.
 pub(crate) fn seeds() -> RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(..=i64::from(Sampling::MOST_SEED))
+    clap::value_parser!(u32).range(..=i64::from(Sampling::MAX_SEED))
 }
 
 /// How the next token is chosen, and how many there may be.
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
-    /// Most tokens to generate
+    /// Maximum tokens to generate
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
     /// Temperature; 0 always takes the likeliest token

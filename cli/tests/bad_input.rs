@@ -1,4 +1,4 @@
-//! Bad input: exit 1, and a message with what, where and the remedy. No model is run here for long.
+//! Bad input: status 1, and a message that says what is wrong, where, and what to do.
 
 mod support;
 
@@ -15,7 +15,7 @@ fn prompted<'a>(args: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn models_that_are_none() {
+fn a_file_that_is_no_model_is_refused() {
     let folder = folder();
     let path = |name: &str| folder.path().join(name);
     let run = |model: &str| program(&["run", "--model", model, "--prompt", "Hello"], "");
@@ -26,7 +26,7 @@ fn models_that_are_none() {
     fs::write(path("empty.gguf"), "").unwrap();
     fail(run(arg(&path("empty.gguf"))), &["empty.gguf", "empty", "fetch"]);
 
-    // Cut within the metadata, and within the weights.
+    // Cut within the metadata, then within the weights.
     for length in [1 << 20, 50 << 20] {
         let mut bytes = Vec::new();
         File::open(model()).unwrap().take(length).read_to_end(&mut bytes).unwrap();
@@ -43,7 +43,7 @@ fn models_that_are_none() {
 }
 
 #[test]
-fn caps_that_do_not_fit_or_are_not_there() {
+fn caps_that_are_missing_or_do_not_fit_are_refused() {
     let folder = folder();
     let file = folder.path().join("c.gguf");
     let run = || axiscap("run", &prompted(&["--caps", arg(&file)]));
@@ -62,14 +62,14 @@ fn caps_that_do_not_fit_or_are_not_there() {
     caps(&file, &[(3, 1, Bound::NONE, 1.0)]);
     misuse(axiscap("run", &prompted(&["--caps", arg(&file), "--strength", "1.5"])), &["1.5", "[0, 1]"]);
 
-    // A cap file that cannot be used is told before minutes go by for the model.
+    // A cap file that cannot be used is refused before the model is loaded.
     fs::write(&file, "not a cap file").unwrap();
     let no_model = ["run", "--model", "no-model.gguf", "--caps", arg(&file), "--prompt", "Hello"];
     fail(program(&no_model, ""), &["c.gguf", "GGUF"]);
 }
 
 #[test]
-fn a_plain_control_vector_has_no_bounds() {
+fn a_plain_control_vector_is_refused_and_calibrate_named() {
     use axiscap::file::gguf::{Value, to_bytes};
     let folder = folder();
     let file = folder.path().join("vector.gguf");
@@ -87,7 +87,7 @@ fn a_plain_control_vector_has_no_bounds() {
 }
 
 #[test]
-fn prompts_that_cannot_be_run() {
+fn a_prompt_that_cannot_be_run_is_refused() {
     let folder = folder();
     let long = "word ".repeat(300);
     let run = |args: &[&str], stdin: &str| with_stdin("run", args, stdin);
@@ -101,7 +101,7 @@ fn prompts_that_cannot_be_run() {
 }
 
 #[test]
-fn options_out_of_range() {
+fn an_option_out_of_range_is_refused() {
     for (option, value) in [
         ("--threads", "0"),
         ("--threads", "100000"),
@@ -119,7 +119,7 @@ fn options_out_of_range() {
         axiscap("run", &["--prompt", "Hello", "--max-tokens", "-1"]),
         &["invalid value '-1'", "--max-tokens"],
     );
-    // llama.cpp would take it for "any seed".
+    // llama.cpp would take this seed as a request for a random one.
     misuse(axiscap("run", &["--prompt", "Hello", "--seed", "4294967295"]), &["--seed", "4294967294"]);
     for command in ["bench", "drift"] {
         misuse(axiscap(command, &[]), &["required", "--caps"]);
@@ -133,7 +133,7 @@ fn options_out_of_range() {
     let far = ["--caps", "c.gguf", "--generate-tokens", "3000000000"];
     misuse(axiscap("bench", &far), &["--generate-tokens", "3000000000"]);
     misuse(axiscap("calibrate", &["--percentile", "101"]), &["--percentile", "role end"]);
-    // 690 GiB of KV cache; the system would kill the process rather than refuse.
+    // 690 GiB of KV cache. The system would kill the process and not refuse the memory.
     #[cfg(target_os = "linux")]
     fail(
         axiscap("run", &["--prompt", "Hello", "--ctx", "16000000", "--kv-type", "f32"]),
@@ -142,7 +142,7 @@ fn options_out_of_range() {
 }
 
 #[test]
-fn drift_needs_answers_and_a_script_that_is_one() {
+fn drift_refuses_short_answers_and_a_file_that_is_no_script() {
     let folder = folder();
     let (file, script) = (folder.path().join("c.gguf"), folder.path().join("script.json"));
     caps(&file, &[(3, 1, Bound::NONE, 1.0)]);
@@ -158,8 +158,8 @@ fn drift_needs_answers_and_a_script_that_is_one() {
 }
 
 #[test]
-fn options_without_their_effect_are_told() {
-    let told = |args: &[&str], parts: &[&str]| {
+fn options_without_effect_are_warned_of() {
+    let warned = |args: &[&str], parts: &[&str]| {
         let output = axiscap("run", &[&["--prompt", "Hello", "--max-tokens", "1"], args].concat());
         let notes = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{notes}");
@@ -167,21 +167,21 @@ fn options_without_their_effect_are_told() {
             assert!(notes.contains(part), "no {part:?} in: {notes}");
         }
     };
-    told(&["--ctx", "8193"], &["warning: --ctx 8193", "8192"]);
+    warned(&["--ctx", "8193"], &["warning: --ctx 8193", "8192"]);
     let folder = folder();
     let file = folder.path().join("axes.gguf");
     caps(&file, &[(3, 1, Bound::NONE, 1.0)]);
-    told(&["--caps", arg(&file)], &["warning:", "axes.gguf: no cap has a bound", "axiscap calibrate"]);
+    warned(&["--caps", arg(&file)], &["warning:", "axes.gguf: no cap has a bound", "axiscap calibrate"]);
     let observed = axiscap("run", &prompted(&["--caps", arg(&file), "--observe"]));
     assert!(!notes(&observed).contains("warning"), "{}", notes(&observed));
     caps(&file, &[(3, 1, Bound::NONE, 1.0), (4, 1, Bound::floor(0.0).unwrap(), 1.0)]);
     assert!(!notes(&axiscap("run", &prompted(&["--caps", arg(&file)]))).contains("warning"));
     #[cfg(not(feature = "cuda"))]
-    told(&["--gpu-layers", "99", "--ctx", "64"], &["warning: --gpu-layers 99", "axiscap doctor"]);
+    warned(&["--gpu-layers", "99", "--ctx", "64"], &["warning: --gpu-layers 99", "axiscap doctor"]);
 }
 
 #[test]
-fn caps_of_another_model_or_quantisation_are_told() {
+fn caps_of_another_model_or_quantisation_are_warned_of() {
     let folder = folder();
     let file = folder.path().join("c.gguf");
     let mut info = axiscap::file::ModelInfo::new("llama", BLOCKS);
@@ -190,25 +190,25 @@ fn caps_of_another_model_or_quantisation_are_told() {
     (info.name, info.file_type) = (Some("Somebody else".into()), Some(15));
     let mut other = axiscap::file::CapFile::new(set, info);
     other.write(&file).unwrap();
-    let told = notes(&axiscap("run", &prompted(&["--caps", arg(&file)])));
+    let errors = notes(&axiscap("run", &prompted(&["--caps", arg(&file)])));
     for part in ["c.gguf: made for the model \"Somebody else\"", "file type 15", "calibrate on this"] {
-        assert!(told.contains(part), "no {part:?} in: {told}");
+        assert!(errors.contains(part), "no {part:?} in: {errors}");
     }
     (other.model.name, other.model.file_type) = (None, None);
     other.write(&file).unwrap();
     assert!(!notes(&axiscap("run", &prompted(&["--caps", arg(&file)]))).contains("warning"));
-    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/smollm2-135m-instruct.caps.gguf");
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../lab/assets/smollm2-135m-instruct.caps.gguf");
     assert!(!notes(&axiscap("run", &prompted(&["--caps", shipped]))).contains("warning"));
 
-    // What is odd about the file itself is told, too.
+    // Warnings about the file itself are printed too.
     use axiscap::file::gguf::{Gguf, to_bytes};
     let bytes = fs::read(&file).unwrap();
     let metadata = Gguf::parse(&bytes).unwrap().metadata;
     let axis = support::axis(1, WIDTH);
     let tensors = [("direction.3".into(), axis.values()), ("direction.9".into(), axis.values())];
     fs::write(&file, to_bytes(&metadata, &tensors).unwrap()).unwrap();
-    let told = notes(&axiscap("run", &prompted(&["--caps", arg(&file)])));
-    assert!(told.contains("c.gguf: tensor direction.9 is used by no cap"), "{told}");
+    let errors = notes(&axiscap("run", &prompted(&["--caps", arg(&file)])));
+    assert!(errors.contains("c.gguf: tensor direction.9 is used by no cap"), "{errors}");
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn an_output_never_replaces_an_input() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn paths_need_not_be_unicode() {
+fn a_path_need_not_be_unicode() {
     use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::OsStrExt;
     let folder = folder();
@@ -284,7 +284,7 @@ fn paths_need_not_be_unicode() {
 }
 
 #[test]
-fn outputs_that_cannot_be_written() {
+fn an_output_that_cannot_be_written_is_refused() {
     let folder = folder();
     let file = folder.path().join("c.gguf");
     caps(&file, &[(3, 1, Bound::NONE, 1.0)]);
@@ -312,7 +312,7 @@ fn outputs_that_cannot_be_written() {
             .spawn()
             .unwrap();
         fail(child.wait_with_output().unwrap(), &["stdout", "space"]);
-        // Before both conversations, not after them.
+        // The output is checked before the conversations.
         let plot = ["drift", "--model", "no-model.gguf", "--caps", arg(&file), "--plot", "/proc/d.svg"];
         fail(program(&plot, ""), &["--plot", "/proc/d.svg"]);
         let default = std::process::Command::new(env!("CARGO_BIN_EXE_axiscap"))

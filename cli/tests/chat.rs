@@ -11,7 +11,7 @@ fn turns(text: &str) -> Vec<Value> {
 }
 
 #[test]
-fn turns_build_on_each_other_and_decode_only_what_is_new() {
+fn a_turn_decodes_only_its_new_tokens() {
     let folder = folder();
     let file = folder.path().join("c.gguf");
     caps(&file, &[(10, 1, Bound::band(-0.2, 0.2).unwrap(), 1.0), (20, 2, Bound::NONE, 1.0)]);
@@ -23,11 +23,11 @@ fn turns_build_on_each_other_and_decode_only_what_is_new() {
 
     let number = |turn: usize, field: &str| turns[turn][field].as_u64().unwrap();
     assert_eq!(number(0, "reused_tokens"), 0);
-    // All of the first turn but its last token, which was never decoded, is still in the cache.
+    // The cache still holds the first turn without its last token, which was never decoded.
     let first = number(0, "prompt_tokens") + turns[0]["tokens"].as_array().unwrap().len() as u64;
     assert!(number(1, "reused_tokens") >= first - 1, "{} of {first}", number(1, "reused_tokens"));
     assert!(number(1, "prompt_tokens") > first);
-    // Under other caps the conversation is read anew.
+    // Under other caps the conversation is decoded again.
     assert_eq!(number(2, "reused_tokens"), 0);
     assert_eq!(number(3, "reused_tokens"), 0);
 
@@ -43,7 +43,7 @@ fn turns_build_on_each_other_and_decode_only_what_is_new() {
 }
 
 #[test]
-fn caps_that_observe_at_first_can_be_made_to_hold() {
+fn caps_that_begin_by_observing_can_be_switched_on() {
     let folder = folder();
     let file = folder.path().join("c.gguf");
     caps(&file, &[(10, 1, Bound::band(-0.01, 0.01).unwrap(), 1.0), (20, 2, Bound::NONE, 1.0)]);
@@ -72,11 +72,11 @@ fn caps_that_observe_at_first_can_be_made_to_hold() {
 }
 
 #[test]
-fn plain_output_and_wrong_commands() {
+fn plain_output_has_statistics_and_a_wrong_command_is_refused() {
     let args = ["--temp", "0", "--max-tokens", "6", "--ctx", "256"];
     let output = with_stdin("chat", &args, "\nHello.\n\n/reset\nHello.\n");
     let notes = String::from_utf8(output.stderr.clone()).unwrap();
-    assert!(notes.contains("[turn 1:") && notes.contains("[started anew]"), "{notes}");
+    assert!(notes.contains("[turn 1:") && notes.contains("[started again]"), "{notes}");
     let text = succeed(output);
     let answers: Vec<_> = text.lines().collect();
     assert!(answers.len() >= 2 && answers[0] == answers[answers.len() / 2], "{text}");

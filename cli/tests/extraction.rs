@@ -1,4 +1,4 @@
-//! `axiscap extract`, `calibrate` and `drift` on a real model, with as little text as possible.
+//! `axiscap extract`, `calibrate` and `drift` on a real model, with short texts.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::{
 const TINY: [&str; 6] = ["--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "5"];
 
 #[test]
-fn from_answers_to_axes_to_caps_to_drift() {
+fn answers_lead_to_axes_to_caps_and_to_drift() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (answers, axes, out) = (at("answers.jsonl"), at("axes.gguf"), at("caps.gguf"));
@@ -82,7 +82,7 @@ fn from_answers_to_axes_to_caps_to_drift() {
 }
 
 #[test]
-fn bad_input_ends_with_the_reason_and_without_output() {
+fn bad_input_is_refused_and_leaves_no_output() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
     let (axes, out) = (at("axes.gguf"), at("out.gguf"));
@@ -115,14 +115,14 @@ fn bad_input_ends_with_the_reason_and_without_output() {
     fail(drift(&["--caps", arg(&axes), "--script", arg(&roles)]), &["roles.json", "not as expected"]);
 }
 
-/// The value of a key of a file's origin as text.
+/// Returns the value of a key of a file's origin as text.
 fn origin(path: &str, key: &str) -> String {
     let file = CapFile::read(Path::new(path)).unwrap();
     format!("{:?}", file.origin.get(key).unwrap_or_else(|| panic!("no {key}")))
 }
 
 #[test]
-fn answers_at_hand_say_themselves_how_they_were_made() {
+fn existing_answers_record_how_they_were_made() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (answers, axes, out) = (at("answers.jsonl"), at("axes.gguf"), at("caps.gguf"));
@@ -134,7 +134,7 @@ fn answers_at_hand_say_themselves_how_they_were_made() {
     let reused = ["--rollouts", &answers, "--axes", &axes, "--out", &out, "--blocks", "20"];
     succeed(axiscap("calibrate", &reused));
     assert!(origin(&out, "calibrate.command").contains(words), "{}", origin(&out, "calibrate.command"));
-    // What agrees with the file may be said again; what does not would have no effect.
+    // Options that agree with the file are accepted. Others are refused, because they would have no effect.
     succeed(axiscap("calibrate", &[&reused[..], &["--seed", "5", "--temp", "0.9"]].concat()));
     for (flag, given, found) in [
         ("--seed", "6", "with --seed 5"),
@@ -156,8 +156,11 @@ fn answers_at_hand_say_themselves_how_they_were_made() {
         1,
     );
     std::fs::write(&answers, other).unwrap();
-    let told = notes(&axiscap("calibrate", &reused));
-    assert!(told.contains("from the model \"Not ") && told.contains("from weights of file type 1"), "{told}");
+    let errors = notes(&axiscap("calibrate", &reused));
+    assert!(
+        errors.contains("from the model \"Not ") && errors.contains("from weights of file type 1"),
+        "{errors}"
+    );
 
     let lines: Vec<_> = whole.lines().collect();
     std::fs::write(&answers, lines[..lines.len() - 3].join("\n")).unwrap();
@@ -165,7 +168,7 @@ fn answers_at_hand_say_themselves_how_they_were_made() {
 }
 
 #[test]
-fn a_run_that_was_stopped_goes_on_to_the_same_bytes() {
+fn a_run_that_was_stopped_continues_to_the_same_bytes() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (whole, cut, axes) = (at("whole.jsonl"), at("cut.jsonl"), at("axes.gguf"));
@@ -184,13 +187,13 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bytes() {
     for (length, kept) in [(lines[8] + 40, 8), (lines[8] - 1, 0), (lines[14], 14)] {
         std::fs::write(&part, &text[..length]).unwrap();
         let output = extract(&cut, &[]);
-        let told = notes(&output);
-        assert_eq!(told.contains(&format!("({kept} of 14 answers)")), kept > 0, "{told}");
+        let errors = notes(&output);
+        assert_eq!(errors.contains(&format!("({kept} of 14 answers)")), kept > 0, "{errors}");
         assert!(std::fs::read(&cut).unwrap() == text, "{kept} answers kept: the rest came out otherwise");
         assert!(!Path::new(&part).exists());
         std::fs::remove_file(&cut).unwrap();
     }
-    // Answers of another run are neither used nor lost.
+    // Answers of another run are refused and kept.
     std::fs::write(&part, &text[..lines[8]]).unwrap();
     fail(extract(&cut, &["--seed", "2"]), &["cut.jsonl.part", "another seed (1, now 2)", "remove the file"]);
     assert_eq!(std::fs::read(&part).unwrap(), text[..lines[8]]);
@@ -198,7 +201,7 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bytes() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_keeps_the_answers_and_the_same_command_goes_on() {
+fn ctrl_c_keeps_the_answers_and_the_same_command_continues() {
     use std::process::{Command, Stdio};
     let folder = folder();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -236,7 +239,7 @@ fn ctrl_c_keeps_the_answers_and_the_same_command_goes_on() {
 }
 
 #[test]
-fn a_conversation_longer_than_the_context_is_told_up_to_there() {
+fn a_conversation_longer_than_the_context_is_reported_up_to_its_end() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (file, script, plot) = (at("c.gguf"), at("script.json"), at("d.svg"));
@@ -256,17 +259,17 @@ fn a_conversation_longer_than_the_context_is_told_up_to_there() {
     assert!(report["unfinished"].as_str().unwrap().contains("turn 3"), "{report}");
     assert!(std::fs::read_to_string(&plot).unwrap().contains("</svg>"));
 
-    // An answer that the context cut off says so.
+    // An answer that a full context cut off has a warning.
     let output = drift(&["--max-tokens", "400", "--ctx", "64"]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains("the answer was cut off because the context is full; raise --ctx"), "{told}");
-    // Without a single turn there is nothing to tell.
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(errors.contains("the answer was cut off because the context is full; raise --ctx"), "{errors}");
+    // A conversation without a complete turn is only an error.
     fail(drift(&["--max-tokens", "4", "--ctx", "8"]), &["uncapped, turn 1 of 3", "--ctx"]);
 }
 
 #[test]
 fn the_shipped_caps_are_for_the_small_model() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/smollm2-135m-instruct.caps.gguf");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lab/assets/smollm2-135m-instruct.caps.gguf");
     let file = CapFile::read(&path).unwrap();
     assert_eq!(file.check_model("llama", WIDTH, BLOCKS).unwrap(), []);
     assert_eq!(file.warnings(), []);

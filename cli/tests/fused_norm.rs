@@ -1,4 +1,4 @@
-//! `--fused-norm` where no GPU runs the caps: it says that it has no effect, and has none.
+//! `--fused-norm` without a GPU: it reports that it has no effect, and has none.
 
 mod support;
 
@@ -10,7 +10,7 @@ fn stderr(output: &std::process::Output) -> String {
 }
 
 #[test]
-fn without_a_gpu_run_and_bench_say_that_it_has_no_effect() {
+fn run_and_bench_report_that_the_fused_norm_has_no_effect_without_a_gpu() {
     let folder = folder();
     let file = folder.path().join("c.gguf");
     caps(&file, &[(9, 1, Bound::band(-0.2, 0.2).unwrap(), 1.0), (10, 2, Bound::NONE, 1.0)]);
@@ -34,7 +34,7 @@ fn without_a_gpu_run_and_bench_say_that_it_has_no_effect() {
     }
 
     let text = stderr(&axiscap("run", &[&run[..], &["--fused-norm"]].concat()));
-    let line = "fused norm: behind no block; not behind 9, 10: the block is not capped on a GPU";
+    let line = "fused norm: after no block; not after 9, 10: the block is not capped on a GPU";
     assert!(text.contains(line), "{text}");
     let table = succeed(axiscap("bench", &[&caps[..], &SHORT].concat()));
     assert!(table.contains(line), "{table}");
@@ -43,7 +43,7 @@ fn without_a_gpu_run_and_bench_say_that_it_has_no_effect() {
 const SHORT: [&str; 7] = ["--fused-norm", "--pairs", "1", "--prompt-tokens", "8", "--generate-tokens", "2"];
 
 #[test]
-fn it_needs_caps() {
+fn the_fused_norm_needs_caps() {
     let output = support::program(&["run", "--model", arg(&model()), "--fused-norm", "--prompt", "x"], "");
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("--caps"));

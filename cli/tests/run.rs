@@ -33,8 +33,9 @@ fn json_has_the_promised_fields() {
     assert!(report["caps"][0]["ceiling"].is_null());
     assert!(report["engines"][0]["how"].is_string() && report["margins"].is_null());
 
-    // Every engine gives the same bits; a lead per choice, the one that ended the text included.
-    let again = json(axiscap("run", &[&args[..], &["--margins", "--engine", "views"]].concat()));
+    // Every route gives the same bits. There is a margin per choice, that of the token that ended the text
+    // included.
+    let again = json(axiscap("run", &[&args[..], &["--margins", "--route", "views"]].concat()));
     assert_eq!(again["tokens"], report["tokens"]);
     assert_ne!(again["engines"], report["engines"]);
     let margins = again["margins"].as_array().unwrap();
@@ -60,7 +61,7 @@ fn the_prompt_comes_from_an_argument_a_file_or_stdin() {
 }
 
 #[test]
-fn a_line_break_at_the_end_of_a_prompt_is_none_of_it_unless_raw() {
+fn the_line_break_at_the_end_of_a_prompt_is_dropped_unless_raw() {
     let folder = folder();
     let path = folder.path().join("prompt.txt");
     let length = |source: &[&str], stdin: &str| {
@@ -81,7 +82,7 @@ fn a_line_break_at_the_end_of_a_prompt_is_none_of_it_unless_raw() {
 }
 
 #[test]
-fn text_goes_to_stdout_and_figures_to_stderr() {
+fn text_goes_to_stdout_and_statistics_to_stderr() {
     let args = ["--prompt", "Say hello.", "--system", "You are brief.", "--temp", "0", "--max-tokens", "8"];
     let output = axiscap("run", &args);
     let notes = String::from_utf8(output.stderr.clone()).unwrap();
@@ -92,7 +93,7 @@ fn text_goes_to_stdout_and_figures_to_stderr() {
 }
 
 #[test]
-fn sampling_repeats_with_its_seed() {
+fn the_same_seed_draws_the_same_text() {
     let run = |seed: &str| {
         let args =
             ["--raw", "--prompt", "My favourite animal is", "--temp", "1.5", "--max-tokens", "8", "--json"];
@@ -104,7 +105,7 @@ fn sampling_repeats_with_its_seed() {
 }
 
 #[test]
-fn a_full_context_ends_the_text_and_says_so() {
+fn a_full_context_ends_the_text_with_a_warning() {
     let args = ["--raw", "--prompt", "One two three four five", "--temp", "0", "--ctx", "9", "--json"];
     let report = json(axiscap("run", &args));
     assert_eq!(report["stop"], "context_full");
@@ -115,7 +116,7 @@ fn a_full_context_ends_the_text_and_says_so() {
 }
 
 #[test]
-fn a_reader_that_leaves_ends_the_program_quietly() {
+fn a_closed_stdout_ends_the_program_without_an_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
         .args(["run", "--model", arg(&model()), "--prompt", "Count to a hundred.", "--temp", "0"])
         .stdin(Stdio::null())
@@ -131,7 +132,7 @@ fn a_reader_that_leaves_ends_the_program_quietly() {
 }
 
 #[test]
-fn a_trace_is_written_although_nobody_reads_the_text() {
+fn a_trace_is_written_although_stdout_is_closed() {
     let folder = folder();
     let (file, trace) = (folder.path().join("c.gguf"), folder.path().join("t.jsonl"));
     caps(&file, &[(9, 1, Bound::floor(-1.0).unwrap(), 1.0)]);

@@ -10,8 +10,8 @@ use support::{arg, caps, fail, folder, model, program, succeed};
 
 const KEY: &[u8] = b"tokenizer.chat_template";
 
-/// Where in the model file the key of the chat template is; its text begins 12 bytes behind the key, which hold its
-/// type and its length.
+/// Finds the key of the chat template in the model file, and its text. The 12 bytes between the two hold the
+/// text's type and length.
 fn key_and_text(bytes: &[u8]) -> (usize, Range<usize>) {
     let at = bytes.windows(KEY.len()).position(|bytes| bytes == KEY).expect("a chat template");
     let text = at + KEY.len() + 12;

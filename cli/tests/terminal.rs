@@ -7,7 +7,7 @@ use std::process::Command;
 
 use support::{arg, model};
 
-/// Converses at a terminal; see `support/terminal.py`. What was on the screen, and the exit status.
+/// Converses at a terminal (`support/terminal.py`). Returns the screen and the exit status.
 fn converse(steps: &[(&str, &str)], args: &[&str]) -> (String, i32) {
     let output = Command::new("python3")
         .arg("-B")
@@ -25,17 +25,17 @@ fn converse(steps: &[(&str, &str)], args: &[&str]) -> (String, i32) {
 }
 
 #[test]
-fn prompts_commands_and_end_of_file() {
+fn commands_and_the_end_of_file_are_obeyed_at_a_terminal() {
     let steps = [("> ", "Grüße!\n"), ("[turn 1", ""), ("> ", "\n"), ("> ", "/help\n"), ("> ", "\u{4}")];
     let (screen, status) = converse(&steps, &["--max-tokens", "4", "--ctx", "256"]);
     assert_eq!(status, 0, "{screen}");
     assert!(screen.contains("Ctrl-C") && screen.contains("[cut off by --max-tokens]"), "{screen}");
     assert!(screen.contains("/help\n/caps on|off, /strength S"), "{screen}");
-    assert!(screen.ends_with("> \n"), "the shell's prompt begins a line of its own: {screen:?}");
+    assert!(screen.ends_with("> \n"), "the shell's prompt begins on a new line: {screen:?}");
 }
 
 #[test]
-fn ctrl_c_stops_the_answer_and_at_the_prompt_the_program() {
+fn ctrl_c_stops_an_answer_and_between_answers_the_program() {
     let question = "Count from one to one thousand.\n";
     let steps = [("> ", question), (question.trim(), ""), (" ", "\u{3}"), ("[turn 1", ""), ("> ", "\u{3}")];
     let (screen, status) = converse(&steps, &["--max-tokens", "4000", "--ctx", "4096"]);
@@ -44,7 +44,7 @@ fn ctrl_c_stops_the_answer_and_at_the_prompt_the_program() {
 }
 
 #[test]
-fn a_byte_that_is_no_text_does_not_end_the_conversation() {
+fn a_line_that_is_not_utf8_does_not_end_the_conversation() {
     let steps =
         [("> ", "caf\u{fffd}\n"), ("error:", ""), ("> ", "Hello.\n"), ("[turn 1", ""), ("> ", "/quit\n")];
     let (screen, status) = converse(&steps, &["--max-tokens", "2", "--ctx", "64"]);
@@ -53,7 +53,7 @@ fn a_byte_that_is_no_text_does_not_end_the_conversation() {
 }
 
 #[test]
-fn a_full_context_names_the_ways_out() {
+fn a_full_context_names_undo_and_reset() {
     let long = "A few words to fill the context with. ".repeat(6) + "\n";
     let steps = [("> ", &*long), ("[turn 1", ""), ("> ", &*long), ("error:", ""), ("> ", "/quit\n")];
     let (screen, status) = converse(&steps, &["--max-tokens", "8", "--ctx", "128"]);

@@ -45,7 +45,7 @@ fn read(path: &Path) -> Vec<Line> {
     text.lines().map(line).collect()
 }
 
-/// `after` by the definition (docs/operation.md), in its roundings.
+/// Returns `after` by the definition (docs/operation.md), with its roundings.
 fn defined(before: f32, bound: Bound, strength: f32) -> (f32, bool) {
     let clamped = before.max(bound.lo()).min(bound.hi());
     if clamped == before {
@@ -66,7 +66,7 @@ const PROMPT: &str =
     "Once upon a time there was a lighthouse keeper who had not spoken to anyone for years. One day";
 const GENERATED: usize = 6;
 
-/// Runs with these caps; returns the JSON and the trace.
+/// Runs with these caps. Returns the JSON and the trace.
 fn run(folder: &Path, entries: &[Entry], more: &[&str]) -> (Value, Vec<Line>) {
     let (caps_file, trace) = (folder.join("test.caps.gguf"), folder.join("trace.jsonl"));
     caps(&caps_file, entries);
@@ -78,7 +78,7 @@ fn run(folder: &Path, entries: &[Entry], more: &[&str]) -> (Value, Vec<Line>) {
     (report, lines)
 }
 
-/// Everything a trace must satisfy.
+/// Checks that a trace agrees with its report and with the definition.
 fn check(entries: &[Entry], report: &Value, lines: &[Line], strength: Option<f32>) {
     let prompt = report["prompt_tokens"].as_u64().expect("prompt_tokens") as usize;
     let tokens: Vec<i64> =
@@ -90,7 +90,7 @@ fn check(entries: &[Entry], report: &Value, lines: &[Line], strength: Option<f32
     let fed_back = tokens.len() - 1;
     for (cap, &(block, _, bound, own)) in entries.iter().enumerate() {
         let positions: Vec<_> = lines.iter().filter(|l| l.cap == cap).map(|l| l.position).collect();
-        // The last block computes only rows whose logits are wanted: the prompt's last and the generated ones.
+        // The last block computes only rows with logits: the prompt's last one and the generated ones.
         let first = if block == BLOCKS - 1 { prompt - 1 } else { 0 };
         assert_eq!(positions, (first..prompt + fed_back).collect::<Vec<_>>(), "rows of cap {cap}");
 
@@ -112,13 +112,16 @@ fn check(entries: &[Entry], report: &Value, lines: &[Line], strength: Option<f32
         assert_eq!(stats["engaged"].as_u64(), Some(engaged as u64));
         let of_cap = || lines.iter().filter(|line| line.cap == cap);
         let mean = of_cap().map(|line| f64::from(line.before)).sum::<f64>() / positions.len() as f64;
-        let told = stats["mean_before"].as_f64().expect("mean_before");
-        assert!((told - mean).abs() <= 1e-6 * mean.abs().max(1.0), "mean of cap {cap}: {told}, {mean}");
-        let (least, most) = of_cap().fold((f32::INFINITY, f32::NEG_INFINITY), |(least, most), line| {
-            (least.min(line.after), most.max(line.after))
+        let reported = stats["mean_before"].as_f64().expect("mean_before");
+        assert!(
+            (reported - mean).abs() <= 1e-6 * mean.abs().max(1.0),
+            "mean of cap {cap}: {reported}, {mean}"
+        );
+        let (min, max) = of_cap().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), line| {
+            (min.min(line.after), max.max(line.after))
         });
-        assert_eq!(stats["min_after"].as_f64().map(|v| v as f32), Some(least));
-        assert_eq!(stats["max_after"].as_f64().map(|v| v as f32), Some(most));
+        assert_eq!(stats["min_after"].as_f64().map(|v| v as f32), Some(min));
+        assert_eq!(stats["max_after"].as_f64().map(|v| v as f32), Some(max));
     }
     assert_eq!(report["caps"].as_array().map(Vec::len), Some(entries.len()));
 }
@@ -126,7 +129,7 @@ fn check(entries: &[Entry], report: &Value, lines: &[Line], strength: Option<f32
 #[test]
 fn every_row_of_every_cap_follows_the_definition() {
     let folder = folder();
-    // Where the projections are, seen without touching them.
+    // The projections without caps.
     let places: [(usize, u64); 8] = [(12, 1), (0, 2), (29, 3), (12, 4), (12, 1), (5, 5), (28, 6), (29, 7)];
     let open: Vec<Entry> = places.iter().map(|&(block, seed)| (block, seed, Bound::NONE, 1.0)).collect();
     let (observed, lines) = run(folder.path(), &open, &[]);
@@ -137,8 +140,8 @@ fn every_row_of_every_cap_follows_the_definition() {
     );
     let mean = |cap: usize| observed["caps"][cap]["mean_before"].as_f64().expect("mean_before") as f32;
 
-    // Floors, ceilings and bands at the mean, on block 0, the last block and thrice on one block, in a mixed order
-    // and at several strengths.
+    // Floors, ceilings and bands at the mean, on block 0, the last block and thrice on one block, in a mixed
+    // order and at several strengths.
     let band = |cap: usize| Bound::band(mean(cap) - 0.1, mean(cap) + 0.1).expect("a band");
     let capped: Vec<Entry> = vec![
         (12, 1, Bound::floor(mean(0)).expect("a floor"), 1.0),
@@ -157,14 +160,15 @@ fn every_row_of_every_cap_follows_the_definition() {
         let rows = report["caps"][cap]["rows"].as_u64().expect("rows");
         assert!(engaged > 0 && engaged <= rows, "cap {cap} engaged on {engaged} of {rows} rows");
     }
-    // The caps of a block act one after the other: 0 and 4 are on the same axis, with 3 between them, whose own
-    // axis is nearly orthogonal and whose step is short.
+    // The caps of a block act one after the other. Caps 0 and 4 have the same axis. Cap 3 between them has a
+    // nearly orthogonal axis and a short step.
     let at = |cap: usize| lines.iter().filter(move |line| line.cap == cap);
     for (first, (between, last)) in at(0).zip(at(3).zip(at(4))) {
         let leak = (between.after - between.before).abs() * 0.2 + 1e-3;
         assert!((last.before - first.after).abs() <= leak, "{first:?} {between:?} {last:?}");
     }
-    // Nothing capped comes before block 0: its projections are those of the observed run, bit for bit, on the prompt.
+    // No block before block 0 is capped: its projections of the prompt equal those of the observed run, bit
+    // for bit.
     let (_, observed_lines) = run(folder.path(), &open, &[]);
     let prompt_of = |lines: &[Line]| -> Vec<f32> {
         lines.iter().filter(|line| line.block == 0 && !line.generated).map(|line| line.before).collect()
@@ -186,7 +190,7 @@ fn strength_and_observe_replace_the_files_strength() {
     assert!(lines.iter().any(|line| line.engaged), "rows outside the bounds are counted");
     assert!(lines.iter().all(|line| line.after == line.before), "but none is moved");
 
-    // Observing writes nothing: the text is llama.cpp's own.
+    // Caps that observe leave the text unchanged.
     let args = ["--raw", "--prompt", PROMPT, "--temp", "0", "--max-tokens", "6", "--json", "--ctx", "256"];
     let plain = json(axiscap("run", &args));
     assert_eq!(plain["tokens"], observed["tokens"]);
@@ -203,7 +207,7 @@ fn a_prompt_in_many_passes_gives_the_same_rows() {
     let (parts, pieces) =
         run(folder.path(), &entries, &["--ubatch", "7", "--kv-type", "f32", "--flash-attn", "off"]);
     check(&entries, &parts, &pieces, None);
-    // Block 0 depends on no cap and, but for roundings of other matrix shapes, on no pass.
+    // Block 0 depends on no cap, and on the passes only through roundings of other matrix shapes.
     for (a, b) in lines.iter().zip(&pieces).filter(|(a, _)| a.block == 0 && !a.generated) {
         assert!((a.before - b.before).abs() < 0.05, "{a:?} {b:?}");
     }

@@ -1,5 +1,5 @@
-//! The reader of cap files on any bytes: it neither panics nor asks for much memory, and what it accepts it can
-//! write and read again.
+//! The reader of cap files on any bytes: it neither panics nor asks for much memory, and what it accepts it
+//! can write and read again.
 #![no_main]
 
 use axiscap::file::{CapFile, ControlVector, ModelInfo};

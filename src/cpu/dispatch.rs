@@ -19,14 +19,15 @@ impl<E: Element> Job<Host<'_, E>> {
     /// Runs the call on the calling thread, with the fastest instruction set of this machine.
     ///
     /// # Errors
-    /// [`Error::Width`] when the rows, the table's axes and the weight differ in width; [`RowsError::Count`] when
-    /// batches of rows, profiles or statistics differ in number; [`RowsError::Profile`] when a row's profile does not
-    /// exist. Nothing is written then.
+    /// [`Error::Width`] when the rows, the table's axes and the weight differ in width; [`RowsError::Count`]
+    /// when batches of rows, profiles or statistics differ in number; [`RowsError::Profile`] when a row's
+    /// profile does not exist. Nothing is written then.
     pub fn run(self, table: &CapTable) -> Result<()> {
         self.run_on(Isa::best(), table)
     }
 
-    /// Runs the call with the given instruction set, for tests and benchmarks. All instruction sets give the same bits.
+    /// Runs the call with the given instruction set, for tests and benchmarks. All instruction sets give the
+    /// same bits.
     ///
     /// # Errors
     /// Those of [`Job::run`], and [`Error::Isa`] when this machine does not have the instruction set.
@@ -52,8 +53,8 @@ impl<E: Element> Job<Host<'_, E>> {
             scratch: std::ptr::null_mut(),
         };
         if E::IS_F32 {
-            // SAFETY: the rows are valid for as long as they are borrowed, and `check` has found all shapes and profiles
-            // to fit. The machine has the instructions. f32 rows need no scratch.
+            // SAFETY: the rows are valid for as long as they are borrowed, and `check` has found all shapes
+            // and profiles to fit. The machine has the instructions. f32 rows need no scratch.
             unsafe { run(isa, pass) };
         } else {
             with_scratch(ROWS_AT_ONCE.min(count) * table.width(), |scratch| {
@@ -65,7 +66,8 @@ impl<E: Element> Job<Host<'_, E>> {
         Ok(())
     }
 
-    /// Returns both summands of the addition. Without a residual of their own, the job's rows are the residual.
+    /// Returns both summands of the addition. Without a separate residual, the job's rows are the
+    /// residual.
     fn summands(&self) -> Option<[RowLayout<E>; 2]> {
         let add = self.add.as_ref()?;
         Some([add.x.layout, add.residual.map_or(self.rows.layout, |rows| rows.layout)])
@@ -102,8 +104,8 @@ impl<E: Element> Job<Host<'_, E>> {
 /// # Safety
 /// The pass keeps what [`Pass`] says of its fields, and the machine has the instructions of `isa`.
 unsafe fn run<E: Element>(isa: Isa, pass: Pass<'_, E>) {
-    // SAFETY: `Element` is sealed, and `DTYPE` tells its three types apart: the cast keeps the type. The caller answers
-    // for the rest.
+    // SAFETY: `Element` is sealed, and `DTYPE` tells its three types apart: the cast keeps the type. The
+    // caller answers for the rest.
     unsafe {
         match E::DTYPE {
             Dtype::F32 => run_f32(isa, pass.cast()),
@@ -113,16 +115,16 @@ unsafe fn run<E: Element>(isa: Isa, pass: Pass<'_, E>) {
     }
 }
 
-/// Stamps one function per type. They are not generic, so that the kernels are compiled once, in this crate, and not
-/// again in every crate that calls them.
+/// Stamps one function per type. A generic function would compile the kernels again in every crate that calls
+/// it.
 macro_rules! run_on_type {
     ($($name:ident $type:ty),+) => {
         $(
             /// # Safety
             /// As for [`run`].
             unsafe fn $name(isa: Isa, mut pass: Pass<'_, $type>) {
-                // SAFETY: the caller promises a valid pass, and that the machine has the instructions of `isa`. Those
-                // of the portable kernels are on every machine.
+                // SAFETY: the caller promises a valid pass, and that the machine has the instructions of
+                // `isa`. Those of the portable kernels are on every machine.
                 unsafe {
                     match isa {
                         #[cfg(target_arch = "x86_64")]
@@ -141,8 +143,8 @@ macro_rules! run_on_type {
 
 run_on_type!(run_f32 f32, run_f16 half::f16, run_bf16 half::bf16);
 
-/// Lends this thread's scratch memory of at least `len` values. It grows to the widest rows that the thread has seen, and
-/// is freed when the thread ends.
+/// Lends this thread's scratch memory of at least `len` values. It grows to the widest rows that the thread
+/// has seen, and is freed when the thread ends.
 fn with_scratch(len: usize, work: impl FnOnce(*mut f32)) {
     thread_local! {
         static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };

@@ -1,8 +1,9 @@
 //! The operation on the CPU: the twin of the CUDA kernels, with the same bits.
 //!
-//! `docs/operation.md` fixes every rounding. The code is written once over explicit vector registers and compiled for
-//! each instruction set ([`Isa`]). Nothing is left to the compiler's reassociation, so portable Rust, AVX2, AVX-512 and
-//! NEON agree bit for bit, except for NaN payloads. The fastest one of the machine is chosen at run time.
+//! `docs/operation.md` fixes every rounding. The code is written once over explicit vector registers and
+//! compiled for each instruction set ([`Isa`]). Nothing is left to the compiler's reassociation, so portable
+//! Rust, AVX2, AVX-512 and NEON agree bit for bit, except for NaN payloads. The fastest one of the machine is
+//! chosen at run time.
 //!
 //! A call is a [`Job`] on rows of `f32`, [`half::f16`] or [`half::bf16`] ([`Element`]):
 //!
@@ -13,12 +14,12 @@
 //! | `Job::add_cap_into(x, residual, sum)` | both summands | their capped sum, into `sum` |
 //! | any of them `.norm(weight, epsilon, out)` | the weight as well | the normed rows as well, into `out` |
 //!
-//! [`Job::run`] runs on the calling thread, takes no lock and, for f32 rows, allocates nothing. For f16 and bf16 rows each
-//! thread keeps a buffer of four f32 rows. A call may come from any thread, and threads that share a batch take the rows
-//! that [`split_rows`] gives them.
+//! [`Job::run`] runs on the calling thread, takes no lock and, for f32 rows, allocates nothing. For f16 and
+//! bf16 rows each thread keeps a buffer of four f32 rows. A call may come from any thread, and threads that
+//! share a batch take the rows that [`split_rows`] gives them.
 //!
-//! The floating-point environment is the one that Rust assumes: round to nearest, denormals kept. If other code has set
-//! FTZ or DAZ on the calling thread, results that involve denormals may differ.
+//! The floating-point environment is the one that Rust assumes: round to nearest, denormals kept. If other
+//! code has set FTZ or DAZ on the calling thread, results that involve denormals may differ.
 //!
 //! ```
 //! use axiscap::cpu::{Job, RowsMut};

@@ -1,26 +1,26 @@
-//! The naive definition in f64, and how far from it the operation may be.
+//! The naive definition in f64, and the bounds of the distance to it.
 //!
-//! For tests, of this implementation and of others: nothing here shares code with the kernels.
+//! It is for tests of this implementation and of others, and shares no code with the kernels.
 
-/// `<h, v>` in f64.
+/// Returns `<h, v>` in f64.
 #[must_use]
 pub fn projection(h: &[f32], axis: &[f32]) -> f64 {
     h.iter().zip(axis).map(|(&h, &v)| f64::from(h) * f64::from(v)).sum()
 }
 
-/// `sum |h[i] v[i]|` in f64: what the rounding error of the sum scales with.
+/// Returns `sum |h[i] v[i]|` in f64. The rounding error of the projection scales with it.
 #[must_use]
 pub fn magnitude(h: &[f32], axis: &[f32]) -> f64 {
     h.iter().zip(axis).map(|(&h, &v)| (f64::from(h) * f64::from(v)).abs()).sum()
 }
 
-/// `||h||` in f64.
+/// Returns `||h||` in f64.
 #[must_use]
 pub fn norm(h: &[f32]) -> f64 {
     projection(h, h).sqrt()
 }
 
-/// The row after one cap, in f64: `h + strength * (clamp(<h, v>, lo, hi) - <h, v>) v`.
+/// Returns the row after one cap, in f64: `h + strength * (clamp(<h, v>, lo, hi) - <h, v>) v`.
 #[must_use]
 pub fn capped(h: &[f64], axis: &[f32], lo: f32, hi: f32, strength: f32) -> Vec<f64> {
     let p: f64 = h.iter().zip(axis).map(|(&h, &v)| h * f64::from(v)).sum();
@@ -28,7 +28,7 @@ pub fn capped(h: &[f64], axis: &[f32], lo: f32, hi: f32, strength: f32) -> Vec<f
     h.iter().zip(axis).map(|(&h, &v)| h + delta * f64::from(v)).collect()
 }
 
-/// RMSNorm * weight in f64.
+/// Returns RMSNorm * weight in f64.
 #[must_use]
 pub fn rms_norm(h: &[f64], weight: &[f32], eps: f32) -> Vec<f64> {
     let mean = h.iter().map(|h| h * h).sum::<f64>() / h.len() as f64;
@@ -36,10 +36,10 @@ pub fn rms_norm(h: &[f64], weight: &[f32], eps: f32) -> Vec<f64> {
     h.iter().zip(weight).map(|(h, &w)| h * k * f64::from(w)).collect()
 }
 
-/// `2^-24`: half the distance between 1 and the next f32.
+/// The unit roundoff `2^-24`: half the distance between 1 and the next f32.
 pub const UNIT_ROUNDOFF: f64 = 1.0 / (1u64 << 24) as f64;
 
-/// `k(d)`: the roundings on the longest path of the fixed-order sum over a row of `width` values.
+/// Returns `k(d)`: the roundings on the longest path of the fixed-order sum over a row of `width` values.
 ///
 /// `vector` is the number of elements in 16 bytes of the row's type: 4 for f32, 8 for f16 and bf16
 /// ([`Element::VECTOR`](crate::cpu::Element::VECTOR)).
@@ -57,23 +57,24 @@ pub fn roundings(width: usize, vector: usize) -> u32 {
     (lane + within + segments.div_ceil(32) - 1 + slots.ilog2() as usize) as u32
 }
 
-/// The most by which the f32 projection of a row may differ from [`projection`], if nothing overflows or underflows:
-/// `k u / (1 - k u) * sum |h[i] v[i]|`.
+/// Returns the maximum distance of a row's f32 projection from [`projection`], if nothing overflows or
+/// underflows: `k u / (1 - k u) * sum |h[i] v[i]|`.
 #[must_use]
 pub fn projection_bound(h: &[f32], axis: &[f32], vector: usize) -> f64 {
     let ku = f64::from(roundings(h.len(), vector)) * UNIT_ROUNDOFF;
     ku / (1.0 - ku) * magnitude(h, axis) + underflow(h.len())
 }
 
-/// The most by which the f64 projection of an f32 row may miss the bound `c` after a cap of strength 1 acted on it:
-/// `(k + 3) u (|c| + ||h||)`. For f16 and bf16 rows the rounding of the stored type comes on top.
+/// Returns the maximum distance of an f32 row's f64 projection from the bound `c` after a cap of strength 1
+/// acted on it: `(k + 3) u (|c| + ||h||)`. For f16 and bf16 rows the rounding of the stored type comes on
+/// top.
 #[must_use]
 pub fn capped_bound(width: usize, vector: usize, c: f32, norm: f64) -> f64 {
     let k = f64::from(roundings(width, vector));
     (k + 3.0) * UNIT_ROUNDOFF * (f64::from(c).abs() + norm) + underflow(width)
 }
 
-/// What denormals can add: each rounding near zero errs by up to half the smallest denormal.
+/// Returns the error from denormals: each rounding near zero errs by up to half the smallest denormal.
 fn underflow(width: usize) -> f64 {
     2.0 * width as f64 * f64::from(f32::from_bits(1))
 }

@@ -75,8 +75,8 @@ impl<E: Element> RowLayout<E> {
     fn range(self, rows: Range<usize>) -> Option<Self> {
         let inside = rows.start <= rows.end && rows.end <= self.rows;
         inside.then(|| {
-            // An empty range may start at `self.rows`, where the next row would be beyond the memory. The pointer stays
-            // where it is then.
+            // An empty range may start at `self.rows`, where the next row would be beyond the memory. The
+            // pointer stays where it is then.
             let skipped = if rows.is_empty() { 0 } else { rows.start * self.stride };
             Self { ptr: self.ptr.wrapping_add(skipped), rows: rows.len(), ..self }
         })
@@ -87,7 +87,8 @@ impl<E: Element> RowLayout<E> {
     }
 }
 
-/// Returns the number of elements from the first to one past the last; an error if they do not fit an `isize` in bytes.
+/// Returns the number of elements from the first to one past the last; an error if they do not fit an `isize`
+/// in bytes.
 fn extent(rows: usize, width: usize, stride: usize, size: usize) -> Result<usize, RowsError> {
     if width == 0 {
         return Err(RowsError::ZeroWidth);
@@ -120,8 +121,8 @@ impl<T> Strided<T> {
     /// The row exists: its first element is inside the allocation, or one past its end.
     #[inline(always)]
     pub(crate) unsafe fn row(self, row: usize) -> *mut T {
-        // SAFETY: the caller promises that the row is inside the allocation. `extent` has checked that the product does
-        // not overflow.
+        // SAFETY: the caller promises that the row is inside the allocation. `extent` has checked that the
+        // product does not overflow.
         unsafe { self.ptr.add(row * self.stride) }
     }
 
@@ -156,9 +157,11 @@ pub struct RowsMut<'a, E> {
 unsafe impl<E: Sync> Send for Rows<'_, E> {}
 // SAFETY: `&[E]` is `Sync` if `E` is `Sync`.
 unsafe impl<E: Sync> Sync for Rows<'_, E> {}
-// SAFETY: `RowsMut` has the exclusive use of its elements, as `&mut [E]` has. `&mut [E]` is `Send` if `E` is `Send`.
+// SAFETY: `RowsMut` has the exclusive use of its elements, as `&mut [E]` has. `&mut [E]` is `Send` if `E` is
+// `Send`.
 unsafe impl<E: Send> Send for RowsMut<'_, E> {}
-// SAFETY: a shared reference to a `RowsMut` gives shape and pointer only, as one to `&mut [E]` gives shared reads only.
+// SAFETY: a shared reference to a `RowsMut` gives shape and pointer only, as one to `&mut [E]` gives shared
+// reads only.
 unsafe impl<E: Sync> Sync for RowsMut<'_, E> {}
 
 /// The methods that `Rows` and `RowsMut` share.
@@ -217,9 +220,9 @@ impl<'a, E: Element> Rows<'a, E> {
     /// [`RowsError::StrideTooSmall`], [`RowsError::Overflow`].
     ///
     /// # Safety
-    /// For the lifetime `'a` every row must be valid for reads of initialised values, and must not be written. One
-    /// exception: the rows that the same call writes may be exactly the same rows (same pointer, width and stride),
-    /// because each element is read before it is written.
+    /// For the lifetime `'a` every row must be valid for reads of initialised values, and must not be
+    /// written. One exception: the rows that the same call writes may be exactly the same rows (same pointer,
+    /// width and stride), because each element is read before it is written.
     pub unsafe fn from_raw(ptr: *const E, rows: usize, width: usize, stride: usize) -> Result<Self> {
         Ok(Self { layout: RowLayout::new(ptr.cast_mut(), rows, width, stride)?, lifetime: PhantomData })
     }
@@ -237,8 +240,8 @@ impl<'a, E: Element> RowsMut<'a, E> {
         Ok(Self { layout, lifetime: PhantomData })
     }
 
-    /// Takes `rows` rows of `width` values, `stride` elements apart. The gaps between the rows are neither read nor
-    /// written.
+    /// Takes `rows` rows of `width` values, `stride` elements apart. The gaps between the rows are neither
+    /// read nor written.
     ///
     /// # Errors
     /// [`RowsError::ZeroWidth`], [`RowsError::StrideTooSmall`], [`RowsError::SliceTooShort`],
@@ -255,9 +258,9 @@ impl<'a, E: Element> RowsMut<'a, E> {
     /// [`RowsError::StrideTooSmall`], [`RowsError::Overflow`].
     ///
     /// # Safety
-    /// For the lifetime `'a` every row must be valid for reads and writes and initialised, and nothing else may read or
-    /// write it. One exception: read-only rows of the same call may be exactly the same rows, see [`Rows::from_raw`].
-    /// The gaps between the rows are not accessed.
+    /// For the lifetime `'a` every row must be valid for reads and writes and initialised, and nothing else
+    /// may read or write it. One exception: read-only rows of the same call may be exactly the same rows, see
+    /// [`Rows::from_raw`]. The gaps between the rows are not accessed.
     pub unsafe fn from_raw(ptr: *mut E, rows: usize, width: usize, stride: usize) -> Result<Self> {
         Ok(Self { layout: RowLayout::new(ptr, rows, width, stride)?, lifetime: PhantomData })
     }
@@ -279,7 +282,8 @@ impl<'a, E: Element> RowsMut<'a, E> {
 
 /// Returns the rows that thread `ith` of `nth` takes when `rows` rows are shared out evenly and in order.
 ///
-/// The range is empty if there are fewer rows than threads and none is left for this one. An `nth` of 0 counts as 1.
+/// The range is empty if there are fewer rows than threads and none is left for this one. An `nth` of 0
+/// counts as 1.
 ///
 /// ```
 /// let parts: Vec<_> = (0..3).map(|ith| axiscap::cpu::split_rows(7, ith, 3)).collect();
@@ -331,7 +335,7 @@ mod tests {
     #[test]
     fn raw_pointers_are_checked() {
         let values = [0.0f32; 3];
-        // SAFETY: each is refused or has no rows, so that no element is read through it.
+        // SAFETY: each call is refused or has no rows. No element is read through the pointers.
         unsafe {
             assert_eq!(refused(Rows::<f32>::from_raw(std::ptr::null(), 1, 1, 1)), RowsError::Null);
             assert_eq!(Rows::<f32>::from_raw(std::ptr::null(), 0, 1, 1).unwrap().rows(), 0);

@@ -72,7 +72,8 @@ impl sealed::Sealed for f32 {
 
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::F {
-        // SAFETY: `S::load` needs `S::LANES` readable values and the instructions of `S`, both promised by the caller.
+        // SAFETY: `S::load` needs `S::LANES` readable values and the instructions of `S`, both promised by
+        // the caller.
         unsafe { S::load(from) }
     }
 
@@ -84,7 +85,8 @@ impl sealed::Sealed for f32 {
 
     #[inline(always)]
     unsafe fn store<S: Simd>(to: *mut Self, values: S::F) {
-        // SAFETY: `S::store` needs `S::LANES` writable values and the instructions of `S`, both promised by the caller.
+        // SAFETY: `S::store` needs `S::LANES` writable values and the instructions of `S`, both promised by
+        // the caller.
         unsafe { S::store(to, values) }
     }
 }
@@ -111,16 +113,16 @@ macro_rules! half_element {
 
             #[inline(always)]
             unsafe fn load<S: Simd>(from: *const Self) -> S::F {
-                // SAFETY: the conversion reads `S::LANES` values with the instructions of `S`, both promised by the
-                // caller.
+                // SAFETY: the conversion reads `S::LANES` values with the instructions of `S`, both promised
+                // by the caller.
                 unsafe { S::$load(from) }
             }
 
             #[inline(always)]
             unsafe fn load_part<S: Simd>(from: *const Self, count: usize) -> S::F {
                 let mut padded = [Self::ZERO; MAX_LANES];
-                // SAFETY: the caller promises that the values which are copied are readable. At most `S::LANES`, which
-                // is at most `MAX_LANES`, are copied. `padded` then holds a whole register.
+                // SAFETY: the caller promises that the values which are copied are readable. At most
+                // `S::LANES`, which is at most `MAX_LANES`, are copied. `padded` then holds a whole register.
                 unsafe {
                     std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), count.min(S::LANES));
                     S::$load(padded.as_ptr())
@@ -129,8 +131,8 @@ macro_rules! half_element {
 
             #[inline(always)]
             unsafe fn store<S: Simd>(to: *mut Self, values: S::F) {
-                // SAFETY: the conversion writes `S::LANES` values with the instructions of `S`, both promised by the
-                // caller.
+                // SAFETY: the conversion writes `S::LANES` values with the instructions of `S`, both promised
+                // by the caller.
                 unsafe { S::$store(to, values) }
             }
         }

@@ -18,13 +18,13 @@ use crate::op::{Dtype, Operation};
 /// The properties of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// Its index as CUDA counts.
+    /// CUDA's index of the GPU.
     pub ordinal: usize,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its compute capability, e.g. 90 for 9.0.
+    /// Compute capability, e.g. 90 for 9.0.
     pub arch: u32,
-    /// Its limits.
+    /// Limits that decide on launch shapes.
     pub limits: Limits,
     /// The newest CUDA version that its driver supports: 1000 * major + 10 * minor.
     pub driver: i32,
@@ -69,8 +69,9 @@ fn info(ordinal: usize) -> Result<DeviceInfo, CudaError> {
 
 /// A GPU with the kernels loaded into its primary context, the one that the CUDA runtime and so ggml uses.
 ///
-/// Clones share the loaded kernels, and so does a second [`Device::open`] of the same GPU. The kernels are unloaded when
-/// the last clone is dropped. Every call makes the context current on its thread and restores the previous one.
+/// Clones share the loaded kernels, and so does a second [`Device::open`] of the same GPU. The kernels are
+/// unloaded when the last clone is dropped. Every call makes the context current on its thread and restores
+/// the previous one.
 #[derive(Debug, Clone)]
 pub struct Device {
     loaded: Arc<Loaded>,
@@ -85,21 +86,23 @@ struct Loaded {
     kernels: HashMap<(Operation, Dtype, KernelPath), sys::CUfunction>,
 }
 
-// SAFETY: module and functions are handles into the context, which is not bound to a thread. The driver's functions on
-// them may be called from any thread.
+// SAFETY: module and functions are handles into the context, which is not bound to a thread. The driver's
+// functions on them may be called from any thread.
 unsafe impl Send for Loaded {}
-// SAFETY: the fields do not change after construction, and the driver's functions on the handles may be called
-// concurrently.
+// SAFETY: the fields do not change after construction, and the driver's functions on the handles may be
+// called concurrently.
 unsafe impl Sync for Loaded {}
 
 impl Drop for Loaded {
     fn drop(&mut self) {
         let ordinal = self.info.ordinal;
-        // cudarc makes the primary context current to release it, and leaves it current even if it is destroyed by that.
-        // The previous context has to be restored after that. Locals are dropped in reverse order.
+        // cudarc makes the primary context current to release it, and leaves it current even if it is
+        // destroyed by that. The previous context has to be restored after that. Locals are dropped in
+        // reverse order.
         let previous = Current::keep(ordinal);
         let unload = |_current| {
-            // SAFETY: the module is ours and unloaded once. The last device is gone, and its functions with it.
+            // SAFETY: the module is ours and unloaded once. The last device is gone, and its functions with
+            // it.
             check("cuModuleUnload", unsafe { sys::cuModuleUnload(self.module) })
         };
         keep_error(ordinal, Current::enter(ordinal, self.context.cu_ctx()).and_then(unload));
@@ -115,8 +118,8 @@ impl Device {
     /// No kernel has to be loaded later, which a stream capture would not survive.
     ///
     /// # Errors
-    /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::DriverTooOld`], [`CudaError::NoDeviceCode`],
-    /// [`CudaError::Driver`].
+    /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::DriverTooOld`],
+    /// [`CudaError::NoDeviceCode`], [`CudaError::Driver`].
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
         static OPEN: Mutex<Vec<(usize, Weak<Loaded>)>> = Mutex::new(Vec::new());
         driver::init()?;
@@ -209,8 +212,8 @@ impl Loaded {
         check("cuModuleGetFunction", unsafe {
             sys::cuModuleGetFunction(&mut kernel, self.module, name.as_ptr())
         })?;
-        // With lazy loading (the default since CUDA 12.2) a function may be loaded at its first launch, which a stream
-        // capture does not survive. Asking for an attribute loads the function.
+        // With lazy loading (the default since CUDA 12.2) a function may be loaded at its first launch, which
+        // a stream capture does not survive. Asking for an attribute loads the function.
         let mut registers = 0;
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS;
         // SAFETY: the function is of the current context, and the pointer is valid.

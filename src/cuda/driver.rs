@@ -1,4 +1,5 @@
-//! The driver's functions, with their results as errors. Nothing is called before the library is known to be present.
+//! The driver's functions, with their results as errors. Nothing is called before the library is known to be
+//! present.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -130,8 +131,8 @@ pub(super) fn attribute(
     Ok(u32::try_from(value).unwrap_or(0))
 }
 
-/// A GPU's context that is current on this thread until the guard is dropped. The previous one is then current again,
-/// because the thread belongs to the caller.
+/// A GPU's context that is current on this thread until the guard is dropped. The previous one is then
+/// current again, because the thread belongs to the caller.
 pub(super) struct Current {
     ordinal: usize,
     previous: Option<sys::CUcontext>,
@@ -149,7 +150,7 @@ impl Current {
         Ok(Self { ordinal, previous: Some(current) })
     }
 
-    /// Makes the current context current again when the guard is dropped, whatever happens in between.
+    /// Restores the current context when the guard is dropped, even if it changes in between.
     pub(super) fn keep(ordinal: usize) -> Result<Self, DriverError> {
         Ok(Self { ordinal, previous: Some(Self::get()?) })
     }
@@ -166,7 +167,8 @@ impl Drop for Current {
     fn drop(&mut self) {
         use sys::CUresult::{CUDA_ERROR_CONTEXT_IS_DESTROYED, CUDA_ERROR_INVALID_CONTEXT};
         let Some(previous) = self.previous else { return };
-        // SAFETY: the context was current before, or is null. The driver refuses one that was destroyed since then.
+        // SAFETY: the context was current before, or is null. The driver refuses one that was destroyed since
+        // then.
         match unsafe { sys::cuCtxSetCurrent(previous) } {
             // A destroyed context cannot be current again, so nothing is left to do.
             CUDA_ERROR_CONTEXT_IS_DESTROYED | CUDA_ERROR_INVALID_CONTEXT => {}
@@ -175,8 +177,8 @@ impl Drop for Current {
     }
 }
 
-/// Allows this thread the calls that a stream capture in the global mode forbids to every thread, until the guard is
-/// dropped. Calls that do not touch the captured streams are harmless.
+/// Allows this thread the calls that a stream capture in the global mode forbids to every thread, until the
+/// guard is dropped. Calls that do not touch the captured streams are harmless.
 pub(super) struct RelaxedCapture {
     ordinal: usize,
     previous: sys::CUstreamCaptureMode,
@@ -242,8 +244,8 @@ impl Allocation {
     }
 }
 
-/// Refuses a stream that is being captured. A captured copy would run at each replay, from or to memory that may be
-/// gone then.
+/// Refuses a stream that is being captured. A captured copy would run at each replay, from or to memory that
+/// may be gone then.
 pub(super) fn not_capturing(stream: sys::CUstream) -> Result<(), CudaError> {
     let mut status = sys::CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE;
     // SAFETY: the pointer is valid, and callers pass a live stream.
@@ -257,8 +259,8 @@ pub(super) fn not_capturing(stream: sys::CUstream) -> Result<(), CudaError> {
 /// Copies to the device in stream order, and does not wait.
 ///
 /// # Safety
-/// `to` is device memory for that many bytes in the current context, and the stream one of it that is not being
-/// captured. The source is neither changed nor freed before the stream has passed the copy.
+/// `to` is device memory for that many bytes in the current context, and the stream one of it that is not
+/// being captured. The source is neither changed nor freed before the stream has passed the copy.
 pub(super) unsafe fn copy_to_device_async(
     to: u64,
     from: &[u8],
@@ -281,8 +283,8 @@ pub(super) unsafe fn copy_to_device(to: u64, from: &[u8], stream: sys::CUstream)
         return Ok(());
     }
     not_capturing(stream)?;
-    // SAFETY: the caller answers for target and stream. The source is borrowed until the stream has passed the copy. If
-    // waiting fails the context is lost, and its copies with it.
+    // SAFETY: the caller answers for target and stream. The source is borrowed until the stream has passed
+    // the copy. If waiting fails the context is lost, and its copies with it.
     unsafe { copy_to_device_async(to, from, stream) }?;
     // SAFETY: the caller passes a live stream.
     Ok(check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })?)
@@ -307,7 +309,8 @@ pub(super) unsafe fn copy_to_host(to: &mut [u8], from: u64, stream: sys::CUstrea
     }
     not_capturing(stream)?;
     let target: *mut c_void = to.as_mut_ptr().cast();
-    // SAFETY: the target is a slice of this length, borrowed until the copy is done. The caller answers for the source.
+    // SAFETY: the target is a slice of this length, borrowed until the copy is done. The caller answers for
+    // the source.
     check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(target, from, to.len(), stream) })?;
     // SAFETY: the caller passes a live stream.
     Ok(check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })?)

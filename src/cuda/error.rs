@@ -97,7 +97,7 @@ pub enum CudaError {
         "the table has another shape than the one on the GPU ({what}); only values can be updated in place, upload a new table"
     )]
     TableShape {
-        /// What differs.
+        /// The part that differs.
         what: &'static str,
     },
 }
@@ -113,8 +113,8 @@ impl From<DriverError> for CudaError {
 
 /// A failed call of the driver.
 ///
-/// The error may also be one of earlier work on the GPU. An error that occurs while something is dropped is returned by
-/// the next call on the same GPU.
+/// The error may also be one of earlier work on the GPU. An error that occurs while something is dropped is
+/// returned by the next call on the same GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DriverError {
     /// The call, e.g. `cuMemAlloc`.
@@ -219,7 +219,7 @@ mod tests {
             text.starts_with("cuInit failed: CUDA_ERROR_INVALID_VALUE (1)") && !text.contains(';'),
             "{text}"
         );
-        // A missing GPU has a variant of its own.
+        // A missing GPU has a separate variant.
         let error = CudaError::from(DriverError { call: "cuInit", code: CUresult::CUDA_ERROR_NO_DEVICE });
         assert_eq!(error, CudaError::NoDevice { ordinal: 0, found: 0 });
         assert!(error.to_string().contains("CUDA_VISIBLE_DEVICES"), "{error}");

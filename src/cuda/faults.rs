@@ -1,5 +1,5 @@
-//! Rows whose profile does not exist. Other kernels may write profile indices in device memory, so only the capping kernel
-//! can check them.
+//! Rows whose profile does not exist. Other kernels may write profile indices in device memory, so only the
+//! capping kernel can check them.
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use std::fmt;
 ///
 /// Every table counts its own rows, over all launches since it was uploaded or
 /// [cleared](crate::cuda::DeviceTable::clear_faults). Read the record with
-/// [`DeviceTable::faults`](crate::cuda::DeviceTable::faults), or copy its bytes in stream order and give them to
-/// [`ProfileFaults::from_bytes`]. The statistics of such a row hold
+/// [`DeviceTable::faults`](crate::cuda::DeviceTable::faults), or copy its bytes in stream order and give them
+/// to [`ProfileFaults::from_bytes`]. The statistics of such a row hold
 /// [`RowStat::BAD_PROFILE`](crate::RowStat::BAD_PROFILE).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProfileFaults {
@@ -28,8 +28,8 @@ impl ProfileFaults {
     #[must_use]
     pub fn from_bytes(record: &[u8; Self::BYTES]) -> Option<Self> {
         let [first, rows] = bytemuck::pod_read_unaligned::<[u64; 2]>(record);
-        // Zero is the record of a table without faults. It is no complement of a key, because no row has the index
-        // 2^32 - 1.
+        // Zero is the record of a table without faults. It is no complement of a key, because no row has the
+        // index 2^32 - 1.
         let key = !first;
         (first != 0).then_some(Self { rows, row: (key >> 32) as u32, profile: key as u32 })
     }

@@ -25,14 +25,16 @@ pub struct GraphExec {
 
 // SAFETY: a graph handle is not bound to a thread. It is not `Sync`, so one thread at a time uses it.
 unsafe impl Send for CapturedGraph {}
-// SAFETY: an executable graph's handle is not bound to a thread. It is not `Sync`, so one thread at a time uses it.
+// SAFETY: an executable graph's handle is not bound to a thread. It is not `Sync`, so one thread at a time
+// uses it.
 unsafe impl Send for GraphExec {}
 
 impl Stream {
     /// Begins a capture. Work that is put on the stream from now on is recorded and does not run.
     ///
-    /// Streams that wait for an event recorded on this stream join the capture, and have to be joined back before it ends.
-    /// The mode is relaxed: other threads, and calls that a capture cannot hold, are not restricted.
+    /// Streams that wait for an event recorded on this stream join the capture, and have to be joined back
+    /// before it ends. The mode is relaxed: other threads, and calls that a capture cannot hold, are not
+    /// restricted.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -61,8 +63,8 @@ impl Stream {
     /// [`CudaError::Driver`].
     ///
     /// # Safety
-    /// All memory that the captured launches and copies use is still allocated, and stays so until the stream has passed
-    /// the graph.
+    /// All memory that the captured launches and copies use is still allocated, and stays so until the stream
+    /// has passed the graph.
     pub unsafe fn launch_graph(&self, graph: &GraphExec) -> Result<(), CudaError> {
         let _current = self.device().enter()?;
         // SAFETY: graph and stream are live. The caller promises the memory that the graph uses.
@@ -111,7 +113,8 @@ impl Drop for CapturedGraph {
 impl Drop for GraphExec {
     fn drop(&mut self) {
         self.device.on_drop(|| {
-            // SAFETY: the graph is ours and destroyed once. The driver keeps it until pending launches are done.
+            // SAFETY: the graph is ours and destroyed once. The driver keeps it until pending launches are
+            // done.
             check("cuGraphExecDestroy", unsafe { sys::cuGraphExecDestroy(self.raw) })
         });
     }

@@ -4,8 +4,8 @@ use crate::cuda::error::CudaError;
 
 include!(concat!(env!("OUT_DIR"), "/image.rs"));
 
-/// An aligned value. The driver reads a fatbin's header as a struct of 8-byte words, and `include_bytes` promises no
-/// alignment.
+/// An aligned value. The driver reads a fatbin's header as a struct of 8-byte words, and `include_bytes`
+/// promises no alignment.
 #[repr(C, align(16))]
 struct Aligned<T: ?Sized>(T);
 
@@ -31,15 +31,16 @@ pub fn image() -> ImageInfo {
     ImageInfo { archs: MACHINE_CODE, nvcc: NVCC, bytes: IMAGE.len() }
 }
 
-/// Checks that the image has code for a GPU of capability `arch`: machine code of the same major version and no later
-/// minor one, or PTX (of the highest capability built for) of no later one.
+/// Checks that the image has code for a GPU of capability `arch`: machine code of the same major version and
+/// no later minor one, or PTX (of the highest capability built for) of no later one.
 pub(super) fn check_arch(built: &[u32], arch: u32) -> Result<(), CudaError> {
     let machine_code = built.iter().any(|b| b / 10 == arch / 10 && b % 10 <= arch % 10);
     let ptx = built.last().is_some_and(|&newest| newest <= arch);
     if machine_code || ptx { Ok(()) } else { Err(CudaError::NoDeviceCode { arch, built: built.to_vec() }) }
 }
 
-/// Checks that a driver for CUDA `found` loads code of this nvcc. Minor versions of one major version are compatible.
+/// Checks that a driver for CUDA `found` loads code of this nvcc. Minor versions of one major version are
+/// compatible.
 pub(super) fn check_driver(nvcc: &str, found: i32) -> Result<(), CudaError> {
     let needed = nvcc.split('.').next().and_then(|major| major.parse::<i32>().ok()).unwrap_or(0);
     if found / 1000 >= needed { Ok(()) } else { Err(CudaError::DriverTooOld { found, needed: nvcc.into() }) }

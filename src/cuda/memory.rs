@@ -1,5 +1,5 @@
-//! Memory that kernels write and the host reads without a wait: a buffer on the GPU, one in page-locked host memory, and
-//! copies between them in stream order.
+//! Memory that kernels write and the host reads without a wait: a buffer on the GPU, one in page-locked host
+//! memory, and copies between them in stream order.
 
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
@@ -11,8 +11,8 @@ use crate::cuda::driver::{self, Allocation, check};
 use crate::cuda::error::{CudaError, DriverError};
 use crate::cuda::stream::Stream;
 
-/// Returns the GPU that an address belongs to, or `None` for memory of the host or unknown to CUDA. A context must be
-/// current on this thread.
+/// Returns the GPU that an address belongs to, or `None` for memory of the host or unknown to CUDA. A context
+/// must be current on this thread.
 ///
 /// # Errors
 /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::Driver`].
@@ -23,8 +23,8 @@ pub fn gpu_of(address: u64) -> Result<Option<usize>, CudaError> {
     let mut ordinal = -1_i32;
     let mut attributes = [A::CU_POINTER_ATTRIBUTE_MEMORY_TYPE, A::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL];
     let mut values: [*mut c_void; 2] = [(&raw mut kind).cast(), (&raw mut ordinal).cast()];
-    // SAFETY: there are two attributes and two pointers to values of their types. This call succeeds for any address, and
-    // leaves zeros for those it does not know.
+    // SAFETY: there are two attributes and two pointers to values of their types. This call succeeds for any
+    // address, and leaves zeros for those it does not know.
     check("cuPointerGetAttributes", unsafe {
         sys::cuPointerGetAttributes(2, attributes.as_mut_ptr(), values.as_mut_ptr(), address)
     })?;
@@ -135,8 +135,8 @@ impl PinnedBuffer {
     /// If the buffer is shorter than `bytes`.
     ///
     /// # Safety
-    /// `from` is memory of the stream's GPU for `bytes` bytes. Until the stream has passed the copy, the buffer is neither
-    /// read nor dropped.
+    /// `from` is memory of the stream's GPU for `bytes` bytes. Until the stream has passed the copy, the
+    /// buffer is neither read nor dropped.
     pub unsafe fn copy_from(&mut self, from: u64, bytes: usize, stream: &Stream) -> Result<(), CudaError> {
         assert!(bytes <= self.bytes, "{bytes} bytes into a buffer of {}", self.bytes);
         if bytes == 0 {
@@ -155,7 +155,8 @@ impl PinnedBuffer {
     /// No copy into the buffer is in progress.
     #[must_use]
     pub unsafe fn as_bytes(&self) -> &[u8] {
-        // SAFETY: the memory was initialised when it was allocated, and the caller promises that no copy writes it.
+        // SAFETY: the memory was initialised when it was allocated, and the caller promises that no copy
+        // writes it.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.bytes) }
     }
 }
@@ -163,7 +164,8 @@ impl PinnedBuffer {
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         self.device.on_drop(|| {
-            // SAFETY: cuMemHostAlloc allocated the memory. It is freed once, and `copy_from` forbids a copy in progress.
+            // SAFETY: cuMemHostAlloc allocated the memory. It is freed once, and `copy_from` forbids a copy
+            // in progress.
             check("cuMemFreeHost", unsafe { sys::cuMemFreeHost(self.memory.as_ptr().cast()) })
         });
     }

@@ -1,8 +1,8 @@
 //! The operation on an NVIDIA GPU: the kernels of `kernels/`, launched on foreign memory and streams.
 //!
-//! The kernels are compiled at build time (`build.rs`), and the driver is loaded at run time. One binary so runs with and
-//! without a GPU: [`probe`] and [`Device::open`] say what is missing and how to get it, and never panic. The results are
-//! those of [`cpu`](crate::cpu), bit for bit, except for NaN payloads.
+//! The kernels are compiled at build time (`build.rs`), and the driver is loaded at run time. One binary so
+//! runs with and without a GPU: [`probe`] and [`Device::open`] say what is missing and how to get it, and
+//! never panic. The results are those of [`cpu`](crate::cpu), bit for bit, except for NaN payloads.
 //!
 //! ```no_run
 //! use axiscap::Dtype;
@@ -19,7 +19,8 @@
 //! On `CudaSlice`s of cudarc the same is safe: [`interop::cudarc`](crate::interop::cudarc).
 //!
 //! # Errors of drops
-//! A call that fails while a value is dropped cannot return its error. The next call on the same GPU returns it.
+//! A call that fails while a value is dropped cannot return its error. The next call on the same GPU returns
+//! it.
 
 mod device;
 mod driver;

@@ -1,5 +1,5 @@
-//! Lower layers, for `axiscap-ggml`, the tests and the benchmarks: streams, events, buffers and graphs of our own, and
-//! launches that are planned without a GPU. They may change in any release.
+//! Lower layers, for `axiscap-ggml`, the tests and the benchmarks: streams, events, buffers and graphs of our
+//! own, and launches that are planned without a GPU. They may change in any release.
 
 pub use crate::cuda::graph::{CapturedGraph, GraphExec};
 pub use crate::cuda::launch::{CapArgs, KernelPath, Plan, Shape};

@@ -10,8 +10,8 @@ use crate::cuda::device::Device;
 use crate::cuda::driver::check;
 use crate::cuda::error::{CudaError, DriverError};
 
-/// A foreign stream: ggml's, a framework's, or cudarc's. It lives for `'a`, so that safe code cannot put work on a stream
-/// that is gone:
+/// A foreign stream: ggml's, a framework's, or cudarc's. It lives for `'a`, so that safe code cannot put work
+/// on a stream that is gone:
 ///
 /// ```compile_fail,E0515
 /// use axiscap::cuda::raw::Stream;
@@ -31,8 +31,8 @@ impl StreamRef<'_> {
     /// Takes a stream by its handle (`CUstream`, which is also `cudaStream_t`).
     ///
     /// # Safety
-    /// The handle is null or a live stream of the primary context of the device it is used with. It stays one for as long
-    /// as the value or a copy of it is used, which the caller's lifetime may allow for long.
+    /// The handle is null or a live stream of the primary context of the device it is used with. It stays one
+    /// for as long as the value or a copy of it is used, which the caller's lifetime may allow for long.
     #[must_use]
     pub unsafe fn from_raw(stream: *mut c_void) -> Self {
         Self(stream.cast(), PhantomData)
@@ -68,8 +68,8 @@ impl EventRef<'_> {
     /// Takes an event by its handle (`CUevent`, which is also `cudaEvent_t`).
     ///
     /// # Safety
-    /// The handle is a live event of the primary context of the device it is used with. It stays one for as long as the
-    /// value or a copy of it is used, which the caller's lifetime may allow for long.
+    /// The handle is a live event of the primary context of the device it is used with. It stays one for as
+    /// long as the value or a copy of it is used, which the caller's lifetime may allow for long.
     #[must_use]
     pub unsafe fn from_raw(event: *mut c_void) -> Self {
         Self(event.cast(), PhantomData)
@@ -115,7 +115,8 @@ impl Stream {
     /// Returns a reference to the stream, for launches.
     #[must_use]
     pub fn handle(&self) -> StreamRef<'_> {
-        // SAFETY: the stream is of the primary context. It is destroyed when `self` is dropped, which outlives the borrow.
+        // SAFETY: the stream is of the primary context. It is destroyed when `self` is dropped, which
+        // outlives the borrow.
         unsafe { StreamRef::from_raw(self.raw.cast()) }
     }
 
@@ -187,11 +188,13 @@ impl Event {
     /// Returns a reference to the event, for streams to record and to wait for.
     #[must_use]
     pub fn handle(&self) -> EventRef<'_> {
-        // SAFETY: the event is of the primary context. It is destroyed when `self` is dropped, which outlives the borrow.
+        // SAFETY: the event is of the primary context. It is destroyed when `self` is dropped, which outlives
+        // the borrow.
         unsafe { EventRef::from_raw(self.raw.cast()) }
     }
 
-    /// Whether the work before the last recording is done. Does not wait. An event without a recording is done.
+    /// Whether the work before the last recording is done. Does not wait. An event without a recording is
+    /// done.
     ///
     /// # Errors
     /// [`CudaError::Driver`].

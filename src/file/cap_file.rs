@@ -57,8 +57,8 @@ pub struct CapFile {
 }
 
 impl CapFile {
-    /// Maximum number of caps of a file: 32 on each block of a model of 128. All of them may share one axis in the file,
-    /// but a [`CapTable`](crate::CapTable) holds one copy of the axis per cap.
+    /// Maximum number of caps of a file: 32 on each block of a model of 128. All of them may share one axis
+    /// in the file, but a [`CapTable`](crate::CapTable) holds one copy of the axis per cap.
     pub const MAX_CAPS: usize = 4096;
 
     /// Makes the content of a new file, without orientation and origin.
@@ -76,8 +76,8 @@ impl CapFile {
         read_whole(path).and_then(|bytes| Self::from_bytes(&bytes)).map_err(|error| error.in_file(path))
     }
 
-    /// Reads axes for a calibration: those of a cap file with their bounds, or those of a plain control vector for `model`
-    /// without bounds.
+    /// Reads axes for a calibration: those of a cap file with their bounds, or those of a plain control
+    /// vector for `model` without bounds.
     ///
     /// # Errors
     /// [`FileError`].
@@ -104,8 +104,8 @@ impl CapFile {
 
     /// Writes the file, whole or not at all.
     ///
-    /// The bytes go to a temporary file in the same folder, which then replaces `path` in one step. Symbolic links are
-    /// followed, and an older file's permissions are kept.
+    /// The bytes go to a temporary file in the same folder, which then replaces `path` in one step. Symbolic
+    /// links are followed, and an older file's permissions are kept.
     ///
     /// # Errors
     /// [`FileError`]. An older file is unchanged then.
@@ -117,8 +117,9 @@ impl CapFile {
     /// Returns the bytes of the file. The same content gives the same bytes.
     ///
     /// # Errors
-    /// [`FileError::Invalid`] for content that [`CapFile::from_bytes`] would refuse, e.g. a cap on a block beyond
-    /// [`ModelInfo::blocks`], more than [`CapFile::MAX_CAPS`] caps, or more bytes than a file may have.
+    /// [`FileError::Invalid`] for content that [`CapFile::from_bytes`] would refuse, e.g. a cap on a block
+    /// beyond [`ModelInfo::blocks`], more than [`CapFile::MAX_CAPS`] caps, or more bytes than a file may
+    /// have.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         encode::cap_file(self)
     }
@@ -146,8 +147,8 @@ impl CapFile {
 
     /// Compares name and quantisation of the file's model with those of a model, if both are known.
     ///
-    /// These are warnings only. Another name is no proof of another model, and caps for another quantisation are only less
-    /// exact. [`CapFile::check_model`] checks shape and architecture.
+    /// These are warnings only. Another name is no proof of another model, and caps for another quantisation
+    /// are only less exact. [`CapFile::check_model`] checks shape and architecture.
     #[must_use]
     pub fn check_fingerprint(&self, model: &ModelInfo) -> Vec<Warning> {
         let mut warnings = Vec::new();
@@ -182,7 +183,8 @@ impl CapFile {
         self.caps.caps().iter().all(|entry| entry.cap.bound().is_none())
     }
 
-    /// Whether llama.cpp accepts the written file as a control vector: at most one cap per block, none on block 0.
+    /// Whether llama.cpp accepts the written file as a control vector: at most one cap per block, none on
+    /// block 0.
     #[must_use]
     pub fn is_control_vector(&self) -> bool {
         self.caps.blocks().iter().all(|(&block, caps)| block > 0 && caps.len() == 1)
@@ -208,7 +210,8 @@ pub(super) fn read_whole(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads at most `max` bytes. Input that does not begin like GGUF, such as a device or a pipe, is not read any further.
+/// Reads at most `max` bytes. Input that does not begin like GGUF, such as a device or a pipe, is not read
+/// any further.
 fn read_at_most(reader: impl Read, max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut reader = reader.take(max.min(gguf::MAGIC.len() as u64));
@@ -222,9 +225,9 @@ fn read_at_most(reader: impl Read, max: u64) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::axis::Axis;
     use crate::cap::{BlockCap, Bound, Cap};
-    use crate::file::*;
 
     /// Panics when more is read than necessary.
     struct Guarded<R>(R, usize);

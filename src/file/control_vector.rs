@@ -12,8 +12,8 @@ use crate::file::fields::{Fields, invalid};
 use crate::file::gguf::Gguf;
 use crate::file::keys::MODEL_HINT;
 
-/// The directions of a control vector. They have no bounds. [`ControlVector::into_axes`] makes a file of axes for a
-/// calibration.
+/// The directions of a control vector. They have no bounds. [`ControlVector::into_axes`] makes a file of axes
+/// for a calibration.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ControlVector {
@@ -34,11 +34,12 @@ impl ControlVector {
 
     /// Parses the bytes of a control vector.
     ///
-    /// `controlvector.layer_count` is ignored, as in llama.cpp, because some tools store the number of directions in it.
+    /// `controlvector.layer_count` is ignored, as in llama.cpp, because some tools store the number of
+    /// directions in it.
     ///
     /// # Errors
-    /// [`FileError`]. Every tensor must be an F32 vector called `direction.N`, N >= 1, finite and not zero. All must have one
-    /// width.
+    /// [`FileError`]. Every tensor must be an F32 vector called `direction.N`, N >= 1, finite and not zero.
+    /// All must have one width.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let mut gguf = Gguf::parse(bytes)?;
         let mut fields = Fields::new(std::mem::take(&mut gguf.metadata));

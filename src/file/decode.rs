@@ -177,7 +177,7 @@ impl Columns {
     fn bound(&self, index: usize) -> Result<Bound> {
         let (lo, hi) = (self.floor[index], self.ceiling[index]);
         let refuse = |key: &str, expected: String, found: f32| {
-            let remedy = "no projection satisfies it: calibrate again";
+            let remedy = "no projection satisfies it: make the file again";
             Err(invalid(format!("{key}[{index}]"), expected, found.to_string(), remedy))
         };
         if lo.is_nan() || lo == f32::INFINITY {

@@ -14,8 +14,8 @@ use crate::file::keys::{
     ORIGIN_PREFIX, STRENGTH, TENSOR, VERSION, WIDTH,
 };
 
-/// Encodes a cap file: known keys in the order of `docs/cap-files.md`, then unknown ones as they were read, then tensors
-/// in the order of the caps.
+/// Encodes a cap file: known keys in the order of `docs/cap-files.md`, then unknown ones as they were read,
+/// then tensors in the order of the caps.
 pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     let caps = file.caps.caps();
     check_count(caps.len())?;
@@ -104,9 +104,9 @@ fn check_blocks(file: &CapFile) -> Result<i32> {
 
 /// Returns the tensor name of each cap, and the tensors in the order in which caps ask for them.
 ///
-/// The first cap of block N >= 1 has `direction.N`, which llama.cpp reads as a control vector. The other caps share one
-/// tensor per axis, bit for bit. They never share a `direction.N`, or llama.cpp would accept a file that it can use only
-/// in part.
+/// The first cap of block N >= 1 has `direction.N`, which llama.cpp reads as a control vector. The other caps
+/// share one tensor per axis, bit for bit. They never share a `direction.N`, or llama.cpp would accept a file
+/// that it can use only in part.
 fn tensors(caps: &[BlockCap]) -> (Vec<String>, Vec<(String, &[f32])>) {
     fn bits(entry: &BlockCap) -> &[u32] {
         bytemuck::cast_slice(entry.cap.axis().values())

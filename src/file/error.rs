@@ -50,7 +50,7 @@ pub enum FileError {
     },
 }
 
-/// What is wrong with a field.
+/// A fault of a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The file, if it has a name.
@@ -61,7 +61,7 @@ pub struct Problem {
     pub expected: String,
     /// The value it has.
     pub found: String,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: String,
 }
 
@@ -127,7 +127,8 @@ impl FileError {
     }
 }
 
-/// Escapes the control characters in text from a file. Names in an untrusted file must not control a terminal.
+/// Escapes the control characters in text from a file. Names in an untrusted file must not control a
+/// terminal.
 pub(super) fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for c in text.chars() {

@@ -42,7 +42,8 @@ impl Fields {
         Origin::from_distinct(taken.map(|(key, value)| (key[prefix.len()..].to_owned(), value)).collect())
     }
 
-    /// Returns all other values, without the container's alignment. A file is always written with the default one.
+    /// Returns all other values, without the container's alignment. A file is always written with the default
+    /// one.
     pub(super) fn rest(self) -> Vec<(String, Value)> {
         self.0.into_iter().filter(|(key, _)| key != "general.alignment").collect()
     }

@@ -1,7 +1,7 @@
 //! Cap files: the caps of a model, and how they were made.
 //!
-//! The native form is a GGUF file. A file with at most one cap per block and none on block 0 is also a control vector that
-//! llama.cpp accepts. `docs/cap-files.md` lists every field.
+//! The native form is a GGUF file. A file with at most one cap per block and none on block 0 is also a
+//! control vector that llama.cpp accepts. `docs/cap-files.md` lists every field.
 //!
 //! ```no_run
 //! use axiscap::file::CapFile;
@@ -17,15 +17,15 @@
 //! ```
 //!
 //! # Strictness
-//! Files are untrusted. The reader compares every count and length with the bytes that are left before it uses them,
-//! executes nothing, and refuses what it does not understand. Every [`FileError`] names the file and the field, what was
-//! expected there, what was found, and what to do.
+//! Files are untrusted. The reader compares every count and length with the bytes that are left before it
+//! uses them, executes nothing, and refuses what it does not understand. Every [`FileError`] names the file
+//! and the field, what was expected there, what was found, and what to do.
 //!
 //! # Files of axes
-//! An extraction finds axes, and a calibration gives them bounds. Axes are stored as a cap file whose caps have no bounds
-//! ([`CapFile::is_unbounded`]). There is one format and one reader, with a place for block 0 and for the axes' norms. Such
-//! a file can be run: it observes the projections and changes nothing. [`ControlVector`] reads plain control vectors of
-//! other tools.
+//! An extraction finds axes, and a calibration gives them bounds. Axes are stored as a cap file whose caps
+//! have no bounds ([`CapFile::is_unbounded`]). There is one format and one reader, with a place for block 0
+//! and for the axes' norms. Such a file can be run: it observes the projections and changes nothing.
+//! [`ControlVector`] reads plain control vectors of other tools.
 
 mod axes;
 mod cap_file;

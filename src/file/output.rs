@@ -8,10 +8,10 @@ use crate::file::error::{FileError, Result};
 
 /// Writes a file. Afterwards `path` holds either everything that `write` wrote, or its former content.
 ///
-/// The bytes go to a temporary file in the same folder, are flushed to the disk, and replace `path` in one step. If
-/// anything fails (`write` itself, a full disk), the temporary file is removed and an older file keeps its content. The
-/// new file has the permissions of the older one, or the usual ones. Symbolic links are followed. Devices and pipes are
-/// written to directly, because they cannot be replaced.
+/// The bytes go to a temporary file in the same folder, are flushed to the disk, and replace `path` in one
+/// step. If anything fails (`write` itself, a full disk), the temporary file is removed and an older file
+/// keeps its content. The new file has the permissions of the older one, or the usual ones. Symbolic links
+/// are followed. Devices and pipes are written to directly, because they cannot be replaced.
 ///
 /// # Errors
 /// [`FileError::Io`], with the file and the step that failed.
@@ -41,8 +41,8 @@ pub(super) fn write_atomically(
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // The process's umask is applied to this. The temporary file never allows more than the older file: users who
-        // may not read that must not read this while it is being written.
+        // The process's umask is applied to this. The temporary file never allows more than the older file:
+        // users who may not read that must not read this while it is being written.
         let mode = old.as_ref().map_or(0o666, |old| old.permissions().mode() & 0o777);
         builder.permissions(fs::Permissions::from_mode(mode));
     }

@@ -31,12 +31,12 @@ pub enum Warning {
     },
     /// No cap uses this tensor. It is dropped when the file is written again.
     UnusedTensor {
-        /// Its name.
+        /// The tensor's name.
         name: String,
     },
     /// llama.cpp would steer another block with this tensor, if it read the file as a control vector.
     MisnamedTensor {
-        /// Its name, `direction.N`.
+        /// The tensor's name, `direction.N`.
         name: String,
         /// The block that is capped with it.
         block: usize,

@@ -1,4 +1,5 @@
-//! Calls on cudarc's types. Launches on `CudaSlice`s are safe, because cudarc keeps the memory alive and orders streams.
+//! Calls on cudarc's types. Launches on `CudaSlice`s are safe, because cudarc keeps the memory alive and
+//! orders streams.
 //!
 //! | job | reads | writes |
 //! |---|---|---|
@@ -71,15 +72,16 @@ impl<'a, E: Element> Memory for Slices<'a, E> {
 
 /// A call on cudarc's slices.
 ///
-/// A row with a profile index beyond the table's profiles goes uncapped, and [`DeviceTable::faults`] returns it.
+/// A row with a profile index beyond the table's profiles goes uncapped, and [`DeviceTable::faults`] returns
+/// it.
 pub type Job<'a, E> = op::Job<Slices<'a, E>>;
 
 impl<E: Element + DeviceRepr> op::Job<Slices<'_, E>> {
     /// Puts the call on a stream and returns at once.
     ///
     /// # Errors
-    /// [`CudaError::Invalid`] when lengths do not fit the table's width; [`CudaError::OtherContext`] when something is not
-    /// in the primary context of the table's GPU; [`CudaError::Driver`].
+    /// [`CudaError::Invalid`] when lengths do not fit the table's width; [`CudaError::OtherContext`] when
+    /// something is not in the primary context of the table's GPU; [`CudaError::Driver`].
     pub fn launch(self, table: &DeviceTable, stream: &CudaStream, overlap: Overlap) -> Result<(), CudaError> {
         let call = Call::new(table, stream, self.rows.len())?;
         // cudarc's guards record the use of the slices when they are dropped, after the launch.
@@ -116,10 +118,10 @@ impl<E: Element + DeviceRepr> op::Job<Slices<'_, E>> {
             row_profiles: profiles.as_ref().map(|profiles| profiles.value),
             stats: stats.as_ref().filter(|_| call.max_caps_per_row > 0).map(|stats| stats.value),
         };
-        // SAFETY: the slices have the lengths that the job says and are on this GPU. Those that are written are borrowed
-        // mutably, so none overlaps another. cudarc's guards order their use across streams, and freeing them waits for
-        // the stream. The table is borrowed, and freeing it waits for the GPU. Profile indices beyond the table read
-        // nothing of it.
+        // SAFETY: the slices have the lengths that the job says and are on this GPU. Those that are written
+        // are borrowed mutably, so none overlaps another. cudarc's guards order their use across streams, and
+        // freeing them waits for the stream. The table is borrowed, and freeing it waits for the GPU. Profile
+        // indices beyond the table read nothing of it.
         unsafe { job.launch(table, stream.into(), overlap) }
     }
 }

@@ -1,7 +1,7 @@
 //! Conversions of `cust`'s streams and device pointers.
 //!
-//! `cust` links the driver at build time. Contexts made by `cust::quick_init` are primary contexts, the same that
-//! [`Device`](crate::cuda::Device) uses.
+//! `cust` links the driver at build time. Contexts made by `cust::quick_init` are primary contexts, the same
+//! that [`Device`](crate::cuda::Device) uses.
 
 use cust::memory::{DeviceCopy, DevicePointer};
 use cust::stream::Stream;

@@ -289,8 +289,8 @@ impl<E: Value> Setup<E> {
         }
     }
 
-    /// Applies the definition, and checks each step against the bounds of the f64 oracle. Returns how many times a cap
-    /// acted.
+    /// Applies the definition, and checks each step against the bounds of the f64 oracle. Returns how many
+    /// times a cap acted.
     ///
     /// # Panics
     /// If a step is outside the bounds.

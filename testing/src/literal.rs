@@ -1,7 +1,7 @@
 //! A literal transcription of docs/operation.md: the bits that every implementation must give.
 //!
-//! It is written from the text alone and not for speed. All 512 elements, all lanes, all threads and all slots are in plain
-//! vectors, and each line below can be compared with its line of the text.
+//! It is written from the text alone and not for speed. All 512 elements, all lanes, all threads and all
+//! slots are in plain vectors, and each line below can be compared with its line of the text.
 
 use axiscap::cpu::Element;
 use axiscap::{CapParams, RowStat};
@@ -85,7 +85,8 @@ pub fn cap(h: &mut [f32], v: &[f32], params: CapParams, vector: usize) -> (RowSt
     (RowStat { before: p, after, flags: RowStat::ENGAGED }, true)
 }
 
-/// Applies all caps of a row in order, on its f32 values. Returns their statistics, and whether any cap acted.
+/// Applies all caps of a row in order, on its f32 values. Returns their statistics, and whether any cap
+/// acted.
 pub fn caps(h: &mut [f32], caps: &[(&[f32], CapParams)], vector: usize) -> (Vec<RowStat>, bool) {
     let done: Vec<_> = caps.iter().map(|&(v, params)| cap(h, v, params, vector)).collect();
     (done.iter().map(|d| d.0).collect(), done.iter().any(|d| d.1))

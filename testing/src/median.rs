@@ -18,19 +18,20 @@ pub fn median(sorted: &[f64]) -> f64 {
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
 
-/// Returns an interval that holds the true median with at least 95 % confidence, from values in ascending order.
+/// Returns an interval that holds the true median with at least 95 % confidence, from values in ascending
+/// order.
 ///
-/// The interval consists of the order statistics of the sign test, which assumes nothing about the distribution. `None`
-/// for fewer than 6 values, whose whole range holds the median with less confidence.
+/// The interval consists of the order statistics of the sign test, which assumes nothing about the
+/// distribution. `None` for fewer than 6 values, whose whole range holds the median with less confidence.
 #[must_use]
 pub fn interval(sorted: &[f64]) -> Option<(f64, f64)> {
     let rank = interval_rank(sorted.len())?;
     Some((sorted[rank], sorted[sorted.len() - 1 - rank]))
 }
 
-/// Returns the largest `k` for which the interval from the (k+1)-th smallest to the (k+1)-th largest of `n` values misses
-/// the true median with a probability of at most 5 %: twice the binomial tail P(X <= k) with p = 1/2. `None` if the whole
-/// range misses it more often.
+/// Returns the largest `k` for which the interval from the (k+1)-th smallest to the (k+1)-th largest of `n`
+/// values misses the true median with a probability of at most 5 %: twice the binomial tail P(X <= k) with p
+/// = 1/2. `None` if the whole range misses it more often.
 fn interval_rank(n: usize) -> Option<usize> {
     const MIN_VALUES: usize = 6;
     if n < MIN_VALUES {

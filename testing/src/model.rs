@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-/// Returns the path of the small model, SmolLM2-135M-Instruct with Q4_1 weights. `scripts/fetch-model` fetches it.
+/// Returns the path of the small model, SmolLM2-135M-Instruct with Q4_1 weights. `scripts/fetch-model`
+/// fetches it.
 ///
 /// # Panics
 /// If the model is missing, because a test that needs it must not pass without it.

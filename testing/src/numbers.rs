@@ -24,8 +24,8 @@ impl Random {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
-    /// Returns a roughly normal number times `scale`. One in `rare` numbers is `massive` times as large, because residual
-    /// streams have outliers.
+    /// Returns a roughly normal number times `scale`. One in `rare` numbers is `massive` times as large,
+    /// because residual streams have outliers.
     pub fn outlying(&mut self, scale: f32, rare: u64, massive: f32) -> f32 {
         let bell = self.signed() + self.signed() + self.signed();
         bell * scale * if self.bits().is_multiple_of(rare) { massive } else { 1.0 }

@@ -52,8 +52,8 @@ impl Space {
         rows: &[1, 19, 129],
         limits: Limits { multiprocessors: 2, ..Limits::HOPPER },
     };
-    /// A few small shapes that reach every kernel, for tools that slow a launch down a hundredfold. Two blocks share all
-    /// rows, so each has several here as well.
+    /// A few small shapes that reach every kernel, for tools that slow a launch down a hundredfold. Two
+    /// blocks share all rows, so each has several here as well.
     pub const SMALL: Self = Self {
         widths: &[111, 576, 1024],
         rows: &[1, 19],
@@ -79,8 +79,8 @@ impl Space {
         }
     }
 
-    /// Whether a launch with these levels exists. Only a sum has a summand to alias, and only aligned rows within a maximum
-    /// length stay in registers.
+    /// Whether a launch with these levels exists. Only a sum has a summand to alias, and only aligned rows
+    /// within a maximum length stay in registers.
     fn exists(&self, levels: &Levels) -> bool {
         let width = self.widths[levels[WIDTH]];
         let vector = 16 / Dtype::ALL[levels[DTYPE]].size();
@@ -128,8 +128,8 @@ impl Space {
         all
     }
 
-    /// Returns every launch of one operation and type, on each path. Only the schedules take turns, because no result depends
-    /// on them.
+    /// Returns every launch of one operation and type, on each path. Only the schedules take turns, because
+    /// no result depends on them.
     #[must_use]
     pub fn all(&self, operation: Operation, dtype: Dtype) -> Vec<Case> {
         let wanted = |levels: &Levels| {
@@ -143,8 +143,8 @@ impl Space {
         all.iter().enumerate().map(|(seed, levels)| self.case(levels, seed as u64)).collect()
     }
 
-    /// Returns every operation with every type, width, number of rows and path. The other factors are chosen such that of
-    /// **any three factors** every possible combination of levels occurs.
+    /// Returns every operation with every type, width, number of rows and path. The other factors are chosen
+    /// such that of **any three factors** every possible combination of levels occurs.
     ///
     /// # Panics
     /// If a combination is left over, which would be a mistake in this function.
@@ -246,8 +246,8 @@ impl Triples {
     }
 }
 
-/// Returns some launch with these levels of three factors, if one exists. The factors that `exists` depends on are
-/// searched, the others are random.
+/// Returns some launch with these levels of three factors, if one exists. The factors that `exists` depends
+/// on are searched, the others are random.
 fn example(space: &Space, factors: [usize; 3], at: [usize; 3], random: &mut Random) -> Option<Levels> {
     let mut levels: Levels = std::array::from_fn(|factor| random.below(space.levels(factor)));
     (0..3).for_each(|i| levels[factors[i]] = at[i]);

@@ -16,8 +16,8 @@ fn rows_mut<E: Value>(buffer: &mut Buffer<E>) -> RowsMut<'_, E> {
 }
 
 impl<E: Value> Setup<E> {
-    /// Runs the launch on the CPU twin. The twin refuses profiles that do not exist. Rows with such a profile get the empty
-    /// one and are recorded, as on a GPU.
+    /// Runs the launch on the CPU twin. The twin refuses profiles that do not exist. Rows with such a profile
+    /// get the empty one and are recorded, as on a GPU.
     ///
     /// # Panics
     /// If the twin refuses the call.

@@ -1,5 +1,5 @@
-//! The result for a row depends on that row alone: not on its neighbours, its position, the memory around it, the number
-//! of threads, or the variant.
+//! The result for a row depends on that row alone: not on its neighbours, its position, the memory around it,
+//! the number of threads, or the variant.
 
 use axiscap::cpu::{Element, Isa, Job, Rows, RowsMut, split_rows};
 use axiscap::{Axis, Bound, Cap, CapTable, Epsilon, RowStat};
@@ -117,7 +117,8 @@ fn strides_and_alignment_do_not_matter<E: Element + Pod>(isa: Isa) {
     }
 }
 
-/// Checks the equalities of docs/operation.md: for f32 fused and unfused everywhere, for f16 and bf16 the residual rows.
+/// Checks the equalities of docs/operation.md: for f32 fused and unfused everywhere, for f16 and bf16 the
+/// residual rows.
 fn fused_is_unfused<E: Element + Pod>(isa: Isa) {
     for width in [1, 130, 576, 2048] {
         let mut random = Random(width as u64);
@@ -203,7 +204,8 @@ fn threads_do_not_matter_to_fused_forms<E: Element + Pod>(isa: Isa) {
                     };
                     let write = |at: usize, stride: usize| {
                         let start = (at as *mut E).wrapping_add(part.start * stride);
-                        // SAFETY: the part is inside its buffer, which outlives the scope, and parts do not overlap.
+                        // SAFETY: the part is inside its buffer, which outlives the scope, and parts do not
+                        // overlap.
                         unsafe { RowsMut::from_raw(start, part.len(), width, stride) }.unwrap()
                     };
                     let (x, residual) = (read(x, strides[0]), read(residual, strides[1]));
@@ -227,8 +229,8 @@ fn threads_do_not_matter_to_fused_forms<E: Element + Pod>(isa: Isa) {
     }
 }
 
-/// One cap on long rows has a separate kernel. Here the rows have gaps, and so have the statistics, because another profile
-/// of the table has more caps.
+/// One cap on long rows has a separate kernel. Here the rows have gaps, and so have the statistics, because
+/// another profile of the table has more caps.
 fn one_cap_on_long_rows_is_as_any<E: Element + Pod>(isa: Isa) {
     let (width, count) = (2100, 6);
     let stride = width + 5;

@@ -207,8 +207,8 @@ fn very_long_rows<E: Element>(isa: Isa) {
     check_batch(isa, &x, &x, &caps, &format!("{isa}, idle"));
 }
 
-/// Terms that all underflow to -0 keep their sign in lanes, segments and slots without padding. One +0 from padding or from
-/// an empty slot removes it.
+/// Terms that all underflow to -0 keep their sign in lanes, segments and slots without padding. One +0 from
+/// padding or from an empty slot removes it.
 #[test]
 fn zeros_have_the_sign_that_the_sum_gives_them() {
     let widths = [

@@ -1,4 +1,5 @@
-//! The CPU twin against the literal definition, the f64 oracle and itself, on every instruction set of this machine.
+//! The CPU twin against the literal definition, the f64 oracle and itself, on every instruction set of this
+//! machine.
 
 /// Stamps `fn test<E: Element>(isa: Isa)` for every instruction set and element type.
 macro_rules! on_every_isa {

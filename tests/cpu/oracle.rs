@@ -10,8 +10,8 @@ use crate::support::{cap, cap_rows, row, wide};
 
 const WIDTHS: [usize; 14] = [1, 3, 16, 111, 511, 576, 1023, 3072, 4096, 8191, 8192, 16384, 16385, 20000];
 
-/// Returns how far rounding to the stored type can move a projection: half a unit of each value, or half of the smallest
-/// denormal.
+/// Returns how far rounding to the stored type can move a projection: half a unit of each value, or half of
+/// the smallest denormal.
 pub(crate) fn storage_bound<E: Element>(row: &[f32], axis: &[f32]) -> f64 {
     // Unit roundoff and half the smallest denormal.
     let (u, denormal) = match (E::VECTOR, E::from_f32(65536.0).to_f32().is_finite()) {

@@ -53,8 +53,8 @@ fn strength_zero_observes<E: Element + Pod>(isa: Isa) {
     }
 }
 
-/// A second application starts within the first one's error of the bound: it moves the projection by no more than
-/// that error and its own, and where it does not engage it changes nothing.
+/// A second application starts within the first one's error of the bound: it moves the projection by no more
+/// than that error and its own, and where it does not engage it changes nothing.
 fn idempotence<E: Element + Pod>(isa: Isa) {
     for width in WIDTHS {
         let mut random = Random(width as u64);
@@ -156,8 +156,8 @@ fn not_stored<E: Element>(read_only: &'static [E]) {
             for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
                 // Four together and one alone, and fewer than four.
                 for count in [5, 3] {
-                    // SAFETY: the memory is valid and nothing else writes it. The test checks that the call does not write
-                    // it either.
+                    // SAFETY: the memory is valid and nothing else writes it. The test checks that the call
+                    // does not write it either.
                     let rows =
                         || unsafe { RowsMut::from_raw(read_only.as_ptr().cast_mut(), count, width, width) };
                     Job::cap(rows().unwrap()).run_on(isa, &table).unwrap();

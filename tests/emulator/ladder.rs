@@ -49,7 +49,8 @@ fn every_step_of_the_ladder_computes_the_operation() {
             unsafe { machine::run_named(name, plan.args(), &launch, case.schedule) }.expect("no fault");
             for row in 0..case.rows {
                 let (found, right) = (setup.h.row(row), expected.h.row(row));
-                // Any order of additions is within `width` roundings of the exact sum, and so is the definition's.
+                // Any order of additions is within `width` roundings of the exact sum, and so is the
+                // definition's.
                 let norm = right.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
                 let slack = 2.0 * (width as f64 + 3.0) * UNIT_ROUNDOFF * norm;
                 for (a, b) in found.iter().zip(right) {

@@ -51,7 +51,8 @@ pub(crate) unsafe fn run_named(
         unsafe { library().get(b"axiscap_emulate") }.expect("the symbol is there");
     let name = CString::new(kernel).expect("no NUL in a kernel's name");
     let mut message = [0 as c_char; 512];
-    // SAFETY: the pointers are valid for the call. The caller promises the memory at the addresses in the argument.
+    // SAFETY: the pointers are valid for the call. The caller promises the memory at the addresses in the
+    // argument.
     let failed =
         unsafe { emulate(name.as_ptr(), args, launch, schedule, message.as_mut_ptr(), message.len()) };
     // SAFETY: the emulator ends its message with a NUL.
@@ -92,8 +93,8 @@ fn build() -> PathBuf {
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("libaxiscap-emulate-{}.so", std::process::id()));
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
-    // Without contraction a multiply-add is fused exactly where the source says so. _FORTIFY_SOURCE would stop _longjmp
-    // between stacks.
+    // Without contraction a multiply-add is fused exactly where the source says so. _FORTIFY_SOURCE would
+    // stop _longjmp between stacks.
     command.args([
         "-std=c++17",
         "-O2",

@@ -1,10 +1,10 @@
-//! The CUDA kernels without a GPU: their source, compiled for the CPU by `kernels/emulate`, against the definition, the
-//! bounds of the f64 oracle and the CPU twin, bit for bit. A device would get the same launch shapes and arguments.
+//! The CUDA kernels without a GPU: their source, compiled for the CPU by `kernels/emulate`, against the
+//! definition, the bounds of the f64 oracle and the CPU twin, bit for bit. A device would get the same launch
+//! shapes and arguments.
 //!
 //!     cargo test --test emulator                      # a covering array: a minute or two
 //!     cargo test --test emulator -- --ignored         # all launches: an hour
 //!     cargo test --test emulator -- --ignored few     # launches of up to 19 rows: ten minutes
-#![cfg(feature = "cuda")]
 
 mod emulate;
 mod ladder;
@@ -35,7 +35,8 @@ fn check_all<'a>(cases: impl IntoIterator<Item = &'a Case>) {
     assert!(launches > 0 && acted > launches, "{launches} launches, caps acted {acted} times");
 }
 
-/// Checks every kernel, width, number of rows and path, with any three of the other factors: see [`Space::covering`].
+/// Checks every kernel, width, number of rows and path, with any three of the other factors: see
+/// [`Space::covering`].
 fn sweep(operation: Operation) {
     static CASES: OnceLock<Vec<Case>> = OnceLock::new();
     let cases = CASES.get_or_init(|| Space::ODD.covering());

@@ -1,10 +1,11 @@
-//! Every field of a cap file wrong in turn: refused, with a message that names the field and the remedy.
+//! Each field of a cap file made wrong in turn. The file is refused, with a message that names the field and
+//! the remedy.
 
 use axiscap::file::gguf::{self, Gguf, Value};
 use axiscap::file::{CapFile, FileError, ModelInfo};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 
-/// A file in parts, to be put together again with one part wrong.
+/// The parts of a file, from which a file with one wrong part is made.
 struct Parts {
     metadata: Vec<(String, Value)>,
     tensors: Vec<(String, Vec<f32>)>,
@@ -49,7 +50,7 @@ fn refused(bytes: &[u8]) -> FileError {
     }
 }
 
-/// The error is in `field`, and its message holds each of `words`.
+/// Asserts that the error is in `field`, and that its message holds each of `words`.
 #[track_caller]
 fn check(error: &FileError, field: &str, words: &[&str]) {
     let message = error.to_string();
@@ -82,8 +83,13 @@ fn the_file_is_right_before_it_is_made_wrong() {
 
 #[test]
 fn values_out_of_range() {
-    let again = "axiscap calibrate";
-    wrong_value("general.architecture", "llama", "general.architecture", &["controlvector", "--model"]);
+    let again = "make the file again";
+    wrong_value(
+        "general.architecture",
+        "llama",
+        "general.architecture",
+        &["controlvector", "another kind of GGUF file"],
+    );
     wrong_value("controlvector.layer_count", 0i32, "controlvector.layer_count", &["above 0", again]);
     wrong_value("controlvector.layer_count", -5i32, "controlvector.layer_count", &["-5", again]);
     wrong_value("axiscap.version", 0u32, "axiscap.version", &["expected 1", "found 0"]);
@@ -161,7 +167,7 @@ fn arrays_of_other_lengths() {
         ("axiscap.cap.norm", vec![1f32; 2].into()),
     ];
     for (key, value) in columns {
-        wrong_value(key, value, key, &["3 values, one per cap", "axiscap calibrate"]);
+        wrong_value(key, value, key, &["3 values, one per cap", "make the file again"]);
     }
     wrong_value("axiscap.cap.block", vec![1i32; 2], "axiscap.cap.tensor", &["2 values", "3 values"]);
 
@@ -199,8 +205,8 @@ fn values_of_another_type_and_absent_ones() {
             continue;
         }
         *value = 1u8.into();
-        check(&refused(&parts.bytes()), &key, &["type", type_name, "found u8", "axiscap calibrate"]);
-        // The same numbers as a type that is nearly right.
+        check(&refused(&parts.bytes()), &key, &["type", type_name, "found u8", "make the file again"]);
+        // The same numbers in a similar type.
         parts.metadata[index].1 = vec![1f64; 3].into();
         check(&refused(&parts.bytes()), &key, &["type", type_name, "found array of f64"]);
 
@@ -208,14 +214,14 @@ fn values_of_another_type_and_absent_ones() {
         if optional.contains(&key) {
             CapFile::from_bytes(&parts.bytes()).unwrap();
         } else {
-            check(&refused(&parts.bytes()), &key, &["no such key", "axiscap calibrate"]);
+            check(&refused(&parts.bytes()), &key, &["no such key", "make the file again"]);
         }
     }
 }
 
 #[test]
 fn axes_that_are_none() {
-    let again = "axiscap extract";
+    let again = "extract the axes again";
     wrong_tensor(|values| values.fill(0.0), &["zeros only", again]);
     wrong_tensor(|values| values[4] = f32::NAN, &["NaN at index 4 of 6", again]);
     wrong_tensor(|values| values[0] = f32::INFINITY, &["inf at index 0 of 6", again]);
@@ -233,12 +239,13 @@ fn patched(bytes: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
     [&bytes[..at], new, &bytes[at + old.len()..]].concat()
 }
 
-/// The same for a replacement of another length before the tensors' data, which stays aligned.
+/// Replaces bytes by others of another length before the tensors' data, and keeps the data aligned.
 fn padded(bytes: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
     // Three tensors of six values, each padded to 32 bytes.
     const DATA: usize = 3 * 32;
     let (list, data) = bytes.split_at(bytes.len() - DATA);
-    // What pads the list is less than 32 zeros, and behind the last offset, whose upper bytes are zeros as well.
+    // The list is padded by less than 32 zeros. They follow the last offset, whose upper bytes are zeros as
+    // well.
     let last = list.len() - list.iter().rev().take_while(|&&byte| byte == 0).count();
     let end = last - 1 + 8;
     let mut list = patched(&list[..end], old, new);
@@ -246,7 +253,7 @@ fn padded(bytes: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
     [list, data.to_vec()].concat()
 }
 
-/// `direction.1` in the list of tensors, and what follows: dimensions 1, extent 6, type 0, offset 0.
+/// Returns the entry of `direction.1` in the list of tensors: name, 1 dimension, extent 6, type 0, offset 0.
 fn tensor_info(dimensions: u32, extent: u64, element_type: u32, offset: u64) -> Vec<u8> {
     let mut bytes = b"direction.1".to_vec();
     bytes.extend(dimensions.to_le_bytes());
@@ -262,7 +269,7 @@ fn containers_that_are_none() {
     let header = |at: usize, new: &[u8]| [&good[..at], new, &good[at + new.len()..]].concat();
     let repair = "make it again";
     check(&refused(b""), "magic", &["4 bytes", "0 bytes left", repair]);
-    check(&refused(b"PK\x03\x04"), "magic", &["GGUF", "PK", "axiscap calibrate"]);
+    check(&refused(b"PK\x03\x04"), "magic", &["GGUF", "PK", "name a cap file"]);
     check(&refused(&header(4, &1u32.to_le_bytes())), "version", &["expected 3", "found 1", "rewrite"]);
     check(&refused(&header(4, &2u32.to_le_bytes())), "version", &["expected 3", "found 2", "rewrite"]);
     check(&refused(&header(4, &4u32.to_le_bytes())), "version", &["found 4", "newer axiscap"]);
@@ -285,7 +292,7 @@ fn containers_that_are_none() {
     CapFile::from_bytes(&padded(&good, &key, &named(&longest))).unwrap();
     let message = refused(&padded(&good, &key, &named(&longer))).to_string();
     assert!(message.contains("expected 1 to 65535 bytes, found 65536 bytes"), "{message}");
-    // The name of the tensor, and what names it.
+    // The name of the tensor, and the field that holds it.
     let tensor = named("axiscap.axis.1");
     let both = |name: &str| {
         let column = padded(&good, &tensor, &named("x"));
@@ -328,7 +335,7 @@ fn containers_that_are_none() {
     check(&refused(&patched(&good, &array(6, 3), &array(13, 3))), "axiscap.cap.floor", &["0 to 12", "13"]);
 }
 
-/// Text of a stranger's file must not steer a terminal, whichever part of a message quotes it.
+/// Text from a file must not control a terminal, whichever part of a message quotes it.
 #[track_caller]
 fn check_escaped(message: &str, words: &str) {
     assert!(!message.contains('\x1b') && message.contains(words), "{message:?}");
@@ -341,7 +348,7 @@ fn what_was_found_is_printable() {
     check_escaped(&refused(&parts.bytes()).to_string(), "found a\\u{1b}[2Jb;");
 }
 
-/// One key contradicts another, which says what was expected.
+/// One key contradicts another. The message names the other key's value as expected.
 #[test]
 fn what_was_expected_is_printable() {
     let mut parts = Parts::new();
@@ -450,10 +457,10 @@ fn files_that_cannot_be_read() {
     let long = folder.path().join("long.gguf");
     std::fs::File::create(&long).unwrap().set_len((1 << 30) + 1).unwrap();
     let error = CapFile::read(&long).unwrap_err();
-    check(&error, "file size", &["long.gguf", "1073741824 bytes", "1073741825 bytes", "--model"]);
+    check(&error, "file size", &["long.gguf", "1073741824 bytes", "1073741825 bytes", "no cap file"]);
 }
 
-/// A device that never ends is read no further than its first bytes.
+/// Only the first bytes of an endless device are read.
 #[cfg(unix)]
 #[test]
 fn endless_files() {

@@ -1,4 +1,4 @@
-//! However much a file claims to hold, reading it takes memory in proportion to what it does hold.
+//! Reading a file takes memory in proportion to its size, for any counts and lengths in it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -8,22 +8,22 @@ use axiscap::file::{CapFile, ModelInfo};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
+static MAX: AtomicUsize = AtomicUsize::new(0);
 
-/// The system's allocator, counting.
+/// The system's allocator, which counts the bytes in use.
 struct Counting;
 
-// SAFETY: every call is handed to the system's allocator as it came; counting does not allocate.
+// SAFETY: every call is passed on to the system's allocator unchanged, and counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        MOST.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
+        MAX.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller promises a layout that the system's allocator takes.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         NOW.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises a pointer that `alloc` returned for this layout.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -31,19 +31,19 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Reads `bytes` and gives the most memory that took.
+/// Reads `bytes` and returns the maximum of the memory in use.
 fn memory_to_read(bytes: &[u8]) -> usize {
     let before = NOW.load(Relaxed);
-    MOST.store(before, Relaxed);
+    MAX.store(before, Relaxed);
     drop(CapFile::from_bytes(bytes));
-    MOST.load(Relaxed) - before
+    MAX.load(Relaxed) - before
 }
 
 #[track_caller]
 fn check(bytes: &[u8]) {
     let used = memory_to_read(bytes);
-    let most = 16 * bytes.len() + 4096;
-    assert!(used <= most, "{} bytes took {used} bytes to read, more than {most}", bytes.len());
+    let max = 16 * bytes.len() + 4096;
+    assert!(used <= max, "{} bytes took {used} bytes to read, more than {max}", bytes.len());
 }
 
 fn file(width: usize) -> CapFile {
@@ -52,10 +52,10 @@ fn file(width: usize) -> CapFile {
     CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 4))
 }
 
-// One test alone: the counters are the whole process's.
+// The only test of this process, because the counters belong to the process.
 #[test]
 fn memory_is_in_proportion_to_the_file() {
-    // Every eight bytes of a small file as a count, a length or an extent that nothing can hold.
+    // Any eight bytes of a small file become an absurd count, length or extent.
     let good = file(8).to_bytes().unwrap();
     for at in 0..good.len() - 8 {
         for absurd in [u64::MAX, 1 << 62, 1 << 40, 1 << 31] {
@@ -64,7 +64,8 @@ fn memory_is_in_proportion_to_the_file() {
             check(&bytes);
         }
     }
-    // Much of what takes more in memory than in the file: empty texts, short keys, caps that share a wide tensor.
+    // Values that take more in memory than in the file: empty texts, short keys, caps that share a wide
+    // tensor.
     let metadata = |key: &str, value: Value| {
         let mut metadata = gguf::Gguf::parse(&good).unwrap().metadata;
         metadata.retain(|(k, _)| k != key);
@@ -78,24 +79,24 @@ fn memory_is_in_proportion_to_the_file() {
     let keys: Vec<_> = (0..20_000u32).map(|key| (format!("{key:x}"), Value::from(0u8))).collect();
     check(&gguf::to_bytes(&keys, &[]).unwrap());
 
-    let most = CapFile::MOST_CAPS;
-    for caps in [most, most + 1, 10_000] {
+    let max = CapFile::MAX_CAPS;
+    for caps in [max, max + 1, 10_000] {
         let bytes = sharing(caps, 10_000);
         check(&bytes);
         let read = CapFile::from_bytes(&bytes);
-        if caps > most {
+        if caps > max {
             let message = read.unwrap_err().to_string();
             assert!(message.contains("axiscap.cap.block: expected at most 4096 caps"), "{message}");
             continue;
         }
-        // What is shared stays shared: in memory, and when it is written again, but for the first cap of the block. Names are
-        // a few bytes longer.
+        // Caps share their axis in memory and when they are written again, except for the first cap of the
+        // block. Names are a few bytes longer.
         let read = read.unwrap();
         assert_eq!(read.caps.caps().len(), caps);
         let before = NOW.load(Relaxed);
-        MOST.store(before, Relaxed);
+        MAX.store(before, Relaxed);
         let again = read.to_bytes().unwrap();
-        let used = MOST.load(Relaxed) - before;
+        let used = MAX.load(Relaxed) - before;
         assert!(
             again.len() <= bytes.len() + 4 * 10_000 + 4 * caps + 4096,
             "{} bytes, from {}",
@@ -106,28 +107,28 @@ fn memory_is_in_proportion_to_the_file() {
         assert_eq!(CapFile::from_bytes(&again).unwrap().caps, read.caps);
     }
 
-    // First caps of their blocks have tensors of their own: more than a file may hold is refused before any memory
-    // is asked for.
+    // First caps of their blocks have separate tensors. Too large a file is refused before memory is
+    // allocated for it.
     let axis = Axis::from_direction(&vec![1.0; 1 << 20]).unwrap();
     let caps = (1..300).map(|block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::NONE) });
     let large = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 300));
     let before = NOW.load(Relaxed);
-    MOST.store(before, Relaxed);
+    MAX.store(before, Relaxed);
     let error = large.to_bytes().unwrap_err();
     assert_eq!(error.field(), Some("file size"), "{error}");
-    assert!(MOST.load(Relaxed) - before < 1 << 20);
+    assert!(MAX.load(Relaxed) - before < 1 << 20);
 
-    // As many caps as a file may hold can be written, and no more.
+    // The maximum number of caps can be written, and one more is refused.
     let axis = Axis::from_direction(&[1.0]).unwrap();
     let many = |count: usize| {
         let caps = (0..count).map(|_| BlockCap { block: 1, cap: Cap::new(axis.clone(), Bound::NONE) });
         CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 2)).to_bytes()
     };
-    assert!(many(most).is_ok());
-    assert_eq!(many(most + 1).unwrap_err().field(), Some("axiscap.cap.block"));
+    assert!(many(max).is_ok());
+    assert_eq!(many(max + 1).unwrap_err().field(), Some("axiscap.cap.block"));
 }
 
-/// A file whose caps share one tensor.
+/// Makes a file whose caps share one tensor.
 fn sharing(caps: usize, width: usize) -> Vec<u8> {
     let axis = Axis::from_direction(&vec![1.0; width]).unwrap();
     let shared: Vec<(String, Value)> = vec![

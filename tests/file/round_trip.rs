@@ -1,8 +1,8 @@
-//! What is written is read back, bit for bit, and the same content gives the same bytes.
+//! A written file reads back bit for bit, and the same content gives the same bytes.
 
 use axiscap::file::gguf::{self, Gguf, Value};
 use axiscap::file::{CapFile, ControlVector, FileError, ModelInfo, Warning};
-use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, Error};
 use proptest::prelude::*;
 
 fn bound() -> impl Strategy<Value = Bound> {
@@ -112,7 +112,7 @@ fn small() -> CapFile {
 }
 
 #[test]
-fn tensors_are_named_so_that_llama_cpp_can_read_what_it_can_use() {
+fn tensor_names_let_llama_cpp_read_only_files_that_it_can_use_wholly() {
     let bytes = small().to_bytes().unwrap();
     let gguf = Gguf::parse(&bytes).unwrap();
     let names: Vec<_> = gguf.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
@@ -152,9 +152,9 @@ fn caps_may_share_a_tensor_and_unknown_values_survive() {
 }
 
 #[test]
-fn an_axis_is_written_once_but_for_what_llama_cpp_reads() {
+fn an_axis_is_written_once_except_for_the_directions_of_llama_cpp() {
     let axis = |x: f32| Axis::from_direction(&[x, 1.0, -2.0]).unwrap();
-    // Equal values in memory of their own, too.
+    // Equal values in separate memory as well.
     let caps = [(0, 1.0), (2, 1.0), (2, 1.0), (0, 5.0), (3, 1.0), (2, 5.0), (2, -0.0), (2, 0.0)];
     let caps = caps.map(|(block, x)| BlockCap { block, cap: Cap::new(axis(x), Bound::NONE) });
     let file = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 4));
@@ -187,7 +187,7 @@ fn an_axis_is_written_once_but_for_what_llama_cpp_reads() {
 }
 
 #[test]
-fn an_empty_name_reads_back_as_none() {
+fn an_empty_name_reads_back_as_no_name() {
     let axis = Axis::from_direction(&[1.0, 1.0]).unwrap();
     let caps = ["", "assistant"].map(|name| {
         let cap = Cap::new(axis.clone(), Bound::NONE).with_name(name);
@@ -208,7 +208,7 @@ fn a_norm_beyond_f32_is_not_kept() {
 }
 
 #[test]
-fn a_tensor_that_names_another_block_is_pointed_out() {
+fn a_tensor_that_names_another_block_gives_a_warning() {
     let bytes = small().to_bytes().unwrap();
     let gguf = Gguf::parse(&bytes).unwrap();
     let mut metadata = gguf.metadata.clone();
@@ -232,10 +232,18 @@ fn files_fit_their_model_or_are_refused() {
         file.check_model("qwen3", 3, 4).unwrap().as_slice(),
         [Warning::OtherArchitecture { file, model }] if file == "llama" && model == "qwen3"
     ));
-    for (width, blocks, field) in [(4, 4, "axiscap.width"), (3, 5, "controlvector.layer_count")] {
+    let width = file.caps.check_model(4, 4).unwrap_err();
+    let other_models = [
+        (4, 4, width),
+        (3, 5, Error::BlockCount { caps: 4, model: 5 }),
+        (3, 3, Error::BlockCount { caps: 4, model: 3 }),
+    ];
+    for (width, blocks, expected) in other_models {
         let error = file.check_model("llama", width, blocks).unwrap_err();
-        assert!(matches!(error, FileError::OtherModel(_)));
-        assert_eq!(error.field(), Some(field));
+        match &error {
+            FileError::OtherModel { file: None, error } => assert_eq!(*error, expected),
+            other => panic!("{other}"),
+        }
         assert!(error.to_string().contains("extract and calibrate"), "{error}");
     }
 }
@@ -252,7 +260,7 @@ fn a_plain_control_vector_is_not_run_but_can_be_calibrated() {
 
     let error = CapFile::from_bytes(&bytes).unwrap_err();
     assert!(matches!(error, FileError::PlainControlVector { .. }));
-    assert!(error.to_string().contains("axiscap calibrate"), "{error}");
+    assert!(error.to_string().contains("give it bounds that are measured on this model"), "{error}");
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("v.gguf");
@@ -266,5 +274,8 @@ fn a_plain_control_vector_is_not_run_but_can_be_calibrated() {
     assert_eq!(caps[1].cap.axis().norm(), Some(5.0));
 
     let error = ControlVector::read(&path).unwrap().into_axes(ModelInfo::new("llama", 3)).unwrap_err();
-    assert_eq!(error.field(), Some("tensor direction.3"));
+    assert!(matches!(
+        error,
+        FileError::OtherModel { error: Error::Block { index: 1, block: 3, blocks: 3 }, .. }
+    ));
 }

@@ -40,7 +40,8 @@ pub(crate) fn device() -> Option<Gpu> {
     Some(Gpu { device: open()?, _turn: turn })
 }
 
-/// Opens the GPU without other tests on it. A test that frees memory waits for all streams, which breaks captures.
+/// Opens the GPU without other tests on it. A test that frees memory waits for all streams, which breaks
+/// captures.
 pub(crate) fn device_alone() -> Option<Gpu> {
     let turn = Turn::Alone(TURNS.write().unwrap_or_else(PoisonError::into_inner));
     Some(Gpu { device: open()?, _turn: turn })
@@ -58,8 +59,8 @@ fn open() -> Option<&'static Device> {
     }
 }
 
-/// Returns the device's limits, with no more blocks than in the case's limits. On a whole GPU every row of a test would get
-/// a separate block, and no block or group would have a second row.
+/// Returns the device's limits, with no more blocks than in the case's limits. On a whole GPU every row of a
+/// test would get a separate block, and no block or group would have a second row.
 fn limits(device: &Device, case: &Case) -> Limits {
     let own = device.info().limits;
     Limits {

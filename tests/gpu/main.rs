@@ -1,6 +1,5 @@
-//! The CUDA kernels on a GPU against the CPU twin, bit for bit except for NaN payloads. Without a GPU every test prints why
-//! it is skipped. With AXISCAP_REQUIRE_GPU set it fails instead.
-#![cfg(feature = "cuda")]
+//! The CUDA kernels on a GPU against the CPU twin, bit for bit except for NaN payloads. Without a GPU every
+//! test prints why it is skipped. With AXISCAP_REQUIRE_GPU set it fails instead.
 
 mod device;
 
@@ -76,7 +75,8 @@ fn many_rows() {
     }
 }
 
-/// Overlapping launches on the same rows, many times: every operation on every path, with one cap and with several.
+/// Overlapping launches on the same rows, many times: every operation on every path, with one cap and with
+/// several.
 #[test]
 fn programmatic_dependent_launches_wait_for_each_other() {
     let Some(device) = device() else { return };
@@ -105,8 +105,9 @@ fn programmatic_dependent_launches_wait_for_each_other() {
     }
 }
 
-/// An update takes the bounds from the caller's slice at the time of the call, even if the GPU could read the slice later.
-/// The slice is in page-locked memory here, and the next turn changes it while the GPU is still busy.
+/// An update takes the bounds from the caller's slice at the time of the call, even if the GPU could read the
+/// slice later. The slice is in page-locked memory here, and the next turn changes it while the GPU is still
+/// busy.
 #[test]
 fn updates_read_the_callers_memory_during_the_call() {
     let Some(device) = device() else { return };
@@ -120,7 +121,8 @@ fn updates_read_the_callers_memory_during_the_call() {
     let mut on_device = stream.clone_htod(&values).expect("device memory");
     let mut params = table.params().to_vec();
     let bytes = size_of_val(&params[..]);
-    // SAFETY: the memory is the slice's. It is unregistered below, and the vector is not reallocated in between.
+    // SAFETY: the memory is the slice's. It is unregistered below, and the vector is not reallocated in
+    // between.
     let register = unsafe { sys::cuMemHostRegister_v2(params.as_mut_ptr().cast(), bytes, 0) };
     assert_eq!(register, sys::CUresult::CUDA_SUCCESS);
     let set = |table: &mut CapTable, turn: usize| {
@@ -153,7 +155,8 @@ struct Untracked<'a>(&'a Device);
 
 impl<'a> Untracked<'a> {
     fn new(device: &'a Device) -> Self {
-        // SAFETY: the test is alone on the device and uses one stream, so no work has to be ordered by events.
+        // SAFETY: the test is alone on the device and uses one stream, so no work has to be ordered by
+        // events.
         unsafe { device.context().disable_event_tracking() };
         Self(device)
     }
@@ -225,8 +228,8 @@ fn the_threads_context_is_restored() {
     });
 }
 
-/// The same when the last device is dropped, and the primary context with it. The tests share a device that is never
-/// dropped, so this test runs itself again in a separate process.
+/// The same when the last device is dropped, and the primary context with it. The tests share a device that
+/// is never dropped, so this test runs itself again in a separate process.
 #[test]
 fn the_threads_context_is_restored_when_the_last_device_is_dropped() {
     const ALONE: &str = "AXISCAP_TEST_ALONE";

@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     })?;
     println!();
-    for (entry, stats) in caps.caps.caps().iter().zip(context.stats()?) {
+    for (entry, stats) in caps.caps.caps().iter().zip(context.session()?.stats()) {
         let share = 100.0 * stats.engagement().unwrap_or(0.0);
         println!("block {}: engaged on {share:.0} % of {} rows", entry.block, stats.rows);
     }

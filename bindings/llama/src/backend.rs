@@ -10,18 +10,20 @@ use llama_cpp_sys_2 as sys;
 
 use crate::log;
 
-/// Initialises llama.cpp once and for good: it is never freed, since contexts may outlive any guard.
+/// Initialises llama.cpp once. It is never freed, because contexts may outlive any guard.
 ///
-/// llama.cpp's log goes to `tracing` from here on.
+/// From here on llama.cpp's log goes to `tracing`.
 pub(crate) fn llama() -> &'static LlamaBackend {
     static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
     BACKEND.get_or_init(|| {
         log::install();
-        // Before llama.cpp starts: where it finds no backend, it loads what it can itself, and says nothing.
+        // Before llama.cpp starts. If llama.cpp finds no backend, it loads what it can and reports no
+        // failure.
         #[cfg(feature = "dynamic-backends")]
         MODULES.get_or_init(crate::modules::load);
-        // The only error is that the program has initialised llama.cpp itself, which is just as good. The token
-        // made for that case lives in a static and is never dropped, so it never frees what it does not own.
+        // The only error is that the program has initialised llama.cpp itself, which serves as well. The
+        // token made for that case lives in a static and is never dropped, so it never frees a backend that
+        // it does not own.
         LlamaBackend::init().unwrap_or(LlamaBackend {})
     })
 }
@@ -29,7 +31,7 @@ pub(crate) fn llama() -> &'static LlamaBackend {
 #[cfg(feature = "dynamic-backends")]
 static MODULES: OnceLock<Vec<crate::modules::Module>> = OnceLock::new();
 
-/// Files with backends of ggml that were found, other than the CPU's, and what became of them.
+/// Returns the files with backends of ggml that were found, other than the CPU's, and what became of them.
 #[cfg(feature = "dynamic-backends")]
 pub fn modules() -> &'static [crate::modules::Module] {
     llama();
@@ -41,9 +43,9 @@ pub fn modules() -> &'static [crate::modules::Module] {
 pub struct Build {
     /// Version of ggml, e.g. `0.26.0`.
     pub ggml_version: String,
-    /// Commit of ggml, where the build knew it.
+    /// Commit of ggml, if the build knew it.
     pub ggml_commit: String,
-    /// llama.cpp's own line of CPU and GPU features.
+    /// llama.cpp's line of CPU and GPU features.
     pub system_info: String,
     /// Whether any backend can take layers off the CPU.
     pub gpu_offload: bool,
@@ -53,7 +55,7 @@ pub struct Build {
 #[must_use]
 pub fn build() -> Build {
     let backend = llama();
-    // SAFETY: these return pointers to static NUL-terminated strings.
+    // SAFETY: these functions return pointers to static NUL-terminated strings.
     let (version, commit, info) = unsafe {
         (text(sys::ggml_version()), text(sys::ggml_commit()), text(sys::llama_print_system_info()))
     };
@@ -82,7 +84,7 @@ pub struct Device {
     pub memory_free: usize,
 }
 
-/// The devices llama.cpp sees.
+/// Returns the devices that llama.cpp sees.
 #[must_use]
 pub fn devices() -> Vec<Device> {
     llama();
@@ -106,12 +108,14 @@ pub fn devices() -> Vec<Device> {
         .collect()
 }
 
+/// Copies a C string.
+///
 /// # Safety
 /// `pointer` is null or a NUL-terminated string that outlives the call.
-pub(crate) unsafe fn text(pointer: *const c_char) -> String {
+unsafe fn text(pointer: *const c_char) -> String {
     if pointer.is_null() {
         return String::new();
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: not null, and the caller promises a NUL-terminated string.
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }

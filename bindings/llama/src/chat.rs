@@ -1,4 +1,4 @@
-//! Conversations: the model's chat template, and turns that decode only what is new.
+//! Conversations: the model's chat template, and turns that decode only new tokens.
 
 use std::ops::ControlFlow;
 
@@ -22,7 +22,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The role's name in chat templates.
+    /// Returns the role's name in chat templates.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -43,22 +43,23 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message.
+    /// Makes a message.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Self { role, content: content.into() }
     }
 }
 
 impl Model {
-    /// Whether the file holds a chat template.
+    /// Returns whether the file holds a chat template.
     #[must_use]
     pub fn has_chat_template(&self) -> bool {
         self.llama().chat_template(None).is_ok()
     }
 
     /// Writes a conversation in the markup of the model's chat template, or of the one named (e.g. `chatml`).
-    /// `answer` adds the markup that opens the model's next answer. llama.cpp recognises templates rather than
-    /// running their code: a default system prompt hidden in one is not added.
+    ///
+    /// `answer` adds the markup that opens the model's next answer. llama.cpp recognises templates rather
+    /// than running their code, so the default system prompt of a template is not added.
     ///
     /// # Errors
     /// [`Error::NoChatTemplate`], [`Error::ChatTemplate`], [`Error::NulInText`], [`Error::TextTooLong`].
@@ -68,12 +69,12 @@ impl Model {
         template: Option<&str>,
         answer: bool,
     ) -> Result<String, Error> {
-        // llama-cpp-2 hands llama.cpp a buffer of twice the messages' length, counted in an i32, and panics beyond;
-        // what the template adds must fit as well.
-        const MOST: usize = i32::MAX as usize / 4;
+        // llama-cpp-2 gives llama.cpp a buffer of twice the messages' length, counted in an i32, and panics
+        // beyond. The template's markup must fit as well.
+        const MAX: usize = i32::MAX as usize / 4;
         let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
-        if bytes > MOST {
-            return Err(Error::TextTooLong { bytes, most: MOST });
+        if bytes > MAX {
+            return Err(Error::TextTooLong { bytes, max: MAX });
         }
         let template = match template {
             Some(name) => LlamaChatTemplate::new(name)
@@ -105,21 +106,21 @@ impl Model {
 
 /// A conversation on sequence 0 of a context.
 ///
-/// The model's own tokens are kept as they were generated, and only the tokens of a new turn are decoded: the
-/// context's [`generate`](crate::generate()) finds the rest in its KV cache. When the caps have changed in between,
-/// the whole conversation is decoded anew under them.
+/// The model's tokens are kept as they were generated, and only the tokens of a new turn are decoded:
+/// [`generate`](crate::generate()) finds the rest in the KV cache. If the caps have changed in between, the
+/// whole conversation is decoded again under them.
 #[derive(Debug, Clone, Default)]
 pub struct Chat {
     system: Option<String>,
     template: Option<String>,
     messages: Vec<Message>,
-    /// The conversation so far as text and as tokens, the last answer without what closes it.
+    /// The conversation so far as text and as tokens, without the markup that closes the last answer.
     text: String,
     tokens: Vec<Token>,
 }
 
 impl Chat {
-    /// A conversation under a system prompt, in the model's own template unless another one is named.
+    /// Starts a conversation under a system prompt, in the model's own template unless another one is named.
     #[must_use]
     pub fn new(system: Option<&str>, template: Option<&str>) -> Self {
         let mut chat =
@@ -128,7 +129,7 @@ impl Chat {
         chat
     }
 
-    /// Says something and generates the answer. When that fails the conversation is as it was before.
+    /// Adds a user's message and generates the answer. After a failure the conversation is as it was before.
     ///
     /// # Errors
     /// Those of [`Model::render`] and [`generate`](crate::generate()).
@@ -156,7 +157,7 @@ impl Chat {
         let model = context.model();
         let rendered = model.render(&self.messages, self.template.as_deref(), true)?;
         let mut tokens = match rendered.strip_prefix(&self.text) {
-            // Tokenizing an answer anew may cut it otherwise than the model did.
+            // Tokenizing an answer again may cut it otherwise than the model did.
             Some(new) if !self.tokens.is_empty() => [&self.tokens[..], &model.tokenize(new, false)?].concat(),
             _ => model.tokenize(&rendered, true)?,
         };
@@ -169,7 +170,7 @@ impl Chat {
         Ok(Turn { prompt_tokens: prompt, generated })
     }
 
-    /// Takes back the last question and its answer; `false` when there is none.
+    /// Removes the last question and its answer. Returns `false` if there is none.
     pub fn undo(&mut self) -> bool {
         let Some(question) = self.messages.iter().rposition(|message| message.role == Role::User) else {
             return false;
@@ -180,14 +181,14 @@ impl Chat {
         true
     }
 
-    /// Starts anew, under the same system prompt.
+    /// Starts again under the same system prompt.
     pub fn reset(&mut self) {
         self.messages = self.system.iter().map(|text| Message::new(Role::System, text)).collect();
         self.text.clear();
         self.tokens.clear();
     }
 
-    /// The messages so far.
+    /// Returns the messages so far.
     #[must_use]
     pub fn messages(&self) -> &[Message] {
         &self.messages

@@ -1,10 +1,11 @@
-//! What can go wrong between a model file and generated text.
+//! What can go wrong between a model file and generated text. The messages speak of this crate's options. A
+//! program that has flags for them matches the variants and names its flags.
 
 use std::path::PathBuf;
 
 use axiscap_ggml::HookError;
 
-/// Why a model, a context or a decode failed. Every message says what, where, and what to do.
+/// Why a model, a context or a decode failed. Every message says what failed, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -13,21 +14,21 @@ pub enum Error {
     ModelFile {
         /// The path as given.
         path: PathBuf,
-        /// What the system said.
+        /// The system's reason.
         error: std::io::Error,
     },
-    /// A path that cannot be handed to llama.cpp.
+    /// A path that llama.cpp cannot take.
     #[error("the model's path {} is not UTF-8 or holds a NUL byte; rename the file or link to it under another name", .0.display())]
     ModelPath(PathBuf),
     /// llama.cpp refused the model.
-    #[error("llama.cpp cannot load the model {}: {reason}; {remedy}", .path.display())]
+    #[error("llama.cpp cannot load the model {}: {reason}; {}", .path.display(), .cause.remedy())]
     ModelLoad {
         /// The path as given.
         path: PathBuf,
         /// llama.cpp's own words.
         reason: String,
-        /// What to do.
-        remedy: &'static str,
+        /// What kind of failure that is.
+        cause: LoadFailure,
     },
     /// A model that does not generate text: an encoder, an embedding model, or a file without a tokenizer.
     #[error("the model {} ({architecture}) cannot generate text: {reason}; give a causal language model with its tokenizer", .path.display())]
@@ -42,7 +43,7 @@ pub enum Error {
     /// An option outside its range.
     #[error("{option} is {value}; it must be {expected}")]
     Option {
-        /// The option, as a field and as the program's flag.
+        /// The field's name, e.g. `ctx`.
         option: &'static str,
         /// The value given.
         value: String,
@@ -50,18 +51,16 @@ pub enum Error {
         expected: String,
     },
     /// llama.cpp could not make a context.
-    #[error(
-        "llama.cpp cannot make a context of {ctx} tokens: {reason}; a smaller context (--ctx) needs less memory"
-    )]
+    #[error("llama.cpp cannot make a context of {ctx} tokens: {reason}; a smaller context needs less memory")]
     ContextCreation {
         /// Tokens of context asked for.
         ctx: u32,
         /// llama.cpp's own words.
         reason: String,
     },
-    /// The hook did not see a backend while the context was made.
+    /// The hook saw no backend while the context was made.
     #[error(
-        "no ggml backend of the new context passed through the hook, so nothing could be capped; `axiscap doctor` says which devices the hook sees"
+        "no ggml backend of the new context passed through the hook, so nothing could be capped; Hook::report lists the devices that the hook sees"
     )]
     NotBound,
     /// Caps on a context made with [`Context::uncapped`](crate::Context::uncapped).
@@ -73,7 +72,7 @@ pub enum Error {
     /// A text without a single token.
     #[error("the prompt is empty: there is no token to start from; give some text")]
     EmptyPrompt,
-    /// A text that cannot be handed to llama.cpp.
+    /// A text that llama.cpp cannot take.
     #[error("the {what} holds a NUL byte at offset {offset}; remove it")]
     NulInText {
         /// Which text.
@@ -82,16 +81,16 @@ pub enum Error {
         offset: usize,
     },
     /// A text too long to be tokenized, or to be put into a chat template, at all.
-    #[error("the text is {bytes} bytes long; llama.cpp takes at most {most}: shorten it")]
+    #[error("the text is {bytes} bytes long; llama.cpp takes at most {max}: shorten it")]
     TextTooLong {
         /// Length in bytes.
         bytes: usize,
-        /// Most bytes.
-        most: usize,
+        /// Maximum bytes.
+        max: usize,
     },
     /// More tokens than the context holds.
     #[error(
-        "the prompt has {prompt} tokens, but the context holds {context}; raise --ctx (the model was trained on {trained} tokens) or shorten the prompt"
+        "the prompt has {prompt} tokens, but the context holds {context}; make the context larger (the model was trained on {trained} tokens) or shorten the prompt"
     )]
     PromptTooLong {
         /// Tokens of the prompt.
@@ -101,21 +100,9 @@ pub enum Error {
         /// Tokens of context the model was trained on.
         trained: u32,
     },
-    /// Prompts and answers that do not fit what the model was trained on, where the context is made as needed.
-    #[error(
-        "a prompt of {prompt} tokens and an answer of up to {answer} do not fit into the {trained} tokens that the model was trained on; lower --max-tokens or shorten the prompts"
-    )]
-    AnswerTooLong {
-        /// Tokens of the longest prompt.
-        prompt: usize,
-        /// Most tokens of an answer.
-        answer: usize,
-        /// Tokens of context the model was trained on.
-        trained: u32,
-    },
     /// The KV cache has no room for the rows of a batch.
     #[error(
-        "the context is full: no room for {rows} more rows among its {context} tokens; raise --ctx or start anew"
+        "the context is full: no room for {rows} more rows among its {context} tokens; make the context larger, or clear it"
     )]
     ContextFull {
         /// Rows of the batch.
@@ -130,10 +117,10 @@ pub enum Error {
     BatchTooLong {
         /// Rows of the batch.
         rows: usize,
-        /// Most rows of a batch.
+        /// Maximum rows of a batch.
         batch: usize,
     },
-    /// A batch that names a token, position or sequence that cannot be.
+    /// A row of a batch with a token, position or sequence out of range.
     #[error("row {row} of the batch has {what} {value}; expected {expected}")]
     BatchRow {
         /// Index of the row.
@@ -152,7 +139,7 @@ pub enum Error {
     Sequence {
         /// The sequence.
         sequence: i32,
-        /// The last one there is.
+        /// The last sequence of the context.
         last: u32,
     },
     /// llama.cpp failed to decode a batch.
@@ -178,43 +165,85 @@ pub enum Error {
         position: i32,
     },
     /// A model file without a chat template.
-    #[error("the model {} has no chat template; name one that llama.cpp knows with --chat-template (chatml is the most common), or write the prompt's markup yourself with run --raw", .path.display())]
+    #[error("the model {} has no chat template; name one that llama.cpp knows (chatml is the most common), or write the prompt's markup yourself", .path.display())]
     NoChatTemplate {
         /// The path as given.
         path: PathBuf,
     },
     /// A chat template that llama.cpp does not know.
     #[error(
-        "llama.cpp cannot apply the chat template {template:?}; name one it knows with --chat-template (e.g. chatml, llama3, gemma), or write the prompt's markup yourself with run --raw"
+        "llama.cpp cannot apply the chat template {template:?}; name one it knows (e.g. chatml, llama3, gemma), or write the prompt's markup yourself"
     )]
     ChatTemplate {
         /// Its name, or its beginning.
         template: String,
     },
-    /// An axis of another width than the model's residual stream.
+    /// The hook reported other rows than those of the batch.
     #[error(
-        "the axis of block {block} has width {found}, but the model's residual stream has width {expected}; axes work only on the model they were made for: extract them on this model"
-    )]
-    AxisWidth {
-        /// The block.
-        block: usize,
-        /// Width of the axis.
-        found: usize,
-        /// Width of the model.
-        expected: usize,
-    },
-    /// The trace does not have the rows of the batch.
-    #[error(
-        "the hook's trace has {found} rows for block {block}, but the batch had {rows} rows, {outputs} of them with logits; this is a fault of axiscap: please report it with the model's name"
+        "the hook reported {found} rows for block {block}, but the batch had {rows} rows, {outputs} of them with logits; this is a bug in axiscap: please report it with the model's name"
     )]
     Trace {
         /// The block.
         block: usize,
-        /// Rows traced.
+        /// Rows reported.
         found: usize,
         /// Rows of the batch.
         rows: usize,
         /// Rows with logits.
         outputs: usize,
     },
+}
+
+/// Kinds of failures to load a model, classified by llama.cpp's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LoadFailure {
+    /// The file is no GGUF.
+    NotGguf,
+    /// A GGUF that holds a control vector or caps.
+    ControlVector,
+    /// This llama.cpp does not know the architecture.
+    UnknownArchitecture,
+    /// Not enough memory.
+    Memory,
+    /// The file is empty.
+    Empty,
+    /// Anything else: most often a file that was cut or overwritten.
+    Damaged,
+}
+
+impl LoadFailure {
+    /// Classifies llama.cpp's words.
+    #[must_use]
+    pub fn of(reason: &str) -> Self {
+        let says = |word| reason.contains(word);
+        if says("magic") {
+            Self::NotGguf
+        } else if says("controlvector") {
+            Self::ControlVector
+        } else if says("unknown model architecture") {
+            Self::UnknownArchitecture
+        } else if says("allocate") || says("memory") {
+            Self::Memory
+        } else {
+            Self::Damaged
+        }
+    }
+
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::NotGguf => {
+                "give a GGUF file (other formats are converted with llama.cpp's convert_hf_to_gguf.py)"
+            }
+            Self::ControlVector => "this is a control vector or a cap file: give the model's file",
+            Self::UnknownArchitecture => {
+                "this llama.cpp does not know the architecture: give another model, or build against a newer llama.cpp"
+            }
+            Self::Memory => "free some memory, or give a smaller model or quantisation",
+            Self::Empty => "fetch or copy it again",
+            Self::Damaged => {
+                "the file may be incomplete or damaged: compare its size and checksum with the source's, or fetch it again"
+            }
+        }
+    }
 }

@@ -6,44 +6,49 @@ use std::time::{Duration, Instant};
 use llama_cpp_2::sampling::LlamaSampler;
 
 use crate::Token;
-use crate::context::{BatchRow, Context};
+use crate::batch::BatchRow;
+use crate::context::Context;
 use crate::error::Error;
 use crate::utf8::Utf8;
 
-/// How the next token is chosen. Temperature 0 is greedy: the likeliest token, and nothing else matters.
+/// How the next token is chosen. Temperature 0 is greedy: always the likeliest token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 is greedy.
     pub temperature: f32,
-    /// Keep the `k` likeliest tokens; 0 keeps all.
+    /// Keeps the `k` likeliest tokens; 0 keeps all.
     pub top_k: u32,
-    /// Keep the likeliest tokens that together have this probability; 1 keeps all.
+    /// Keeps the likeliest tokens that together have this probability; 1 keeps all.
     pub top_p: f32,
-    /// Keep tokens at least this likely, relative to the likeliest; 0 keeps all.
+    /// Keeps tokens at least this likely, relative to the likeliest; 0 keeps all.
     pub min_p: f32,
-    /// Seed of the random numbers: the same seed draws the same tokens.
+    /// Seed of the random numbers. The same seed draws the same tokens.
     pub seed: u32,
 }
 
 impl Sampling {
-    /// The largest seed that has random numbers of its own. llama.cpp takes the next one (its
-    /// `LLAMA_DEFAULT_SEED`) to ask for a seed drawn by chance, so here it stands for this one.
-    pub const MOST_SEED: u32 = u32::MAX - 1;
+    /// The largest seed. llama.cpp reads the next number (`LLAMA_DEFAULT_SEED`) as a request for a random
+    /// seed, so that number is treated as this one.
+    pub const MAX_SEED: u32 = u32::MAX - 1;
 
     /// The likeliest token, always.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
 
-    pub(crate) fn sampler(&self) -> Result<LlamaSampler, Error> {
-        fn check(option: &'static str, value: f32, most: f32) -> Result<(), Error> {
-            if (0.0..=most).contains(&value) && value.is_finite() {
+    /// Makes the sampler of `llama-cpp-2`, for callers that run their own batches.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for numbers out of range.
+    pub fn sampler(&self) -> Result<LlamaSampler, Error> {
+        fn check(option: &'static str, value: f32, max: f32) -> Result<(), Error> {
+            if (0.0..=max).contains(&value) && value.is_finite() {
                 return Ok(());
             }
-            let expected = if most.is_finite() { format!("0 to {most}") } else { "0 or more".into() };
+            let expected = if max.is_finite() { format!("0 to {max}") } else { "0 or more".into() };
             Err(Error::Option { option, value: value.to_string(), expected })
         }
-        check("temperature (--temp)", self.temperature, f32::INFINITY)?;
-        check("top_p (--top-p)", self.top_p, 1.0)?;
-        check("min_p (--min-p)", self.min_p, 1.0)?;
+        check("temperature", self.temperature, f32::INFINITY)?;
+        check("top_p", self.top_p, 1.0)?;
+        check("min_p", self.min_p, 1.0)?;
         if self.temperature == 0.0 {
             return Ok(LlamaSampler::greedy());
         }
@@ -52,13 +57,13 @@ impl Sampling {
             LlamaSampler::top_p(self.top_p, 1),
             LlamaSampler::min_p(self.min_p, 1),
             LlamaSampler::temp(self.temperature),
-            LlamaSampler::dist(self.seed.min(Self::MOST_SEED)),
+            LlamaSampler::dist(self.seed.min(Self::MAX_SEED)),
         ]))
     }
 }
 
 impl Default for Sampling {
-    /// llama.cpp's usual chain: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, seed 0.
+    /// Returns llama.cpp's usual chain: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, seed 0.
     fn default() -> Self {
         Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 0 }
     }
@@ -67,16 +72,16 @@ impl Default for Sampling {
 /// What to generate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GenerateOptions {
-    /// Most tokens to generate.
+    /// Maximum tokens to generate.
     pub max_tokens: usize,
     /// How the next token is chosen.
     pub sampling: Sampling,
-    /// Whether to note by how much the likeliest token led, for each token ([`Generated::margins`]).
+    /// Whether to record by how much the likeliest token led, for each token ([`Generated::margins`]).
     pub margins: bool,
 }
 
 impl Default for GenerateOptions {
-    /// 256 tokens, [`Sampling::default`], no margins.
+    /// Returns 256 tokens, [`Sampling::default`], no margins.
     fn default() -> Self {
         Self { max_tokens: 256, sampling: Sampling::default(), margins: false }
     }
@@ -85,13 +90,13 @@ impl Default for GenerateOptions {
 /// Why generation stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// The model ended its answer with this token, which is not among the generated ones.
+    /// The model ended its answer with this token, which is not among [`Generated::tokens`].
     End(Token),
     /// [`GenerateOptions::max_tokens`] were generated.
     MaxTokens,
     /// The context has no room for another token.
     ContextFull,
-    /// The caller asked to stop.
+    /// The caller stopped it.
     Caller,
 }
 
@@ -100,10 +105,10 @@ pub enum Stop {
 pub struct Generated {
     /// The text.
     pub text: String,
-    /// Its tokens, without the one that ended it.
+    /// Its tokens, without the token that ended it.
     pub tokens: Vec<Token>,
-    /// The largest logit less the second largest, where each token (and the one that ended the text) was chosen.
-    /// A small one says that greedy generation could as well have gone on otherwise. Empty unless
+    /// The largest logit minus the second largest, for each token and for the one that ended the text. A
+    /// small margin marks a near tie, which other roundings may tip. Empty unless
     /// [`GenerateOptions::margins`].
     pub margins: Vec<f32>,
     /// Why it ended.
@@ -112,29 +117,29 @@ pub struct Generated {
     pub timings: Timings,
 }
 
-/// Rows decoded and the time they took, prompt and generation apart. Sampling counts as generation.
+/// Rows decoded and the time they took, prompt and generation separately. Sampling counts as generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timings {
-    /// Tokens of the prompt that were in the KV cache already.
+    /// Tokens of the prompt that were already in the KV cache.
     pub reused: usize,
     /// Tokens of the prompt decoded.
     pub prefill_tokens: usize,
     /// Time they took.
     pub prefill: Duration,
-    /// Generated tokens decoded; the last one generated never is.
+    /// Generated tokens decoded: all but the last one.
     pub decode_tokens: usize,
     /// Time they took.
     pub decode: Duration,
 }
 
 impl Timings {
-    /// Tokens of the prompt per second; 0 where none were decoded.
+    /// Returns tokens of the prompt per second, 0 if none were decoded.
     #[must_use]
     pub fn prefill_tokens_per_second(&self) -> f64 {
         rate(self.prefill_tokens, self.prefill)
     }
 
-    /// Generated tokens per second; 0 where none were decoded.
+    /// Returns generated tokens per second, 0 if none were decoded.
     #[must_use]
     pub fn decode_tokens_per_second(&self) -> f64 {
         rate(self.decode_tokens, self.decode)
@@ -145,11 +150,11 @@ fn rate(tokens: usize, time: Duration) -> f64 {
     if tokens == 0 { 0.0 } else { tokens as f64 / time.as_secs_f64().max(1e-9) }
 }
 
-/// Decodes a prompt on sequence 0 and generates from it. `on_text` is handed whole characters as they come, and may
-/// stop the generation.
+/// Decodes a prompt on sequence 0 and generates from it. `on_text` receives whole characters as they come,
+/// and may stop the generation.
 ///
-/// The part of the prompt that this function decoded before, and that is still in the KV cache, is not decoded
-/// again, as long as the caps are the same. After a failure the context is as if it had been cleared.
+/// The beginning of the prompt that this function decoded before under the same caps is reused from the KV
+/// cache. After a failure the context is cleared.
 ///
 /// # Errors
 /// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::Option`], and those of [`Context::decode`].
@@ -231,13 +236,13 @@ fn run(
     let rest = utf8.finish();
     if !rest.is_empty() {
         text.push_str(&rest);
-        // It has stopped already.
+        // Generation has ended, so the answer does not matter.
         let _ = on_text(&rest);
     }
     Ok(Generated { text, tokens, margins, stop, timings })
 }
 
-/// The largest value less the second largest.
+/// Returns the largest value minus the second largest.
 fn margin(logits: &[f32]) -> f32 {
     let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
     for &logit in logits {
@@ -247,8 +252,8 @@ fn margin(logits: &[f32]) -> f32 {
     first - second
 }
 
-/// Rolls sequence 0 back to the longest beginning it shares with the prompt and returns its length. At least the
-/// prompt's last token is left to decode, since its logits are needed.
+/// Truncates sequence 0 to the longest beginning it shares with the prompt and returns its length. The
+/// prompt's last token is always decoded, because its logits are needed.
 fn reuse(context: &mut Context<'_>, prompt: &[Token]) -> usize {
     let shared = context.history.iter().zip(prompt).take_while(|(a, b)| a == b).count();
     let shared = shared.min(prompt.len() - 1);
@@ -262,7 +267,7 @@ fn reuse(context: &mut Context<'_>, prompt: &[Token]) -> usize {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn margins_are_of_the_two_largest() {
+    fn a_margin_is_the_distance_of_the_two_largest_values() {
         assert_eq!(super::margin(&[-3.0, 2.0, 0.5, -7.0]), 1.5);
         assert_eq!(super::margin(&[4.0, 1.0, 4.0]), 0.0);
     }

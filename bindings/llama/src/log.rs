@@ -1,4 +1,4 @@
-//! llama.cpp's log: kept out of the way, but at hand when something failed.
+//! llama.cpp's log: sent to `tracing`, and captured for the messages of errors.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
@@ -12,42 +12,45 @@ thread_local! {
     static CAPTURED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
-/// Sends llama.cpp's and ggml's log to `tracing` (target `llama.cpp`), whose subscriber decides what is shown.
+/// Sends the log of llama.cpp and ggml to `tracing` (target `llama.cpp`). The subscriber decides what is
+/// shown.
 pub(crate) fn install() {
-    // SAFETY: the callback is a function that lives as long as the program and ignores its user data.
-    // llama_log_set hands it to ggml too.
+    // SAFETY: the callback is a function, which lives as long as the program, and ignores its user data.
+    // llama_log_set passes it to ggml as well.
     unsafe { sys::llama_log_set(Some(receive), ptr::null_mut()) }
 }
 
-/// Runs `work` and returns with its result what llama.cpp complained about meanwhile on this thread.
-pub(crate) fn capture<R>(work: impl FnOnce() -> R) -> (R, Complaints) {
+/// Runs `work` and returns its result with the warnings and errors that llama.cpp logged on this thread.
+pub fn capture<R>(work: impl FnOnce() -> R) -> (R, Complaints) {
     let outer = CAPTURED.with(|lines| lines.borrow_mut().replace(Vec::new()));
-    // An unwinding `work` leaves the capture open; the next one replaces it.
+    // A `work` that unwinds leaves the capture open. The next capture replaces it.
     let result = work();
     let lines = CAPTURED.with(|lines| std::mem::replace(&mut *lines.borrow_mut(), outer));
     (result, Complaints(lines.unwrap_or_default()))
 }
 
 /// Warnings and errors of llama.cpp, in order.
-pub(crate) struct Complaints(Vec<String>);
+#[derive(Debug)]
+pub struct Complaints(Vec<String>);
 
 impl Complaints {
-    /// Whether there were any.
+    /// Returns whether there were any.
     #[cfg(feature = "dynamic-backends")]
     pub(crate) fn any(&self) -> bool {
         !self.0.is_empty()
     }
 
-    /// The complaints in one sentence: without function names, repetitions and lines that only say that the call
-    /// failed.
-    pub(crate) fn reason(&self) -> String {
+    /// Returns the complaints in one sentence, without function names, repetitions, and lines that say only
+    /// that the call failed.
+    #[must_use]
+    pub fn reason(&self) -> String {
         let mut parts: Vec<&str> = Vec::new();
         for line in &self.0 {
             let text = without_function(line.trim());
             let text = text.strip_prefix("error loading model: ").unwrap_or(text);
-            let says_nothing =
+            let empty_words =
                 ["failed to load model", "llama_model_loader: failed to load model", "failed to decode"];
-            if !says_nothing.iter().any(|empty| text.starts_with(empty))
+            if !empty_words.iter().any(|empty| text.starts_with(empty))
                 && !text.is_empty()
                 && !parts.contains(&text)
             {
@@ -58,7 +61,7 @@ impl Complaints {
     }
 }
 
-/// `function_name: what happened` without the function's name.
+/// Removes the function's name from `function_name: what happened`.
 fn without_function(line: &str) -> &str {
     match line.split_once(": ") {
         Some((name, rest))
@@ -76,13 +79,13 @@ unsafe extern "C" fn receive(level: sys::ggml_log_level, text: *const c_char, _:
     }
     // SAFETY: ggml passes a NUL-terminated string that lives for the call.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-    // A subscriber that panics must not unwind into C++; the line is lost, nothing else.
+    // A subscriber that panics must not unwind into C++. Only its line is lost.
     let _ = catch_unwind(AssertUnwindSafe(|| forward(level, text.trim_end_matches('\n'))));
 }
 
 fn forward(level: sys::ggml_log_level, text: &str) {
     if matches!(level, sys::GGML_LOG_LEVEL_WARN | sys::GGML_LOG_LEVEL_ERROR) {
-        // A thread may log while its locals are being destroyed, or from within another log call.
+        // A thread may log while its locals are destroyed, or from within another log call.
         let _ = CAPTURED.try_with(|lines| {
             if let Ok(mut lines) = lines.try_borrow_mut()
                 && let Some(lines) = lines.as_mut()
@@ -128,6 +131,6 @@ mod tests {
             forward(sys::GGML_LOG_LEVEL_INFO, "quiet");
         });
         assert_eq!(outer.0, ["before"]);
-        forward(sys::GGML_LOG_LEVEL_ERROR, "nobody listens");
+        forward(sys::GGML_LOG_LEVEL_ERROR, "after the capture");
     }
 }

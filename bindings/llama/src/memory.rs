@@ -1,14 +1,13 @@
-//! Whether a KV cache fits into memory. Linux promises memory that it does not have and kills the process when it
-//! is used, so this is asked before llama.cpp allocates.
+//! Whether a KV cache fits into memory. Linux grants memory that it does not have and kills the process on
+//! first use, so this is checked before llama.cpp allocates.
 
 use crate::backend::devices;
-use crate::context::KvType;
 use crate::error::Error;
 use crate::model::Model;
+use crate::options::KvType;
 
-/// Refuses a context whose KV cache alone is larger than the memory that is free. Where its size or the free memory
-/// is not known (a cache on a GPU, models with windows, latent or recurrent memory, other systems), nothing is
-/// refused.
+/// Refuses a context whose KV cache alone is larger than the free memory. Accepts it if either size is
+/// unknown: a cache on a GPU, models with windows, latent or recurrent memory, other systems.
 pub(crate) fn check(model: &Model, ctx: u32, kv: KvType) -> Result<(), Error> {
     let on_gpu = model.options().gpu_layers != Some(0) && devices().iter().any(|d| d.kind.ends_with("gpu"));
     let (Some(needed), Some(available)) = (kv_bytes(model, ctx, kv), available()) else { return Ok(()) };
@@ -42,7 +41,7 @@ fn kv_bytes(model: &Model, ctx: u32, kv: KvType) -> Option<u64> {
     row.checked_mul(model.shape().blocks as u64)?.checked_mul(u64::from(ctx))
 }
 
-/// Bytes that can be used without swapping.
+/// Returns the bytes that can be used without swapping.
 fn available() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

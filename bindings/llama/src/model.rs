@@ -12,13 +12,14 @@ use llama_cpp_sys_2 as sys;
 
 use crate::Token;
 use crate::backend;
-use crate::error::Error;
+use crate::error::{Error, LoadFailure};
 use crate::log;
+use crate::utf8::Utf8;
 
 /// How to load a model.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ModelOptions {
-    /// Layers to put on a GPU; `None` leaves it to llama.cpp (all of them where there is one).
+    /// Layers to put on a GPU. `None` leaves it to llama.cpp, which puts all of them there if it sees one.
     pub gpu_layers: Option<u32>,
 }
 
@@ -34,7 +35,7 @@ pub struct Model {
     trained_context: u32,
 }
 
-/// Architectures that llama.cpp runs without a KV cache or that need an encoder's output first.
+/// Architectures that run without a KV cache, or that need the output of an encoder first.
 const NOT_CAUSAL: [&str; 20] = [
     "bert",
     "jina-bert-v2",
@@ -78,7 +79,7 @@ impl Model {
         let (loaded, complaints) = log::capture(|| LlamaModel::load_from_file(backend, path, &params));
         let llama = loaded.map_err(|_| {
             let reason = complaints.reason();
-            Error::ModelLoad { path: path.to_owned(), remedy: remedy(&reason), reason }
+            Error::ModelLoad { path: path.to_owned(), cause: LoadFailure::of(&reason), reason }
         })?;
         let text = |key: &str| llama.meta_val_str(key).ok().filter(|value| !value.is_empty());
         let architecture = text("general.architecture").unwrap_or_default();
@@ -99,8 +100,7 @@ impl Model {
         Ok(model)
     }
 
-    /// llama.cpp answers some questions to models that cannot generate by aborting the process; they are asked
-    /// here instead.
+    /// Refuses models that cannot generate. llama.cpp would abort the process when asked to.
     fn check_generative(&self) -> Result<(), Error> {
         let architecture = &self.shape.architecture;
         let causal = self.llama.meta_val_str(&format!("{architecture}.attention.causal"));
@@ -118,84 +118,88 @@ impl Model {
         Err(Error::NotGenerative { path: self.path.clone(), architecture: architecture.clone(), reason })
     }
 
-    /// Architecture, number of blocks, width of the residual stream.
+    /// Returns architecture, number of blocks, and width of the residual stream.
     #[must_use]
     pub fn shape(&self) -> &ModelShape {
         &self.shape
     }
 
-    /// The path it was loaded from, as given.
+    /// Returns the path that the model was loaded from, as given.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The options it was loaded with.
+    /// Returns the options that the model was loaded with.
     #[must_use]
     pub fn options(&self) -> &ModelOptions {
         &self.options
     }
 
-    /// `general.name`.
+    /// Returns `general.name`.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// How the weights are stored, in llama.cpp's words, e.g. `Q4_1`.
+    /// Returns how the weights are stored, in llama.cpp's words, e.g. `Q4_1`.
     #[must_use]
     pub fn file_type(&self) -> Option<&str> {
         self.file_type.as_deref()
     }
 
-    /// Tokens of context the model was trained on.
+    /// Returns how many tokens of context the model was trained on.
     #[must_use]
     pub fn trained_context(&self) -> u32 {
         self.trained_context
     }
 
-    /// Some models (longrope) rotate positions otherwise in contexts above a certain size, whatever the length of the
-    /// text in it. That size, where there is one and a text of `longest` tokens fits below it: contexts up to it
-    /// compute alike.
-    pub(crate) fn rope_limit(&self, longest: usize) -> Option<usize> {
+    /// Returns the largest context that rotates positions as a context of `longest` tokens does, if there is
+    /// a limit.
+    ///
+    /// Some models (longrope) rotate positions otherwise in contexts above a certain size, whatever the
+    /// length of the text. `None` for other models, and for texts longer than that size.
+    #[must_use]
+    pub fn rope_limit(&self, longest: usize) -> Option<usize> {
         let key = format!("{}.rope.scaling.original_context_length", self.shape.architecture);
         rope_limit(self.llama.meta_val_str(&key).ok()?.parse().ok()?, longest)
     }
 
-    /// Number of tokens of the vocabulary: the length of a row of logits.
+    /// Returns the number of tokens of the vocabulary, which is the length of a row of logits.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         usize::try_from(self.llama.n_vocab()).unwrap_or(0)
     }
 
-    /// Bytes of all tensors.
+    /// Returns the bytes of all tensors.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.llama.size()
     }
 
-    /// A metadata value of the GGUF as text, e.g. of `tokenizer.chat_template`.
+    /// Returns a metadata value of the GGUF as text, e.g. of `tokenizer.chat_template`.
     #[must_use]
     pub fn metadata(&self, key: &str) -> Option<String> {
         self.llama.meta_val_str(key).ok()
     }
 
-    /// The tokens of a text. Special tokens written in it (`<|im_start|>`) are parsed as such; `whole` says that
-    /// the text is a prompt from its beginning, so that BOS is added as the model asks. What some models ask for at
-    /// the end (EOS, a separator) is not: the prompt is to be gone on from.
+    /// Returns the tokens of a text. Special tokens written in it (`<|im_start|>`) are parsed as such.
+    ///
+    /// `whole` adds BOS if the model asks for it: the text is a prompt from its beginning. EOS or a
+    /// separator, which some models ask for at the end, is never added, because the model is to continue the
+    /// prompt.
     ///
     /// # Errors
     /// [`Error::TextTooLong`].
     pub fn tokenize(&self, text: &str, whole: bool) -> Result<Vec<Token>, Error> {
-        // llama.cpp counts bytes and tokens in an i32, and may add a few of its own.
-        const MOST: usize = (i32::MAX / 2) as usize;
-        if text.len() > MOST {
-            return Err(Error::TextTooLong { bytes: text.len(), most: MOST });
+        // llama.cpp counts bytes and tokens in an i32, and may add a few tokens.
+        const MAX: usize = (i32::MAX / 2) as usize;
+        if text.len() > MAX {
+            return Err(Error::TextTooLong { bytes: text.len(), max: MAX });
         }
         let vocab = self.llama.vocab();
         let mut tokens = vocab.tokenize(text.as_bytes(), whole, true);
-        // llama.cpp adds these with BOS or not at all. Only what it added is taken away: an EOS that the text itself
-        // ends with stays.
+        // llama.cpp adds these only together with BOS. An EOS that ends the text itself stays.
         let added = match vocab.vocab_type() {
             VocabType::WPM => Some(vocab.sep()),
             _ => vocab.should_add_eos().then(|| vocab.eos()),
@@ -206,7 +210,8 @@ impl Model {
         Ok(tokens)
     }
 
-    /// The bytes a token stands for; none for control tokens. A character may be spread over several tokens.
+    /// Returns the bytes a token stands for, none for control tokens. A character may be spread over several
+    /// tokens.
     #[must_use]
     pub fn piece(&self, token: Token) -> Vec<u8> {
         if !self.has_token(token) {
@@ -215,26 +220,35 @@ impl Model {
         self.llama.vocab().token_to_piece(token, false, None)
     }
 
-    /// Whether the token ends generation (end of sequence, end of turn, ...).
+    /// Returns the text of tokens. Bytes that form no character become U+FFFD.
+    #[must_use]
+    pub fn detokenize(&self, tokens: &[Token]) -> String {
+        let mut utf8 = Utf8::default();
+        let mut text: String = tokens.iter().map(|&token| utf8.push(&self.piece(token))).collect();
+        text.push_str(&utf8.finish());
+        text
+    }
+
+    /// Returns whether the token ends generation (end of sequence, end of turn, ...).
     #[must_use]
     pub fn ends_generation(&self, token: Token) -> bool {
         self.llama.vocab().is_eog(token)
     }
 
-    /// Whether the vocabulary has this token.
+    /// Returns whether the vocabulary has this token.
     #[must_use]
     pub fn has_token(&self, token: Token) -> bool {
         usize::try_from(token.0).is_ok_and(|id| id < self.vocab_size())
     }
 
-    /// The model of `llama-cpp-2`, for what this crate does not cover.
+    /// Returns the model of `llama-cpp-2`, for what this crate does not cover.
     #[must_use]
     pub fn llama(&self) -> &LlamaModel {
         &self.llama
     }
 }
 
-/// Opens the file and reads a byte, so that a missing file, a directory and missing rights are told apart.
+/// Opens the file and reads a byte, which tells a missing file, a directory and missing rights apart.
 fn check_readable(path: &Path) -> Result<(), Error> {
     use std::io::Read;
     let read = File::open(path).and_then(|mut file| file.read(&mut [0]));
@@ -243,27 +257,14 @@ fn check_readable(path: &Path) -> Result<(), Error> {
         Ok(0) => Err(Error::ModelLoad {
             path: path.to_owned(),
             reason: "the file is empty".into(),
-            remedy: "fetch or copy it again",
+            cause: LoadFailure::Empty,
         }),
         Err(error) => Err(Error::ModelFile { path: path.to_owned(), error }),
     }
 }
 
-fn remedy(reason: &str) -> &'static str {
-    if reason.contains("magic") {
-        "give a GGUF file (other formats are converted with llama.cpp's convert_hf_to_gguf.py)"
-    } else if reason.contains("controlvector") {
-        "this is a control vector or a cap file: give the model with --model and this file with --caps"
-    } else if reason.contains("unknown model architecture") {
-        "this llama.cpp does not know the architecture: give another model, or build against a newer llama.cpp"
-    } else if reason.contains("allocate") || reason.contains("memory") {
-        "free some memory, or give a smaller model or quantisation"
-    } else {
-        "the file may be incomplete or damaged: compare its size and checksum with the source's, or fetch it again"
-    }
-}
-
-/// The largest context that llama.cpp does not round up to more than `original` tokens, if `longest` fit into it.
+/// Returns the largest context that llama.cpp does not round up to more than `original` tokens, if `longest`
+/// fit into it.
 fn rope_limit(original: usize, longest: usize) -> Option<usize> {
     /// llama.cpp rounds context sizes up to a multiple of this.
     const STEP: usize = 256;
@@ -271,12 +272,13 @@ fn rope_limit(original: usize, longest: usize) -> Option<usize> {
 }
 
 fn file_type_name(number: sys::llama_ftype) -> String {
-    // SAFETY: takes any number and returns a static string ("unknown" for what it does not know).
+    // SAFETY: the function takes any number and returns a static string ("unknown" for numbers it does not
+    // know).
     let name = unsafe { sys::llama_ftype_name(number) };
     if name.is_null() {
         return format!("type {number}");
     }
-    // SAFETY: as above, not null.
+    // SAFETY: `name` is not null, and llama.cpp's names are static NUL-terminated strings.
     unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
 }
 
@@ -288,6 +290,6 @@ mod tests {
     fn contexts_stay_below_the_size_that_changes_the_rope() {
         assert_eq!(rope_limit(4096, 300), Some(4096));
         assert_eq!(rope_limit(4000, 3840), Some(3840));
-        assert_eq!(rope_limit(4000, 3841), None, "such a text is rotated the other way in any context");
+        assert_eq!(rope_limit(4000, 3841), None, "such a text is rotated the other way in every context");
     }
 }

@@ -1,8 +1,8 @@
-//! Backends of ggml in files of their own, loaded when llama.cpp starts (feature `dynamic-backends`).
+//! Backends of ggml in separate files, loaded when llama.cpp starts (feature `dynamic-backends`).
 //!
-//! They are looked for beside the program, or, where no CPU backend lies there, in the folder that the build put
-//! them into. `GGML_BACKEND_PATH` names one more file. ggml loads what it finds there without a word about what it
-//! could not load, so every file is tried here first, and the reason kept.
+//! The folders searched are that of the program and, if no CPU backend is there, the one that the build put
+//! them into. `GGML_BACKEND_PATH` names one more file. ggml does not report files that it could not load, so
+//! every file is tried here first and the reason kept.
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -18,16 +18,16 @@ pub struct Module {
     pub file: PathBuf,
     /// Whether ggml has taken it up.
     pub loaded: bool,
-    /// What the dynamic loader, ggml or the backend complained of, and what to do about it. A backend without a
-    /// device complains, too.
+    /// What the dynamic loader, ggml or the backend complained of, and what to do about it. A backend without
+    /// a device complains too.
     pub complaint: Option<String>,
 }
 
 /// ggml's variable that names one more file with a backend.
 const EXTRA: &str = "GGML_BACKEND_PATH";
 
-/// Loads all backends there are, unless the program has loaded some itself. Returns the files of all but the CPU's, of
-/// which ggml itself takes the best one.
+/// Loads all backends, unless the program has loaded some itself. Returns the files of all but the CPU
+/// backends, of which ggml takes the best one.
 pub(crate) fn load() -> Vec<Module> {
     // SAFETY: a plain query of ggml's registry.
     if unsafe { sys::ggml_backend_reg_count() } > 0 {
@@ -44,7 +44,8 @@ pub(crate) fn load() -> Vec<Module> {
         modules.extend(others.into_iter().map(load_one));
         modules.extend(std::env::var_os(EXTRA).map(|file| load_one(file.into())));
         if let Some(path) = c_string(&folder) {
-            // SAFETY: NUL-terminated. What is loaded already is not loaded again.
+            // SAFETY: `path` is NUL-terminated and lives for the call. ggml skips backends that are already
+            // loaded.
             log::capture(|| unsafe { sys::ggml_backend_load_all_from_path(path.as_ptr()) });
         }
         break;
@@ -52,7 +53,7 @@ pub(crate) fn load() -> Vec<Module> {
     modules
 }
 
-/// The files of a folder that are named as ggml names backends.
+/// Returns the files of a folder that are named as ggml names backends.
 fn backends(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<_> = entries.map(|entry| entry.path()).filter(|file| stem(file).is_some()).collect();
@@ -60,7 +61,7 @@ fn backends(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// `cuda` of `libggml-cuda.so`. ggml's base library is named alike and is none.
+/// Returns the `cuda` of `libggml-cuda.so`. ggml's base library has such a name too, but is no backend.
 fn stem(file: &Path) -> Option<&str> {
     let name = file.file_name()?.to_str()?;
     let stem = name.strip_prefix(if cfg!(windows) { "ggml-" } else { "libggml-" })?;
@@ -80,17 +81,18 @@ fn load_one(file: PathBuf) -> Module {
     let Some(path) = c_string(&file) else {
         return Module { file, loaded: false, complaint: Some("its path is not UTF-8".into()) };
     };
-    // SAFETY: NUL-terminated. Loading a library runs its initialisers, as ggml would have it.
+    // SAFETY: `path` is NUL-terminated and lives for the call. The file is named as a backend of ggml, whose
+    // initialisers ggml would run as well.
     let (registered, complaints) = log::capture(|| unsafe { sys::ggml_backend_load(path.as_ptr()) });
     let loaded = !registered.is_null();
     let complaint = (!loaded || complaints.any()).then(|| explain(&complaints.reason()));
     Module { file, loaded, complaint }
 }
 
-/// The loader's words, with the remedy where they name a library of NVIDIA's.
+/// Returns the loader's words, with the remedy if they name a library of NVIDIA's.
 fn explain(reason: &str) -> String {
     let remedies = [
-        ("libcuda.so", "that is the NVIDIA driver's: install the driver; without a GPU nothing is missing"),
+        ("libcuda.so", "that is the NVIDIA driver's: install the driver; a machine without a GPU needs none"),
         (
             "libcudart.so",
             "that is the CUDA runtime's: put the folder of a CUDA installation's libraries (lib64), or those of the Python packages nvidia-cuda-runtime and nvidia-cublas, into LD_LIBRARY_PATH",

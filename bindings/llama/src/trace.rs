@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axiscap_ggml::BlockTrace;
 
 use crate::Token;
-use crate::context::BatchRow;
+use crate::batch::BatchRow;
 use crate::error::Error;
 
 /// What one cap did to one row of a decode.
@@ -21,13 +21,13 @@ pub struct TraceRow {
     pub block: usize,
     /// Index of the cap in its set.
     pub cap: usize,
-    /// Projection before the cap, after the caps ahead of it on the same block.
+    /// Projection before the cap, after the earlier caps of the same block.
     pub before: f32,
     /// Projection after it.
     pub after: f32,
     /// Whether the projection was outside the bounds.
     pub engaged: bool,
-    /// Whether there was no finite projection, so that the row was left as it was.
+    /// Whether the projection was not finite. The cap leaves such a row unchanged.
     pub non_finite: bool,
 }
 
@@ -36,14 +36,14 @@ pub struct TraceRow {
 pub struct AnswerMeans {
     /// Rows with a finite projection.
     pub rows: usize,
-    /// Those of them on which the projection was outside the bounds.
+    /// Those of them whose projection was outside the bounds.
     pub engaged: usize,
-    /// Mean projection before the cap, and after it; `None` without rows.
+    /// Mean projection before the cap and after it. `None` without rows.
     pub means: Option<(f64, f64)>,
 }
 
-/// What each of `caps` caps saw of an answer on sequence 0: the rows from position `prompt` on. These are the
-/// generated tokens that were decoded, all but the last of an answer that was cut off.
+/// Returns what each of `caps` caps saw of an answer on sequence 0, the rows from position `prompt` on. These
+/// are the generated tokens that were decoded: of an answer that was cut off, all but the last.
 #[must_use]
 pub fn answer_means(trace: &[TraceRow], prompt: usize, caps: usize) -> Vec<AnswerMeans> {
     let mut sums = vec![(0.0, 0.0, 0, 0); caps];
@@ -55,25 +55,25 @@ pub fn answer_means(trace: &[TraceRow], prompt: usize, caps: usize) -> Vec<Answe
         *rows += 1;
         *engaged += usize::from(row.engaged);
     }
-    let figures = |(before, after, rows, engaged): (f64, f64, usize, usize)| AnswerMeans {
+    let means = |(before, after, rows, engaged): (f64, f64, usize, usize)| AnswerMeans {
         rows,
         engaged,
         means: (rows > 0).then(|| (before / rows as f64, after / rows as f64)),
     };
-    sums.into_iter().map(figures).collect()
+    sums.into_iter().map(means).collect()
 }
 
 /// Gives the traced rows of one decode their tokens.
 ///
-/// llama.cpp runs a batch in passes of at most `n_ubatch` rows, so a block may appear several times; each time its
-/// rows come in the order of the batch. The last block may hold only the rows whose logits are wanted.
+/// llama.cpp runs a batch in passes of at most `n_ubatch` rows, so a block may appear several times. Its rows
+/// come in the order of the batch. The last block may have only the rows with logits.
 pub(crate) fn assemble(rows: &[BatchRow], passes: &[BlockTrace]) -> Result<Vec<TraceRow>, Error> {
     let with_logits: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].logits).collect();
     let mut seen = BTreeMap::<usize, usize>::new();
     for pass in passes {
         *seen.entry(pass.block).or_default() += pass.rows;
     }
-    // (row of the batch, index of the cap) puts the lines in order: caps need not ascend with their blocks.
+    // Ordered by (row of the batch, index of the cap): caps need not ascend with their blocks.
     let mut traced = BTreeMap::new();
     let mut next = BTreeMap::<usize, usize>::new();
     for pass in passes {
@@ -134,8 +134,8 @@ mod tests {
     }
 
     #[test]
-    fn passes_join_and_the_last_block_maps_to_rows_with_logits() {
-        // Two passes of 2 and 1 rows; cap 1 sits before cap 0 and 2 in the model.
+    fn passes_are_joined_and_rows_of_the_last_block_are_those_with_logits() {
+        // Two passes of 2 and 1 rows. Cap 1 is on an earlier block than caps 0 and 2.
         let passes = [
             pass(0, &[1], 10.0, 2),
             pass(5, &[0, 2], 50.0, 0),

@@ -7,8 +7,8 @@ pub(crate) struct Utf8 {
 }
 
 impl Utf8 {
-    /// Takes the bytes of one token and returns the characters that are complete. Bytes that can never become one
-    /// turn into U+FFFD.
+    /// Takes the bytes of one token and returns the characters that are complete. Bytes that cannot become a
+    /// character turn into U+FFFD.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let mut text = String::new();
@@ -39,7 +39,7 @@ impl Utf8 {
         text
     }
 
-    /// What is left when no token follows: at most one unfinished character, as U+FFFD.
+    /// Returns what is left when no token follows: at most one unfinished character, as U+FFFD.
     pub(crate) fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.pending).into_owned();
         self.pending.clear();

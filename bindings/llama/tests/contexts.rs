@@ -1,4 +1,4 @@
-//! Contexts on a real model: caps are theirs alone, changes take effect, and wrong batches are refused.
+//! Contexts on a real model: each has its own caps, changes take effect, and wrong batches are refused.
 
 mod support;
 
@@ -7,7 +7,7 @@ use std::sync::Barrier;
 
 use axiscap::Bound;
 use axiscap_llama::{
-    BatchRow, Chat, Context, ContextOptions, Error, HookError, Model, Stop, Token, generate,
+    BatchRow, Chat, Context, ContextOptions, Error, HookError, Model, Session, Stop, Token, generate,
 };
 use support::{caps, greedy, long_text, model, options};
 
@@ -17,7 +17,15 @@ fn write(context: &mut Context<'_>, text: &str, max_tokens: usize) -> Vec<Token>
     generated.expect("it generates").tokens
 }
 
-/// The projections of a run, and its tokens.
+fn enable(context: &mut Context<'_>, on: bool) {
+    let switch = |session: &Session| {
+        session.update(|settings| settings.enabled = on);
+        Ok(())
+    };
+    context.update(switch).expect("hooked");
+}
+
+/// Returns the tokens and the projections of a capped run.
 fn capped(model: &Model, seed: u64, together: Option<&Barrier>) -> (Vec<Token>, Vec<u32>) {
     let mut context = Context::new(model, &options()).expect("a context");
     let caps = caps([4, 15, 29], seed, Bound::band(-0.3, 0.3).expect("a band"));
@@ -32,7 +40,7 @@ fn capped(model: &Model, seed: u64, together: Option<&Barrier>) -> (Vec<Token>, 
 }
 
 #[test]
-fn two_contexts_at_once_run_under_their_own_caps() {
+fn two_contexts_at_once_run_each_under_its_own_caps() {
     let model = model();
     let alone = [capped(&model, 1, None), capped(&model, 2, None)];
     assert_ne!(alone[0].1, alone[1].1, "different axes see different projections");
@@ -49,7 +57,7 @@ fn two_contexts_at_once_run_under_their_own_caps() {
 }
 
 #[test]
-fn caps_change_between_decodes_and_off_means_untouched() {
+fn caps_change_between_decodes_and_disabled_caps_leave_rows_untouched() {
     let model = model();
     let mut context = Context::new(&model, &options()).expect("a context");
     let text = "Dear diary, today I";
@@ -59,23 +67,23 @@ fn caps_change_between_decodes_and_off_means_untouched() {
     context.set_caps(Some(&strong)).expect("the caps fit");
     let held = write(&mut context, text, 12);
     assert_ne!(held, free, "fourteen blocks held at 0 on random axes change the text");
-    let stats = context.stats().expect("hooked");
+    let stats = context.session().expect("hooked").stats();
     assert!(
         stats.iter().all(|s| s.engaged > 0 && s.min_after >= -0.0101 && s.max_after <= 0.0101),
         "{stats:?}"
     );
 
-    context.set_enabled(false).expect("hooked");
+    enable(&mut context, false);
     assert_eq!(write(&mut context, text, 12), free);
-    context.set_enabled(true).expect("hooked");
+    enable(&mut context, true);
     assert_eq!(write(&mut context, text, 12), held);
     for cap in 0..strong.caps().len() {
-        context.set_strength(cap, 0.0).expect("a strength");
+        context.update(|session| session.set_strength(cap, 0.0)).expect("a strength");
     }
     assert_eq!(write(&mut context, text, 12), free);
     context.set_caps(None).expect("hooked");
     assert_eq!(write(&mut context, text, 12), free);
-    assert!(context.stats().expect("hooked").is_empty());
+    assert!(context.session().expect("hooked").stats().is_empty());
 
     let wide = caps([30], 1, Bound::NONE);
     assert!(matches!(context.set_caps(Some(&wide)), Err(Error::Hook(HookError::Caps(_)))));
@@ -99,14 +107,14 @@ fn a_cached_beginning_is_not_decoded_again() {
     let second =
         generate(&mut context, &longer, &greedy(2), |_| ControlFlow::Continue(())).expect("it generates");
     assert_eq!(second.timings.reused, prompt.len() + 3, "all but the token that was never fed back");
-    let rows = context.stats().expect("hooked")[0].rows as usize;
+    let rows = context.session().expect("hooked").stats()[0].rows as usize;
     assert_eq!(rows, prompt.len() + 3 + 1 + second.timings.decode_tokens);
 
-    // Exactly the same prompt: its last token is decoded again, for its logits.
+    // The same prompt: its last token is decoded again for its logits.
     let third =
         generate(&mut context, &prompt, &greedy(4), |_| ControlFlow::Continue(())).expect("it generates");
     assert_eq!((third.timings.reused, &third.tokens), (prompt.len() - 1, &first.tokens));
-    // The caller may stop; what was generated so far stays.
+    // The caller may stop, and the tokens generated so far stay.
     let fourth =
         generate(&mut context, &prompt, &greedy(9), |_| ControlFlow::Break(())).expect("it generates");
     assert_eq!((fourth.stop, fourth.tokens.len()), (Stop::Caller, 1));
@@ -151,7 +159,7 @@ fn wrong_batches_are_refused_before_llama_cpp_sees_them() {
     assert_eq!(context.position(0), 0, "nothing was decoded");
     context.decode(&rows(8)).expect("a full batch");
     assert_eq!(context.position(0), 8);
-    // A gap in the positions is llama.cpp's to find; its words are in the error.
+    // llama.cpp finds a gap in the positions. Its words are in the error.
     let error = context.decode(&[row(20)]).unwrap_err().to_string();
     assert!(error.contains("position 20") && error.contains("sequence"), "{error}");
     context.truncate(0, 3).expect("a KV cache can be cut");
@@ -164,7 +172,7 @@ fn wrong_batches_are_refused_before_llama_cpp_sees_them() {
 }
 
 #[test]
-fn sequences_that_are_not_there_are_refused_before_llama_cpp_sees_them() {
+fn unknown_sequences_are_refused_before_llama_cpp_sees_them() {
     let model = model();
     let mut context = Context::new(&model, &ContextOptions { sequences: 3, ..options() }).expect("a context");
     let prompt = model.tokenize("One, two, three,", true).expect("tokens");
@@ -182,7 +190,7 @@ fn sequences_that_are_not_there_are_refused_before_llama_cpp_sees_them() {
     context.truncate(1, usize::MAX).expect("nothing to forget");
     assert_eq!(context.position(1), prompt.len());
 
-    // A copy replaces what was there, and generate() does not take it for what it decoded itself.
+    // A copy replaces the rows of its target, and generate() does not reuse it.
     let first = write(&mut context, "Dear diary, today I", 6);
     context.truncate(1, 0).expect("a KV cache can be cut");
     context.prefill(&prompt, 0, 1).expect("a prompt");
@@ -194,7 +202,7 @@ fn sequences_that_are_not_there_are_refused_before_llama_cpp_sees_them() {
 }
 
 #[test]
-fn no_seed_draws_by_chance() {
+fn every_seed_draws_the_same_tokens_each_time() {
     let model = model();
     let mut context = Context::uncapped(&model, &options()).expect("a context");
     let prompt = model.tokenize("My favourite animal is", true).expect("tokens");
@@ -250,7 +258,7 @@ fn several_sequences_are_traced_by_their_rows() {
     let traced = context.take_trace();
     let found: Vec<_> = traced.iter().map(|t| (t.sequence, t.position, t.token, t.block)).collect();
     assert_eq!(found, expected);
-    // Each sequence by itself gives the same projections, so the rows were not mixed up.
+    // Each sequence alone gives the same projections, so rows and sequences match.
     for (sequence, text) in texts.iter().enumerate() {
         context.clear();
         let tokens = model.tokenize(text, true).expect("tokens");

@@ -1,6 +1,6 @@
-//! With infinite bounds on every block, greedy output is llama.cpp's own, token for token.
+//! With infinite bounds on every block, greedy output equals llama.cpp's, token for token.
 //!
-//! The other side of the comparison is written on `llama-cpp-2` alone and runs before the hook is ever installed.
+//! The reference is written on `llama-cpp-2` alone and runs before the hook is installed.
 
 mod support;
 
@@ -18,7 +18,7 @@ use support::{caps, greedy, long_text, path};
 const GENERATED: usize = 16;
 const UBATCH: u32 = 64;
 
-/// Greedy generation as any user of `llama-cpp-2` would write it.
+/// Generates greedily, as a user of `llama-cpp-2` would write it.
 fn plain(backend: &LlamaBackend, model: &Model, kv: KvType, threads: usize, prompt: &[Token]) -> Vec<Token> {
     let threads = threads as i32;
     let kv = match kv {
@@ -55,8 +55,8 @@ fn plain(backend: &LlamaBackend, model: &Model, kv: KvType, threads: usize, prom
 }
 
 #[test]
-fn infinite_bounds_leave_llama_cpp_as_it_is() {
-    let backend = LlamaBackend::init().expect("nobody else has initialised llama.cpp");
+fn infinite_bounds_leave_the_tokens_of_llama_cpp_unchanged() {
+    let backend = LlamaBackend::init().expect("llama.cpp is not initialised yet");
     let model = Model::load(path(), &ModelOptions::default()).expect("the model loads");
     let prompts = [
         "The capital of France is".to_owned(),
@@ -66,7 +66,7 @@ fn infinite_bounds_leave_llama_cpp_as_it_is() {
     let prompts = prompts.map(|text| model.tokenize(&text, true).expect("tokens"));
     assert!(prompts[2].len() > 3 * UBATCH as usize, "{} tokens do not cross n_ubatch", prompts[2].len());
 
-    // Mostly on one thread: several spin against whatever else the machine does.
+    // Mostly on one thread, because several spin against the other work of the machine.
     let cases =
         [(KvType::F16, 1, &prompts[..]), (KvType::F32, 1, &prompts[..]), (KvType::F16, 2, &prompts[1..2])];
     let run = |(kv, threads, prompts): (KvType, usize, &[Vec<Token>])| -> Vec<Vec<Token>> {
@@ -87,13 +87,13 @@ fn infinite_bounds_leave_llama_cpp_as_it_is() {
         context.set_caps(Some(&open)).expect("the caps fit");
         for (prompt, expected) in prompts.iter().zip(expected) {
             context.clear();
-            context.reset_stats().expect("hooked");
+            context.session().expect("hooked").reset_stats();
             let generated = generate(&mut context, prompt, &greedy(GENERATED), |_| ControlFlow::Continue(()));
             let generated = generated.expect("it generates");
             assert_eq!(&generated.tokens, expected, "{kv_type:?}, {} tokens of prompt", prompt.len());
-            // It was indeed observed, on every row, and touched on none.
+            // The caps saw every row and moved none.
             let rows = (prompt.len() + generated.timings.decode_tokens) as u64;
-            for (block, stats) in context.stats().expect("hooked").iter().enumerate() {
+            for (block, stats) in context.session().expect("hooked").stats().iter().enumerate() {
                 let expected = if block == 29 { rows - prompt.len() as u64 + 1 } else { rows };
                 assert_eq!((stats.rows, stats.engaged), (expected, 0), "block {block}");
             }

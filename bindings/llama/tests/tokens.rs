@@ -1,4 +1,4 @@
-//! What is added to a prompt: BOS as the model asks, and nothing at its end.
+//! Tokens added to a prompt: BOS if the model asks for it, and none at the end.
 
 mod support;
 
@@ -12,12 +12,12 @@ fn renamed(bytes: &mut [u8], from: &str, to: &str, value: bool) {
     assert_eq!(from.len(), to.len());
     let at = bytes.windows(from.len()).position(|bytes| bytes == from.as_bytes()).expect("the key");
     bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
-    // Behind the key: its type in four bytes, then the value.
+    // After the key come its type in four bytes and the value.
     bytes[at + to.len() + 4] = u8::from(value);
 }
 
 #[test]
-fn a_model_that_asks_for_eos_at_the_end_does_not_get_it() {
+fn eos_is_not_added_to_a_prompt_for_a_model_that_asks_for_it() {
     let plain = model();
     let mut bytes = fs::read(path()).expect("the model");
     renamed(&mut bytes, "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", true);
@@ -29,7 +29,7 @@ fn a_model_that_asks_for_eos_at_the_end_does_not_get_it() {
     let eos = asking.llama().vocab().eos();
     for text in ["The sea at night", "Over.<|im_end|>", "<|im_start|>user\nHello<|im_end|>\n"] {
         let tokens = asking.tokenize(text, true).expect("tokens");
-        // Text is not lost with it: an EOS that stands there stays.
+        // An EOS that ends the text itself stays.
         assert_eq!(tokens, plain.tokenize(text, true).expect("tokens"));
         assert_eq!(tokens, asking.tokenize(text, false).expect("tokens"));
         assert_eq!(tokens.last() == Some(&eos), text.ends_with("<|im_end|>"), "{text}");

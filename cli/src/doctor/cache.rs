@@ -15,7 +15,7 @@ pub(super) struct Cache {
 impl Cache {
     /// Looks into `${XDG_CACHE_HOME:-$HOME/.cache}/axiscap/models`.
     pub(super) fn look() -> Self {
-        // As the XDG specification has it, a relative path is as good as none.
+        // By the XDG specification a relative path is ignored.
         let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
         let folder = xdg.or_else(home).map(|cache| cache.join("axiscap/models"));

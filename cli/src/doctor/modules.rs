@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// Whether there can be any, and what became of those found.
+/// Whether the build can load any, and what became of those found.
 #[derive(Debug, Serialize)]
 pub(super) struct Modules {
     /// Whether the program was built to load backends (feature `dynamic-backends`).
@@ -34,12 +34,12 @@ impl Modules {
         Self { enabled: false, found: Vec::new() }
     }
 
-    /// Whether backends could be loaded.
+    /// Returns whether backends can be loaded.
     pub(super) fn enabled(&self) -> bool {
         self.enabled
     }
 
-    /// A line per file.
+    /// Returns a line per file.
     pub(super) fn describe(&self) -> Vec<String> {
         let line = |Found { file, loaded, complaint }: &Found| {
             let state = if *loaded { "is loaded" } else { "is NOT loaded" };

@@ -1,4 +1,4 @@
-//! What the tests of the program share: the real program, the real model, and cap files made on the spot.
+//! Shared by the tests of the program: the program, the model, and cap files.
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use std::ffi::OsStr;
@@ -9,22 +9,21 @@ use std::sync::{Mutex, PoisonError};
 
 use axiscap::file::{CapFile, ModelInfo};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use axiscap_testing::numbers::Random;
 use serde_json::Value;
 
-#[path = "../../../bindings/ggml/tests/support/model.rs"]
-mod model;
-pub(crate) use model::path as model;
+pub(crate) use axiscap_testing::small_model as model;
 
 /// Blocks and width of the model that the tests run on.
 pub(crate) const BLOCKS: usize = 30;
 pub(crate) const WIDTH: usize = 576;
 
-/// `axiscap COMMAND --model <the model> ARGS`, with nothing on stdin.
+/// Runs `axiscap COMMAND --model <the model> ARGS` with an empty stdin.
 pub(crate) fn axiscap(command: &str, args: &[&str]) -> Output {
     with_stdin(command, args, "")
 }
 
-/// The same with a text on stdin.
+/// Runs the same with a text on stdin.
 pub(crate) fn with_stdin(command: &str, args: &[&str], stdin: impl AsRef<[u8]>) -> Output {
     let model = model();
     let mut all = vec![command, "--model", model.to_str().expect("a UTF-8 path")];
@@ -32,15 +31,15 @@ pub(crate) fn with_stdin(command: &str, args: &[&str], stdin: impl AsRef<[u8]>) 
     program(&all, stdin)
 }
 
-/// `axiscap ARGS`.
+/// Runs `axiscap ARGS`.
 pub(crate) fn program(args: &[impl AsRef<OsStr>], stdin: impl AsRef<[u8]>) -> Output {
-    // One model at a time: two that spin on the same cores take far longer than one after the other.
+    // One model at a time: two that spin on the same cores take longer than one after the other.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
         .args(args)
         .env_remove("AXISCAP_MODEL")
-        // Waiting threads sleep: the tests share the machine with whatever else it does.
+        // Waiting threads sleep: the tests share the machine with other work.
         .env("OMP_WAIT_POLICY", "passive")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -52,27 +51,27 @@ pub(crate) fn program(args: &[impl AsRef<OsStr>], stdin: impl AsRef<[u8]>) -> Ou
     child.wait_with_output().expect("the program ends")
 }
 
-/// stderr of a run that must succeed.
+/// Returns stderr of a run that must succeed.
 pub(crate) fn notes(output: &Output) -> String {
     let notes = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{}: {notes}", output.status);
     notes
 }
 
-/// stdout of a run that must succeed.
+/// Returns stdout of a run that must succeed.
 pub(crate) fn succeed(output: Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{}: {errors}", output.status);
     String::from_utf8(output.stdout).expect("UTF-8 on stdout")
 }
 
-/// The one JSON object on stdout of a run that must succeed.
+/// Returns the one JSON value on stdout of a run that must succeed.
 pub(crate) fn json(output: Output) -> Value {
     let text = succeed(output);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("not one JSON value ({error}): {text}"))
 }
 
-/// A run that must fail with status 1, nothing on stdout, and a message that holds every one of `parts`.
+/// Checks that a run failed with status 1, an empty stdout, and a message that holds all `parts`.
 pub(crate) fn fail(output: Output, parts: &[&str]) {
     assert!(
         output.stdout.is_empty(),
@@ -82,18 +81,17 @@ pub(crate) fn fail(output: Output, parts: &[&str]) {
     fail_with(1, &output, parts);
 }
 
-/// A run that must be refused as wrong usage, with a message that holds every one of `parts`.
+/// Checks that a run was refused as wrong usage, with a message that holds all `parts`.
 pub(crate) fn misuse(output: Output, parts: &[&str]) {
     assert!(output.stdout.is_empty());
     fail_with(2, &output, parts);
 }
 
-/// A run that must end with this status and a message that holds every one of `parts`.
+/// Checks that a run ended with this status and a message that holds all `parts`.
 pub(crate) fn fail_with(status: i32, output: &Output, parts: &[&str]) {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(status), "{errors}");
-    // clap goes on over several lines.
-    // Only the last thing said, which clap spreads over several lines.
+    // The last message, which may have several lines: clap's, and the program's with its hints.
     let message = match errors.strip_prefix("error: ") {
         Some(message) => Some(message),
         None => errors.rsplit_once("\nerror: ").map(|(_, message)| message),
@@ -105,15 +103,10 @@ pub(crate) fn fail_with(status: i32, output: &Output, parts: &[&str]) {
     assert!(!errors.contains("panicked") && !errors.contains("backtrace"), "{errors}");
 }
 
-/// A unit axis from a seed, the same on every machine.
+/// Returns a unit axis from a seed, the same on every machine.
 pub(crate) fn axis(seed: u64, width: usize) -> Axis {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let direction: Vec<f32> = (0..width)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect();
+    let mut random = Random(seed);
+    let direction: Vec<f32> = (0..width).map(|_| random.signed()).collect();
     Axis::from_direction(&direction).expect("a finite, non-zero axis")
 }
 
@@ -135,12 +128,12 @@ pub(crate) fn caps_for(path: &Path, entries: &[Entry], width: usize, blocks: usi
     CapFile::new(set, ModelInfo::new("llama", blocks)).write(path).expect("a cap file");
 }
 
-/// A temporary folder.
+/// Makes a temporary folder.
 pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
-/// A path as an argument.
+/// Returns a path as an argument.
 pub(crate) fn arg(path: &Path) -> &str {
     path.to_str().expect("a UTF-8 path")
 }

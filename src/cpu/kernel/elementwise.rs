@@ -18,8 +18,8 @@ impl<E: Element> Kernel for Add<E> {
     unsafe fn run<S: Simd>(self) {
         let Self { x, residual, to, width } = self;
         let mut i = 0;
-        // SAFETY: every access is below `width`, for which the pointers are valid. Each element is read before it is
-        // written, so `to` may be one of the summands.
+        // SAFETY: every access is below `width`, for which the pointers are valid. Each element is read
+        // before it is written, so `to` may be one of the summands.
         unsafe {
             while i + S::LANES <= width {
                 S::store(to.add(i), S::add(E::load::<S>(x.add(i)), E::load::<S>(residual.add(i))));
@@ -33,8 +33,8 @@ impl<E: Element> Kernel for Add<E> {
     }
 }
 
-/// `to = fma(delta, axis, from)`, the step of a cap that acts. `to` may be `from`. All pointers but `next` are valid for
-/// `width` values.
+/// `to = fma(delta, axis, from)`, the step of a cap that acts. `to` may be `from`. All pointers but `next`
+/// are valid for `width` values.
 pub(crate) struct Step<T> {
     pub(crate) from: *const T,
     pub(crate) to: *mut f32,

@@ -1,7 +1,7 @@
 //! One cap on many long rows of f32, in place: the usual case, as one kernel without calls inside.
 //!
-//! All rows have the same cap and the same form here. The general pass decides both per row, which takes 7 % of the time
-//! of a row that a cap acts on (4096 values, from L3).
+//! All rows have the same cap and the same form here. The general pass decides both per row, which takes 7 %
+//! of the time of a row that a cap acts on (4096 values, from L3).
 
 use std::marker::PhantomData;
 
@@ -14,8 +14,8 @@ use crate::cpu::simd::{Kernel, Simd};
 use crate::stats::RowStat;
 use crate::table::CapParams;
 
-/// Rows and their cap. `stats` has one entry per row. There are `count` rows, valid for `width` values each, as is the
-/// axis.
+/// Rows and their cap. `stats` has one entry per row. There are `count` rows, valid for `width` values each,
+/// as is the axis.
 pub(crate) struct CapRows<'a> {
     pub(crate) rows: Strided<f32>,
     pub(crate) count: usize,

@@ -12,8 +12,8 @@ use crate::op::SEGMENT;
 /// Maximum number of axes that rows are projected on in one pass.
 pub(crate) const MAX_AXES_AT_ONCE: usize = 8;
 
-/// Projects four rows on `count` successive axes. Each segment of a row is read from memory once, and each axis once for
-/// all four rows.
+/// Projects four rows on `count` successive axes. Each segment of a row is read from memory once, and each
+/// axis once for all four rows.
 ///
 /// The rows are valid for `width` values and the axes for `count * width`.
 pub(crate) struct ProjectRows<'a, E, T> {
@@ -37,7 +37,8 @@ impl<E: Element, T: Element> Kernel for ProjectRows<'_, E, T> {
         for slots in &mut slots[..count] {
             slots.start(segments);
         }
-        // SAFETY: every segment begins below `width` and is read up to `width` only, for which the pointers are valid.
+        // SAFETY: every segment begins below `width` and is read up to `width` only, for which the pointers
+        // are valid.
         unsafe {
             for segment in 0..segments {
                 let at = segment * SEGMENT;
@@ -83,7 +84,8 @@ impl<E: Element, T: Element, V: Operand> Kernel for SumRow<E, T, V> {
         let segments = width.div_ceil(SEGMENT);
         let mut slots = Slots::<1>::EMPTY;
         let mut segment = 0;
-        // SAFETY: every segment begins below `width` and is read up to `width` only, for which the pointers are valid.
+        // SAFETY: every segment begins below `width` and is read up to `width` only, for which the pointers
+        // are valid.
         unsafe {
             while (segment + SEGMENTS_AT_ONCE) * SEGMENT <= width {
                 let at = segment * SEGMENT;

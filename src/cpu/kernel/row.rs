@@ -27,9 +27,9 @@ pub(crate) struct NormPass<E> {
 
 /// A pass over rows on one thread.
 ///
-/// All rows are valid for `count` rows of the table's width. Rows that are written overlap no other rows, but the summands
-/// may be exactly the rows that take the sum. The weight is as wide as the table, `profiles` and `stats` have the lengths
-/// given below, and every profile exists.
+/// All rows are valid for `count` rows of the table's width. Rows that are written overlap no other rows, but
+/// the summands may be exactly the rows that take the sum. The weight is as wide as the table, `profiles` and
+/// `stats` have the lengths given below, and every profile exists.
 pub(crate) struct Pass<'a, E> {
     pub(crate) table: &'a CapTable,
     pub(crate) count: usize,
@@ -56,8 +56,8 @@ enum Row<E> {
 /// Runs a pass.
 ///
 /// # Safety
-/// The pass keeps what [`Pass`] says of its fields. The CPU has the instructions of `S`. The same holds for every
-/// function of this file, and every row index is below `count`.
+/// The pass keeps what [`Pass`] says of its fields. The CPU has the instructions of `S`. The same holds for
+/// every function of this file, and every row index is below `count`.
 pub(crate) unsafe fn run<S: Simd, E: Element>(pass: &mut Pass<'_, E>) {
     let mut row = 0;
     // SAFETY: the caller promises valid rows and the instructions. `row` stays below `count`.
@@ -76,13 +76,13 @@ pub(crate) unsafe fn run<S: Simd, E: Element>(pass: &mut Pass<'_, E>) {
     }
 }
 
-/// Takes rows of one profile in fours, and others one by one, until fewer than four rows are left. Returns the number of
-/// rows done.
+/// Takes rows of one profile in fours, and others one by one, until fewer than four rows are left. Returns
+/// the number of rows done.
 #[inline(never)]
 unsafe fn by_fours<S: Simd, E: Element>(pass: &mut Pass<'_, E>) -> usize {
     let mut slots = [Slots::EMPTY; MAX_AXES_AT_ONCE];
-    // After rows on which a cap acted, the next row goes alone. Four rows would leave the nearest cache before they are
-    // changed, and their projections on further axes would be void.
+    // After rows on which a cap acted, the next row goes alone. Four rows would leave the nearest cache
+    // before they are changed, and their projections on further axes would be void.
     let mut acted = false;
     let mut row = 0;
     while row + ROWS_AT_ONCE <= pass.count {
@@ -113,8 +113,8 @@ unsafe fn four_rows<S: Simd, E: Element>(
     let caps = pass.caps(row);
     let width = pass.table.width();
     let known = caps.len().min(MAX_AXES_AT_ONCE);
-    // SAFETY: the caller promises four rows from `row` on. The axes of a profile are successive in the table, and the
-    // scratch has room for four rows.
+    // SAFETY: the caller promises four rows from `row` on. The axes of a profile are successive in the table,
+    // and the scratch has room for four rows.
     unsafe {
         for r in 0..ROWS_AT_ONCE {
             pass.begin::<S>(row + r, r);
@@ -212,8 +212,8 @@ impl<E: Element> Pass<'_, E> {
         })
     }
 
-    /// Whether rows go one by one even where caps do not act. A long row with one cap gains nothing from its neighbours,
-    /// and memory is faster in the order of its addresses.
+    /// Whether rows go one by one even where caps do not act. A long row with one cap gains nothing from its
+    /// neighbours, and memory is faster in the order of its addresses.
     #[inline(always)]
     fn alone(&self, row: usize) -> bool {
         self.caps(row).len() <= 1 && self.table.width() >= ROWS_AT_ONCE * SEGMENT
@@ -229,22 +229,24 @@ impl<E: Element> Pass<'_, E> {
     unsafe fn begin<S: Simd>(&self, row: usize, slot: usize) {
         let Some([x, residual]) = self.add else { return };
         let width = self.table.width();
-        // SAFETY: the caller promises the row in all three batches, and `slot` is below the rows that fit the scratch.
+        // SAFETY: the caller promises the row in all three batches, and `slot` is below the rows that fit the
+        // scratch.
         unsafe {
             let to = if E::IS_F32 { self.rows.row(row).cast() } else { self.scratch.add(slot * width) };
             S::vectorize(Add { x: x.row(row), residual: residual.row(row), to, width });
         }
     }
 
-    /// Caps, stores and norms the row. `known` holds the projections of the unchanged row on its first axes. Returns
-    /// whether a cap acted.
+    /// Caps, stores and norms the row. `known` holds the projections of the unchanged row on its first axes.
+    /// Returns whether a cap acted.
     unsafe fn finish<S: Simd>(&mut self, row: usize, slot: usize, known: &[f32]) -> bool {
         let width = self.table.width();
         let caps = self.caps(row);
         let max_caps = self.table.max_caps_per_row();
         let mut acted = false;
-        // SAFETY: the caller promises the row in every batch of the pass. Where the row is wide, `wide` is its place in
-        // scratch; f32 rows without scratch never take it. The statistics have `max_caps` entries per row.
+        // SAFETY: the caller promises the row in every batch of the pass. Where the row is wide, `wide` is
+        // its place in scratch; f32 rows without scratch never take it. The statistics have `max_caps`
+        // entries per row.
         unsafe {
             let wide = self.scratch.wrapping_add(slot * width);
             let mut place =

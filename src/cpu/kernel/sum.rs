@@ -1,7 +1,7 @@
 //! The fixed-order sum of docs/operation.md: segments, lanes, tree, slots.
 //!
-//! The last foldings of the tree work on four segments at once. These are either one segment of four rows, which share
-//! the loads of the axis, or four successive segments of one row.
+//! The last foldings of the tree work on four segments at once. These are either one segment of four rows,
+//! which share the loads of the axis, or four successive segments of one row.
 
 use crate::cpu::simd::Simd;
 use crate::cpu::storage::Element;
@@ -140,8 +140,8 @@ impl Operand for Dot {
 
 /// Sums one segment of four rows. Only the first `count <= 512` elements exist, and the others count as +0.
 ///
-/// `E` fixes the lane map, and `T` is the type in memory. For a whole segment the first `fetched` of the segments at
-/// `ahead` are prefetched. These pointers need not be valid.
+/// `E` fixes the lane map, and `T` is the type in memory. For a whole segment the first `fetched` of the
+/// segments at `ahead` are prefetched. These pointers need not be valid.
 ///
 /// # Safety
 /// `count` values are readable at each of `rows` and at the operand. The CPU has the instructions of `S`.
@@ -153,7 +153,8 @@ pub(crate) unsafe fn four_segments<S: Simd, E: Element, T: Element, V: Operand>(
     ahead: [*const T; SEGMENTS_AT_ONCE],
     fetched: usize,
 ) -> [f32; SEGMENTS_AT_ONCE] {
-    // SAFETY: the caller promises `count` readable values at every pointer, which is what each part of the fold reads.
+    // SAFETY: the caller promises `count` readable values at every pointer, which is what each part of the
+    // fold reads.
     unsafe {
         let x = if S::ACCUMULATORS == SEGMENTS_AT_ONCE {
             fold_segments::<S, E, T, V, 4>(rows, operand, count, ahead, fetched)
@@ -209,11 +210,11 @@ pub(crate) unsafe fn one_segment<S: Simd, E: Element, T: Element, V: Operand>(
 
 /// Accumulates the lanes of `R` segments and folds them to one register each.
 ///
-/// Thread `t = q * B + b` is value `q` of block `b`, with `B` blocks in a register. The register that is left still has
-/// to be halved over `q`, then over `b`.
+/// Thread `t = q * B + b` is value `q` of block `b`, with `B` blocks in a register. The register that is left
+/// still has to be halved over `q`, then over `b`.
 ///
-/// The 32 threads first fill `32 / LANES` registers. Their halving is written out, because a loop over an array of
-/// registers would spill them to memory.
+/// The 32 threads first fill `32 / LANES` registers. Their halving is written out, because a loop over an
+/// array of registers would spill them to memory.
 ///
 /// # Safety
 /// `count` values are readable at each of `rows` and at the operand. The CPU has the instructions of `S`.
@@ -249,8 +250,8 @@ unsafe fn add_each<S: Simd, const R: usize>(mut a: [S::F; R], b: [S::F; R]) -> [
     a
 }
 
-// Functions and not closures: the compiler does not inline a closure into a function with more target features than
-// the one it was written in.
+// Functions and not closures: the compiler does not inline a closure into a function with more target
+// features than the one it was written in.
 
 /// Folds four registers of lanes, for threads of four lanes, to one sum per thread.
 ///
@@ -262,7 +263,8 @@ unsafe fn fold4<S: Simd>(a: [S::F; 4]) -> S::F {
     unsafe { S::fold_near(S::fold_far(a[0], a[1]), S::fold_far(a[2], a[3])) }
 }
 
-/// Folds four registers of lanes, for threads of eight lanes, to two sums per thread that are still to be added.
+/// Folds four registers of lanes, for threads of eight lanes, to two sums per thread that are still to be
+/// added.
 ///
 /// # Safety
 /// The CPU has the instructions of `S`.
@@ -282,8 +284,8 @@ struct Lanes<T, V, const R: usize> {
     operand: V,
     /// Number of elements that exist.
     count: usize,
-    /// Segments that will be read soon, and how many of them to prefetch. The number is a literal at every call, which
-    /// lets the compiler resolve it outside the loops.
+    /// Segments that will be read soon, and how many of them to prefetch. The number is a literal at every
+    /// call, which lets the compiler resolve it outside the loops.
     ahead: [*const T; R],
     fetched: usize,
 }
@@ -301,7 +303,8 @@ impl<T: Element, V: Operand, const R: usize> Lanes<T, V, R> {
     unsafe fn two<S: Simd, E: Element>(self, m: usize, gap: usize) -> [S::F; R] {
         let lanes = E::VECTOR * S::LANES;
         let (first, second) = (m * lanes, (m + gap) * lanes);
-        // SAFETY: the lanes asked for are those of one segment, and the caller promises what reading them needs.
+        // SAFETY: the lanes asked for are those of one segment, and the caller promises what reading them
+        // needs.
         unsafe {
             if E::VECTOR == 4 {
                 let [a, b] = self.pair::<S, E>([first, second]);
@@ -316,10 +319,12 @@ impl<T: Element, V: Operand, const R: usize> Lanes<T, V, R> {
         }
     }
 
-    /// Returns one register of threads of eight lanes: eight registers of lanes, halved until each thread has one value.
+    /// Returns one register of threads of eight lanes: eight registers of lanes, halved until each thread has
+    /// one value.
     #[inline(always)]
     unsafe fn thread8<S: Simd, E: Element>(self, lane: usize) -> [S::F; R] {
-        // SAFETY: the lanes asked for are those of one segment, and the caller promises what reading them needs.
+        // SAFETY: the lanes asked for are those of one segment, and the caller promises what reading them
+        // needs.
         unsafe {
             let [a, b] = self.pair::<S, E>([lane, lane + 4 * S::LANES]);
             let mut folded = [S::zero(); R];
@@ -330,8 +335,8 @@ impl<T: Element, V: Operand, const R: usize> Lanes<T, V, R> {
         }
     }
 
-    /// Accumulates two times four registers of lanes per segment. A single segment does both in one loop, because one
-    /// set of sums alone would leave the multipliers waiting.
+    /// Accumulates two times four registers of lanes per segment. A single segment does both in one loop,
+    /// because one set of sums alone would leave the multipliers waiting.
     #[inline(always)]
     unsafe fn pair<S: Simd, E: Element>(self, lanes: [usize; 2]) -> [[[S::F; 4]; R]; 2] {
         // SAFETY: `accumulate` asks for what the caller promises of this value.
@@ -350,7 +355,8 @@ impl<T: Element, V: Operand, const R: usize> Lanes<T, V, R> {
     #[inline(always)]
     unsafe fn accumulate<S: Simd, E: Element, const N: usize>(self, lane: [usize; N]) -> [[[S::F; 4]; R]; N] {
         let lanes = 32 * E::VECTOR;
-        // SAFETY: `terms` reads whole registers only where the segment is whole, and elements below `count` otherwise.
+        // SAFETY: `terms` reads whole registers only where the segment is whole, and elements below `count`
+        // otherwise.
         unsafe {
             let mut sums = [[[S::zero(); 4]; R]; N];
             if self.count == SEGMENT {
@@ -365,7 +371,8 @@ impl<T: Element, V: Operand, const R: usize> Lanes<T, V, R> {
                         self.terms::<S, false>(step * lanes + lane, sums);
                     }
                 }
-                // The steps that are left out would add +0 * +0. That changes a lane at most once, from -0 to +0.
+                // The steps that are left out would add +0 * +0. That changes a lane at most once, from -0 to
+                // +0.
                 for sums in &mut sums {
                     for sums in sums {
                         for sum in sums {
@@ -386,8 +393,8 @@ impl<T: Element, V: Operand, const R: usize> Lanes<T, V, R> {
                 // Once per cache line.
                 let fetch = WHOLE && r < self.fetched && (i * S::LANES * size_of::<T>()).is_multiple_of(LINE);
                 let at = at + i * S::LANES;
-                // SAFETY: the caller promises `count` readable values. In a whole segment `at` and the rest of its
-                // register are below `count`; otherwise `load_part` reads no element from `count` on.
+                // SAFETY: the caller promises `count` readable values. In a whole segment `at` and the rest
+                // of its register are below `count`; otherwise `load_part` reads no element from `count` on.
                 unsafe {
                     let h = self.rows[r].wrapping_add(at);
                     let left = self.count.saturating_sub(at);

@@ -82,9 +82,9 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn store_bf16(to: *mut bf16, values: __m256) {
-        // Adding just under half a unit, or half a unit if the kept part is odd, carries exactly when rounding to
-        // nearest even goes up. A NaN is made quiet instead and keeps its upper payload, because the carry could turn it
-        // into an infinity.
+        // Adding just under half a unit, or half a unit if the kept part is odd, carries exactly when
+        // rounding to nearest even goes up. A NaN is made quiet instead and keeps its upper payload, because
+        // the carry could turn it into an infinity.
         unsafe {
             let bits = _mm256_castps_si256(values);
             let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));

@@ -1,4 +1,5 @@
-//! AVX-512F: 32 registers of 16 lanes. A segment of an f32 row is 8 accumulators of 4 fused multiply-adds each.
+//! AVX-512F: 32 registers of 16 lanes. A segment of an f32 row is 8 accumulators of 4 fused multiply-adds
+//! each.
 
 use std::arch::x86_64::*;
 
@@ -78,9 +79,9 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn store_bf16(to: *mut bf16, values: __m512) {
-        // Not `vcvtneps2bf16`, which flushes denormals. Adding just under half a unit, or half when the kept part
-        // is odd, carries into it exactly when rounding to nearest even goes up; a NaN keeps its upper payload and
-        // is made quiet instead, because the carry could turn it into an infinity.
+        // Not `vcvtneps2bf16`, which flushes denormals. Adding just under half a unit, or half when the kept
+        // part is odd, carries into it exactly when rounding to nearest even goes up; a NaN keeps its upper
+        // payload and is made quiet instead, because the carry could turn it into an infinity.
         unsafe {
             let bits = _mm512_castps_si512(values);
             let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));

@@ -1,5 +1,5 @@
-//! The instruction sets, behind one trait: registers of f32, a fused multiply-add, and the foldings of the fixed-order
-//! sum. The kernels are written once in terms of these.
+//! The instruction sets, under one trait: registers of f32, a fused multiply-add, and the foldings of the
+//! fixed-order sum. The kernels are written once in terms of these.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -26,8 +26,8 @@ pub trait Kernel {
 /// A register of `LANES` f32 values, seen as *blocks* of four.
 ///
 /// # Safety of the methods
-/// The CPU has the instructions of the implementation, and the pointers are valid for `LANES` values. No alignment beyond
-/// the element's is needed.
+/// The CPU has the instructions of the implementation, and the pointers are valid for `LANES` values. No
+/// alignment beyond the element's is needed.
 ///
 /// Every implementation of a method must give the same bits, except for NaN payloads.
 pub trait Simd: Copy {
@@ -40,10 +40,11 @@ pub trait Simd: Copy {
     /// A register.
     type F: Copy;
 
-    /// Runs a kernel in a separate function, for which the instructions are enabled. Everything that the kernel calls
-    /// must be inlined into it.
+    /// Runs a kernel in a separate function, for which the instructions are enabled. Everything that the
+    /// kernel calls must be inlined into it.
     ///
-    /// One function per kernel keeps the code small, because each kernel is compiled once for all its callers.
+    /// One function per kernel keeps the code small, because each kernel is compiled once for all its
+    /// callers.
     unsafe fn vectorize<K: Kernel>(kernel: K) -> K::Output;
 
     /// Prefetches the cache line at `at`, which need not be valid.
@@ -54,7 +55,8 @@ pub trait Simd: Copy {
     unsafe fn splat(value: f32) -> Self::F;
     /// Reads f32.
     unsafe fn load(from: *const f32) -> Self::F;
-    /// Reads the first `count` lanes, at most all of them. The others are +0, and their memory is not accessed.
+    /// Reads the first `count` lanes, at most all of them. The others are +0, and their memory is not
+    /// accessed.
     unsafe fn load_part(from: *const f32, count: usize) -> Self::F;
     /// Writes f32.
     unsafe fn store(to: *mut f32, values: Self::F);
@@ -74,8 +76,8 @@ pub trait Simd: Copy {
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
 
-    /// Adds blocks `2i` and `2i + 1` of the pair `(a, b)`, taken as one long register. This is the first halving of the
-    /// eight lanes of a thread.
+    /// Adds blocks `2i` and `2i + 1` of the pair `(a, b)`, taken as one long register. This is the first
+    /// halving of the eight lanes of a thread.
     unsafe fn fold_blocks(a: Self::F, b: Self::F) -> Self::F;
     /// Gives `(a0 + a2, a1 + a3, b0 + b2, b1 + b3)` in each block: halving at distance 2.
     unsafe fn fold_far(a: Self::F, b: Self::F) -> Self::F;

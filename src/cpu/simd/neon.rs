@@ -1,5 +1,5 @@
-//! NEON: 32 registers of 4 lanes. f16 and bf16 use scalar conversions, because the vector ones for f16 need a type that
-//! is not in stable Rust.
+//! NEON: 32 registers of 4 lanes. f16 and bf16 use scalar conversions, because the vector ones for f16 need a
+//! type that is not in stable Rust.
 
 use std::arch::aarch64::*;
 
@@ -11,7 +11,8 @@ use crate::cpu::simd::{Kernel, Simd};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Neon;
 
-// SAFETY (all blocks): the trait's contract: the instructions are available and the pointers are valid for 4 values.
+// SAFETY (all blocks): the trait's contract: the instructions are available and the pointers are valid for 4
+// values.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Neon {
     const LANES: usize = 4;

@@ -1,6 +1,6 @@
-//! Plain Rust, for every target. Registers are arrays of 16 values, in loops that compilers turn into the target's vector
-//! instructions. `f32::mul_add` is one instruction where the target has it. Elsewhere it calls the C library's `fmaf`,
-//! which is slow but exact.
+//! Plain Rust, for every target. Registers are arrays of 16 values, in loops that compilers turn into the
+//! target's vector instructions. `f32::mul_add` is one instruction where the target has it. Elsewhere it
+//! calls the C library's `fmaf`, which is slow but exact.
 
 use std::array::from_fn;
 

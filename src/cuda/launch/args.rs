@@ -2,8 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// The single argument of every kernel. Addresses are device addresses, 0 where an operation does not use them. Strides
-/// count elements.
+/// The single argument of every kernel. Addresses are device addresses, 0 where an operation does not use
+/// them. Strides count elements.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct CapArgs {

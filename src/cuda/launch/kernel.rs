@@ -46,8 +46,9 @@ impl KernelPath {
         }
     }
 
-    /// Returns the maximum number of hardware barriers of a block, which is also the maximum number of groups of several
-    /// warps in a staged block. The compiled kernels are checked against it (tests/device-code.json).
+    /// Returns the maximum number of hardware barriers of a block, which is also the maximum number of groups
+    /// of several warps in a staged block. The compiled kernels are checked against it
+    /// (tests/device-code.json).
     #[must_use]
     pub fn barriers(self) -> u32 {
         match self {

@@ -2,7 +2,8 @@
 
 use crate::cuda::launch::kernel::KernelPath;
 
-/// Limits of a GPU, as its driver reports them. Barriers, which it does not report, are those of the architecture.
+/// Limits of a GPU, as its driver reports them. Barriers, which it does not report, are those of the
+/// architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Streaming multiprocessors.
@@ -48,10 +49,11 @@ impl Limits {
         barriers_per_multiprocessor: 24,
     };
 
-    /// Returns the barriers of a multiprocessor of capability `arch`, e.g. 90, on which `blocks` blocks can be resident.
+    /// Returns the barriers of a multiprocessor of capability `arch`, e.g. 90, on which `blocks` blocks can
+    /// be resident.
     ///
-    /// The driver does not report them. CUDA's `cuda_occupancy.h` counts two per resident block on the large chips and one
-    /// on the others. Unknown architectures get one.
+    /// The driver does not report them. CUDA's `cuda_occupancy.h` counts two per resident block on the large
+    /// chips and one on the others. Unknown architectures get one.
     #[must_use]
     pub fn barriers_of(arch: u32, blocks: u32) -> u32 {
         let per_block = if matches!(arch, 80 | 90 | 100 | 103) { 2 } else { 1 };

@@ -1,5 +1,5 @@
-//! Launches: which kernel, which shape, which argument, and the call itself. All but the call work without a GPU, so that
-//! the tests can run plans in an emulator.
+//! Launches: which kernel, which shape, which argument, and the call itself. All but the call work without a
+//! GPU, so that the tests can run plans in an emulator.
 
 mod args;
 pub(super) mod kernel;

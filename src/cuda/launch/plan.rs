@@ -12,8 +12,8 @@ use crate::op::{DeviceJob, DeviceRows, Dtype, MAX_ROWS, MAX_STEPS, Operation};
 /// Maximum width of a row.
 const MAX_WIDTH: usize = 1 << 30;
 
-/// A kernel with its argument and launch shape. A device puts it on a stream, and the emulator in `kernels/emulate` runs
-/// it on the CPU.
+/// A kernel with its argument and launch shape. A device puts it on a stream, and the emulator in
+/// `kernels/emulate` runs it on the CPU.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Plan {
     pub(super) operation: Operation,
@@ -26,12 +26,14 @@ impl Plan {
     /// Checks a job and chooses its kernel and shape; `None` when there are no rows.
     ///
     /// # Errors
-    /// [`CudaError::Invalid`] when rows and table do not fit; [`CudaError::TooLarge`]; [`CudaError::TooManyCaps`].
+    /// [`CudaError::Invalid`] when rows and table do not fit; [`CudaError::TooLarge`];
+    /// [`CudaError::TooManyCaps`].
     pub fn new(job: &DeviceJob, table: &TableView, limits: &Limits) -> Result<Option<Self>, CudaError> {
         Self::on_path(job, table, limits, None)
     }
 
-    /// Plans a job on a given path, to test and time each of them. `None` also if the path cannot take the rows.
+    /// Plans a job on a given path, to test and time each of them. `None` also if the path cannot take the
+    /// rows.
     ///
     /// # Errors
     /// Those of [`Plan::new`].
@@ -111,12 +113,13 @@ impl Plan {
     }
 }
 
-/// Returns both summands. Without a residual of their own, the job's rows are the residual.
+/// Returns both summands. Without a separate residual, the job's rows are the residual.
 fn summands(job: &DeviceJob) -> [Option<DeviceRows>; 2] {
     job.add.map_or([None; 2], |add| [Some(add.x), Some(add.residual.unwrap_or(job.rows))])
 }
 
-/// Checks everything that can be checked without the device. Returns whether all accesses may be 16 bytes wide.
+/// Checks everything that can be checked without the device. Returns whether all accesses may be 16 bytes
+/// wide.
 fn check(job: &DeviceJob, table: &TableView) -> Result<bool, CudaError> {
     let width = table.layout.width;
     let DeviceRows { dtype, count, .. } = job.rows;

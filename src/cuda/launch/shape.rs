@@ -1,7 +1,7 @@
 //! The launch shape: which kernel, how many blocks of how many threads, how much shared memory.
 //!
-//! The shape is a pure function of the problem and the device's limits, so the emulator runs exactly what a device would.
-//! The result does not depend on it.
+//! The shape is a pure function of the problem and the device's limits, so the emulator runs exactly what a
+//! device would. The result does not depend on it.
 
 use crate::cuda::launch::kernel::KernelPath;
 use crate::cuda::launch::limits::Limits;
@@ -39,8 +39,8 @@ const MAX_RESIDENT_WIDTH: usize = 32 * SEGMENT;
 /// Maximum length of a row of the direct kernel: 16 warps.
 const MAX_DIRECT_WIDTH: usize = 16 * SEGMENT;
 
-/// Bytes that should be in flight per multiprocessor. 4.8 TB/s over 132 multiprocessors move 55 KB in 1.5 microseconds of
-/// loaded latency (Little's law), and the work between two fetches asks for more.
+/// Bytes that should be in flight per multiprocessor. 4.8 TB/s over 132 multiprocessors move 55 KB in 1.5
+/// microseconds of loaded latency (Little's law), and the work between two fetches asks for more.
 const BYTES_IN_FLIGHT: u32 = 96 << 10;
 
 /// Threads of a block that several short rows share, approximately.
@@ -65,8 +65,8 @@ pub(crate) struct Problem {
 }
 
 impl Shape {
-    /// Chooses the shape for a problem on a device. With a `path`, only this path is tried; `None` if it cannot take the
-    /// problem.
+    /// Chooses the shape for a problem on a device. With a `path`, only this path is tried; `None` if it
+    /// cannot take the problem.
     pub(crate) fn choose(problem: &Problem, limits: &Limits, path: Option<KernelPath>) -> Option<Self> {
         match path {
             Some(KernelPath::Direct) => Self::direct(problem, limits, Waves::Any),
@@ -114,8 +114,9 @@ impl Shape {
             let blocks = limits.blocks(KernelPath::Staged, groups * threads, shared_bytes);
             (shared_bytes <= limits.shared_per_block && blocks > 0).then_some((stages, blocks, shared_bytes))
         };
-        // As many blocks as possible, because the arithmetic of one overlaps with the loads of another. Then the fewest
-        // stages that keep enough bytes in flight, because unused shared memory is L1 cache for the axes.
+        // As many blocks as possible, because the arithmetic of one overlaps with the loads of another. Then
+        // the fewest stages that keep enough bytes in flight, because unused shared memory is L1 cache for
+        // the axes.
         let (stages, blocks, shared_bytes) =
             (1..=3).filter_map(shape).max_by_key(|&(stages, blocks, _)| {
                 let in_flight = blocks * stages * stage_bytes;

@@ -21,10 +21,10 @@ pub enum Overlap {
     None,
     /// Programmatic dependent launch. It needs compute capability 9.0, and earlier GPUs ignore it.
     ///
-    /// The kernel may start while the previous one ends. It loads axes and weight, and then waits for that kernel. The
-    /// previous kernel must not write the table or the weight. If that was launched in the same way, neither must the one
-    /// before it, and so on back to the last full wait on the stream, because a whole chain of launches may overlap.
-    /// Capturing such a launch needs a driver for CUDA 12.3.
+    /// The kernel may start while the previous one ends. It loads axes and weight, and then waits for that
+    /// kernel. The previous kernel must not write the table or the weight. If that was launched in the same
+    /// way, neither must the one before it, and so on back to the last full wait on the stream, because a
+    /// whole chain of launches may overlap. Capturing such a launch needs a driver for CUDA 12.3.
     Programmatic,
 }
 
@@ -35,10 +35,10 @@ impl Job<DeviceMemory> {
     /// [`CudaError::Invalid`], [`CudaError::TooLarge`], [`CudaError::TooManyCaps`], [`CudaError::Driver`].
     ///
     /// # Safety
-    /// Every address of the job is memory of the table's GPU that holds what the job says. Until the stream has passed the
-    /// launch (for a captured one: any replay of it), the memory stays allocated, nothing else writes it or reads what the
-    /// launch writes, and the table lives. Rows overlap only as [`DeviceJob`](crate::op::DeviceJob) allows. The stream is
-    /// of the table's GPU.
+    /// Every address of the job is memory of the table's GPU that holds what the job says. Until the stream
+    /// has passed the launch (for a captured one: any replay of it), the memory stays allocated, nothing else
+    /// writes it or reads what the launch writes, and the table lives. Rows overlap only as
+    /// [`DeviceJob`](crate::op::DeviceJob) allows. The stream is of the table's GPU.
     pub unsafe fn launch(
         &self,
         table: &DeviceTable,
@@ -47,7 +47,8 @@ impl Job<DeviceMemory> {
     ) -> Result<(), CudaError> {
         let device = table.device();
         match Plan::new(self, &table.view(), &device.info().limits)? {
-            // SAFETY: the plan was made for this device and table. The caller promises the memory and the stream.
+            // SAFETY: the plan was made for this device and table. The caller promises the memory and the
+            // stream.
             Some(plan) => unsafe { plan.launch(device, stream, overlap) },
             None => Ok(()),
         }
@@ -90,8 +91,8 @@ impl Plan {
             numAttrs: programmatic.into(),
         };
         let mut argument = ptr::from_ref(self.args()).cast_mut().cast::<c_void>();
-        // SAFETY: configuration and argument live during the call, which copies them. Every kernel of the image takes one
-        // argument of this type. The caller promises the addresses in it.
+        // SAFETY: configuration and argument live during the call, which copies them. Every kernel of the
+        // image takes one argument of this type. The caller promises the addresses in it.
         let launched = unsafe { sys::cuLaunchKernelEx(&config, kernel, &mut argument, ptr::null_mut()) };
         Ok(check("cuLaunchKernelEx", launched)?)
     }

@@ -9,8 +9,8 @@ use crate::cuda::table::pack::{PackedTable, TableView};
 use crate::cuda::table::staging::Staging;
 use crate::table::{CapParams, CapTable};
 
-/// A [`CapTable`] on a GPU. Its addresses stay the same while its values change, so bounds, strengths and axes can change
-/// between two replays of a captured launch.
+/// A [`CapTable`] on a GPU. Its addresses stay the same while its values change, so bounds, strengths and
+/// axes can change between two replays of a captured launch.
 #[derive(Debug)]
 pub struct DeviceTable {
     device: Device,
@@ -79,8 +79,9 @@ impl DeviceTable {
         &self.device
     }
 
-    /// Replaces all values by those of a table of the same shape, in stream order. Launches already on the stream use the
-    /// old values, later ones the new. Returns at once, unless eight updates are still in progress.
+    /// Replaces all values by those of a table of the same shape, in stream order. Launches already on the
+    /// stream use the old values, later ones the new. Returns at once, unless eight updates are still in
+    /// progress.
     ///
     /// # Errors
     /// [`CudaError::TableShape`]; [`CudaError::Capturing`] inside a stream capture; [`CudaError::Driver`].
@@ -89,8 +90,8 @@ impl DeviceTable {
         if packed.layout() != self.view.layout || table.cap_count() != self.cap_count {
             return Err(CudaError::TableShape { what: "its width, number of caps or profiles" });
         }
-        // A launch on another stream may be reading. It may see a mix of old and new values, but half-changed boundaries
-        // would lead it out of the table.
+        // A launch on another stream may be reading. It may see a mix of old and new values, but half-changed
+        // boundaries would lead it out of the table.
         if packed.ends() != self.ends {
             return Err(CudaError::TableShape { what: "which caps belong to which profile" });
         }
@@ -108,13 +109,15 @@ impl DeviceTable {
         self.copy(&[(self.view.params, bytemuck::cast_slice(params))], stream)
     }
 
-    /// Returns the rows that went uncapped because their profile does not exist in this table; `None` if there are none.
+    /// Returns the rows that went uncapped because their profile does not exist in this table; `None` if
+    /// there are none.
     ///
-    /// Waits for everything that is on the stream now. Launches on other streams count as far as they have run.
+    /// Waits for everything that is on the stream now. Launches on other streams count as far as they have
+    /// run.
     ///
     /// # Errors
-    /// [`CudaError::Capturing`] inside a stream capture; [`CudaError::Driver`], also for errors of earlier work on the
-    /// stream.
+    /// [`CudaError::Capturing`] inside a stream capture; [`CudaError::Driver`], also for errors of earlier
+    /// work on the stream.
     pub fn faults(&self, stream: StreamRef<'_>) -> Result<Option<ProfileFaults>, CudaError> {
         let mut record = [0; ProfileFaults::BYTES];
         let _current = self.device.enter()?;
@@ -133,8 +136,8 @@ impl DeviceTable {
         Ok(unsafe { zero(self.view.faults, ProfileFaults::BYTES, stream.0) }?)
     }
 
-    /// Frees the table without waiting for the GPU's other work. A wait for the whole GPU would break a stream capture on
-    /// it.
+    /// Frees the table without waiting for the GPU's other work. A wait for the whole GPU would break a
+    /// stream capture on it.
     ///
     /// # Safety
     /// No work on the GPU uses the table any more: the streams of its launches and updates have passed them.
@@ -155,8 +158,8 @@ impl DeviceTable {
     /// Copies parts in stream order. Each has the size that the allocation has at its address.
     fn copy(&self, parts: &[(u64, &[u8])], stream: StreamRef<'_>) -> Result<(), CudaError> {
         let _current = self.device.enter()?;
-        // SAFETY: the context was just entered, and the parts fit. `drop` frees the table's memory after the GPU is done
-        // with it, and `free_without_sync` leaves that to its caller.
+        // SAFETY: the context was just entered, and the parts fit. `drop` frees the table's memory after the
+        // GPU is done with it, and `free_without_sync` leaves that to its caller.
         unsafe { self.staging.copy(parts, stream) }
     }
 }

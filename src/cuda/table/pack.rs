@@ -5,7 +5,8 @@ use std::ops::Range;
 use crate::op::SEGMENT;
 use crate::table::{CapParams, CapTable};
 
-/// The addresses of a table's parts, and its layout. [`DeviceTable`](crate::cuda::DeviceTable) owns the memory.
+/// The addresses of a table's parts, and its layout. [`DeviceTable`](crate::cuda::DeviceTable) owns the
+/// memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TableView {
     /// Address of the axes, `[caps][axis_stride]` f32, zero from `width` on. A multiple of 16.
@@ -14,8 +15,8 @@ pub struct TableView {
     pub params: u64,
     /// Address of the profile boundaries, `[profile_count]` u32.
     pub ends: u64,
-    /// Address of the record of rows without a profile, [`ProfileFaults::BYTES`](crate::cuda::ProfileFaults::BYTES) long.
-    /// Launches write it. A multiple of 8.
+    /// Address of the record of rows without a profile,
+    /// [`ProfileFaults::BYTES`](crate::cuda::ProfileFaults::BYTES) long. Launches write it. A multiple of 8.
     pub faults: u64,
     /// The shape of what is at the addresses.
     pub layout: TableLayout,
@@ -26,8 +27,8 @@ pub struct TableView {
 pub struct TableLayout {
     /// Width of the rows that this table caps.
     pub width: usize,
-    /// Elements from one axis to the next: the width, rounded up to whole segments of 512. The kernels then read axes
-    /// without a check for the row's end.
+    /// Elements from one axis to the next: the width, rounded up to whole segments of 512. The kernels then
+    /// read axes without a check for the row's end.
     pub axis_stride: usize,
     /// Number of profiles, including the empty profile 0.
     pub profile_count: usize,

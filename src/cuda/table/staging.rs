@@ -1,8 +1,9 @@
 //! Host memory from which a table's values are copied. It stays unchanged until the GPU has read it.
 //!
-//! `cuMemcpyHtoDAsync` may return before it has read its source, if that is pinned or if the GPU shares the host's page
-//! tables (ATS). The kind of a caller's slice is unknown, so every copy is made from memory of our own. An event says when
-//! that memory can be used again. The host waits only if it is [`MAX_COPIES`] updates ahead of the GPU.
+//! `cuMemcpyHtoDAsync` may return before it has read its source, if that is pinned or if the GPU shares the
+//! host's page tables (ATS). The kind of a caller's slice is unknown, so every copy is made from memory of
+//! our own. An event says when that memory can be used again. The host waits only if it is [`MAX_COPIES`]
+//! updates ahead of the GPU.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -37,11 +38,12 @@ impl Staging {
         Self { device: device.clone(), copies: Mutex::default() }
     }
 
-    /// Copies each part to its address in stream order, and does not wait. The parts may change as soon as this returns.
+    /// Copies each part to its address in stream order, and does not wait. The parts may change as soon as
+    /// this returns.
     ///
     /// # Safety
-    /// The device's context is current. Each address is its memory for as many bytes until the stream has passed the
-    /// copies.
+    /// The device's context is current. Each address is its memory for as many bytes until the stream has
+    /// passed the copies.
     pub(super) unsafe fn copy(&self, parts: &[(u64, &[u8])], stream: StreamRef<'_>) -> Result<(), CudaError> {
         not_capturing(stream.0)?;
         // A panic while the lock is held leaves whole entries in the list.
@@ -54,12 +56,13 @@ impl Staging {
             copy.bytes.extend_from_slice(part);
             ranges.push((*to, start..copy.bytes.len()));
         }
-        // SAFETY: the caller promises the addresses. The bytes do not change before the event says that the copies are
-        // done.
+        // SAFETY: the caller promises the addresses. The bytes do not change before the event says that the
+        // copies are done.
         match unsafe { copy.submit(&ranges, stream.0) } {
             Ok(()) => copies.push(copy),
             Err(error) => {
-                // Some copy may be in progress without an event that says when it is done. Its source must never be freed.
+                // Some copy may be in progress without an event that says when it is done. Its source must
+                // never be freed.
                 std::mem::forget(copy.bytes);
                 return Err(error.into());
             }
@@ -118,7 +121,8 @@ impl StagedCopy {
         stream: sys::CUstream,
     ) -> Result<(), DriverError> {
         for (to, range) in ranges {
-            // SAFETY: the caller promises the address, and that the bytes stay unchanged until the copy is done.
+            // SAFETY: the caller promises the address, and that the bytes stay unchanged until the copy is
+            // done.
             unsafe { copy_to_device_async(*to, &self.bytes[range.clone()], stream) }?;
         }
         // SAFETY: the event is ours, the stream is the caller's, and both are of the current context.

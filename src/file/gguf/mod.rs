@@ -1,7 +1,8 @@
 //! The GGUF container: named values and named tensors in one file.
 //!
-//! This module reads and writes the part that cap files need, on bytes in memory: version 3, little endian, metadata of
-//! every type but nested arrays (which llama.cpp refuses as well), tensors of f32. The layout, from ggml's `gguf.h`:
+//! This module reads and writes the part that cap files need, on bytes in memory: version 3, little endian,
+//! metadata of every type but nested arrays (which llama.cpp refuses as well), tensors of f32. The layout,
+//! from ggml's `gguf.h`:
 //!
 //! ```text
 //! "GGUF"  version u32  tensor count u64  value count u64
@@ -12,9 +13,10 @@
 //! ```
 //! A string is a u64 length and that many bytes of UTF-8.
 //!
-//! A file that passes both [`Gguf::parse`] and [`Gguf::vectors`] loads in llama.cpp. They are stricter than llama.cpp:
-//! `parse` refuses versions below 3 and strings that are not UTF-8, and `vectors` refuses tensors that are no vectors of f32
-//! and bytes after the last tensor. `parse` alone does not check the tensors' data.
+//! A file that passes both [`Gguf::parse`] and [`Gguf::vectors`] loads in llama.cpp. They are stricter than
+//! llama.cpp: `parse` refuses versions below 3 and strings that are not UTF-8, and `vectors` refuses tensors
+//! that are no vectors of f32 and bytes after the last tensor. `parse` alone does not check the tensors'
+//! data.
 
 mod read;
 mod value;

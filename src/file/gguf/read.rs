@@ -83,8 +83,8 @@ impl<'a> Gguf<'a> {
     /// Returns all tensors, which must be vectors of f32 that fill the data section without gap or overlap.
     ///
     /// # Errors
-    /// [`FileError::Malformed`] for data that are missing, misplaced or left over; [`FileError::Invalid`] for a tensor of
-    /// another type or shape. Both name the tensor.
+    /// [`FileError::Malformed`] for data that are missing, misplaced or left over; [`FileError::Invalid`] for
+    /// a tensor of another type or shape. Both name the tensor.
     pub fn vectors(&self) -> Result<Vec<(&str, Vec<f32>)>> {
         let mut vectors = Vec::with_capacity(self.tensors.len());
         let mut end = 0u64;

@@ -11,8 +11,9 @@ use crate::file::gguf::{
 /// Returns a whole GGUF file with these values and these vectors of f32, in this order.
 ///
 /// # Errors
-/// [`FileError::Invalid`] for input that [`Gguf::parse`](crate::file::gguf::Gguf::parse) would refuse: a key or a tensor
-/// name that is empty, too long or repeated, or a `general.alignment` that is not a u32 power of two.
+/// [`FileError::Invalid`] for input that [`Gguf::parse`](crate::file::gguf::Gguf::parse) would refuse: a key
+/// or a tensor name that is empty, too long or repeated, or a `general.alignment` that is not a u32 power of
+/// two.
 pub fn to_bytes(metadata: &[(String, Value)], tensors: &[(String, &[f32])]) -> Result<Vec<u8>> {
     check_names("metadata key", metadata.iter().map(|(key, _)| key), MAX_KEY_BYTES)?;
     check_names("tensor name", tensors.iter().map(|(name, _)| name), MAX_TENSOR_NAME_BYTES)?;

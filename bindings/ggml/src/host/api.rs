@@ -23,6 +23,8 @@ macro_rules! api {
     ) => {
         /// ggml's functions, each under its own name.
         #[derive(Debug, Clone, Copy)]
+        // Only the GPU's route records events.
+        #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
         pub(crate) struct Api {
             $(pub(crate) $name: unsafe extern "C" fn($($arg),*) $(-> $result)?,)*
             $(pub(crate) $extra: Option<unsafe extern "C" fn($($extra_arg),*) $(-> $extra_result)?>,)*

@@ -11,6 +11,10 @@ use crate::error::HookError;
 /// equals it.
 pub(crate) const GRAPH_SIZE: usize = 61;
 
+/// Words of `ggml_cgraph` that are searched for a field. The arrays of a graph follow it in the same allocation, so
+/// this many words can be read.
+pub(super) const GRAPH_WORDS: usize = 16;
+
 /// A `ggml_context` that holds tensors without data, reused from graph to graph.
 #[derive(Debug)]
 pub(crate) struct Arena {

@@ -10,9 +10,9 @@ use std::ffi::{CStr, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
 
-use super::api::{api, ggml_version, mismatch};
-use super::arena::{Arena, chain};
-use super::tensor::TensorLayout;
+use super::api::{api, mismatch};
+use super::arena::{Arena, GRAPH_WORDS, chain};
+use super::tensor_layout::TensorLayout;
 use super::types::{FAILED, RawTensor, SUCCESS};
 use super::uid::measure_uid;
 use super::use_counts::UseCounts;
@@ -150,10 +150,6 @@ fn slot(what: &str, call: impl FnOnce(*mut c_void)) -> Result<usize, HookError> 
     let slot = HIT.with(Cell::take).ok_or_else(|| mismatch(format!("no slot is called for {what}")))?;
     Ok(slot * size_of::<Sentinel>())
 }
-
-/// Words of `ggml_cgraph` that are searched. The arrays of the graph follow it in the same allocation, so this
-/// many words can be read.
-pub(super) const GRAPH_WORDS: usize = 16;
 
 struct GraphFields {
     n_nodes: usize,

@@ -12,18 +12,19 @@ pub(crate) mod environment;
 mod graph;
 mod layout;
 mod tensor;
+mod tensor_layout;
 mod types;
 pub(crate) mod uid;
 mod use_counts;
 
 pub use api::Symbols;
 pub(crate) use api::{Api, api, ggml_version, use_host};
+pub(crate) use arena::Arena;
 #[cfg(test)]
 pub(crate) use arena::chain;
-pub(crate) use arena::{Arena, GRAPH_SIZE};
 pub(crate) use graph::Graph;
-pub(crate) use layout::{Layout, layout, named_offsets};
-pub(crate) use tensor::{Op, Tensor, ops};
-pub(crate) use types::{
-    Backend, Buffer, Device, Dtype, Event, F32, FAILED, RawContext, RawGraph, RawTensor, SUCCESS, Status,
-};
+pub(crate) use layout::{Layout, named_offsets};
+pub(crate) use tensor::{Tensor, ops};
+#[cfg(feature = "gpu")]
+pub(crate) use types::Event;
+pub(crate) use types::{Backend, Device, FAILED, RawContext, RawGraph, RawTensor, SUCCESS, Status};

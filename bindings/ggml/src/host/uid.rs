@@ -9,9 +9,8 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::api::{api, mismatch};
-use super::arena::{Arena, GRAPH_SIZE, chain};
+use super::arena::{Arena, GRAPH_SIZE, GRAPH_WORDS, chain};
 use super::cpu::CpuBackend;
-use super::layout::GRAPH_WORDS;
 use super::types::{RawGraph, RawScheduler};
 use crate::error::HookError;
 

@@ -8,8 +8,7 @@ use std::ffi::c_void;
 use std::ops::Range;
 
 use super::api::api;
-use super::arena::{Arena, GRAPH_SIZE};
-use super::layout::GRAPH_WORDS;
+use super::arena::{Arena, GRAPH_SIZE, GRAPH_WORDS};
 use super::types::{F32, RawGraph};
 
 /// Byte offsets within `ggml_cgraph`: `visited_hash_set.{size, used, keys}` and `use_counts`.

@@ -6,11 +6,12 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fs;
+use std::mem::ManuallyDrop;
 use std::ptr::{NonNull, null};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-/// Width of the rows. Odd multiples of a register are capped by another path than even ones.
+/// Width of the rows.
 pub const WIDTH: usize = 72;
 /// Rows of the graph.
 pub const ROWS: usize = 5;
@@ -30,8 +31,8 @@ pub fn added(block: usize) -> Vec<f32> {
     (0..WIDTH * ROWS).map(|i| ((53 * i + block) % 89) as f32 / 128.0 - 0.3).collect()
 }
 
-/// The loaded libraries of one build.
-pub struct Ggml(Vec<Library>);
+/// The loaded libraries of one build. They stay loaded: their worker threads live until the process ends.
+pub struct Ggml(ManuallyDrop<Vec<Library>>);
 
 /// A backend of the build's CPU device.
 pub struct Backend<'a> {
@@ -73,7 +74,7 @@ impl Ggml {
             unsafe { Library::open(Some(format!("{folder}/{name}")), RTLD_NOW | RTLD_GLOBAL) }
                 .map_err(|error| error.to_string())
         };
-        let ggml = Self(libraries.into_iter().map(open).collect::<Result<_>>()?);
+        let ggml = Self(ManuallyDrop::new(libraries.into_iter().map(open).collect::<Result<_>>()?));
         if ggml.0.is_empty() {
             return Err("no libggml*.so in this folder".into());
         }

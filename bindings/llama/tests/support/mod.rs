@@ -1,44 +1,38 @@
-//! What the tests on a real model share.
+//! Shared by the tests on a real model.
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_llama::{ContextOptions, GenerateOptions, Model, ModelOptions, Sampling};
 
-#[path = "../../../ggml/tests/support/model.rs"]
-mod model;
-pub(crate) use model::path;
+use axiscap_testing::numbers::Random;
+pub(crate) use axiscap_testing::small_model as path;
 
-/// The small model. Tests that need it fail without it rather than pass unseen.
+/// Loads the small model. Without it a test fails.
 pub(crate) fn model() -> Model {
     Model::load(path(), &ModelOptions::default()).expect("the model loads")
 }
 
-/// A small context on one thread: several would spin against whatever else the machine does.
+/// Returns a small context on one thread, because several would spin against the other work of the machine.
 pub(crate) fn options() -> ContextOptions {
     ContextOptions { ctx: Some(512), threads: Some(1), ..ContextOptions::default() }
 }
 
-/// The likeliest tokens, so many of them.
+/// Returns greedy sampling of a number of tokens.
 pub(crate) fn greedy(max_tokens: usize) -> GenerateOptions {
     GenerateOptions { max_tokens, sampling: Sampling::GREEDY, margins: false }
 }
 
-/// A cap on each of these blocks, with axes of its own and one bound.
+/// Returns a cap on each of these blocks, with different axes and one bound.
 pub(crate) fn caps(blocks: impl IntoIterator<Item = usize>, seed: u64, bound: Bound) -> CapSet {
     let entries = blocks.into_iter().map(|block| {
-        let mut state = (seed << 32 | block as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let direction: Vec<f32> = (0..576)
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-            })
-            .collect();
+        let mut random = Random(seed << 32 | block as u64);
+        let direction: Vec<f32> = (0..576).map(|_| random.signed()).collect();
         BlockCap { block, cap: Cap::new(Axis::from_direction(&direction).expect("an axis"), bound) }
     });
     CapSet::new(entries).expect("a set")
 }
 
-/// A text of a few hundred tokens.
+/// Returns a text of a few hundred tokens.
 pub(crate) fn long_text() -> String {
     let sentence = |i: usize| {
         format!(

@@ -1,0 +1,126 @@
+//! Options about the caps, shared by the commands.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use axiscap::CapSet;
+use axiscap::file::CapFile;
+use axiscap_llama::Model;
+use clap::Args;
+
+use crate::model::model_info;
+use crate::{output, sampling};
+
+/// Which caps, if any, and how strongly they hold.
+#[derive(Debug, Args)]
+pub(crate) struct CapsArgs {
+    /// The caps, a cap file (see `axiscap calibrate`); without one the model runs uncapped
+    #[arg(long, value_name = "FILE")]
+    pub(crate) caps: Option<PathBuf>,
+    #[command(flatten)]
+    hold: HoldArgs,
+}
+
+/// Which caps, for commands that need some, and how strongly they hold.
+#[derive(Debug, Args)]
+pub(crate) struct RequiredCapsArgs {
+    /// The caps, a cap file (see `axiscap calibrate`)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) caps: PathBuf,
+    #[command(flatten)]
+    hold: HoldArgs,
+}
+
+/// How strongly caps hold.
+#[derive(Debug, Args)]
+struct HoldArgs {
+    /// Strength of every cap in place of the file's: 1 moves projections onto the bound, 0 only observes
+    #[arg(long, value_name = "S", requires = "caps", value_parser = sampling::share)]
+    strength: Option<f32>,
+    /// Only measure the projections, as with strength 0
+    #[arg(long, requires = "caps", conflicts_with = "strength")]
+    observe: bool,
+}
+
+impl CapsArgs {
+    /// Reads the cap file.
+    pub(crate) fn read(&self) -> Result<Option<LoadedCaps>> {
+        self.caps.as_deref().map(|path| LoadedCaps::read(path, &self.hold)).transpose()
+    }
+}
+
+impl RequiredCapsArgs {
+    /// Reads the cap file.
+    pub(crate) fn read(&self) -> Result<LoadedCaps> {
+        LoadedCaps::read(&self.caps, &self.hold)
+    }
+}
+
+/// A cap file, not yet compared with the model.
+#[derive(Debug)]
+pub(crate) struct LoadedCaps {
+    path: PathBuf,
+    file: CapFile,
+    strength: Option<f32>,
+    observe: bool,
+}
+
+impl LoadedCaps {
+    fn read(path: &Path, hold: &HoldArgs) -> Result<Self> {
+        let file = CapFile::read(path)?;
+        Ok(Self { path: path.into(), file, strength: hold.strength, observe: hold.observe })
+    }
+
+    /// Returns the caps if they fit the model. Warnings about them go to stderr.
+    pub(crate) fn check(self, model: &Model) -> Result<CheckedCaps> {
+        let Self { path, file, strength, observe } = self;
+        check_file(&file, &path, model)?;
+        if file.is_unbounded() && !observe {
+            output::warning(&format!(
+                "{}: no cap has a bound, so nothing can be capped and the projections are only measured; `axiscap calibrate` gives axes their bounds (--observe measures without this warning)",
+                path.display()
+            ));
+        }
+        let caps = match strength {
+            Some(strength) => with_strength(&file.caps, strength)?,
+            None => file.caps,
+        };
+        Ok(CheckedCaps { caps, observe })
+    }
+}
+
+/// Caps that fit the model.
+#[derive(Debug)]
+pub(crate) struct CheckedCaps {
+    /// With their own strengths, or that of --strength.
+    pub(crate) caps: CapSet,
+    /// Whether they begin by observing only.
+    pub(crate) observe: bool,
+}
+
+impl CheckedCaps {
+    /// Returns the caps with strength 0 if they only observe.
+    pub(crate) fn acting(self) -> Result<CapSet> {
+        if self.observe { with_strength(&self.caps, 0.0) } else { Ok(self.caps) }
+    }
+}
+
+fn with_strength(caps: &CapSet, strength: f32) -> Result<CapSet> {
+    let caps = caps.caps().iter().map(|entry| {
+        let cap = entry.cap.clone().with_strength(strength)?;
+        Ok(axiscap::BlockCap { block: entry.block, cap })
+    });
+    Ok(CapSet::new(caps.collect::<axiscap::Result<Vec<_>>>()?)?)
+}
+
+/// Refuses a cap file of another model's shape. Other warnings about it, on this model, go to stderr.
+pub(crate) fn check_file(file: &CapFile, path: &Path, model: &Model) -> Result<()> {
+    let shape = model.shape();
+    let fits = file.check_model(&shape.architecture, shape.width, shape.blocks);
+    let mut warnings = fits.map_err(|error| error.in_file(path))?;
+    warnings.extend(file.check_fingerprint(&model_info(model)));
+    for warning in warnings.iter().chain(file.warnings()) {
+        output::warning(&format!("{}: {warning}", path.display()));
+    }
+    Ok(())
+}

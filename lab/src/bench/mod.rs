@@ -1,0 +1,304 @@
+//! What capping costs: the same tokens, capped and uncapped, in turn, in one process.
+//!
+//! The baseline is a context that the hook has never touched. In every round all subjects get new contexts,
+//! because two contexts differ by accident, for example in where their buffers lie. Then they decode the same
+//! tokens. The prompt is decoded several times, by one subject after the other, in alternating order.
+//! Generated tokens are decoded in lock-step, one token by each subject in turn, so the other work of the
+//! machine slows all of them alike. With several sequences a step decodes one token of each. They continue
+//! from one prompt with different tokens.
+//!
+//! A round's ratio is the median over its prompts or tokens, which one interruption does not move. The ratio
+//! of total times is given beside it.
+
+mod ratio;
+
+use std::time::{Duration, Instant};
+
+use axiscap::CapSet;
+use axiscap_llama::{
+    ContextOptions, FusedNorms, GraphCounts, MAX_CTX, Model, RouteChoice, RouteUse, Settings, Token,
+};
+
+use crate::baselines::{Outcome, Subject, Subjects, Way};
+use crate::error::Error;
+
+pub use ratio::{Ratio, median_interval};
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct BenchOptions {
+    /// Rounds.
+    pub pairs: usize,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// How often a round decodes the prompt. A round's prefill ratio is the median over these.
+    pub prompts: usize,
+    /// Tokens decoded one by one.
+    pub generate_tokens: usize,
+    /// Sequences decoded at once, 1 or more. This is the number of rows of a decode step.
+    pub sequences: u32,
+    /// How the contexts are made. `ctx` is raised as needed.
+    pub context: ContextOptions,
+    /// How the capped context computes a graph with its caps.
+    pub route: RouteChoice,
+    /// Whether what the caps do is counted. Without it [`BenchReport::engagement`] is unknown.
+    pub statistics: bool,
+    /// Whether caps on a GPU do the RMSNorm that follows their block.
+    pub fused_norm: bool,
+    /// Whether a hooked context with its caps switched off is measured too.
+    pub idle: bool,
+    /// Whether the same caps through llama.cpp's `cb_eval` are measured too, with a host synchronisation per
+    /// block.
+    pub eval_callback: bool,
+    /// Whether the same caps through ggml's own operations are measured too, without statistics.
+    pub ggml_ops: bool,
+}
+
+impl Default for BenchOptions {
+    /// Returns 15 rounds of a prompt of 512 tokens, decoded three times, and 64 tokens after it, one
+    /// sequence, no comparison but the baseline.
+    fn default() -> Self {
+        Self {
+            pairs: 15,
+            prompt_tokens: 512,
+            prompts: 3,
+            generate_tokens: 64,
+            sequences: 1,
+            context: ContextOptions::default(),
+            route: RouteChoice::Auto,
+            statistics: true,
+            fused_norm: false,
+            idle: false,
+            eval_callback: false,
+            ggml_ops: false,
+        }
+    }
+}
+
+impl BenchOptions {
+    /// Returns how many tokens a context must hold.
+    #[must_use]
+    pub fn needed_context(&self) -> usize {
+        self.prompt_tokens.saturating_add(self.generate_tokens.saturating_mul(self.sequences as usize))
+    }
+
+    fn context(&self) -> ContextOptions {
+        let needed = u32::try_from(self.needed_context()).unwrap_or(u32::MAX);
+        ContextOptions {
+            ctx: Some(self.context.ctx.unwrap_or(0).max(needed)),
+            sequences: self.sequences,
+            ..self.context.clone()
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        let mut settings = Settings::default();
+        settings.route = self.route;
+        (settings.statistics, settings.fused_norm) = (self.statistics, self.fused_norm);
+        settings
+    }
+
+    /// Returns what is measured. The first is the baseline, and [`CAPPED`] the index of the capped context.
+    fn ways(&self) -> Vec<Way> {
+        let mut ways = vec![Way::Uncapped, Way::Capped];
+        ways.extend(self.idle.then_some(Way::Idle));
+        ways.extend(self.eval_callback.then_some(Way::EvalCallback));
+        ways.extend(self.ggml_ops.then_some(Way::GgmlOps));
+        ways
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        for (option, value) in [
+            ("pairs", self.pairs),
+            ("prompt_tokens", self.prompt_tokens),
+            ("generate_tokens", self.generate_tokens),
+            ("prompts", self.prompts),
+            ("sequences", self.sequences as usize),
+        ] {
+            if value == 0 {
+                return Err(Error::Option { option, value: value.to_string(), expected: "1 or more".into() });
+            }
+        }
+        let needed = self.needed_context();
+        if needed > MAX_CTX as usize {
+            return Err(Error::Option {
+                option: "prompt_tokens + sequences * generate_tokens",
+                value: needed.to_string(),
+                expected: format!("at most {MAX_CTX}"),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Capped against uncapped.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparison {
+    /// Token by token.
+    pub decode: Ratio,
+    /// The prompt.
+    pub prefill: Ratio,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BenchReport {
+    /// The capped context against the baseline.
+    pub capped: Comparison,
+    /// The hooked context with its caps switched off against the baseline.
+    pub idle: Option<Comparison>,
+    /// The `cb_eval` context against the baseline.
+    pub eval_callback: Option<Comparison>,
+    /// The context that caps through ggml's own operations against the baseline.
+    pub ggml_ops: Option<Comparison>,
+    /// Share of rows (times caps) on which a cap engaged. `None` without statistics.
+    pub engagement: Option<f64>,
+    /// Where the capped context ran its caps, and how.
+    pub routes: Vec<RouteUse>,
+    /// How its graphs were run on GPUs under [`RouteChoice::OneGraph`].
+    pub graphs: GraphCounts,
+    /// Which of the norms that follow its capped blocks ran with the caps.
+    pub fused_norms: FusedNorms,
+}
+
+/// Times of one subject in one round.
+#[derive(Debug, Clone, Default)]
+struct Sample {
+    prefill: Vec<Duration>,
+    /// Per token.
+    decode: Vec<Duration>,
+}
+
+/// Measures what `caps` cost on `model`. `progress` is called with the rounds done and their number.
+///
+/// # Errors
+/// [`Error::Option`] for zero pairs or tokens and for more than a context can hold, and those of making and
+/// decoding contexts.
+pub fn bench(
+    model: &Model,
+    caps: &CapSet,
+    options: &BenchOptions,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<BenchReport, Error> {
+    options.check()?;
+    let text = sample_tokens(model, options.needed_context())?;
+    let ways = options.ways();
+    let subjects = Subjects::new(model, caps, &ways, options.context(), options.settings())?;
+
+    let mut rounds = Vec::with_capacity(options.pairs);
+    let (mut rows, mut engaged, mut graphs) = (0, 0, GraphCounts::default());
+    let mut last = Outcome::default();
+    for number in 0..options.pairs {
+        let turned = number % 2 == 1;
+        let mut made: Vec<Option<Box<dyn Subject + '_>>> = ways.iter().map(|_| None).collect();
+        for index in order(ways.len(), turned) {
+            made[index] = Some(subjects.make(ways[index])?);
+        }
+        let mut made: Vec<_> = made.into_iter().flatten().collect();
+        rounds.push(round(&mut made, &text, options, turned)?);
+        last = made[CAPPED].outcome();
+        (rows, engaged) = (rows + last.rows, engaged + last.engaged);
+        graphs += last.graphs;
+        progress(number + 1, options.pairs);
+    }
+
+    let compare = |subject: usize| {
+        let pairs = |times: fn(&Sample) -> &[Duration]| -> Vec<(&[Duration], &[Duration])> {
+            rounds.iter().map(|round: &Vec<Sample>| (times(&round[0]), times(&round[subject]))).collect()
+        };
+        Comparison {
+            decode: Ratio::of(&pairs(|sample| &sample.decode), options.sequences as usize),
+            prefill: Ratio::of(&pairs(|sample| &sample.prefill), options.prompt_tokens),
+        }
+    };
+    let compare_way = |way: Way| ways.iter().position(|&measured| measured == way).map(compare);
+    Ok(BenchReport {
+        capped: compare(CAPPED),
+        idle: compare_way(Way::Idle),
+        eval_callback: compare_way(Way::EvalCallback),
+        ggml_ops: compare_way(Way::GgmlOps),
+        engagement: (rows > 0).then(|| engaged as f64 / rows as f64),
+        routes: last.routes,
+        graphs,
+        fused_norms: last.fused_norms,
+    })
+}
+
+/// Index of the capped context among what is measured.
+const CAPPED: usize = 1;
+
+/// Returns the indices below `count`, descending if `turned`.
+fn order(count: usize, turned: bool) -> Vec<usize> {
+    if turned { (0..count).rev().collect() } else { (0..count).collect() }
+}
+
+/// Runs one round: every subject decodes `text`, the prompt at once. `turned` reverses their order.
+fn round(
+    subjects: &mut [Box<dyn Subject + '_>],
+    text: &[Token],
+    options: &BenchOptions,
+    turned: bool,
+) -> Result<Vec<Sample>, Error> {
+    let (prompt, rest) = text.split_at(options.prompt_tokens);
+    let mut samples = vec![Sample::default(); subjects.len()];
+    let orders = [order(subjects.len(), false), order(subjects.len(), true)];
+    // The first decodes of a new context reserve its graphs and touch its memory, so they are not measured.
+    for &subject in &orders[usize::from(turned)] {
+        subjects[subject].prefill(prompt)?;
+        subjects[subject].spread(options.sequences)?;
+        subjects[subject].step(&rest[..options.sequences as usize], prompt.len())?;
+    }
+    for turn in 0..options.prompts {
+        for &subject in &orders[(turn + usize::from(turned)) % 2] {
+            subjects[subject].clear();
+            let started = Instant::now();
+            subjects[subject].prefill(prompt)?;
+            samples[subject].prefill.push(started.elapsed());
+        }
+    }
+    for subject in &mut *subjects {
+        subject.spread(options.sequences)?;
+    }
+    for (tokens, position) in rest.chunks(options.sequences as usize).zip(prompt.len()..) {
+        for &subject in &orders[(position + usize::from(turned)) % 2] {
+            let started = Instant::now();
+            subjects[subject].step(tokens, position)?;
+            samples[subject].decode.push(started.elapsed());
+        }
+    }
+    Ok(samples)
+}
+
+/// Returns `count` tokens of plain text.
+fn sample_tokens(model: &Model, count: usize) -> Result<Vec<Token>, Error> {
+    const TEXT: &str = "I have been thinking about the sea again. When I was small we lived near the harbour, and \
+        every evening my father came home smelling of salt and diesel. He did not say much. He would put his \
+        hand on my head, and I would know that the day had gone well. Last week I went back for the first time \
+        in twenty years. The boats are gone, and the houses have been painted in colours that nobody there would \
+        have chosen. I stood on the quay and could not decide whether I was sad. What would you have done? ";
+    let first = model.tokenize(TEXT, true)?;
+    let more = model.tokenize(TEXT, false)?;
+    let tokens: Vec<_> = first.iter().chain(more.iter().cycle()).copied().take(count).collect();
+    if tokens.len() == count { Ok(tokens) } else { Err(axiscap_llama::Error::EmptyPrompt.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_out_of_range_is_named() {
+        let message = |options: BenchOptions| options.check().unwrap_err().to_string();
+        let options = BenchOptions::default();
+        assert!(options.check().is_ok());
+        assert_eq!((options.needed_context(), options.pairs), (576, 15));
+        assert!(message(BenchOptions { pairs: 0, ..options.clone() }).contains("pairs is 0"));
+        let two = BenchOptions { sequences: 2, ..options.clone() };
+        assert_eq!(two.needed_context(), 512 + 2 * 64);
+        // Too much in total names the options that add up, and neither the pairs nor a context that was not
+        // given.
+        let far = message(BenchOptions { generate_tokens: usize::MAX, sequences: 3, ..options });
+        assert!(far.contains("generate_tokens") && far.contains("at most 16777216"), "{far}");
+        assert!(!far.contains("pairs") && !far.contains("ctx"), "{far}");
+    }
+}

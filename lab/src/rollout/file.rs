@@ -1,0 +1,260 @@
+//! Answers on disk, as JSON lines: one header and one line per answer. Calibration reads them instead of
+//! generating them again.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use axiscap_llama::ModelShape;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::output::write_atomically;
+
+/// Version of the file's layout.
+const VERSION: u32 = 1;
+
+/// One generated answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// The role played, `None` for the default Assistant.
+    pub role: Option<String>,
+    /// System prompt, if any.
+    pub system: Option<String>,
+    /// Index of the question in the plan.
+    pub question: usize,
+    /// Seed of this answer.
+    pub seed: u32,
+    /// Token ids of the templated prompt.
+    pub prompt: Vec<i32>,
+    /// Token ids of the answer, without the token that ends a turn.
+    pub response: Vec<i32>,
+    /// The answer as text.
+    pub text: String,
+}
+
+/// What the answers were made from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RolloutHeader {
+    /// Version of the layout.
+    pub version: u32,
+    /// `axiscap` and its version.
+    pub tool: String,
+    /// Architecture of the model, e.g. `llama`.
+    pub architecture: String,
+    /// Name of the model, from its metadata.
+    pub model: String,
+    /// Number of blocks of the model.
+    pub blocks: usize,
+    /// Width of its residual stream.
+    pub width: usize,
+    /// Size of its vocabulary.
+    pub vocabulary: usize,
+    /// SHA-256 of the roles file.
+    pub roles_sha256: String,
+    /// SHA-256 of the questions file.
+    pub questions_sha256: String,
+    /// Seed of the plan.
+    pub seed: u32,
+    /// Sampling temperature.
+    pub temperature: f32,
+    /// Maximum tokens of an answer.
+    pub max_tokens: usize,
+    /// The chat template used instead of the model's own, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
+    /// How the weights were stored: `general.file_type` of the model, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_type: Option<u32>,
+    /// Answers generated side by side. Absent in files of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<usize>,
+    /// Number of the first roles used, `None` for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_roles: Option<usize>,
+    /// Number of the first questions used, `None` for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_questions: Option<usize>,
+    /// Number of answers planned, which a complete file holds. Absent in files of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<usize>,
+}
+
+impl RolloutHeader {
+    /// The layout that this version writes and reads.
+    pub const VERSION: u32 = VERSION;
+
+    /// Returns the shape of the model.
+    #[must_use]
+    pub fn shape(&self) -> ModelShape {
+        ModelShape { architecture: self.architecture.clone(), blocks: self.blocks, width: self.width }
+    }
+
+    /// Reads the first line of a file. The error says what is wrong with it.
+    pub(super) fn parse(line: &str) -> Result<Self, String> {
+        let header: Self = serde_json::from_str(line).map_err(malformed)?;
+        if header.version == VERSION {
+            Ok(header)
+        } else {
+            Err(format!("layout version {} is not {VERSION}; make the file again", header.version))
+        }
+    }
+}
+
+impl Rollout {
+    /// Reads any other line of a file. The error says what is wrong with it.
+    pub(super) fn parse(line: &str, header: &RolloutHeader) -> Result<Self, String> {
+        let rollout: Self = serde_json::from_str(line).map_err(malformed)?;
+        let known = |&token: &i32| usize::try_from(token).is_ok_and(|t| t < header.vocabulary);
+        if let Some(token) = rollout.prompt.iter().chain(&rollout.response).find(|t| !known(t)) {
+            return Err(format!("token {token} is outside the vocabulary of {}", header.vocabulary));
+        }
+        if rollout.prompt.is_empty() {
+            return Err("has an empty prompt; make the file again".into());
+        }
+        Ok(rollout)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a function for map_err")]
+fn malformed(error: serde_json::Error) -> String {
+    format!("is not a line of an axiscap rollouts file: {error}; make the file again")
+}
+
+/// Answers and what they were made from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rollouts {
+    /// Where they come from.
+    pub header: RolloutHeader,
+    /// The answers, in the order of the plan.
+    pub rollouts: Vec<Rollout>,
+}
+
+impl Rollouts {
+    /// Reads a file written by [`Rollouts::write`].
+    ///
+    /// # Errors
+    /// [`Error::RolloutFile`] names the line that cannot be read, is no header, is of another version, or
+    /// holds a token outside the vocabulary. If answers are missing, it says how many.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let fail = |line, problem: String| Error::RolloutFile { path: path.into(), line, problem };
+        let file = File::open(path).map_err(|e| fail(None, format!("cannot be opened: {e}")))?;
+        let mut header: Option<RolloutHeader> = None;
+        let mut rollouts = Vec::new();
+        for (index, line) in BufReader::new(file).lines().enumerate() {
+            let number = Some(index + 1);
+            let line = line.map_err(|e| fail(number, format!("cannot be read: {e}")))?;
+            match &header {
+                None => header = Some(RolloutHeader::parse(&line).map_err(|problem| fail(number, problem))?),
+                Some(header) => {
+                    rollouts.push(Rollout::parse(&line, header).map_err(|problem| fail(number, problem))?);
+                }
+            }
+        }
+        let Some(header) = header.filter(|_| !rollouts.is_empty()) else {
+            return Err(fail(None, "holds no answers; make the file again".into()));
+        };
+        match header.answers {
+            Some(planned) if planned != rollouts.len() => {
+                let found = rollouts.len();
+                let what = match planned.checked_sub(found) {
+                    Some(missing) => format!("{missing} of the {planned} answers are missing"),
+                    None => format!("there are {found} answers, but only {planned} were planned"),
+                };
+                Err(fail(None, format!("{what}: the file was cut or changed; fetch or make it again")))
+            }
+            _ => Ok(Self { header, rollouts }),
+        }
+    }
+
+    /// Writes the answers. The file appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the folder cannot be written or the disk is full.
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        write_atomically(path, |out| {
+            serde_json::to_writer(&mut *out, &self.header)?;
+            for rollout in &self.rollouts {
+                out.write_all(b"\n")?;
+                serde_json::to_writer(&mut *out, rollout)?;
+            }
+            out.write_all(b"\n")
+        })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::rollout) fn rollouts() -> Rollouts {
+        let header = RolloutHeader {
+            version: VERSION,
+            tool: "axiscap 0".into(),
+            architecture: "llama".into(),
+            model: "tiny".into(),
+            blocks: 2,
+            width: 4,
+            vocabulary: 10,
+            roles_sha256: String::new(),
+            questions_sha256: String::new(),
+            seed: 1,
+            temperature: 0.7,
+            max_tokens: 3,
+            chat_template: None,
+            file_type: Some(3),
+            slots: Some(2),
+            limit_roles: None,
+            limit_questions: Some(2),
+            answers: Some(2),
+        };
+        let rollout = |role: Option<&str>, response: &[i32]| Rollout {
+            role: role.map(Into::into),
+            system: None,
+            question: 0,
+            seed: 7,
+            prompt: vec![1, 9],
+            response: response.to_vec(),
+            text: "ah \"oh\"\n".into(),
+        };
+        Rollouts { header, rollouts: vec![rollout(None, &[2, 3]), rollout(Some("pirate"), &[])] }
+    }
+
+    #[test]
+    fn a_written_file_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.jsonl");
+        rollouts().write(&path).unwrap();
+        assert_eq!(Rollouts::read(&path).unwrap(), rollouts());
+    }
+
+    #[test]
+    fn broken_files_are_refused_with_the_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.jsonl");
+        assert!(Rollouts::read(&path).unwrap_err().to_string().contains("cannot be opened"));
+        rollouts().write(&path).unwrap();
+        let good = std::fs::read_to_string(&path).unwrap();
+        let read = |text: String| {
+            std::fs::write(&path, text).unwrap();
+            Rollouts::read(&path).unwrap_err().to_string()
+        };
+        assert!(read(String::new()).contains("holds no answers"));
+        assert!(read(good.lines().next().unwrap().into()).contains("holds no answers"));
+        assert!(read(good.replace("\"version\":1", "\"version\":2")).contains("line 1: layout version 2"));
+        assert!(read(good.replace("[1,9]", "[1,10]")).contains("line 2: token 10 is outside"));
+        assert!(read(good.replace("[1,9]", "[]")).contains("line 2: has an empty prompt"));
+        assert!(read(good[..good.len() - 9].into()).contains("line 3"));
+        let cut = good.lines().take(2).collect::<Vec<_>>().join("\n");
+        assert!(read(cut.clone()).contains("1 of the 2 answers are missing"));
+        let more = format!("{good}{}\n", good.lines().nth(1).unwrap());
+        assert!(read(more).contains("3 answers, but only 2"));
+        // Files of older versions lack the number of planned answers.
+        std::fs::write(&path, cut.replace(",\"answers\":2", "")).unwrap();
+        assert_eq!(Rollouts::read(&path).unwrap().rollouts.len(), 1);
+        let nowhere = rollouts().write(Path::new("/nonexistent/r.jsonl")).unwrap_err();
+        assert!(nowhere.to_string().contains("/nonexistent/r.jsonl"));
+    }
+}

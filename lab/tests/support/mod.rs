@@ -1,0 +1,31 @@
+//! Shared by the tests on a real model.
+
+use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use axiscap_llama::{Model, ModelOptions};
+use axiscap_testing::{numbers::Random, small_model};
+
+/// Loads the small model. Without it a test fails.
+pub(crate) fn model() -> Model {
+    Model::load(small_model(), &ModelOptions::default()).expect("the model loads")
+}
+
+/// Returns a cap on each of these blocks, with different axes and one bound.
+pub(crate) fn caps(blocks: impl IntoIterator<Item = usize>, seed: u64, bound: Bound) -> CapSet {
+    let entries = blocks.into_iter().map(|block| {
+        let mut random = Random(seed << 32 | block as u64);
+        let direction: Vec<f32> = (0..576).map(|_| random.signed()).collect();
+        BlockCap { block, cap: Cap::new(Axis::from_direction(&direction).expect("an axis"), bound) }
+    });
+    CapSet::new(entries).expect("a set")
+}
+
+/// Returns a text of a few hundred tokens.
+pub(crate) fn long_text() -> String {
+    let sentence = |i: usize| {
+        format!(
+            "On day {i} the keeper climbed the {} steps, lit the lamp, and wrote one line. ",
+            90 + i * 7 % 60
+        )
+    };
+    (1..=12).map(sentence).collect()
+}
