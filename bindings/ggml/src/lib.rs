@@ -20,8 +20,6 @@
 //! ```
 
 mod backend;
-#[cfg(all(feature = "linked", any(test, feature = "baselines")))]
-pub mod baselines;
 mod by_uid;
 mod config;
 mod error;
