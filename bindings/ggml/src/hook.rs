@@ -9,6 +9,8 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 use crate::backend::Backend;
 use crate::error::HookError;
 use crate::host::environment::ggml_graphs_off;
+#[cfg(feature = "linked")]
+use crate::host::use_linked_host;
 use crate::host::{
     self, Api, Device, FAILED, Graph, Layout, RawGraph, Status, Symbols, api, ggml_version, named_offsets,
     use_host,
@@ -112,7 +114,7 @@ impl Hook {
     /// [`HookError::OtherHost`].
     #[cfg(feature = "linked")]
     pub fn install() -> Result<Self, HookError> {
-        use_host(Api::linked())?;
+        use_linked_host()?;
         Self::install_in_host()
     }
 

@@ -1,10 +1,12 @@
 //! The hook on a real model in a real llama.cpp.
 
+mod support;
+
 use std::num::NonZeroU32;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
-use axiscap_ggml::{BlockTrace, Hook, HookError, ModelShape, RouteChoice, Seen, Session, Tap};
+use axiscap_ggml::{BlockTrace, HookError, ModelShape, RouteChoice, Seen, Session, Tap};
 use llama_cpp_2::DecodeError;
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
@@ -117,7 +119,7 @@ struct Run {
 }
 
 fn capped(caps: &CapSet, route: RouteChoice, ubatch: u32, threads: i32) -> Run {
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     let session = Session::new(shape());
     session.set_caps(Some(caps)).unwrap();
     session.update(|settings| {
@@ -214,7 +216,7 @@ fn micro_batches_arrive_in_order_and_are_counted() {
 
 #[test]
 fn a_part_of_a_prompt_without_logits_is_capped_too() {
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     let session = Session::new(shape());
     let last = shape().blocks - 1;
     session.set_caps(Some(&CapSet::new([cap(4, 1, floor(3.0)), cap(last, 1, floor(3.0))]).unwrap())).unwrap();
@@ -235,7 +237,7 @@ fn a_part_of_a_prompt_without_logits_is_capped_too() {
 
 #[test]
 fn statistics_projections_are_those_of_the_rows_that_taps_see() {
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     let session = Session::new(shape());
     let set = CapSet::new([cap(3, 9, floor(1.0))]).unwrap();
     session.set_caps(Some(&set)).unwrap();
@@ -273,7 +275,7 @@ fn statistics_projections_are_those_of_the_rows_that_taps_see() {
 
 #[test]
 fn what_changes_between_two_decodes_holds_from_the_next_one_on() {
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     let session = Session::new(shape());
     session.set_caps(Some(&CapSet::new([cap(7, 1, floor(1e4))]).unwrap())).unwrap();
     let mut context =
@@ -354,7 +356,7 @@ fn a_decode_that_was_not_capped_is_an_error() {
     assert_eq!(error, HookError::NotBound);
 
     // A model that does not have the blocks that its shape claims: block 40 never shows up.
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     let session = Session::new(ModelShape { blocks: 48, ..shape() });
     session.set_caps(Some(&CapSet::new([cap(3, 1, Bound::NONE), cap(40, 1, Bound::NONE)]).unwrap())).unwrap();
     let mut context =
@@ -382,7 +384,7 @@ fn a_decode_that_was_not_capped_is_an_error() {
 
 #[test]
 fn a_panicking_tap_fails_the_decode_and_nothing_else() {
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     for route in [RouteChoice::Inserted, RouteChoice::Views] {
         let session = Session::new(shape());
         session.update(|settings| settings.route = route);
@@ -402,7 +404,7 @@ fn a_panicking_tap_fails_the_decode_and_nothing_else() {
 
 #[test]
 fn contexts_outlive_the_handle_and_the_report_names_what_was_found() {
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     let report = hook.report();
     assert!(report.devices.iter().any(|d| d.name == "CPU"), "{report:?}");
     let session = Session::new(shape());

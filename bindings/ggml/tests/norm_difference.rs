@@ -1,6 +1,8 @@
 //! Distance of the fused norm from ggml's, on real rows of a real model: the numbers in docs/hook.md. Run
 //! with `--nocapture` to see them.
 
+mod support;
+
 use std::ffi::CString;
 use std::num::NonZeroU32;
 use std::ptr;
@@ -8,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use axiscap::cpu::{Job, RowsMut};
 use axiscap::{Axis, Bound, Cap, CapTable, Epsilon};
-use axiscap_ggml::{Hook, HookError, ModelShape, Session, Tap};
+use axiscap_ggml::{HookError, ModelShape, Session, Tap};
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::llama_batch::LlamaBatch;
@@ -44,7 +46,7 @@ fn samples() -> Vec<Sample> {
     };
     session.set_tap(Some(Tap { blocks: blocks.clone(), see: Arc::new(see) })).unwrap();
     let params = LlamaContextParams::default().with_n_ctx(NonZeroU32::new(512)).with_n_threads(2);
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     let mut context = hook.bind(&session, || model.new_context(&backend, params)).unwrap();
     let mut tokens = model.vocab().tokenize(b"I feel so alone tonight. What are you, really?", false, true);
     let mut position = 0;

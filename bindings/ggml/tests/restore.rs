@@ -1,6 +1,8 @@
 //! Alone in its process: the slots get their own functions back when the last user of the hook is gone.
 
-use axiscap_ggml::{Hook, ModelShape, Session};
+mod support;
+
+use axiscap_ggml::{ModelShape, Session};
 use llama_cpp_sys_2 as sys;
 
 fn slot(device: sys::ggml_backend_dev_t, offset: usize) -> usize {
@@ -15,7 +17,7 @@ fn every_slot_is_put_back_when_the_last_user_goes() {
         sys::llama_backend_init();
         sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU)
     };
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     let slots = hook.report().slots;
     let offset = |name: &str| slots.iter().find(|(n, _)| n.contains(name)).unwrap().1;
     let (init, compute) = (offset("init_backend"), offset("graph_compute"));
@@ -24,8 +26,8 @@ fn every_slot_is_put_back_when_the_last_user_goes() {
     let original = slot(device, init);
     assert_ne!(original, hooked);
 
-    let again = Hook::install().unwrap();
-    let clone = Hook::install().unwrap();
+    let again = support::install();
+    let clone = support::install();
     assert_eq!(slot(device, init), hooked);
     let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 1, width: 1 });
     // SAFETY: the CPU device makes a backend; it is freed below. Both structures start with pointers, so the

@@ -1,7 +1,9 @@
 //! Two devices that compute the same rows of a block, as they do under LLAMA_SPLIT_MODE_TENSOR.
 
+mod support;
+
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
-use axiscap_ggml::{Hook, HookError, ModelShape, Session};
+use axiscap_ggml::{HookError, ModelShape, Session};
 use llama_cpp_sys_2 as sys;
 
 /// Has a backend compute `l_out-0` of this many rows of two values.
@@ -36,7 +38,7 @@ fn devices_that_share_the_rows_of_a_block_are_refused() {
         sys::llama_backend_init();
         sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU)
     };
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 1, width: 2 });
     let cap = Cap::new(Axis::from_direction(&[1.0, 2.0]).unwrap(), Bound::floor(1.0).unwrap());
     session.set_caps(Some(&CapSet::new([BlockCap { block: 0, cap }]).unwrap())).unwrap();

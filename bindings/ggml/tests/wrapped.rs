@@ -1,9 +1,11 @@
 //! Alone in its process: another library wraps the hook, and the hook is installed again.
 
+mod support;
+
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axiscap_ggml::{Hook, ModelShape, Session};
+use axiscap_ggml::{ModelShape, Session};
 use llama_cpp_sys_2 as sys;
 
 type Init = unsafe extern "C" fn(sys::ggml_backend_dev_t, *const std::ffi::c_char) -> sys::ggml_backend_t;
@@ -30,7 +32,7 @@ fn a_wrapped_hook_is_installed_again_within_the_wrapper() {
         sys::llama_backend_init();
         sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU)
     };
-    let hook = Hook::install().unwrap();
+    let hook = support::install();
     let offset = hook.report().slots.iter().find(|(name, _)| name.contains("init_backend")).unwrap().1;
     // SAFETY: the offset of a function pointer within the device, as the hook's report names it.
     let slot = unsafe { device.byte_add(offset).cast::<Init>() };
@@ -45,7 +47,7 @@ fn a_wrapped_hook_is_installed_again_within_the_wrapper() {
     assert!(is_wrapper(), "what is not ours is left alone");
 
     for _ in 0..2 {
-        let hook = Hook::install().unwrap();
+        let hook = support::install();
         assert!(is_wrapper(), "ours is within it already");
         let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 1, width: 1 });
         // SAFETY: the CPU device makes a backend, which is freed once.

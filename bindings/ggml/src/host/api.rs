@@ -168,6 +168,15 @@ pub(crate) fn use_host(host: Api) -> Result<(), HookError> {
     if std::ptr::fn_addr_eq(used.ggml_init, host.ggml_init) { Ok(()) } else { Err(HookError::OtherHost) }
 }
 
+/// Has everything go through the functions of the ggml that is linked in.
+///
+/// # Errors
+/// [`HookError::OtherHost`] where the process already uses another one.
+#[cfg(feature = "linked")]
+pub(crate) fn use_linked_host() -> Result<(), HookError> {
+    use_host(default_api())
+}
+
 #[cfg(all(feature = "linked", not(test)))]
 fn default_api() -> Api {
     Api::linked()

@@ -18,6 +18,8 @@ pub(crate) mod uid;
 mod use_counts;
 
 pub use api::Symbols;
+#[cfg(feature = "linked")]
+pub(crate) use api::use_linked_host;
 pub(crate) use api::{Api, api, ggml_version, use_host};
 pub(crate) use arena::Arena;
 #[cfg(test)]

@@ -105,8 +105,13 @@ impl Ggml {
             return Err("no CPU backend is registered".into());
         }
         let device = call!(self, fn ggml_backend_reg_dev_get(registry => Address, 0 => usize) -> Address);
-        let raw = call!(self, fn ggml_backend_dev_init(device => Address, null() => *const c_char) -> Address);
-        if raw.is_null() { Err("the CPU device makes no backend".into()) } else { Ok(Backend { raw, ggml: self }) }
+        let raw =
+            call!(self, fn ggml_backend_dev_init(device => Address, null() => *const c_char) -> Address);
+        if raw.is_null() {
+            Err("the CPU device makes no backend".into())
+        } else {
+            Ok(Backend { raw, ggml: self })
+        }
     }
 
     /// Computes the graph on a backend that is made for it outside of any session.
@@ -146,7 +151,8 @@ impl Ggml {
             *output = rows;
         }
         let end = add(rows, leafs[0])?;
-        let graph = call!(self, fn ggml_new_graph_custom(context => Address, 64 => usize, false => bool) -> Address);
+        let graph =
+            call!(self, fn ggml_new_graph_custom(context => Address, 64 => usize, false => bool) -> Address);
         call!(self, fn ggml_build_forward_expand(graph => Address, end => Address) -> ());
         let buffer = call!(self, fn ggml_backend_alloc_ctx_tensors(
             context => Address, backend.raw => Address
@@ -159,7 +165,8 @@ impl Ggml {
                 leaf => Address, values.as_ptr().cast() => *const c_void, 0 => usize, size_of_val(&values[..]) => usize
             ) -> ());
         }
-        let status = call!(self, fn ggml_backend_graph_compute(backend.raw => Address, graph => Address) -> c_int);
+        let status =
+            call!(self, fn ggml_backend_graph_compute(backend.raw => Address, graph => Address) -> c_int);
         let mut found = [const { Vec::new() }; OUTPUTS];
         for (output, rows) in outputs.into_iter().zip(&mut found) {
             *rows = vec![0.0_f32; WIDTH * ROWS];
