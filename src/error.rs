@@ -1,6 +1,6 @@
 //! What can be wrong with an axis, a bound, a cap, a set of caps, or the arguments of a call.
 
-use crate::cpu::Isa;
+use crate::cpu::isa::Isa;
 
 /// The reference of [`Error::Width`] for a set of caps and a model.
 pub(crate) const MODEL: &str = "the model's residual stream";

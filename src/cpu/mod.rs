@@ -39,7 +39,7 @@
 //! Several rows may be exactly the same rows in memory only through raw pointers ([`Rows::from_raw`]).
 
 mod dispatch;
-mod isa;
+pub(crate) mod isa;
 mod kernel;
 pub mod oracle;
 mod rows;

@@ -288,7 +288,7 @@ mod tests {
         }
         let extra = offset_of!(sys::ggml_tensor, extra);
         assert!(found.contains(&format!("extra: Some({extra})")), "{found}");
-        let ops = super::super::tensor::ops();
+        let ops = Layout::probe().unwrap().tensor.ops;
         assert_eq!(
             [ops.mul.0, ops.mul_mat_id.0, ops.rms_norm.0],
             [sys::GGML_OP_MUL, sys::GGML_OP_MUL_MAT_ID, sys::GGML_OP_RMS_NORM]
