@@ -236,7 +236,7 @@ pub(crate) mod tests {
     #[test]
     fn a_function_that_is_missing_is_named() {
         let all_but_one = |name: &CStr| own_symbols(name).filter(|_| name != c"ggml_backend_synchronize");
-        // SAFETY: as above.
+        // SAFETY: the symbols of the program itself, whose ggml is the one that is linked in.
         let error = unsafe { Api::look_up(&all_but_one) }.unwrap_err();
         assert!(matches!(error, HookError::Symbol { name: "ggml_backend_synchronize" }), "{error}");
         let message = error.to_string();

@@ -91,7 +91,7 @@ impl Tensor {
         unsafe { self.field(layout().tensor.flags) }
     }
 
-    /// Tells whether whoever runs the graph reads the tensor.
+    /// Tells whether the tensor is an output of the graph, which its caller reads.
     pub(crate) fn is_output(self) -> bool {
         self.flags() & layout().tensor.output_flag != 0
     }

@@ -131,12 +131,12 @@ impl TensorLayout {
         let words = bytes - size_of::<usize>() + 1;
         let halves = bytes - size_of::<u32>() + 1;
 
-        // SAFETY: as above.
+        // SAFETY: the arena has room for the tensors, and the arguments are tensors of it. Nothing is computed.
         let typed = DTYPES.map(|(dtype, _)| unsafe { (api.ggml_new_tensor_4d)(c, dtype, 7, 3, 5, 2) });
         let dtype = only_offset("its type", halves, 4, |offset| {
             typed.iter().zip(DTYPES).all(|(&tensor, (dtype, _))| half(tensor, offset) == dtype)
         })?;
-        // SAFETY: as above.
+        // SAFETY: the arena has room for the tensors, and the arguments are tensors of it. Nothing is computed.
         let shaped: [_; 2] = unsafe {
             [(api.ggml_new_tensor_4d)(c, F32, 7, 3, 5, 2), (api.ggml_new_tensor_4d)(c, F32, 11, 4, 6, 9)]
         };
@@ -150,7 +150,7 @@ impl TensorLayout {
         let ne = four([[7, 3, 5, 2], [11, 4, 6, 9]], "its shape")?;
         let nb = four([[4, 28, 84, 420], [4, 44, 176, 1056]], "its strides")?;
 
-        // SAFETY: as above.
+        // SAFETY: the arena has room for the tensors, and the arguments are tensors of it. Nothing is computed.
         let (a, b, sums, products, norms, experts, view) = unsafe {
             let leaf = || (api.ggml_new_tensor_1d)(c, F32, 8);
             let (a, b) = (leaf(), leaf());

@@ -1,8 +1,8 @@
 //! ggml's types as the hook passes them on.
 //!
 //! With the feature `linked` they are those of the bindings, so that the compiler checks every signature of
-//! [`Api`](super::Api) against the headers. Without it they are opaque: a build that nobody here compiled may lay
-//! them out differently. Nothing but tests reads a field of them either way; see [`Tensor`](super::Tensor) and
+//! [`Api`](super::Api) against the headers. Without it they are opaque, since a stock build may lay them out
+//! differently. Nothing but tests reads a field of them either way; see [`Tensor`](super::Tensor) and
 //! [`Graph`](super::Graph).
 
 use std::ffi::{c_int, c_void};
