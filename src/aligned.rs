@@ -17,6 +17,22 @@ pub(crate) struct AlignedF32 {
 }
 
 impl AlignedF32 {
+    /// No values.
+    pub(crate) const EMPTY: Self = Self { lines: Vec::new(), len: 0 };
+
+    /// Grows to at least `len` values. New ones are zero.
+    pub(crate) fn grow(&mut self, len: usize) {
+        if self.len < len {
+            self.lines.resize(len.div_ceil(16), Line::zeroed());
+            self.len = len;
+        }
+    }
+
+    /// Returns the address of the first value.
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.lines.as_mut_ptr().cast()
+    }
+
     /// Copies `slices` one after the other.
     pub(crate) fn concat<'a>(slices: impl Iterator<Item = &'a [f32]> + Clone) -> Self {
         let len = slices.clone().map(<[f32]>::len).sum::<usize>();
@@ -50,5 +66,16 @@ mod tests {
         assert_eq!(*joined, parts.concat());
         assert_eq!(joined.as_ptr() as usize % 64, 0);
         assert!(AlignedF32::concat(std::iter::empty()).is_empty());
+    }
+
+    #[test]
+    fn grown_memory_keeps_its_values_and_starts_on_a_cache_line() {
+        let mut memory = AlignedF32::EMPTY;
+        for len in [3, 1, 40, 1000] {
+            memory.grow(len);
+            assert!(memory.len() >= len);
+            assert_eq!(memory.as_mut_ptr() as usize % 64, 0);
+        }
+        assert!(memory.iter().all(|&value| value == 0.0));
     }
 }
