@@ -44,4 +44,5 @@ pub use cap_file::{CapFile, ModelInfo};
 pub use control_vector::ControlVector;
 pub use error::{FileError, Problem};
 pub use origin::Origin;
+pub use output::write_atomically;
 pub use warning::Warning;

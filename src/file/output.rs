@@ -15,7 +15,7 @@ use crate::file::error::{FileError, Result};
 ///
 /// # Errors
 /// [`FileError::Io`], with the file and the step that failed.
-pub(super) fn write_atomically(
+pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
