@@ -15,10 +15,7 @@ use crate::file::error::{FileError, Result};
 ///
 /// # Errors
 /// [`FileError::Io`], with the file and the step that failed.
-pub fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<()> {
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let action = FileError::io;
     let old = match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {

@@ -39,8 +39,8 @@ pub(crate) struct Wanted<'a> {
 
 /// Finds block outputs, and remembers their places in the last graphs.
 ///
-/// llama.cpp sends the same graphs for token after token. To recognise an unchanged graph, a few dozen names are
-/// compared instead of a thousand.
+/// llama.cpp sends the same graphs for token after token. To recognise an unchanged graph, a few dozen names
+/// are compared instead of a thousand.
 #[derive(Debug, Default)]
 pub(crate) struct Finder {
     wanted: Vec<bool>,
@@ -84,8 +84,8 @@ impl Finder {
     /// Returns the wanted block outputs of `graph`, in the order of its nodes.
     ///
     /// # Errors
-    /// A block output that is not f32 `[width, rows]`, two of the same block, or a node that changes the residual
-    /// stream after it.
+    /// A block output that is not f32 `[width, rows]`, two of the same block, or a node that changes the
+    /// residual stream after it.
     pub(crate) fn find(&mut self, graph: &Graph, wanted: Wanted<'_>) -> Result<Vec<Output>, HookError> {
         if self.wanted != wanted.blocks {
             self.wanted = wanted.blocks.to_vec();
@@ -104,9 +104,10 @@ impl Finder {
 
     /// Returns the block outputs if the graph has them at the places of this graph, or of the last one.
     ///
-    /// A graph of as many nodes with the same names at the same places is the same graph, or one built by the same
-    /// code for another batch. A configured block that is missing is noticed after the decode in any case, since rows
-    /// are counted. The same holds where a graph had no block outputs and is known by its uid alone.
+    /// A graph of as many nodes with the same names at the same places is the same graph, or one built by the
+    /// same code for another batch. A configured block that is missing is noticed after the decode in any
+    /// case, since rows are counted. The same holds where a graph had no block outputs and is known by its
+    /// uid alone.
     fn recognise(&mut self, graph: &Graph, wanted: Wanted<'_>) -> Option<Vec<Output>> {
         let uid = graph.uid();
         let known = self.known.get(uid).filter(|known| known.ends == Known::ends(graph));

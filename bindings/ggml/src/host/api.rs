@@ -1,8 +1,9 @@
 //! The functions of ggml that the hook calls, in one table.
 //!
-//! A process has one ggml whose devices can be hooked. The table holds its functions, by the names that ggml gives
-//! them: taken from the bindings where ggml is linked in ([`Api::linked`]), or looked up in the build that the
-//! process has loaded ([`Api::look_up`]). Everything else in this crate reaches ggml through [`api`].
+//! A process has one ggml whose devices can be hooked. The table holds its functions, by the names that ggml
+//! gives them: taken from the bindings where ggml is linked in ([`Api::linked`]), or looked up in the build
+//! that the process has loaded ([`Api::look_up`]). Everything else in this crate reaches ggml through
+//! [`api`].
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
@@ -55,8 +56,8 @@ macro_rules! api {
                         let symbol = CStr::from_bytes_with_nul(symbol.as_bytes()).unwrap_or(c"");
                         let address =
                             symbols(symbol).ok_or(HookError::Symbol { name: stringify!($name) })?;
-                        // SAFETY: by the caller's contract the address is that of ggml's function of this name,
-                        // whose C signature has been the one above since ggml 0.9.4.
+                        // SAFETY: by the caller's contract the address is that of ggml's function of this
+                        // name, whose C signature has been the one above since ggml 0.9.4.
                         unsafe {
                             std::mem::transmute::<
                                 *mut c_void,
@@ -182,8 +183,8 @@ fn default_api() -> Api {
     Api::linked()
 }
 
-/// The tests of this crate run through either table: `AXISCAP_TEST_HOST=look-up` has them use the symbols that the
-/// test program exports.
+/// The tests of this crate run through either table: `AXISCAP_TEST_HOST=look-up` has them use the symbols
+/// that the test program exports.
 #[cfg(all(feature = "linked", test))]
 fn default_api() -> Api {
     if std::env::var_os("AXISCAP_TEST_HOST").is_some_and(|host| host == "look-up") {

@@ -16,8 +16,9 @@ pub struct ModelShape {
 /// The name of the node that leaves block N, without its `-N`: llama.cpp's `cb(cur, "l_out", il)`.
 const BLOCK_OUTPUT: &str = "l_out";
 
-/// Nodes that change the residual stream after `l_out` in some architectures, with the distance of their number from
-/// the block's: images of Qwen3-VL and of Granite Vision, and the norm between the loops of Nanbeige.
+/// Nodes that change the residual stream after `l_out` in some architectures, with the distance of their
+/// number from the block's: images of Qwen3-VL and of Granite Vision, and the norm between the loops of
+/// Nanbeige.
 pub(crate) const LATER_CHANGES: [(&str, usize); 3] =
     [("deepstack_out", 0), ("loop_norm", 0), ("deepstack_in", 1)];
 

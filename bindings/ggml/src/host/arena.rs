@@ -7,12 +7,12 @@ use super::api::{api, mismatch};
 use super::types::{F32, InitParams, RawContext, RawGraph};
 use crate::error::HookError;
 
-/// Nodes of the graphs that an arena of [`Arena::new`] has room for. No count of nodes or leafs of a probed graph
-/// equals it.
+/// Nodes of the graphs that an arena of [`Arena::new`] has room for. No count of nodes or leafs of a probed
+/// graph equals it.
 pub(crate) const GRAPH_SIZE: usize = 61;
 
-/// Words of `ggml_cgraph` that are searched for a field. The arrays of a graph follow it in the same allocation, so
-/// this many words can be read.
+/// Words of `ggml_cgraph` that are searched for a field. The arrays of a graph follow it in the same
+/// allocation, so this many words can be read.
 pub(super) const GRAPH_WORDS: usize = 16;
 
 /// A `ggml_context` that holds tensors without data, reused from graph to graph.
@@ -39,7 +39,8 @@ impl Arena {
     /// Returns an arena in memory of the caller's.
     ///
     /// # Safety
-    /// While the arena lives, the memory must not be freed, moved, or written through other pointers than ggml's.
+    /// While the arena lives, the memory must not be freed, moved, or written through other pointers than
+    /// ggml's.
     pub(crate) unsafe fn within(memory: &mut [u128]) -> Result<Self, HookError> {
         // SAFETY: memory of that many bytes, aligned as ggml asks for. The caller keeps it.
         unsafe { Self::init(memory.as_mut_ptr().cast(), size_of_val(memory), 0) }
@@ -62,7 +63,8 @@ impl Arena {
         self.context
     }
 
-    /// Empties the arena, and enlarges it if it has no room for this many tensors. Every tensor made before is gone.
+    /// Empties the arena, and enlarges it if it has no room for this many tensors. Every tensor made before
+    /// is gone.
     pub(crate) fn emptied(&mut self, tensors: usize) -> Result<*mut RawContext, HookError> {
         if self.tensors < tensors {
             *self = Self::new(tensors)?;
@@ -81,8 +83,8 @@ impl Drop for Arena {
     }
 }
 
-/// Builds a graph of `adds` additions, each of the last result and a new leaf: `adds` nodes and `adds + 1` leafs.
-/// The arena must have room for twice as many tensors.
+/// Builds a graph of `adds` additions, each of the last result and a new leaf: `adds` nodes and `adds + 1`
+/// leafs. The arena must have room for twice as many tensors.
 pub(crate) fn chain(arena: &Arena, adds: usize) -> *mut RawGraph {
     let api = api();
     // SAFETY: all objects live in the arena's context, which has room for them.

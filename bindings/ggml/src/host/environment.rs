@@ -1,20 +1,20 @@
 //! The environment variable that tells whether ggml's CUDA backend makes graphs of its own.
 //!
-//! The backend reads the environment once, at its first graph. The hook may read it later, when the process may have
-//! changed it. The environment that the process started with decides.
+//! The backend reads the environment once, at its first graph. The hook may read it later, when the process
+//! may have changed it. The environment that the process started with decides.
 
 /// The variable that switches ggml's own CUDA graphs off by being set.
 const GRAPHS_OFF: &str = "GGML_CUDA_DISABLE_GRAPHS";
 
-/// Tells whether ggml certainly makes no CUDA graphs of its own: the variable is set, and was when the process
-/// started. Only Linux tells the latter; elsewhere the process must not set the variable itself.
+/// Tells whether ggml certainly makes no CUDA graphs of its own: the variable is set, and was when the
+/// process started. Only Linux tells the latter; elsewhere the process must not set the variable itself.
 pub(crate) fn ggml_graphs_off() -> bool {
     std::env::var_os(GRAPHS_OFF).is_some()
         && at_start().is_none_or(|environment| names(&environment, GRAPHS_OFF))
 }
 
-/// Returns the environment that the process was started with; `None` on systems that do not keep it. One that cannot
-/// be read counts as an environment without the variable.
+/// Returns the environment that the process was started with; `None` on systems that do not keep it. One that
+/// cannot be read counts as an environment without the variable.
 fn at_start() -> Option<Vec<u8>> {
     cfg!(target_os = "linux").then(|| std::fs::read("/proc/self/environ").unwrap_or_default())
 }
@@ -45,7 +45,8 @@ mod tests {
         assert!(!names(b"", GRAPHS_OFF));
     }
 
-    /// Runs each case in a child process, since changing the environment of this one would race with other tests.
+    /// Runs each case in a child process, since changing the environment of this one would race with other
+    /// tests.
     #[cfg(target_os = "linux")]
     #[test]
     fn only_what_the_process_was_started_with_counts() {

@@ -27,8 +27,8 @@ impl Graph {
     /// Returns the nodes in the order of computation.
     pub(crate) fn nodes(&self) -> &[Tensor] {
         let (nodes, n) = self.array();
-        // SAFETY: the array holds that many tensors, none of them null, which stay valid while the graph does. A
-        // Tensor is a pointer by its representation.
+        // SAFETY: the array holds that many tensors, none of them null, which stay valid while the graph
+        // does. A Tensor is a pointer by its representation.
         if n == 0 { &[] } else { unsafe { std::slice::from_raw_parts(nodes.cast::<Tensor>(), n) } }
     }
 
@@ -49,8 +49,8 @@ impl Graph {
         self.uid_field().map_or(0, |field| unsafe { field.read() })
     }
 
-    /// Returns how often nodes of the whole graph, of which this may be a part, read a tensor; `None` where that is
-    /// unknown.
+    /// Returns how often nodes of the whole graph, of which this may be a part, read a tensor; `None` where
+    /// that is unknown.
     pub(crate) fn uses_of(&self, tensor: Tensor) -> Option<i32> {
         // SAFETY: by the contract of `new` this is a valid graph of the ggml whose layout was measured.
         unsafe { layout().graph_uses?.of(self.raw, tensor.raw().cast()) }
@@ -80,12 +80,14 @@ impl Graph {
     }
 
     /// Runs `compute` while the graph has exactly `nodes`, without leafs. Puts the old ones back, also when
-    /// `compute` panics. The hash set and use counts that ggml's fusion checks read stay those of the whole graph.
+    /// `compute` panics. The hash set and use counts that ggml's fusion checks read stay those of the whole
+    /// graph.
     pub(crate) fn with_nodes<R>(&self, nodes: &mut [Tensor], compute: impl FnOnce() -> R) -> R {
         self.with(nodes.as_mut_ptr().cast(), nodes.len(), 0, compute)
     }
 
-    /// Takes a pointer and a number, since ggml may write to the array: its CUDA backend puts nodes back in order.
+    /// Takes a pointer and a number, since ggml may write to the array: its CUDA backend puts nodes back in
+    /// order.
     fn with<R>(&self, nodes: *mut *mut RawTensor, count: usize, uid: u64, compute: impl FnOnce() -> R) -> R {
         struct Restore {
             n_nodes: (*mut i32, i32),
@@ -107,7 +109,8 @@ impl Graph {
             }
         }
         let layout = layout();
-        // SAFETY: by the contract of `new` the fields are there and ours alone. The new array outlives `compute`.
+        // SAFETY: by the contract of `new` the fields are there and ours alone. The new array outlives
+        // `compute`.
         let _restore = unsafe {
             let n_nodes = self.raw.byte_add(layout.graph_n_nodes).cast::<i32>();
             let n_leafs = self.raw.byte_add(layout.graph_n_leafs).cast::<i32>();

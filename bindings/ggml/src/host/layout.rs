@@ -1,9 +1,9 @@
 //! Where this process's ggml keeps the slots and fields that the hook reads and replaces.
 //!
-//! `ggml_backend`, `ggml_backend_device` and `ggml_cgraph` are private to ggml and change between versions. Their
-//! offsets are therefore measured. A fake object, whose every word is the address of a different function, goes
-//! through ggml's public calls; the function that runs names the slot that ggml read. Fields of a graph are found by
-//! what ggml's public getters say of graphs made for the purpose.
+//! `ggml_backend`, `ggml_backend_device` and `ggml_cgraph` are private to ggml and change between versions.
+//! Their offsets are therefore measured. A fake object, whose every word is the address of a different
+//! function, goes through ggml's public calls; the function that runs names the slot that ggml read. Fields
+//! of a graph are found by what ggml's public getters say of graphs made for the purpose.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_void};
@@ -35,7 +35,8 @@ pub(crate) struct Layout {
     pub(crate) graph_nodes: usize,
     /// `ggml_cgraph.uid`; builds before ggml 0.10 or so have none and compare graphs in full.
     pub(crate) graph_uid: Option<usize>,
-    /// The use counts of a graph's tensors. Only the fused norm needs them, and reports where they are missing.
+    /// The use counts of a graph's tensors. Only the fused norm needs them, and reports where they are
+    /// missing.
     pub(crate) graph_uses: Option<UseCounts>,
     /// `ggml_tensor`.
     pub(crate) tensor: TensorLayout,
@@ -76,8 +77,8 @@ fn measure() -> Result<Layout, HookError> {
     check_status()?;
     let tensor = TensorLayout::measure()?;
     let device_init_backend = slot("ggml_backend_device.iface.init_backend", |fake| {
-        // SAFETY: ggml_backend_dev_init only calls the device's init_backend, and every word of the fake device is
-        // a function that ignores its arguments.
+        // SAFETY: ggml_backend_dev_init only calls the device's init_backend, and every word of the fake
+        // device is a function that ignores its arguments.
         unsafe { (api().ggml_backend_dev_init)(fake.cast(), null()) };
     })?;
     let backend_graph_compute = slot("ggml_backend.iface.graph_compute", |fake| {
@@ -187,7 +188,8 @@ fn measure_graph() -> Result<GraphFields, HookError> {
         .map(|i| i * size_of::<usize>())
         .find(|&offset| {
             graphs.iter().all(|&(_, graph)| {
-                // SAFETY: within the graph's allocation. The value is compared as an address and not followed.
+                // SAFETY: within the graph's allocation. The value is compared as an address and not
+                // followed.
                 unsafe {
                     graph.byte_add(offset).cast::<*mut *mut RawTensor>().read()
                         == (api.ggml_graph_nodes)(graph)
@@ -246,8 +248,9 @@ mod tests {
 
     #[test]
     fn the_linked_ggml_is_laid_out_as_its_headers_say() {
-        // ggml 0.26: ggml_backend = { guid, iface { get_name, free, .. }, .. } with graph_compute the 13th function
-        // of the interface; init_backend is a device's 6th; ggml_cgraph = { size, n_nodes, n_leafs, nodes, .., uid }.
+        // ggml 0.26: ggml_backend = { guid, iface { get_name, free, .. }, .. } with graph_compute the 13th
+        // function of the interface; init_backend is a device's 6th; ggml_cgraph = { size, n_nodes, n_leafs,
+        // nodes, .., uid }.
         let layout = Layout::probe().unwrap();
         let expected = Layout {
             device_init_backend: 5 * 8,

@@ -1,8 +1,9 @@
 //! ggml as the hook's host: its functions, structures and habits.
 //!
-//! Nothing outside this folder names a function or a field of ggml that it did not get from here. Functions come
-//! from one table ([`Api`]), linked or looked up. Offsets of fields and slots, numbers of operations and meanings of
-//! flags are measured ([`Layout`]). The hook therefore runs in builds of ggml that it was not compiled with.
+//! Nothing outside this folder names a function or a field of ggml that it did not get from here. Functions
+//! come from one table ([`Api`]), linked or looked up. Offsets of fields and slots, numbers of operations and
+//! meanings of flags are measured ([`Layout`]). The hook therefore runs in builds of ggml that it was not
+//! compiled with.
 
 mod api;
 pub(crate) mod architecture;

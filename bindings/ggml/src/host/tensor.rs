@@ -22,8 +22,9 @@ impl Tensor {
     /// Returns the tensor at this address; `None` for null.
     ///
     /// # Safety
-    /// The pointer must be null or a tensor of this process's ggml that stays valid, and is not written by others,
-    /// for as long as the value or a copy of it is used. What it names as its sources and view source must be too.
+    /// The pointer must be null or a tensor of this process's ggml that stays valid, and is not written by
+    /// others, for as long as the value or a copy of it is used. What it names as its sources and view source
+    /// must be too.
     pub(crate) unsafe fn new(raw: *mut RawTensor) -> Option<Self> {
         NonNull::new(raw).map(Self)
     }
@@ -43,8 +44,8 @@ impl Tensor {
 
     /// Returns the name without the terminating NUL.
     pub(crate) fn name<'a>(self) -> &'a [u8] {
-        // SAFETY: the name is an array within the tensor that ggml always terminates with a NUL. The tensor outlives
-        // its use by the contract of `new`.
+        // SAFETY: the name is an array within the tensor that ggml always terminates with a NUL. The tensor
+        // outlives its use by the contract of `new`.
         unsafe { CStr::from_ptr(self.0.byte_add(layout().tensor.name).cast().as_ptr()).to_bytes() }
     }
 

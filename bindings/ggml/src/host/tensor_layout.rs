@@ -1,7 +1,8 @@
 //! The layout of `ggml_tensor`, measured.
 //!
-//! `ggml_tensor` stands in ggml's public headers, but each build has the layout of its own headers. The offsets are
-//! found by tensors whose fields are known: made by ggml's public functions, in memory that is ours to search.
+//! `ggml_tensor` stands in ggml's public headers, but each build has the layout of its own headers. The
+//! offsets are found by tensors whose fields are known: made by ggml's public functions, in memory that is
+//! ours to search.
 
 use std::ffi::CStr;
 
@@ -54,7 +55,8 @@ pub(crate) struct Ops {
 /// Types whose numbers GGUF files fix: F32, F16, I32.
 const DTYPES: [(Dtype, &CStr); 3] = [(F32, c"f32"), (1, c"f16"), (26, c"i32")];
 
-/// Tensors made for the purpose, in memory of ours: all of it is initialised, so that any word may be looked at.
+/// Tensors made for the purpose, in memory of ours: all of it is initialised, so that any word may be looked
+/// at.
 struct Probe {
     arena: Arena,
     memory: Vec<u128>,
@@ -71,7 +73,8 @@ impl Probe {
                 + 1024
         };
         let mut memory = vec![0_u128; bytes.div_ceil(size_of::<u128>())];
-        // SAFETY: the probe keeps the memory for as long as the arena. Moving the vector does not move its elements.
+        // SAFETY: the probe keeps the memory for as long as the arena. Moving the vector does not move its
+        // elements.
         let arena = unsafe { Arena::within(&mut memory) }?;
         Ok(Self { arena, memory })
     }
@@ -80,8 +83,8 @@ impl Probe {
     fn word<T: Copy>(&self, tensor: *const RawTensor, offset: usize) -> T {
         let end = self.memory.as_ptr_range().end as usize;
         assert!(tensor as usize + offset + size_of::<T>() <= end, "the probe reads within its memory");
-        // SAFETY: within the probe's memory, which is initialised; called with integers only, of which any bits are
-        // valid.
+        // SAFETY: within the probe's memory, which is initialised; called with integers only, of which any
+        // bits are valid.
         unsafe { tensor.byte_add(offset).cast::<T>().read_unaligned() }
     }
 }
@@ -114,8 +117,8 @@ impl TensorLayout {
         let probe = Probe::new()?;
         let api = api();
         let c = probe.arena.context();
-        // SAFETY: everything lives in the arena, which has room for Probe::TENSORS tensors and one graph; arguments
-        // are tensors of the arena. Nothing is computed.
+        // SAFETY: everything lives in the arena, which has room for Probe::TENSORS tensors and one graph;
+        // arguments are tensors of the arena. Nothing is computed.
         let bytes = unsafe {
             let first = (api.ggml_new_tensor_1d)(c, F32, 1);
             let overhead = (api.ggml_tensor_overhead)();
@@ -131,12 +134,14 @@ impl TensorLayout {
         let words = bytes - size_of::<usize>() + 1;
         let halves = bytes - size_of::<u32>() + 1;
 
-        // SAFETY: the arena has room for the tensors, and the arguments are tensors of it. Nothing is computed.
+        // SAFETY: the arena has room for the tensors, and the arguments are tensors of it. Nothing is
+        // computed.
         let typed = DTYPES.map(|(dtype, _)| unsafe { (api.ggml_new_tensor_4d)(c, dtype, 7, 3, 5, 2) });
         let dtype = only_offset("its type", halves, 4, |offset| {
             typed.iter().zip(DTYPES).all(|(&tensor, (dtype, _))| half(tensor, offset) == dtype)
         })?;
-        // SAFETY: the arena has room for the tensors, and the arguments are tensors of it. Nothing is computed.
+        // SAFETY: the arena has room for the tensors, and the arguments are tensors of it. Nothing is
+        // computed.
         let shaped: [_; 2] = unsafe {
             [(api.ggml_new_tensor_4d)(c, F32, 7, 3, 5, 2), (api.ggml_new_tensor_4d)(c, F32, 11, 4, 6, 9)]
         };
@@ -150,7 +155,8 @@ impl TensorLayout {
         let ne = four([[7, 3, 5, 2], [11, 4, 6, 9]], "its shape")?;
         let nb = four([[4, 28, 84, 420], [4, 44, 176, 1056]], "its strides")?;
 
-        // SAFETY: the arena has room for the tensors, and the arguments are tensors of it. Nothing is computed.
+        // SAFETY: the arena has room for the tensors, and the arguments are tensors of it. Nothing is
+        // computed.
         let (a, b, sums, products, norms, experts, view) = unsafe {
             let leaf = || (api.ggml_new_tensor_1d)(c, F32, 8);
             let (a, b) = (leaf(), leaf());
@@ -223,7 +229,8 @@ impl TensorLayout {
             (half(norms[0], flags) & !before).cast_signed()
         };
 
-        // SAFETY: tensors of the probe's; the name is longer than any that a tensor can hold, and NUL-terminated.
+        // SAFETY: tensors of the probe's; the name is longer than any that a tensor can hold, and
+        // NUL-terminated.
         let (name, name_bytes) = unsafe {
             (api.ggml_set_name)(a, LONG_NAME.as_ptr().cast());
             let name = (api.ggml_get_name)(a);

@@ -1,8 +1,8 @@
 //! Graph uids, by which ggml recognises a graph that it has computed before, and the uids of views.
 //!
-//! ggml's CUDA backend keeps one CUDA graph per first node. If the uid is the last one it saw, and not zero, it takes
-//! the graph for the same without a comparison. It aborts the process if the number of nodes differs. A view must
-//! therefore never have the uid of its graph or of another view.
+//! ggml's CUDA backend keeps one CUDA graph per first node. If the uid is the last one it saw, and not zero,
+//! it takes the graph for the same without a comparison. It aborts the process if the number of nodes
+//! differs. A view must therefore never have the uid of its graph or of another view.
 
 use std::ops::Range;
 use std::ptr::null_mut;
@@ -16,8 +16,8 @@ use crate::error::HookError;
 
 /// Measures the byte offset of `ggml_cgraph.uid`; `None` in builds that have none.
 ///
-/// A scheduler gives every graph that it splits a new uid. The field is therefore the one word that is zero in a new
-/// graph and grows with each split.
+/// A scheduler gives every graph that it splits a new uid. The field is therefore the one word that is zero
+/// in a new graph and grows with each split.
 pub(super) fn measure_uid() -> Result<Option<usize>, HookError> {
     let arena = Arena::new(32)?;
     let graph = chain(&arena, 5);
@@ -72,8 +72,8 @@ impl Drop for Scheduler {
 
 /// Returns the uid of the view of these nodes of a graph.
 ///
-/// The same graph and nodes give the same uid. It is never zero and never one that ggml's counter gives out. Views of
-/// a graph without a uid have none either, and ggml compares them in full.
+/// The same graph and nodes give the same uid. It is never zero and never one that ggml's counter gives out.
+/// Views of a graph without a uid have none either, and ggml compares them in full.
 pub(crate) fn view_uid(graph: u64, nodes: &Range<usize>) -> u64 {
     if graph == 0 {
         return 0;

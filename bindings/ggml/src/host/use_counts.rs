@@ -1,8 +1,9 @@
 //! The use counts of a graph's tensors, by which ggml decides what it may fuse.
 //!
-//! ggml counts the uses of every tensor while it builds a graph, in an array beside the graph's hash set. The graphs
-//! that a scheduler splits off share both with the whole graph. A count therefore includes readers that another
-//! backend computes. ggml has no public getter; the four fields are found by graphs whose counts are known.
+//! ggml counts the uses of every tensor while it builds a graph, in an array beside the graph's hash set. The
+//! graphs that a scheduler splits off share both with the whole graph. A count therefore includes readers
+//! that another backend computes. ggml has no public getter; the four fields are found by graphs whose counts
+//! are known.
 
 use std::ffi::c_void;
 use std::ops::Range;
@@ -30,8 +31,8 @@ impl UseCounts {
         first.filter(|_| first == second)
     }
 
-    /// Returns how often nodes of the whole graph name `tensor` as a source; `None` for a tensor that is not in the
-    /// graph.
+    /// Returns how often nodes of the whole graph name `tensor` as a source; `None` for a tensor that is not
+    /// in the graph.
     ///
     /// # Safety
     /// `graph` must be a valid graph of the ggml that was measured.
@@ -58,8 +59,8 @@ impl UseCounts {
     }
 }
 
-/// Returns the slots in which ggml looks for a tensor, in order: linear probing, from its address without the 4 bits
-/// that are always zero.
+/// Returns the slots in which ggml looks for a tensor, in order: linear probing, from its address without the
+/// 4 bits that are always zero.
 fn slots(tensor: *const c_void, size: usize) -> impl Iterator<Item = usize> {
     let start = (tensor as usize >> 4).checked_rem(size).unwrap_or(0);
     (start..size).chain(0..start)
@@ -85,7 +86,8 @@ impl Probe {
         let mut memory = vec![0_u128; bytes.div_ceil(size_of::<u128>())];
         let range = memory.as_ptr_range();
         let within = range.start as usize..range.end as usize;
-        // SAFETY: the probe keeps the memory for as long as the arena; moving the vector does not move what it holds.
+        // SAFETY: the probe keeps the memory for as long as the arena; moving the vector does not move what
+        // it holds.
         let arena = unsafe { Arena::within(&mut memory) }.ok()?;
         let api = api();
         // SAFETY: all objects live in the arena, which has room for them.
@@ -128,8 +130,8 @@ impl Probe {
         let bytes = count.checked_mul(size_of::<T>())?;
         let inside = address >= self.within.start && address.checked_add(bytes)? <= self.within.end;
         let aligned = address.is_multiple_of(align_of::<T>());
-        // SAFETY: inside our memory, which is initialised. Callers ask for integers and addresses, of which any bits
-        // are valid. The memory is not written while the probe is read.
+        // SAFETY: inside our memory, which is initialised. Callers ask for integers and addresses, of which
+        // any bits are valid. The memory is not written while the probe is read.
         (inside && aligned).then(|| unsafe { std::slice::from_raw_parts(address as *const T, count) })
     }
 

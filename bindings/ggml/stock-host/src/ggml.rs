@@ -45,8 +45,8 @@ macro_rules! call {
     ($ggml:expr, fn $name:ident($($arg:expr => $ty:ty),* $(,)?) -> $result:ty) => {{
         let symbol = $ggml.required(CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes())
             .unwrap_or(c""))?;
-        // SAFETY: the function of this name has this signature in ggml's headers since 0.9.4. The arguments are
-        // objects of the same build, alive for the call.
+        // SAFETY: the function of this name has this signature in ggml's headers since 0.9.4. The arguments
+        // are objects of the same build, alive for the call.
         unsafe {
             let function = std::mem::transmute::<Address, unsafe extern "C" fn($($ty),*) -> $result>(symbol.as_ptr());
             function($($arg),*)
@@ -55,8 +55,8 @@ macro_rules! call {
 }
 
 impl Ggml {
-    /// Loads `libggml-base`, `libggml-cpu` where there is one, and `libggml`. Has the build load its CPU backend where
-    /// that is a file of its own.
+    /// Loads `libggml-base`, `libggml-cpu` where there is one, and `libggml`. Has the build load its CPU
+    /// backend where that is a file of its own.
     pub fn load(folder: &str) -> Result<Self> {
         let mut names: Vec<String> = fs::read_dir(folder)
             .map_err(|error| error.to_string())?

@@ -1,8 +1,8 @@
 //! Hooks a stock build of ggml and checks that its rows are capped.
 //!
-//! No ggml is linked into this program. It loads the libraries in a folder, has the hook look up its functions there,
-//! computes a small graph on the build's CPU backend, and compares the rows with those of axiscap's CPU kernels, bit
-//! for bit:
+//! No ggml is linked into this program. It loads the libraries in a folder, has the hook look up its
+//! functions there, computes a small graph on the build's CPU backend, and compares the rows with those of
+//! axiscap's CPU kernels, bit for bit:
 //!
 //! ```text
 //! axiscap-stock-host FOLDER

@@ -2,8 +2,8 @@
 
 use axiscap_ggml::Hook;
 
-/// Installs the hook in the ggml that is linked in. With `AXISCAP_TEST_HOST=look-up` its functions are looked up by
-/// name in the test program, as in a stock build.
+/// Installs the hook in the ggml that is linked in. With `AXISCAP_TEST_HOST=look-up` its functions are looked
+/// up by name in the test program, as in a stock build.
 pub(crate) fn install() -> Hook {
     #[cfg(unix)]
     if std::env::var_os("AXISCAP_TEST_HOST").is_some_and(|host| host == "look-up") {
