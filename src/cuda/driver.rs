@@ -9,41 +9,14 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use cudarc::driver::sys;
 
 use crate::cuda::error::{CudaError, DriverError};
+use crate::cuda::library;
 
 /// Loads the driver and initialises it, once per process. A failure is cached as well.
 pub(super) fn init() -> Result<(), CudaError> {
     static DRIVER: OnceLock<Result<(), DriverError>> = OnceLock::new();
-    load().map_err(|reason| CudaError::NoDriver { reason })?;
-    // SAFETY: `load` has found the library, and `cuInit` has no preconditions.
+    library::load().map_err(|reason| CudaError::NoDriver { reason })?;
+    // SAFETY: `library::load` has found the library, and `cuInit` has no preconditions.
     Ok((*DRIVER.get_or_init(|| check("cuInit", unsafe { sys::cuInit(0) })))?)
-}
-
-/// Loads the driver's library, once per process. cudarc would panic where it is missing.
-fn load() -> Result<(), String> {
-    static LIBRARY: OnceLock<Result<(), String>> = OnceLock::new();
-    LIBRARY.get_or_init(find_library).clone()
-}
-
-fn find_library() -> Result<(), String> {
-    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
-    let mut reason = String::new();
-    for name in names {
-        // SAFETY: the driver's library may be loaded at any time, and its initialisers have no preconditions.
-        match unsafe { libloading::Library::new(*name) } {
-            Ok(library) => {
-                // Never unloaded: cudarc keeps the library as well, and drivers do not unload cleanly.
-                std::mem::forget(library);
-                return Ok(());
-            }
-            Err(error) if reason.is_empty() => {
-                // The loader's own message is the source of this error.
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                reason = cause.unwrap_or_else(|| error.to_string());
-            }
-            Err(_) => {}
-        }
-    }
-    Err(reason)
 }
 
 /// Turns any result but success into an error.
@@ -52,19 +25,6 @@ pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<(), Drive
         sys::CUresult::CUDA_SUCCESS => Ok(()),
         code => Err(DriverError { call, code }),
     }
-}
-
-/// Returns the driver's explanation of an error; `None` without a driver.
-pub(super) fn meaning(code: sys::CUresult) -> Option<String> {
-    load().ok()?;
-    let mut text: *const c_char = ptr::null();
-    // SAFETY: the library is loaded and the pointer is valid. The driver sets it to a string, or to null.
-    let found = unsafe { sys::cuGetErrorString(code, &mut text) };
-    if found != sys::CUresult::CUDA_SUCCESS || text.is_null() {
-        return None;
-    }
-    // SAFETY: the text is not null, so it is one of the driver's static strings.
-    Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }
 
 /// The first error per GPU that occurred while something was dropped. The GPU's next call returns it.

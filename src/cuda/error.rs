@@ -4,7 +4,7 @@ use std::fmt;
 
 use cudarc::driver::sys::CUresult;
 
-use crate::cuda::driver;
+use crate::cuda::library;
 use crate::error::Error;
 
 /// Why a GPU could not be used, or a launch was refused.
@@ -126,7 +126,7 @@ pub struct DriverError {
 impl fmt::Display for DriverError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} failed: {:?} ({})", self.call, self.code, self.code as u32)?;
-        if let Some(meaning) = driver::meaning(self.code) {
+        if let Some(meaning) = library::meaning(self.code) {
             write!(f, ": {meaning}")?;
         }
         match remedy(self.code) {

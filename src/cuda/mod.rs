@@ -29,6 +29,7 @@ mod faults;
 mod graph;
 mod image;
 mod launch;
+mod library;
 mod memory;
 #[doc(hidden)]
 pub mod raw;
