@@ -6,7 +6,7 @@
 //! 3. [`extract`] makes an axis per block from the averages. [`calibrate`] puts a floor on it from the
 //!    projections.
 //! 4. [`drift`] follows the projection over a scripted conversation, uncapped and capped.
-//! 5. [`bench`] measures what capping costs, in pairs, and compares with other ways to cap.
+//! 5. [`bench`](mod@bench) measures what capping costs, in pairs, and compares with other ways to cap.
 //!
 //! Steps 1 to 3 follow *The Assistant Axis* (arXiv 2601.10387). `docs/method.md` says where they differ from
 //! it.
