@@ -33,7 +33,7 @@ pub(crate) struct Layout {
     pub(crate) graph_n_leafs: usize,
     /// `ggml_cgraph.nodes`.
     pub(crate) graph_nodes: usize,
-    /// `ggml_cgraph.uid`; builds before ggml 0.10 or so have none and compare graphs in full.
+    /// `ggml_cgraph.uid`; ggml 0.9 has none and compares graphs in full.
     pub(crate) graph_uid: Option<usize>,
     /// The use counts of a graph's tensors. Only the fused norm needs them, and reports where they are
     /// missing.
@@ -61,12 +61,13 @@ impl Layout {
     /// # Errors
     /// [`HookError::Layout`] names what differs; [`HookError::NoDevice`] where ggml has no CPU device.
     pub(crate) fn probe() -> Result<&'static Self, HookError> {
-        // A process without devices may load some later.
-        if let Some(Err(HookError::NoDevice)) | None = LAYOUT.get() {
+        if LAYOUT.get().is_none() {
             let measured = measure();
+            // Not kept: a process without devices may load some later.
             if measured == Err(HookError::NoDevice) {
                 return Err(HookError::NoDevice);
             }
+            // Another thread may have measured the same in the meantime.
             let _ = LAYOUT.set(measured);
         }
         LAYOUT.get_or_init(measure).as_ref().map_err(Clone::clone)
