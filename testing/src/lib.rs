@@ -5,6 +5,7 @@
 //! | [`literal`] | a literal transcription of docs/operation.md |
 //! | [`median`] | the median of a sample and its confidence interval |
 //! | [`numbers`] | pseudo-random numbers that are the same on every machine |
+//! | `random_model` | random models of every architecture of llama.cpp (feature `llama`) |
 //! | `case`, `sweep`, `twin` | launches of the CUDA kernels, and the same calls on the CPU (feature `cuda`) |
 
 #[cfg(feature = "cuda")]
@@ -13,6 +14,8 @@ pub mod literal;
 pub mod median;
 mod model;
 pub mod numbers;
+#[cfg(feature = "llama")]
+pub mod random_model;
 #[cfg(feature = "cuda")]
 pub mod sweep;
 #[cfg(feature = "cuda")]

@@ -6,7 +6,7 @@ use axiscap::{Bound, CapSet, CapTable};
 
 use crate::error::HookError;
 use crate::graph::find::Wanted;
-use crate::host::architecture::{ModelShape, block_output};
+use crate::host::architecture::{BlockNames, ModelShape, block_names};
 use crate::route::choice::RouteChoice;
 use crate::tap::Tap;
 
@@ -60,8 +60,8 @@ pub(crate) struct Config {
     tap: Option<Tap>,
     /// By block, whether it is capped or tapped.
     wanted: Arc<[bool]>,
-    /// Prefix of the names of block outputs. Empty while no block is wanted.
-    prefix: &'static str,
+    /// The names of block outputs, once a block was wanted.
+    names: BlockNames,
     /// Number of times that caps were set. Statistics belong to the caps of one generation.
     generation: u64,
     /// Number of times that caps, bounds or strengths were changed.
@@ -76,7 +76,7 @@ impl Config {
             cap_count: 0,
             tap: None,
             wanted: vec![false; blocks].into(),
-            prefix: "",
+            names: BlockNames::default(),
             generation: 0,
             revision: 0,
         }
@@ -89,7 +89,7 @@ impl Config {
     pub(crate) fn set_caps(&mut self, caps: Option<&CapSet>, model: &ModelShape) -> Result<(), HookError> {
         let mut blocks = Vec::new();
         if let Some(set) = caps {
-            block_output(&model.architecture)?;
+            block_names(model)?;
             set.check_model(model.width, model.blocks)?;
             for (block, indices) in set.blocks() {
                 let table = CapTable::new(indices.iter().map(|&i| &set.caps()[i].cap))?;
@@ -109,7 +109,7 @@ impl Config {
     /// [`HookError::Architecture`], [`HookError::TapBlock`].
     pub(crate) fn set_tap(&mut self, tap: Option<Tap>, model: &ModelShape) -> Result<(), HookError> {
         if let Some(tap) = &tap {
-            block_output(&model.architecture)?;
+            block_names(model)?;
             let blocks = model.blocks;
             if let Some(&block) = tap.blocks.iter().find(|&&block| block >= blocks) {
                 return Err(HookError::TapBlock { block, blocks });
@@ -126,7 +126,7 @@ impl Config {
             wanted[block] = true;
         }
         if wanted.contains(&true) {
-            self.prefix = block_output(&model.architecture)?;
+            self.names = block_names(model)?;
         }
         self.wanted = wanted.into();
         Ok(())
@@ -160,7 +160,7 @@ impl Config {
     /// The blocks to look for in a graph, or `None` when the graph can run untouched.
     pub(crate) fn wanted(&self, width: usize) -> Option<Wanted<'_>> {
         let active = self.settings.enabled && self.wanted.contains(&true);
-        active.then_some(Wanted { prefix: self.prefix, width, blocks: &self.wanted })
+        active.then_some(Wanted { names: self.names, width, blocks: &self.wanted })
     }
 
     /// By block, whether it is capped or tapped.
@@ -196,13 +196,13 @@ impl Config {
 }
 
 impl ModelShape {
-    /// Returns the prefix of the names of this architecture's block outputs. Block N is named `<prefix>-N`.
+    /// Returns the names of this model's block outputs.
     ///
     /// # Errors
     /// [`HookError::Architecture`] when its block outputs cannot be capped.
     #[doc(hidden)]
-    pub fn block_output_prefix(&self) -> Result<&'static str, HookError> {
-        block_output(&self.architecture)
+    pub fn block_names(&self) -> Result<BlockNames, HookError> {
+        block_names(self)
     }
 }
 

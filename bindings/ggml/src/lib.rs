@@ -36,6 +36,8 @@ pub use config::Settings;
 pub use error::{HookError, Seen};
 pub use hook::{DeviceReport, Hook, HookReport};
 pub use host::Symbols;
+#[doc(hidden)]
+pub use host::architecture::BlockNames;
 pub use host::architecture::ModelShape;
 pub use report::{BlockTrace, FusedNorms, GraphCounts, NotFusedReason, RouteUse};
 #[doc(hidden)]

@@ -8,7 +8,7 @@ use axiscap::cpu::{Job, RowsMut};
 use axiscap::{CapSet, CapTable, RowStat};
 use llama_cpp_sys_2 as sys;
 
-use axiscap_ggml::{HookError, ModelShape, Seen};
+use axiscap_ggml::{BlockNames, HookError, ModelShape, Seen};
 
 /// Caps through `llama_context_params.cb_eval`.
 ///
@@ -21,8 +21,7 @@ pub(super) struct EvalCallback {
 
 #[derive(Debug)]
 struct State {
-    /// Block N's output is named `<prefix>-N`.
-    prefix: &'static str,
+    names: BlockNames,
     model: ModelShape,
     /// By block.
     tables: Vec<Option<CapTable>>,
@@ -46,14 +45,14 @@ impl EvalCallback {
     /// # Errors
     /// [`HookError::Architecture`], and [`HookError::Caps`] when the caps do not fit the model.
     pub(super) fn new(model: &ModelShape, caps: &CapSet, statistics: bool) -> Result<Self, HookError> {
-        let prefix = model.block_output_prefix()?;
+        let names = model.block_names()?;
         caps.check_model(model.width, model.blocks)?;
         let mut tables = vec![None; model.blocks];
         for (block, indices) in caps.blocks() {
             tables[block] = Some(CapTable::new(indices.iter().map(|&i| &caps.caps()[i].cap))?);
         }
         let work = Mutex::new(Work { seen: vec![None; model.blocks], ..Work::default() });
-        Ok(Self { state: Box::new(State { prefix, model: model.clone(), tables, statistics, work }) })
+        Ok(Self { state: Box::new(State { names, model: model.clone(), tables, statistics, work }) })
     }
 
     /// Returns the value for `llama_context_params.cb_eval`.
@@ -133,20 +132,13 @@ impl State {
     unsafe fn evaluate(&self, tensor: *mut sys::ggml_tensor, ask: bool) -> Result<bool, HookError> {
         // SAFETY: the name is an array within the node, NUL-terminated by ggml.
         let name = unsafe { CStr::from_ptr((&raw const (*tensor).name).cast()) };
-        let Some(block) = self.block_of(name.to_bytes()) else { return Ok(!ask) };
+        let Some(block) = self.names.block_of(name.to_bytes()) else { return Ok(!ask) };
         let Some(table) = self.tables.get(block).and_then(Option::as_ref) else { return Ok(!ask) };
         if !ask {
             // SAFETY: the caller promises that the node was computed and that its backend is idle.
-            unsafe { self.cap(tensor, block, table)? };
+            unsafe { self.cap(tensor, name, block, table)? };
         }
         Ok(true)
-    }
-
-    /// Returns N for the name `<prefix>-N`.
-    fn block_of(&self, name: &[u8]) -> Option<usize> {
-        let digits =
-            std::str::from_utf8(name.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b"-")?).ok()?;
-        if digits.bytes().all(|digit| digit.is_ascii_digit()) { digits.parse().ok() } else { None }
     }
 
     /// # Safety
@@ -154,6 +146,7 @@ impl State {
     unsafe fn cap(
         &self,
         tensor: *mut sys::ggml_tensor,
+        name: &CStr,
         block: usize,
         table: &CapTable,
     ) -> Result<(), HookError> {
@@ -170,7 +163,7 @@ impl State {
         if !fits {
             return Err(HookError::Shape {
                 block,
-                node: format!("{}-{block}", self.prefix),
+                node: String::from_utf8_lossy(name.to_bytes()).into_owned(),
                 found: format!("of type {} with shape {:?} and strides {:?}", t.type_, t.ne, t.nb),
                 expected: format!("f32 (type 0) of shape [{width}, tokens]"),
             });

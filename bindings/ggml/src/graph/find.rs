@@ -2,7 +2,7 @@
 
 use crate::by_uid::ByUid;
 use crate::error::HookError;
-use crate::host::architecture::{LATER_CHANGES, block_of};
+use crate::host::architecture::{BlockNames, LATER_CHANGES, numbered};
 use crate::host::{Graph, Tensor};
 
 /// A block output within a graph.
@@ -31,7 +31,7 @@ impl Output {
 /// The blocks to look for, and what their outputs are called and look like.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted<'a> {
-    pub(crate) prefix: &'static str,
+    pub(crate) names: BlockNames,
     pub(crate) width: usize,
     /// By block: whether it is capped or tapped.
     pub(crate) blocks: &'a [bool],
@@ -74,7 +74,7 @@ impl Known {
         }
         let output = |&(node, block): &(usize, usize)| {
             let tensor = nodes[node];
-            (block_of(tensor.name(), wanted.prefix) == Some(block)).then_some(Output { node, block, tensor })
+            (wanted.names.block_of(tensor.name()) == Some(block)).then_some(Output { node, block, tensor })
         };
         self.outputs.iter().map(output).collect()
     }
@@ -127,12 +127,12 @@ impl Finder {
             let name = tensor.name();
             let is_wanted = |&block: &usize| wanted.blocks.get(block) == Some(&true);
             for (later, blocks_on) in LATER_CHANGES {
-                let block = block_of(name, later).and_then(|block| block.checked_sub(blocks_on));
+                let block = numbered(name, later).and_then(|block| block.checked_sub(blocks_on));
                 if let Some(block) = block.filter(is_wanted) {
                     return Err(HookError::ChangedLater { block, node: lossy(name) });
                 }
             }
-            let Some(block) = block_of(name, wanted.prefix).filter(is_wanted) else { continue };
+            let Some(block) = wanted.names.block_of(name).filter(is_wanted) else { continue };
             if found.iter().any(|o| o.block == block) {
                 return Err(HookError::Ambiguous { block, node: lossy(name) });
             }
@@ -181,6 +181,7 @@ mod tests {
     use llama_cpp_sys_2 as sys;
 
     use super::*;
+    use crate::host::architecture::{ModelShape, block_names};
     use crate::host::{Arena, chain};
 
     /// Returns a graph of f32 rows of one value whose nodes have these names.
@@ -196,7 +197,8 @@ mod tests {
     }
 
     fn wanted(blocks: &[bool]) -> Wanted<'_> {
-        Wanted { prefix: "l_out", width: 1, blocks }
+        let model = ModelShape { architecture: "llama".into(), blocks: blocks.len(), width: 1 };
+        Wanted { names: block_names(&model).unwrap(), width: 1, blocks }
     }
 
     fn places(found: &[Output]) -> Vec<(usize, usize)> {

@@ -1,0 +1,204 @@
+//! The metadata that a random model is made from.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::ptr::NonNull;
+
+use llama_cpp_sys_2 as sys;
+
+use super::{shapes, weights};
+
+/// A value of GGUF metadata.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum Value {
+    U32(u32),
+    F32(f32),
+    Bool(bool),
+    Text(String),
+    U32s(Vec<u32>),
+    I32s(Vec<i32>),
+    U64s(Vec<u64>),
+    F32s(Vec<f32>),
+    Bools(Vec<bool>),
+    Texts(Vec<String>),
+}
+
+macro_rules! from {
+    ($($from:ty => $variant:ident),* $(,)?) => {
+        $(impl From<$from> for Value {
+            fn from(value: $from) -> Self {
+                Self::$variant(value.into())
+            }
+        })*
+    };
+}
+
+from! {
+    u32 => U32, f32 => F32, bool => Bool, &str => Text, String => Text, Vec<u32> => U32s, Vec<i32> => I32s, Vec<u64> => U64s,
+    Vec<f32> => F32s, Vec<bool> => Bools, Vec<String> => Texts,
+}
+
+/// The metadata of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    architecture: String,
+    values: BTreeMap<String, Value>,
+    /// Tensors that are not f32.
+    types: BTreeMap<String, sys::ggml_type>,
+    /// Parts of the names of tensors that llama.cpp takes when they are there, and that a file leaves out.
+    pub(super) omitted: Vec<String>,
+    /// Values of the file alone.
+    announced: BTreeMap<String, Value>,
+    pub(super) file: bool,
+}
+
+impl Description {
+    /// Describes a small model of an architecture, with experts or without.
+    #[must_use]
+    pub fn new(architecture: &str, experts: bool) -> Self {
+        let mut new = Self {
+            architecture: architecture.into(),
+            values: BTreeMap::new(),
+            types: BTreeMap::new(),
+            omitted: Vec::new(),
+            announced: BTreeMap::new(),
+            file: false,
+        };
+        shapes::describe(&mut new, experts);
+        new
+    }
+
+    /// Returns the architecture.
+    #[must_use]
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// Sets a value. A key that begins with a dot belongs to the architecture, as in `.block_count`.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
+        self.values.insert(self.key(key), value.into());
+        self
+    }
+
+    /// Removes a value.
+    pub fn remove(&mut self, key: &str) -> &mut Self {
+        self.values.remove(&self.key(key));
+        self
+    }
+
+    /// Gives a tensor another type than f32.
+    pub fn set_type(&mut self, tensor: &str, dtype: sys::ggml_type) -> &mut Self {
+        self.types.insert(tensor.into(), dtype);
+        self
+    }
+
+    /// Leaves out the tensors whose names contain this text.
+    ///
+    /// llama.cpp makes all optional tensors of a model that has no file. A description that omits some is
+    /// therefore loaded from a file.
+    pub fn omit(&mut self, part: &str) -> &mut Self {
+        self.omitted.push(part.into());
+        self.file = true;
+        self
+    }
+
+    /// Announces blocks after the last one that predict further tokens, without their weights, as files of
+    /// the text model alone do. Such a model is loaded from a file.
+    pub fn announce_next_token_blocks(&mut self, count: u32) -> &mut Self {
+        let blocks = self.number(".block_count");
+        for (key, value) in [(".block_count", blocks + count), (".nextn_predict_layers", count)] {
+            self.announced.insert(self.key(key), value.into());
+        }
+        self.file = true;
+        self
+    }
+
+    /// Returns a number that was set.
+    ///
+    /// # Panics
+    /// If there is no such number.
+    #[must_use]
+    pub fn number(&self, key: &str) -> u32 {
+        match self.values.get(&self.key(key)) {
+            Some(&Value::U32(number)) => number,
+            other => panic!("{key} is {other:?}"),
+        }
+    }
+
+    fn key(&self, key: &str) -> String {
+        if key.starts_with('.') { format!("{}{key}", self.architecture) } else { key.into() }
+    }
+
+    /// Returns the metadata of the file as a GGUF.
+    pub(super) fn file_gguf(&self) -> Gguf {
+        let gguf = self.gguf();
+        for (key, value) in &self.announced {
+            gguf.set(key, value);
+        }
+        gguf
+    }
+
+    /// Returns the metadata as a GGUF.
+    pub(super) fn gguf(&self) -> Gguf {
+        let gguf = Gguf::new();
+        for (key, value) in &self.values {
+            gguf.set(key, value);
+        }
+        for (name, &dtype) in &self.types {
+            // SAFETY: the tensor is copied.
+            unsafe { sys::gguf_add_tensor(gguf.raw(), &weights::declared(name, dtype)) }
+        }
+        gguf
+    }
+}
+
+/// ggml's GGUF.
+#[derive(Debug)]
+pub(super) struct Gguf(NonNull<sys::gguf_context>);
+
+impl Gguf {
+    fn new() -> Self {
+        // SAFETY: a plain constructor.
+        Self(NonNull::new(unsafe { sys::gguf_init_empty() }).expect("memory for a GGUF"))
+    }
+
+    pub(super) fn raw(&self) -> *mut sys::gguf_context {
+        self.0.as_ptr()
+    }
+
+    fn set(&self, key: &str, value: &Value) {
+        let text = |text: &str| CString::new(text).expect("a text without NUL bytes");
+        let (gguf, key) = (self.raw(), text(key));
+        let array = |kind, data: *const std::ffi::c_void, count| {
+            // SAFETY: the array has `count` values of that kind, and ggml copies them.
+            unsafe { sys::gguf_set_arr_data(gguf, key.as_ptr(), kind, data, count) }
+        };
+        // SAFETY: the GGUF lives, and ggml copies keys and values.
+        unsafe {
+            match value {
+                Value::U32(value) => sys::gguf_set_val_u32(gguf, key.as_ptr(), *value),
+                Value::F32(value) => sys::gguf_set_val_f32(gguf, key.as_ptr(), *value),
+                Value::Bool(value) => sys::gguf_set_val_bool(gguf, key.as_ptr(), *value),
+                Value::Text(value) => sys::gguf_set_val_str(gguf, key.as_ptr(), text(value).as_ptr()),
+                Value::U32s(v) => array(sys::GGUF_TYPE_UINT32, v.as_ptr().cast(), v.len()),
+                Value::I32s(v) => array(sys::GGUF_TYPE_INT32, v.as_ptr().cast(), v.len()),
+                Value::U64s(v) => array(sys::GGUF_TYPE_UINT64, v.as_ptr().cast(), v.len()),
+                Value::F32s(v) => array(sys::GGUF_TYPE_FLOAT32, v.as_ptr().cast(), v.len()),
+                Value::Bools(v) => array(sys::GGUF_TYPE_BOOL, v.as_ptr().cast(), v.len()),
+                Value::Texts(v) => {
+                    let texts: Vec<_> = v.iter().map(|value| text(value)).collect();
+                    let mut texts: Vec<_> = texts.iter().map(|value| value.as_ptr()).collect();
+                    sys::gguf_set_arr_str(gguf, key.as_ptr(), texts.as_mut_ptr(), texts.len());
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Gguf {
+    fn drop(&mut self) {
+        // SAFETY: freed once.
+        unsafe { sys::gguf_free(self.raw()) }
+    }
+}

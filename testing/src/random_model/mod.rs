@@ -1,0 +1,170 @@
+//! Random models of any architecture that llama.cpp knows, made in the process.
+//!
+//! A [`Description`] is the metadata of a GGUF. [`RandomModel`] has llama.cpp build a model from it
+//! (`llama_model_init_from_user`), whose weights depend only on the names of the tensors.
+//! [`RandomContext`] decodes with it.
+
+mod context;
+mod description;
+mod log;
+mod shapes;
+mod weights;
+
+use std::ffi::CString;
+use std::path::Path;
+use std::ptr::{self, NonNull};
+use std::sync::Once;
+
+use llama_cpp_sys_2 as sys;
+
+pub use context::{ContextSettings, RandomContext, Row};
+pub use description::{Description, Value};
+pub use log::capture as capture_log;
+pub use shapes::{ARCHITECTURES, has_dense_form, has_experts_form, is_causal, is_embedding};
+
+use weights::Weights;
+
+/// A model of llama.cpp with random weights.
+#[derive(Debug)]
+pub struct RandomModel(NonNull<sys::llama_model>);
+
+// SAFETY: llama.cpp's models are read-only once made, and any thread may free them.
+unsafe impl Send for RandomModel {}
+// SAFETY: as above.
+unsafe impl Sync for RandomModel {}
+
+/// Starts llama.cpp, and keeps its log to the thread that it is written on.
+fn start() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        // SAFETY: llama_backend_init may be called at any time.
+        unsafe { sys::llama_backend_init() };
+    });
+    log::install();
+}
+
+impl RandomModel {
+    /// Makes a model.
+    ///
+    /// # Errors
+    /// llama.cpp's words where it refuses the description.
+    pub fn new(description: &Description) -> Result<Self, String> {
+        Self::with_params(description, |_| {})
+    }
+
+    /// Makes a model, with other parameters than llama.cpp's own.
+    ///
+    /// # Errors
+    /// llama.cpp's words where it refuses the description.
+    pub fn with_params(
+        description: &Description,
+        change: impl FnOnce(&mut sys::llama_model_params),
+    ) -> Result<Self, String> {
+        start();
+        if !description.file {
+            return Self::make(description, &mut Weights::default(), change);
+        }
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        Self::write(description, file.path())?;
+        let name = c_string(file.path());
+        let (model, complaints) = log::capture(|| {
+            // SAFETY: the name is a C string, and the progress callback a function.
+            unsafe {
+                let mut params = sys::llama_model_default_params();
+                params.progress_callback = Some(no_progress);
+                change(&mut params);
+                sys::llama_model_load_from_file(name.as_ptr(), params)
+            }
+        });
+        NonNull::new(model).map(Self).ok_or(complaints)
+    }
+
+    fn make(
+        description: &Description,
+        weights: &mut Weights,
+        change: impl FnOnce(&mut sys::llama_model_params),
+    ) -> Result<Self, String> {
+        let gguf = description.gguf();
+        let (model, complaints) = log::capture(|| {
+            // SAFETY: metadata and weights outlive the call, and the callback alone uses the weights. The
+            // progress callback is a function.
+            unsafe {
+                let mut params = sys::llama_model_default_params();
+                params.progress_callback = Some(no_progress);
+                change(&mut params);
+                let data = ptr::from_mut(weights).cast();
+                sys::llama_model_init_from_user(gguf.raw(), Some(weights::fill), data, params)
+            }
+        });
+        NonNull::new(model).map(Self).ok_or(complaints)
+    }
+
+    /// Writes a model to a GGUF file, with the weights that [`RandomModel::new`] gives it.
+    ///
+    /// # Errors
+    /// llama.cpp's words where it refuses the description.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    pub fn write(description: &Description, path: &Path) -> Result<(), String> {
+        start();
+        let mut weights = Weights::kept();
+        let _made = Self::make(description, &mut weights, |_| {})?;
+        let gguf = description.file_gguf();
+        weights.add_to(&gguf, &description.omitted);
+        let name = c_string(path);
+        // SAFETY: metadata and weights live, and the name is a C string.
+        let written = unsafe { sys::gguf_write_to_file(gguf.raw(), name.as_ptr(), false) };
+        assert!(written, "{} cannot be written", path.display());
+        Ok(())
+    }
+
+    /// Returns llama.cpp's model.
+    #[must_use]
+    pub fn raw(&self) -> *mut sys::llama_model {
+        self.0.as_ptr()
+    }
+
+    /// Returns the number of blocks.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        // SAFETY: the model lives.
+        (unsafe { sys::llama_model_n_layer(self.raw()) }) as usize
+    }
+
+    /// Returns the width of the residual stream.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        // SAFETY: the model lives.
+        (unsafe { sys::llama_model_n_embd(self.raw()) }) as usize
+    }
+
+    /// Returns the number of tokens of the vocabulary.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        // SAFETY: the model lives, and its vocabulary with it.
+        (unsafe { sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(self.raw())) }) as usize
+    }
+
+    /// Returns whether the model has an encoder, whose output its decoder reads.
+    #[must_use]
+    pub fn has_encoder(&self) -> bool {
+        // SAFETY: the model lives.
+        unsafe { sys::llama_model_has_encoder(self.raw()) }
+    }
+}
+
+impl Drop for RandomModel {
+    fn drop(&mut self) {
+        // SAFETY: freed once, and contexts borrow the model.
+        unsafe { sys::llama_model_free(self.raw()) }
+    }
+}
+
+fn c_string(path: &Path) -> CString {
+    CString::new(path.to_str().expect("a path in UTF-8")).expect("a path without NUL bytes")
+}
+
+unsafe extern "C" fn no_progress(_: f32, _: *mut std::ffi::c_void) -> bool {
+    true
+}
