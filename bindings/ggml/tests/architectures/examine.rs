@@ -2,12 +2,14 @@
 
 use std::ffi::{CStr, c_void};
 
-use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use axiscap::CapSet;
 use axiscap_ggml::{BlockNames, BlockTrace, Hook, HookError, ModelShape, Session};
-use axiscap_testing::numbers::Random;
-use axiscap_testing::random_model::{Description, RandomContext, RandomModel, Row, is_causal, is_embedding};
+use axiscap_testing::llama::{
+    ContextSettings, Description, Row, TestContext, TestModel, is_causal, is_embedding,
+};
 use llama_cpp_sys_2 as sys;
 
+use crate::capped::{Capped, PINNED, axis, bands, bits, check_pinned, rows};
 use crate::graph::{Node, Recorded};
 
 /// What was found.
@@ -59,40 +61,12 @@ pub(crate) const NEEDS_LOGITS: &str = "chameleon";
 /// Architectures that llama.cpp makes no model of from metadata alone, or of which it has no graph.
 const NOT_BUILT: [&str; 7] =
     ["clef", "clip", "dflash", "eagle3", "gemma4-assistant", "gptj", "wavtokenizer-dec"];
-/// The projection that tight bands hold rows on.
-const PINNED: f32 = 0.75;
-
-fn axis(block: usize, width: usize) -> Axis {
-    let mut random = Random(1 + block as u64);
-    Axis::from_direction(&(0..width).map(|_| random.signed()).collect::<Vec<_>>()).unwrap()
-}
-
-fn caps(blocks: impl IntoIterator<Item = usize>, width: usize, lo: f32, hi: f32) -> CapSet {
-    let bound = Bound::band(lo, hi).unwrap();
-    let cap = |block| BlockCap { block, cap: Cap::new(axis(block, width), bound) };
-    CapSet::new(blocks.into_iter().map(cap)).unwrap()
-}
-
-/// Returns a batch of one sequence from a position on.
-fn rows(sequence: i32, from: usize, count: usize, logits: impl Fn(usize) -> bool) -> Vec<Row> {
-    let row = |i: usize| Row {
-        token: ((from + i) * 7 + 11 * sequence as usize) as i32 % 90 + 3,
-        position: (from + i) as i32,
-        sequence,
-        logits: logits(i),
-    };
-    (0..count).map(row).collect()
-}
-
-fn bits(logits: &[Vec<f32>]) -> Vec<Vec<u32>> {
-    logits.iter().map(|row| row.iter().map(|value| value.to_bits()).collect()).collect()
-}
 
 /// Tries one model. The blocks that `refused` names cannot be capped in it.
 pub(crate) fn examine(hook: &Hook, description: &Description, refused: &[usize]) -> Result<Outcome, String> {
     let name = description.architecture();
     let shape = |blocks, width| ModelShape { architecture: name.into(), blocks, width };
-    let caps_of_any = caps([0], 8, PINNED, PINNED);
+    let caps_of_any = bands([0], 8, PINNED, PINNED);
     if let Err(error) = Session::new(shape(1, 8)).set_caps(Some(&caps_of_any)) {
         let HookError::Architecture { architecture, reason } = &error else { return Err(error.to_string()) };
         if architecture != name || !error.to_string().contains(name) {
@@ -100,7 +74,7 @@ pub(crate) fn examine(hook: &Hook, description: &Description, refused: &[usize])
         }
         return Ok(Outcome::Refused { reason: (*reason).into(), seen: look(description, reason)? });
     }
-    let model = RandomModel::new(description)?;
+    let model = TestModel::new(description)?;
     let blocks = (0..model.blocks()).filter(|block| !refused.contains(block)).collect();
     Examined { hook, name, model: &model, blocks, refused }.run()
 }
@@ -108,7 +82,7 @@ pub(crate) fn examine(hook: &Hook, description: &Description, refused: &[usize])
 /// Looks at the graph of an architecture that is refused, and returns what stands against capping it.
 fn look(description: &Description, reason: &str) -> Result<String, String> {
     let name = description.architecture();
-    let model = match RandomModel::new(description) {
+    let model = match TestModel::new(description) {
         Ok(_) if NOT_BUILT.contains(&name) => return Err("it can be built".into()),
         Ok(model) => model,
         Err(_) if NOT_BUILT.contains(&name) => return Ok("not built".into()),
@@ -165,41 +139,10 @@ fn look(description: &Description, reason: &str) -> Result<String, String> {
 struct Examined<'a> {
     hook: &'a Hook,
     name: &'a str,
-    model: &'a RandomModel,
+    model: &'a TestModel,
     /// The blocks that can be capped, and those that cannot.
     blocks: Vec<usize>,
     refused: &'a [usize],
-}
-
-/// A context whose caps are those of a session.
-struct Capped<'a> {
-    session: Session,
-    context: RandomContext<'a>,
-}
-
-impl Capped<'_> {
-    /// Decodes a batch and returns what every cap did to every row.
-    fn decode(&mut self, rows: &[Row]) -> Result<Vec<BlockTrace>, String> {
-        let outputs = rows.iter().filter(|row| row.logits).count();
-        let status = self.session.watch(rows.len(), outputs, || Ok(self.context.decode(rows)));
-        match status {
-            Ok(0) => Ok(self.session.take_trace()),
-            Ok(status) => Err(format!("llama_decode returned {status}")),
-            Err::<_, HookError>(error) => Err(error.to_string()),
-        }
-    }
-
-    fn set(&self, caps: &CapSet) -> Result<(), String> {
-        self.session.set_caps(Some(caps)).map_err(|error| error.to_string())
-    }
-
-    fn clear(&mut self) {
-        let memory = self.context.memory();
-        if !memory.is_null() {
-            // SAFETY: the context's memory.
-            unsafe { sys::llama_memory_clear(memory, true) }
-        }
-    }
 }
 
 impl<'a> Examined<'a> {
@@ -234,10 +177,10 @@ impl<'a> Examined<'a> {
         // Tight bands on every block.
         let tight = self.caps(PINNED, PINNED);
         capped.set(&tight)?;
-        capped.clear();
+        capped.context.clear();
         for (batch, uncapped) in self.batches(&first, &next).into_iter().zip(&reference) {
             let trace = capped.decode(batch)?;
-            self.check_trace(&trace, batch)?;
+            self.check_pinned(&trace, batch)?;
             let logits = self.results(&capped.context, batch);
             if logits.iter().flatten().any(|value| !value.is_finite()) {
                 return Err("capped, there are logits that are not finite".into());
@@ -248,8 +191,8 @@ impl<'a> Examined<'a> {
         }
         // Each block alone.
         for &block in &self.blocks {
-            capped.set(&caps([block], width, PINNED, PINNED))?;
-            capped.clear();
+            capped.set(&bands([block], width, PINNED, PINNED))?;
+            capped.context.clear();
             capped.decode(&first)?;
             if self.results(&capped.context, &first) == reference[0] {
                 return Err(format!("a tight band on block {block} alone leaves the logits as they are"));
@@ -262,8 +205,8 @@ impl<'a> Examined<'a> {
             if self.name == NEEDS_LOGITS && batch.iter().any(|row| !row.logits) {
                 continue;
             }
-            capped.clear();
-            self.check_trace(&capped.decode(&batch)?, &batch)?;
+            capped.context.clear();
+            self.check_pinned(&capped.decode(&batch)?, &batch)?;
         }
         drop(capped);
         if self.name != ONE_TOKEN_AT_A_TIME {
@@ -281,7 +224,7 @@ impl<'a> Examined<'a> {
 
     /// Returns the same band for every block.
     fn caps(&self, lo: f32, hi: f32) -> CapSet {
-        caps(self.blocks.iter().copied(), self.model.width(), lo, hi)
+        bands(self.blocks.iter().copied(), self.model.width(), lo, hi)
     }
 
     fn shape(&self) -> ModelShape {
@@ -289,7 +232,7 @@ impl<'a> Examined<'a> {
         ModelShape { architecture: self.name.into(), blocks, width }
     }
 
-    fn params(&self, params: &mut sys::llama_context_params) {
+    fn params(&self, params: &mut ContextSettings) {
         if is_causal(self.name) {
             params.n_ubatch = if self.name == ONE_TOKEN_AT_A_TIME { 1 } else { MICRO_BATCH };
         }
@@ -300,7 +243,7 @@ impl<'a> Examined<'a> {
     }
 
     /// Returns the logits of the rows that have some, or their embeddings.
-    fn results(&self, context: &RandomContext<'_>, rows: &[Row]) -> Vec<Vec<f32>> {
+    fn results(&self, context: &TestContext<'_>, rows: &[Row]) -> Vec<Vec<f32>> {
         let rows = (0..rows.len()).filter(|&row| rows[row].logits);
         if is_embedding(self.name) {
             rows.map(|row| context.embedding(row)).collect()
@@ -309,16 +252,11 @@ impl<'a> Examined<'a> {
         }
     }
 
-    fn capped(&self, change: impl FnOnce(&mut sys::llama_context_params)) -> Result<Capped<'a>, String> {
-        let session = Session::new(self.shape());
-        session.update(|settings| settings.tracing = true);
-        let context = self.hook.bind(&session, || {
-            self.model.context(|params| {
-                self.params(params);
-                change(params);
-            })
-        })?;
-        Ok(Capped { session, context })
+    fn capped(&self, change: impl FnOnce(&mut ContextSettings)) -> Result<Capped<'a>, String> {
+        Capped::new(self.hook, self.model, self.name, |params| {
+            self.params(params);
+            change(params);
+        })
     }
 
     /// Checks that block outputs are all that a block passes on, and returns their name and operations.
@@ -381,9 +319,9 @@ impl<'a> Examined<'a> {
                 [0, 1].map(|sequence| rows(sequence, 0, 6, |i| i == 5 || self.name == NEEDS_LOGITS));
             let turns: Vec<_> = one.iter().zip(&two).flat_map(|(a, b)| [*a, *b]).collect();
             for batch in [turns, [one, two].concat()] {
-                capped.clear();
+                capped.context.clear();
                 let trace = capped.decode(&batch).map_err(|error| format!("two sequences: {error}"))?;
-                self.check_trace(&trace, &batch).map_err(|error| format!("two sequences: {error}"))?;
+                self.check_pinned(&trace, &batch).map_err(|error| format!("two sequences: {error}"))?;
             }
         }
         Ok(())
@@ -416,30 +354,16 @@ impl<'a> Examined<'a> {
         Ok(())
     }
 
-    /// Checks that every row of every capped block is on the bound.
-    fn check_trace(&self, trace: &[BlockTrace], batch: &[Row]) -> Result<(), String> {
-        let outputs = batch.iter().filter(|row| row.logits).count();
-        for &block in &self.blocks {
-            let seen: Vec<_> = trace.iter().filter(|traced| traced.block == block).collect();
-            let rows: usize = seen.iter().map(|traced| traced.rows).sum();
-            if rows != batch.len() && (block + 1 != self.model.blocks() || rows != outputs) {
-                return Err(format!("block {block} shows {rows} of {} rows", batch.len()));
-            }
-            for stat in seen.iter().flat_map(|traced| &traced.stats) {
-                if stat.non_finite() || stat.after.to_bits() != PINNED.to_bits() {
-                    return Err(format!("block {block} has a row off the bound: {stat:?}"));
-                }
-            }
-        }
-        Ok(())
+    fn check_pinned(&self, trace: &[BlockTrace], batch: &[Row]) -> Result<(), String> {
+        check_pinned(trace, &self.blocks, self.model, batch)
     }
 
     /// Caps on a block that cannot be capped fail the decode.
     fn check_refused(&self, first: &[Row]) -> Result<(), String> {
         let mut capped = self.capped(|_| {})?;
         for &block in self.refused {
-            capped.set(&caps([block], self.model.width(), PINNED, PINNED))?;
-            capped.clear();
+            capped.set(&bands([block], self.model.width(), PINNED, PINNED))?;
+            capped.context.clear();
             if capped.decode(first).is_ok() {
                 return Err(format!("block {block} was to be refused"));
             }

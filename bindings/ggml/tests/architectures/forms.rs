@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use axiscap_testing::random_model::{ARCHITECTURES, Description, has_dense_form, has_experts_form};
+use axiscap_testing::llama::{ARCHITECTURES, Description, has_dense_form, has_experts_form};
 
 /// A form of an architecture.
 #[derive(Clone, Copy)]

@@ -8,6 +8,8 @@ mod forms;
 mod graph;
 mod table;
 
+#[path = "../support/capped.rs"]
+mod capped;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -85,5 +87,5 @@ fn no_architecture_is_forgotten() {
         .filter(|name| *name != "(unknown)")
         .collect();
     names.sort_unstable();
-    assert_eq!(names, axiscap_testing::random_model::ARCHITECTURES);
+    assert_eq!(names, axiscap_testing::llama::ARCHITECTURES);
 }

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, c_void};
 
 use llama_cpp_sys_2 as sys;
 
-use super::description::Gguf;
+use super::gguf::Gguf;
 use crate::numbers::Random;
 
 /// The tensors that were filled, if they are to be kept.

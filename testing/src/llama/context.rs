@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
-use super::{RandomModel, log};
+use super::{TestModel, log};
 
 /// llama.cpp's parameters of a context.
 pub type ContextSettings = sys::llama_context_params;
@@ -25,19 +25,19 @@ pub struct Row {
 
 /// A context of llama.cpp.
 #[derive(Debug)]
-pub struct RandomContext<'m> {
+pub struct TestContext<'m> {
     raw: NonNull<sys::llama_context>,
     vocabulary: usize,
     width: usize,
-    model: PhantomData<&'m RandomModel>,
+    model: PhantomData<&'m TestModel>,
 }
 
-impl RandomModel {
+impl TestModel {
     /// Makes a context of 64 tokens per sequence on one thread. `change` changes its parameters.
     ///
     /// # Errors
     /// llama.cpp's words.
-    pub fn context(&self, change: impl FnOnce(&mut ContextSettings)) -> Result<RandomContext<'_>, String> {
+    pub fn context(&self, change: impl FnOnce(&mut ContextSettings)) -> Result<TestContext<'_>, String> {
         let (raw, complaints) = log::capture(|| {
             // SAFETY: the model lives, and the context borrows it.
             unsafe {
@@ -53,11 +53,11 @@ impl RandomModel {
             }
         });
         let raw = NonNull::new(raw).ok_or(complaints)?;
-        Ok(RandomContext { raw, vocabulary: self.vocabulary(), width: self.width(), model: PhantomData })
+        Ok(TestContext { raw, vocabulary: self.vocabulary(), width: self.width(), model: PhantomData })
     }
 }
 
-impl RandomContext<'_> {
+impl TestContext<'_> {
     /// Returns llama.cpp's context.
     #[must_use]
     pub fn raw(&self) -> *mut sys::llama_context {
@@ -73,24 +73,31 @@ impl RandomContext<'_> {
 
     /// Decodes a batch, and waits for its end. Returns `llama_decode`'s status, 0 for success.
     pub fn decode(&mut self, rows: &[Row]) -> i32 {
-        self.run(rows, sys::llama_decode)
+        self.run(rows, &[], sys::llama_decode)
+    }
+
+    /// Decodes a batch whose rows each belong to all these sequences.
+    pub fn decode_shared(&mut self, rows: &[Row], sequences: &[i32]) -> i32 {
+        self.run(rows, sequences, sys::llama_decode)
     }
 
     /// Encodes a batch. Returns `llama_encode`'s status, 0 for success.
     pub fn encode(&mut self, rows: &[Row]) -> i32 {
-        self.run(rows, sys::llama_encode)
+        self.run(rows, &[], sys::llama_encode)
     }
 
     fn run(
         &mut self,
         rows: &[Row],
+        shared: &[i32],
         run: unsafe extern "C" fn(*mut sys::llama_context, sys::llama_batch) -> i32,
     ) -> i32 {
         let mut tokens: Vec<_> = rows.iter().map(|row| row.token).collect();
         let mut positions: Vec<_> = rows.iter().map(|row| row.position).collect();
-        let mut counts = vec![1; rows.len()];
-        let mut sequences: Vec<_> = rows.iter().map(|row| row.sequence).collect();
-        let mut lists: Vec<_> = sequences.iter_mut().map(std::ptr::from_mut).collect();
+        let own = |row: &Row| if shared.is_empty() { vec![row.sequence] } else { shared.to_vec() };
+        let mut sequences: Vec<_> = rows.iter().map(own).collect();
+        let mut counts: Vec<_> = sequences.iter().map(|list| list.len() as i32).collect();
+        let mut lists: Vec<_> = sequences.iter_mut().map(|list| list.as_mut_ptr()).collect();
         let mut logits: Vec<_> = rows.iter().map(|row| i8::from(row.logits)).collect();
         let batch = sys::llama_batch {
             n_tokens: rows.len() as i32,
@@ -122,9 +129,21 @@ impl RandomContext<'_> {
             std::slice::from_raw_parts(logits, self.vocabulary).to_vec()
         }
     }
-}
 
-impl RandomContext<'_> {
+    /// Returns the pooled embedding of a sequence of the last batch.
+    ///
+    /// # Panics
+    /// If the sequence has none.
+    #[must_use]
+    pub fn pooled_embedding(&self, sequence: i32) -> Vec<f32> {
+        // SAFETY: the context lives, and a pooled embedding is as wide as the residual stream.
+        unsafe {
+            let embedding = sys::llama_get_embeddings_seq(self.raw(), sequence);
+            assert!(!embedding.is_null(), "sequence {sequence} has no embedding");
+            std::slice::from_raw_parts(embedding, self.width).to_vec()
+        }
+    }
+
     /// Returns the embedding of a row of the last batch.
     ///
     /// # Panics
@@ -140,7 +159,7 @@ impl RandomContext<'_> {
     }
 }
 
-impl Drop for RandomContext<'_> {
+impl Drop for TestContext<'_> {
     fn drop(&mut self) {
         // SAFETY: freed once.
         unsafe { sys::llama_free(self.raw()) }

@@ -1,12 +1,14 @@
-//! Random models of any architecture that llama.cpp knows, made in the process.
+//! Models and contexts of llama.cpp for tests, without `llama-cpp-2`.
 //!
-//! A [`Description`] is the metadata of a GGUF. [`RandomModel`] has llama.cpp build a model from it
-//! (`llama_model_init_from_user`), whose weights depend only on the names of the tensors.
-//! [`RandomContext`] decodes with it.
+//! A [`Description`] is the metadata of a GGUF. [`TestModel::new`] has llama.cpp build a model from it
+//! (`llama_model_init_from_user`), of any architecture that llama.cpp knows. Its weights depend only on the
+//! names of the tensors. [`TestContext`] decodes with it.
 
 mod context;
 mod description;
+mod gguf;
 mod log;
+mod memory;
 mod shapes;
 mod weights;
 
@@ -17,21 +19,22 @@ use std::sync::Once;
 
 use llama_cpp_sys_2 as sys;
 
-pub use context::{ContextSettings, RandomContext, Row};
-pub use description::{Description, Value};
+pub use context::{ContextSettings, Row, TestContext};
+pub use description::Description;
+pub use gguf::{Value, write_matrices};
 pub use log::capture as capture_log;
 pub use shapes::{ARCHITECTURES, has_dense_form, has_experts_form, is_causal, is_embedding};
 
 use weights::Weights;
 
-/// A model of llama.cpp with random weights.
+/// A model of llama.cpp.
 #[derive(Debug)]
-pub struct RandomModel(NonNull<sys::llama_model>);
+pub struct TestModel(NonNull<sys::llama_model>);
 
 // SAFETY: llama.cpp's models are read-only once made, and any thread may free them.
-unsafe impl Send for RandomModel {}
+unsafe impl Send for TestModel {}
 // SAFETY: as above.
-unsafe impl Sync for RandomModel {}
+unsafe impl Sync for TestModel {}
 
 /// Starts llama.cpp, and keeps its log to the thread that it is written on.
 fn start() {
@@ -43,7 +46,7 @@ fn start() {
     log::install();
 }
 
-impl RandomModel {
+impl TestModel {
     /// Makes a model.
     ///
     /// # Errors
@@ -52,7 +55,7 @@ impl RandomModel {
         Self::with_params(description, |_| {})
     }
 
-    /// Makes a model, with other parameters than llama.cpp's own.
+    /// Makes a model. `change` changes llama.cpp's parameters.
     ///
     /// # Errors
     /// llama.cpp's words where it refuses the description.
@@ -66,7 +69,16 @@ impl RandomModel {
         }
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         Self::write(description, file.path())?;
-        let name = c_string(file.path());
+        Self::load(file.path(), change)
+    }
+
+    /// Loads a model from a GGUF file.
+    ///
+    /// # Errors
+    /// llama.cpp's words.
+    pub fn load(path: &Path, change: impl FnOnce(&mut sys::llama_model_params)) -> Result<Self, String> {
+        start();
+        let name = c_string(path);
         let (model, complaints) = log::capture(|| {
             // SAFETY: the name is a C string, and the progress callback a function.
             unsafe {
@@ -99,7 +111,7 @@ impl RandomModel {
         NonNull::new(model).map(Self).ok_or(complaints)
     }
 
-    /// Writes a model to a GGUF file, with the weights that [`RandomModel::new`] gives it.
+    /// Writes a model to a GGUF file, with the weights that [`TestModel::new`] gives it.
     ///
     /// # Errors
     /// llama.cpp's words where it refuses the description.
@@ -112,10 +124,7 @@ impl RandomModel {
         let _made = Self::make(description, &mut weights, |_| {})?;
         let gguf = description.file_gguf();
         weights.add_to(&gguf, &description.omitted);
-        let name = c_string(path);
-        // SAFETY: metadata and weights live, and the name is a C string.
-        let written = unsafe { sys::gguf_write_to_file(gguf.raw(), name.as_ptr(), false) };
-        assert!(written, "{} cannot be written", path.display());
+        gguf.write(path);
         Ok(())
     }
 
@@ -154,7 +163,7 @@ impl RandomModel {
     }
 }
 
-impl Drop for RandomModel {
+impl Drop for TestModel {
     fn drop(&mut self) {
         // SAFETY: freed once, and contexts borrow the model.
         unsafe { sys::llama_model_free(self.raw()) }
