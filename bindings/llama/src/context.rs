@@ -1,5 +1,6 @@
 //! A llama.cpp context whose graphs run with caps.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
@@ -13,6 +14,7 @@ use crate::batch::BatchRow;
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::{ContextOptions, ContextParams};
+use crate::order::Split;
 use crate::trace::{self, TraceRow};
 use crate::{Token, backend, log, memory};
 
@@ -188,8 +190,11 @@ impl<'m> Context<'m> {
     ///
     /// # Errors
     /// [`Error::BatchTooLong`], [`Error::BatchRow`], [`Error::ContextFull`], [`Error::Decode`], and
-    /// [`Error::Hook`] when a capped block was not seen with all its rows. After an error the KV cache may
-    /// hold some of the rows: call [`Context::truncate`] or [`Context::clear`] before the next decode.
+    /// [`Error::Hook`] when a capped block was not seen with all its rows.
+    ///
+    /// After an error the KV cache holds what it held before. A recurrent state cannot be rolled back:
+    /// sequences of the batch that have one are empty after an error within a decode, and
+    /// [`Context::position`] of them is 0.
     pub fn decode(&mut self, rows: &[BatchRow]) -> Result<(), Error> {
         self.outputs.clear();
         let Some(first) = rows.first() else { return Ok(()) };
@@ -200,6 +205,7 @@ impl<'m> Context<'m> {
             added.map_err(|_| Error::BatchTooLong { rows: rows.len(), batch: self.batch() })?;
         }
         let outputs = rows.iter().filter(|row| row.logits).count();
+        let before = self.positions(rows);
         let (decoded, complaints) = log::capture(|| {
             let mut decode = || self.llama.decode(&mut self.batch).map_err(Failure::Llama);
             match &self.hooked {
@@ -207,24 +213,48 @@ impl<'m> Context<'m> {
                 None => decode(),
             }
         });
-        decoded.map_err(|failure| match failure {
-            Failure::Hook(error) => Error::Hook(error),
-            Failure::Llama(DecodeError::NoKvCacheSlot) => {
-                Error::ContextFull { rows: rows.len(), context: self.ctx }
-            }
-            Failure::Llama(_) => {
-                let reason = complaints.reason();
-                Error::Decode { rows: rows.len(), position: first.position, reason }
-            }
-        })?;
+        if let Err(failure) = decoded {
+            self.roll_back(&before);
+            return Err(match failure {
+                Failure::Hook(error) => Error::Hook(error),
+                Failure::Llama(DecodeError::NoKvCacheSlot) => {
+                    Error::ContextFull { rows: rows.len(), context: self.ctx }
+                }
+                Failure::Llama(_) => {
+                    let reason = complaints.reason();
+                    Error::Decode { rows: rows.len(), position: first.position, reason }
+                }
+            });
+        }
         self.outputs.extend(rows.iter().map(|row| row.logits));
         if let Some(hooked) = &mut self.hooked
             && hooked.session.settings().tracing
         {
+            let micro_batches = Split::of(self.model).micro_batches(rows, self.llama.n_ubatch() as usize);
             let passes = hooked.session.take_trace();
-            hooked.trace.extend(trace::assemble(rows, &passes)?);
+            hooked.trace.extend(trace::assemble(rows, &micro_batches, &passes)?);
         }
         Ok(())
+    }
+
+    /// Returns the number of positions of each sequence of a batch.
+    fn positions(&self, rows: &[BatchRow]) -> BTreeMap<i32, usize> {
+        rows.iter().map(|row| (row.sequence, self.position(row.sequence))).collect()
+    }
+
+    /// Removes what a failed decode left, given the number of positions that its sequences had before:
+    /// llama.cpp keeps the rows of the micro-batches that it had finished, and after an error of the hook all
+    /// rows.
+    fn roll_back(&mut self, before: &BTreeMap<i32, usize>) {
+        for (&sequence, &position) in before {
+            if self.truncate(sequence, position).is_err() {
+                // A state that has seen some of the rows. Removing a whole sequence always works.
+                let _ = self.truncate(sequence, 0);
+            }
+        }
+        if let Some(hooked) = &self.hooked {
+            drop(hooked.session.take_trace());
+        }
     }
 
     /// Refuses rows on some of which llama.cpp would abort the process or read out of bounds.

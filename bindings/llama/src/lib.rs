@@ -36,13 +36,14 @@ mod model;
 #[cfg(feature = "dynamic-backends")]
 mod modules;
 mod options;
+mod order;
 mod threads;
 mod trace;
 mod utf8;
 
 pub use axiscap_ggml::{
     FusedNorms, GraphCounts, Hook, HookError, ModelShape, NotFusedReason, Route, RouteChoice, RouteUse,
-    Session, Settings,
+    Session, Settings, Tap, TapRows,
 };
 pub use llama_cpp_2::token::LlamaToken as Token;
 

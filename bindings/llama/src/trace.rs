@@ -65,50 +65,63 @@ pub fn answer_means(trace: &[TraceRow], prompt: usize, caps: usize) -> Vec<Answe
 
 /// Gives the traced rows of one decode their tokens.
 ///
-/// llama.cpp runs a batch in passes of at most `n_ubatch` rows, so a block may appear several times. Its rows
-/// come in the order of the batch. The last block may have only the rows with logits.
-pub(crate) fn assemble(rows: &[BatchRow], passes: &[BlockTrace]) -> Result<Vec<TraceRow>, Error> {
-    let with_logits: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].logits).collect();
-    let mut seen = BTreeMap::<usize, usize>::new();
-    for pass in passes {
-        *seen.entry(pass.block).or_default() += pass.rows;
-    }
+/// llama.cpp computes a batch in micro-batches, whose rows are given as indices of the batch. The last block
+/// may have only the rows with logits.
+pub(crate) fn assemble(
+    rows: &[BatchRow],
+    micro_batches: &[Vec<usize>],
+    passes: &[BlockTrace],
+) -> Result<Vec<TraceRow>, Error> {
     // Ordered by (row of the batch, index of the cap): caps need not ascend with their blocks.
     let mut traced = BTreeMap::new();
-    let mut next = BTreeMap::<usize, usize>::new();
-    for pass in passes {
-        let found = seen[&pass.block];
+    for (block, passes) in by_block(passes) {
+        let found = passes.iter().map(|pass| pass.rows).sum();
+        let outputs = rows.iter().filter(|row| row.logits).count();
+        let misfit = || Error::Trace { block, found, rows: rows.len(), outputs };
         let all = found == rows.len();
-        if !all && found != with_logits.len() {
-            return Err(Error::Trace {
-                block: pass.block,
-                found,
-                rows: rows.len(),
-                outputs: with_logits.len(),
-            });
+        if !all && found != outputs {
+            return Err(misfit());
         }
-        let next = next.entry(pass.block).or_default();
-        for stats in pass.stats.chunks_exact(pass.caps.len().max(1)) {
-            let index = if all { *next } else { with_logits[*next] };
-            *next += 1;
-            let row = rows[index];
-            for (&cap, stat) in pass.caps.iter().zip(stats) {
-                let line = TraceRow {
-                    sequence: row.sequence,
-                    position: row.position,
-                    token: row.token,
-                    block: pass.block,
-                    cap,
-                    before: stat.before,
-                    after: stat.after,
-                    engaged: stat.engaged(),
-                    non_finite: stat.non_finite(),
-                };
-                traced.insert((index, cap), line);
+        // Passes without rows may be missing.
+        let passes = passes.iter().filter(|pass| pass.rows > 0);
+        let shown = |micro_batch: &Vec<usize>| {
+            let indices = micro_batch.iter().copied().filter(|&index| all || rows[index].logits);
+            indices.collect::<Vec<_>>()
+        };
+        let micro_batches = micro_batches.iter().map(shown).filter(|indices| !indices.is_empty());
+        if !passes.clone().map(|pass| pass.rows).eq(micro_batches.clone().map(|indices| indices.len())) {
+            return Err(misfit());
+        }
+        for (pass, indices) in passes.zip(micro_batches) {
+            for (&index, stats) in indices.iter().zip(pass.stats.chunks_exact(pass.caps.len().max(1))) {
+                let row = rows[index];
+                for (&cap, stat) in pass.caps.iter().zip(stats) {
+                    let line = TraceRow {
+                        sequence: row.sequence,
+                        position: row.position,
+                        token: row.token,
+                        block,
+                        cap,
+                        before: stat.before,
+                        after: stat.after,
+                        engaged: stat.engaged(),
+                        non_finite: stat.non_finite(),
+                    };
+                    traced.insert((index, cap), line);
+                }
             }
         }
     }
     Ok(traced.into_values().collect())
+}
+
+/// Returns the passes of each block, in order.
+fn by_block(passes: &[BlockTrace]) -> BTreeMap<usize, Vec<&BlockTrace>> {
+    let mut blocks = BTreeMap::<usize, Vec<_>>::new();
+    for pass in passes {
+        blocks.entry(pass.block).or_default().push(pass);
+    }
+    blocks
 }
 
 #[cfg(test)]
@@ -142,7 +155,7 @@ mod tests {
             pass(0, &[1], 12.0, 1),
             pass(5, &[0, 2], 50.0, 1),
         ];
-        let lines = assemble(&batch(3, &[2]), &passes).unwrap();
+        let lines = assemble(&batch(3, &[2]), &[vec![0, 1], vec![2]], &passes).unwrap();
         let seen: Vec<_> = lines.iter().map(|l| (l.position, l.cap, l.block, l.token.0, l.before)).collect();
         assert_eq!(
             seen,
@@ -157,8 +170,24 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_were_computed_in_another_order_keep_their_tokens() {
+        let micro_batches = [vec![0, 2], vec![1]];
+        let passes =
+            [pass(0, &[0], 10.0, 2), pass(5, &[1], 50.0, 1), pass(0, &[0], 20.0, 1), pass(5, &[1], 60.0, 1)];
+        let lines = assemble(&batch(3, &[1, 2]), &micro_batches, &passes).unwrap();
+        let seen: Vec<_> = lines.iter().map(|l| (l.position, l.block, l.before)).collect();
+        assert_eq!(seen, [(7, 0, 10.0), (8, 0, 20.0), (8, 5, 60.0), (9, 0, 11.0), (9, 5, 50.0)]);
+    }
+
+    #[test]
     fn rows_that_do_not_add_up_are_an_error() {
-        let error = assemble(&batch(3, &[0, 2]), &[pass(4, &[0], 0.0, 1)]).unwrap_err();
+        let error = assemble(&batch(3, &[0, 2]), &[vec![0, 1, 2]], &[pass(4, &[0], 0.0, 1)]).unwrap_err();
         assert!(matches!(error, Error::Trace { block: 4, found: 1, rows: 3, outputs: 2 }), "{error}");
+        // As many rows as the batch has, in other passes than llama.cpp was taken to make.
+        let passes = [pass(4, &[0], 0.0, 1), pass(4, &[0], 0.0, 2)];
+        for micro_batches in [[vec![0, 1], vec![2]].as_slice(), &[vec![0, 1, 2]]] {
+            let error = assemble(&batch(3, &[0, 2]), micro_batches, &passes).unwrap_err();
+            assert!(matches!(error, Error::Trace { block: 4, found: 3, rows: 3, outputs: 2 }), "{error}");
+        }
     }
 }

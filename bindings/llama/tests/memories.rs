@@ -1,0 +1,179 @@
+//! Contexts over every kind of memory that llama.cpp keeps of a text, on random models from files.
+
+mod support;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use axiscap_llama::{
+    BatchRow, Context, ContextOptions, Error, Model, ModelOptions, Tap, Token, TraceRow, generate,
+};
+use axiscap_testing::llama::{Description, TestModel};
+use axiscap_testing::numbers::Random;
+use support::{greedy, options};
+
+/// Attention, sliding windows, latent attention, recurrent, and hybrid ones.
+const ARCHITECTURES: [&str; 8] =
+    ["llama", "gemma3", "deepseek2", "mamba2", "rwkv7", "jamba", "qwen3next", "lfm2"];
+
+/// A model of an architecture, from a file.
+fn load(architecture: &str) -> Model {
+    let file = tempfile::NamedTempFile::with_suffix(".gguf").expect("a temporary file");
+    let experts = !axiscap_testing::llama::has_dense_form(architecture);
+    TestModel::write(&Description::new(architecture, experts), file.path()).expect("a model");
+    Model::load(file.path(), &ModelOptions::default()).expect("the model loads")
+}
+
+fn models() -> impl Iterator<Item = Model> {
+    ARCHITECTURES.into_iter().map(load)
+}
+
+fn caps(model: &Model, bound: Bound) -> CapSet {
+    let cap = |block| {
+        let mut random = Random(9 + block as u64);
+        let direction: Vec<f32> = (0..model.shape().width).map(|_| random.signed()).collect();
+        BlockCap { block, cap: Cap::new(Axis::from_direction(&direction).expect("an axis"), bound) }
+    };
+    CapSet::new((0..model.shape().blocks).map(cap)).expect("a set")
+}
+
+fn pinned() -> Bound {
+    Bound::band(0.5, 0.5).expect("a band")
+}
+
+fn row(sequence: usize, position: usize, logits: bool) -> BatchRow {
+    let token = Token(((sequence * 31 + position * 7) % 90) as i32 + 3);
+    BatchRow { token, position: position as i32, sequence: sequence as i32, logits }
+}
+
+fn traced<'m>(model: &'m Model, sequences: u32, ubatch: u32, bound: Bound) -> Context<'m> {
+    let options = ContextOptions { sequences, ubatch, ctx: Some(256), ..options() };
+    let mut context = Context::new(model, &options).expect("a context");
+    context.set_caps(Some(&caps(model, bound))).expect("the caps fit");
+    context.set_tracing(true).expect("hooked");
+    context
+}
+
+fn key(row: &TraceRow) -> (i32, i32, usize) {
+    (row.sequence, row.position, row.block)
+}
+
+/// llama.cpp computes the rows of a batch in another order where it keeps states.
+#[test]
+fn every_row_of_a_mixed_batch_is_traced_as_its_own() {
+    for model in models() {
+        let name = &model.shape().architecture;
+        let mut random = Random(4);
+        // Each sequence alone, which no order can mix up.
+        let mut alone = Vec::new();
+        for sequence in 0..4 {
+            let mut context = traced(&model, 4, 8, Bound::NONE);
+            for position in 0..24 {
+                context.decode(&[row(sequence, position, true)]).expect("a row");
+            }
+            alone.extend(context.take_trace());
+        }
+        let expected = |of: &TraceRow| alone.iter().find(|row| key(row) == key(of)).expect("a row").before;
+        let scale = alone.iter().map(|row| row.before.abs()).fold(0.0, f32::max);
+        for _ in 0..12 {
+            let mut context = traced(&model, 4, 8, Bound::NONE);
+            let mut next = [0; 4];
+            for _ in 0..3 {
+                // Runs of rows of random sequences, some of them interrupted by others.
+                let mut rows = Vec::new();
+                for _ in 0..1 + random.below(6) {
+                    let sequence = random.below(4);
+                    for _ in 0..1 + random.below(4) {
+                        if next[sequence] < 24 {
+                            rows.push(row(sequence, next[sequence], random.below(3) == 0));
+                            next[sequence] += 1;
+                        }
+                    }
+                }
+                context.decode(&rows).unwrap_or_else(|error| panic!("{name}: {error}: {rows:?}"));
+                let trace = context.take_trace();
+                let blocks = model.shape().blocks;
+                for row in &rows {
+                    let seen =
+                        trace.iter().filter(|t| (t.sequence, t.position) == (row.sequence, row.position));
+                    let seen = seen.count();
+                    assert!(seen == blocks || (seen + 1 == blocks && !row.logits), "{name}: {seen} {row:?}");
+                }
+                for row in &trace {
+                    let distance = (row.before - expected(row)).abs();
+                    assert!(
+                        distance < 0.02 * scale,
+                        "{name}: {row:?}, alone {}; batch {rows:?}",
+                        expected(row)
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A decode that fails half way leaves neither rows nor traces.
+#[test]
+fn a_failed_decode_leaves_the_memory_as_it_was() {
+    for model in models().chain([support::model()]) {
+        let name = &model.shape().architecture;
+        let mut context = traced(&model, 2, 8, pinned());
+        let first: Vec<_> = (0..8).map(|position| row(0, position, position == 7)).collect();
+        context.decode(&first).expect("a batch");
+        drop(context.take_trace());
+
+        let passes = Arc::new(AtomicUsize::new(0));
+        let see = move |_, _: axiscap_llama::TapRows<'_>| {
+            assert_ne!(passes.fetch_add(1, Ordering::Relaxed), 1, "the second pass");
+        };
+        let session = context.session().expect("hooked").clone();
+        session.set_tap(Some(Tap { blocks: vec![1], see: Arc::new(see) })).expect("a tap");
+        let rest: Vec<_> = (8..28).map(|position| row(0, position, position == 27)).collect();
+        let error = context.decode(&rest).unwrap_err();
+        assert!(matches!(error, Error::Hook(_)), "{name}: {error}");
+        session.set_tap(None).expect("no tap");
+        assert!(context.take_trace().is_empty());
+        let stateful = model.llama().is_recurrent() || model.llama().is_hybrid();
+        assert_eq!(context.position(0), if stateful { 0 } else { 8 }, "{name}");
+        if stateful {
+            context.decode(&first).unwrap_or_else(|error| panic!("{name}: {error}"));
+            drop(context.take_trace());
+        }
+        context.decode(&rest).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let trace = context.take_trace();
+        assert!(trace.iter().all(|row| row.after == 0.5 && row.position >= 8), "{name}");
+        let logits = context.logits(19).expect("logits").to_vec();
+        let mut fresh = traced(&model, 2, 8, pinned());
+        fresh.decode(&first).expect("a batch");
+        fresh.decode(&rest).expect("a batch");
+        assert!(fresh.logits(19).expect("logits") == logits, "{name}: something is stale");
+        // A batch that llama.cpp refuses takes nothing away.
+        assert!(context.decode(&[row(0, 3, true)]).is_err(), "{name}");
+        assert_eq!(context.position(0), 28, "{name}");
+        context.decode(&[row(0, 28, true)]).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+/// Prompts that share a beginning with the history are continued, or decoded again, with the same text.
+#[test]
+fn generated_text_does_not_depend_on_what_was_generated_before() {
+    for model in models() {
+        let name = &model.shape().architecture;
+        let prompt = |salt: usize| -> Vec<Token> {
+            (0..20).map(|i| Token(((if i < 12 { 0 } else { salt } + i * 7) % 90) as i32 + 3)).collect()
+        };
+        let write = |context: &mut Context<'_>, salt| {
+            let text = generate(context, &prompt(salt), &greedy(8), |_| ControlFlow::Continue(()));
+            text.unwrap_or_else(|error| panic!("{name}: {error}")).tokens
+        };
+        // One row a pass, so that reuse does not change how rows are batched.
+        let fresh: Vec<_> = (0..3).map(|salt| write(&mut traced(&model, 1, 1, pinned()), salt)).collect();
+        let mut context = traced(&model, 1, 1, pinned());
+        for salt in [0, 1, 0, 2, 2, 1] {
+            assert_eq!(write(&mut context, salt), fresh[salt], "{name}");
+            assert!(context.take_trace().iter().all(|row| row.after == 0.5), "{name}");
+        }
+    }
+}
