@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use axiscap_ggml::ModelShape;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
-use llama_cpp_2::vocab::VocabType;
 use llama_cpp_sys_2 as sys;
 
 use crate::Token;
@@ -200,9 +199,12 @@ impl Model {
         let vocab = self.llama.vocab();
         let mut tokens = vocab.tokenize(text.as_bytes(), whole, true);
         // llama.cpp adds these only together with BOS. An EOS that ends the text itself stays.
-        let added = match vocab.vocab_type() {
-            VocabType::WPM => Some(vocab.sep()),
-            _ => vocab.should_add_eos().then(|| vocab.eos()),
+        // Only tokenizers named `bert` end with a separator (llama.cpp's `LLAMA_VOCAB_TYPE_WPM`).
+        // `LlamaVocab::vocab_type` panics on types that it does not know.
+        let added = if self.metadata("tokenizer.ggml.model").as_deref() == Some("bert") {
+            Some(vocab.sep())
+        } else {
+            vocab.should_add_eos().then(|| vocab.eos())
         };
         if whole && added.is_some() && tokens.last().copied() == added {
             tokens.pop();

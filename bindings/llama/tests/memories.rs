@@ -177,3 +177,13 @@ fn generated_text_does_not_depend_on_what_was_generated_before() {
         }
     }
 }
+
+/// llama.cpp knows more tokenizers than its bindings do.
+#[test]
+fn a_tokenizer_that_the_bindings_do_not_know() {
+    let model = load("llama");
+    assert_eq!(model.metadata("tokenizer.ggml.model").as_deref(), Some("test"));
+    let tokens = model.tokenize("anything", true).expect("tokens");
+    assert!(!tokens.is_empty() && tokens.iter().all(|&token| model.has_token(token)));
+    assert!(!model.detokenize(&tokens).is_empty());
+}
