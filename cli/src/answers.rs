@@ -9,9 +9,10 @@ use axiscap_llama::Model;
 use clap::builder::RangedU64ValueParser;
 
 use crate::interrupt::Interrupt;
-use crate::model::{self, model_info};
+use crate::model::{self, GpuLayers, model_info};
 use crate::output::{self, file_name, tool};
 use crate::progress::Progress;
+use crate::sampling::Seed;
 use crate::{remedy, sampling};
 
 /// Seed of the answers by default.
@@ -21,7 +22,7 @@ const SEED: u32 = 1;
 #[derive(Debug, clap::Args)]
 pub(crate) struct AnswersArgs {
     /// The model, a GGUF file
-    #[arg(long, value_name = "FILE", env = "AXISCAP_MODEL")]
+    #[arg(long, short = 'm', value_name = "FILE", env = "AXISCAP_MODEL")]
     pub(crate) model: PathBuf,
 
     /// The answers (JSON lines): read if the file exists, else generated and written to it. Answers in
@@ -51,28 +52,28 @@ pub(crate) struct AnswersArgs {
     chat_template: Option<String>,
 
     /// Maximum tokens of an answer [default: 48]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, short = 'n', visible_aliases = ["n-predict", "predict"], value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: Option<usize>,
 
     /// Sampling temperature [default: 0.7]
-    #[arg(long, value_name = "T", value_parser = sampling::zero_or_more)]
+    #[arg(long, visible_alias = "temperature", value_name = "T", value_parser = sampling::temperature)]
     temp: Option<f32>,
 
-    /// Seed of the answers [default: 1]
-    #[arg(long, value_name = "S", value_parser = sampling::seeds())]
-    seed: Option<u32>,
+    /// Seed of the answers; -1 draws one and reports it [default: 1]
+    #[arg(long, short = 's', value_name = "S", value_parser = sampling::seed)]
+    seed: Option<Seed>,
 
     /// Answers generated side by side [default: 16]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
     slots: Option<usize>,
 
     /// CPU threads
-    #[arg(long, value_name = "N", value_parser = model::thread_counts())]
+    #[arg(long, short = 't', value_name = "N", value_parser = model::thread_counts())]
     pub(crate) threads: Option<usize>,
 
-    /// Layers on the GPU
-    #[arg(long, value_name = "N")]
-    gpu_layers: Option<u32>,
+    /// Layers on the GPU: a number, or all, or auto
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = model::gpu_layers)]
+    gpu_layers: Option<GpuLayers>,
 }
 
 /// Answers, and the file that keeps them until the command's output is written.
@@ -141,7 +142,9 @@ impl AnswersArgs {
     }
 
     fn generate(&self, model: &Model, plan: Plan, out: &Path) -> Result<Answers> {
-        let seed = self.seed.unwrap_or(SEED);
+        let seed = self.seed.map_or(SEED, |seed| seed.number);
+        let drawn = self.seed.filter(|seed| seed.is_drawn);
+        drawn.into_iter().for_each(Seed::report);
         let requests = plan.requests(seed);
         let mut options = RolloutOptions::default();
         options.max_tokens = self.max_tokens.unwrap_or(options.max_tokens);
@@ -200,8 +203,9 @@ impl AnswersArgs {
                 drop(part.finish());
                 return Err(failure);
             }
+            let same = drawn.map_or(String::new(), |seed| format!(" with --seed {}", seed.number));
             let note = format!(
-                "{kept} of {} answers are kept in {}, and the same command continues from there",
+                "{kept} of {} answers are kept in {}, and the same command{same} continues from there",
                 requests.len(),
                 place.display()
             );
@@ -271,13 +275,15 @@ impl AnswersArgs {
         fn words(value: Option<impl ToString>) -> Option<String> {
             value.map(|value| value.to_string())
         }
+        // A seed to be drawn agrees with the one that was.
+        let seed = self.seed.filter(|seed| !seed.is_drawn).map(|seed| seed.number);
         let options = [
             ("--limit-roles", words(self.limit_roles), words(header.limit_roles)),
             ("--limit-questions", words(self.limit_questions), words(header.limit_questions)),
             ("--chat-template", self.chat_template.clone(), header.chat_template.clone()),
             ("--max-tokens", words(self.max_tokens), Some(header.max_tokens.to_string())),
             ("--temp", words(self.temp), Some(header.temperature.to_string())),
-            ("--seed", words(self.seed), Some(header.seed.to_string())),
+            ("--seed", words(seed), Some(header.seed.to_string())),
             ("--slots", words(self.slots), words(header.slots)),
         ];
         for (flag, given, found) in options {

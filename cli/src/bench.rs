@@ -159,7 +159,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         generate_tokens: args.generate_tokens,
         sequences: args.sequences,
         statistics: !args.no_statistics,
-        context: args.model.context(),
+        context: args.model.context(&model),
         route: args.route.into(),
         fused_norm: args.fused_norm,
         idle: args.compare.contains(&Compare::Idle),

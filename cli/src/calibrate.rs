@@ -128,6 +128,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     record(&args, &mut file, &results, &answers);
     write_caps(&args.out, &file)?;
     let count = answers.rollouts.len();
+    let seed = answers.header.seed;
     answers.done();
     let warnings: Vec<String> = results.iter().filter_map(BlockFloor::warning).collect();
     for warning in &warnings {
@@ -139,6 +140,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             "out": args.out.display().to_string(),
             "percentile_from_role_end": args.percentile,
             "answers": count,
+            "seed": seed,
             "seconds": started.elapsed().as_secs_f64(),
             "blocks": blocks,
             "warnings": warnings,

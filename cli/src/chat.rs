@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     /// The system prompt
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, visible_alias = "system-prompt", value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
     #[arg(long, value_name = "NAME")]
@@ -57,7 +57,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let caps = caps.map(|caps| caps.check(&model)).transpose()?;
     let observe = caps.as_ref().is_some_and(|caps| caps.observe);
     let caps = caps.map(|caps| caps.caps);
-    let mut context = Context::new(&model, &args.model.context())?;
+    let mut context = Context::new(&model, &args.model.context(&model))?;
     context.set_caps(caps.as_ref())?;
     context.set_tracing(caps.is_some())?;
     let interactive = io::stdin().is_terminal() && !args.json;
@@ -73,6 +73,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if observe {
         repl.set_strength(Some(0.0))?;
     }
+    args.sampling.report_seed();
     if interactive {
         output::note(&format!("One line is one turn; Ctrl-C stops an answer. {COMMANDS}"));
     }
@@ -130,6 +131,8 @@ struct TurnReport<'a> {
     text: &'a str,
     tokens: Vec<i32>,
     stop: &'static str,
+    /// Of the random numbers of every turn, also if it was drawn.
+    seed: u32,
     prompt_tokens: usize,
     reused_tokens: usize,
     decode_tokens_per_second: f64,
@@ -273,6 +276,7 @@ impl Repl<'_> {
             text: &generated.text,
             tokens: generated.tokens.iter().map(|token| token.0).collect(),
             stop: crate::run::stop_name(generated.stop),
+            seed: self.options.sampling.seed,
             prompt_tokens: turn.prompt_tokens,
             reused_tokens: generated.timings.reused,
             decode_tokens_per_second: generated.timings.decode_tokens_per_second(),

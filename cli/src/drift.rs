@@ -86,6 +86,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let caps = args.caps.read()?;
     let model = args.model.load()?;
+    args.sampling.report_seed();
     let caps = caps.check(&model)?.acting()?;
     let cap = report::shown_cap(&caps, args.block)?;
     let (uncapped, capped, unfinished) = both(&args, &model, &script, &caps, &options)?;
@@ -119,7 +120,7 @@ fn both(
     caps: &CapSet,
     options: &GenerateOptions,
 ) -> Result<(Vec<DriftTurn>, Vec<DriftTurn>, Option<Error>)> {
-    let mut context = Context::new(model, &args.model.context())?;
+    let mut context = Context::new(model, &args.model.context(model))?;
     let turns = script.turns.len();
     let progress = Progress::new("turns", 2 * turns);
     let template = args.chat_template.as_deref();
@@ -152,7 +153,7 @@ fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
         prompt_tokens: 8,
         prompts: 1,
         generate_tokens: 16,
-        context: args.model.context(),
+        context: args.model.context(model),
         ..BenchOptions::default()
     };
     let progress = Progress::new("speed", args.speed_pairs);
@@ -274,6 +275,7 @@ impl Report<'_> {
         json!({
             "script": self.script.name,
             "block": self.block(),
+            "seed": args.sampling.options().sampling.seed,
             "uncapped": turns(&self.uncapped),
             "capped": turns(&self.capped),
             "engagement": self.engagement(),

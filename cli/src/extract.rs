@@ -75,6 +75,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let tokens: usize = answers.rollouts.iter().map(|r| r.response.len()).sum();
     let defaults = answers.rollouts.iter().filter(|r| r.role.is_none()).count();
+    let seed = answers.header.seed;
     answers.done();
     if args.json {
         let blocks: Vec<_> = axes
@@ -94,6 +95,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let report = json!({
             "out": args.out.display().to_string(),
             "answers": count,
+            "seed": seed,
             "default_answers": defaults,
             "role_answers": count - defaults,
             "response_tokens": tokens,

@@ -10,6 +10,7 @@ mod drift;
 mod extract;
 mod inspect;
 mod interrupt;
+mod llama_flags;
 mod model;
 mod output;
 mod progress;
@@ -23,6 +24,7 @@ mod sampling;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -67,7 +69,15 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => {
+            // A closed stdout needs no help.
+            let _ = output::text(&llama_flags::help(&error.render(), llama_flags::is_styled()));
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => error.exit(),
+    };
     show_log(cli.verbose);
     // A panic is a bug in this program. It is reported like any other failure, without a backtrace.
     std::panic::set_hook(Box::new(|_| {}));
@@ -98,6 +108,13 @@ fn main() -> ExitCode {
     };
     output::error(&error);
     ExitCode::FAILURE
+}
+
+/// Parses the command line.
+fn parse() -> Result<Cli, clap::Error> {
+    let command = command();
+    let arguments = llama_flags::arguments(&command);
+    Cli::from_arg_matches(&command.try_get_matches_from(arguments)?)
 }
 
 /// Returns the command line. A negative number is a value: it is refused as out of range and not as an

@@ -12,10 +12,10 @@ use clap::Args;
 #[group(required = true, multiple = false)]
 pub(crate) struct PromptArgs {
     /// The prompt; `-` reads it from stdin, without the last line break (with --raw it is kept)
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, short = 'p', value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A file that holds the prompt; `-` is stdin. The last line break is left out (with --raw it is kept)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, short = 'f', visible_alias = "file", value_name = "FILE")]
     prompt_file: Option<PathBuf>,
 }
 

@@ -32,7 +32,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     /// The system prompt
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        visible_alias = "system-prompt",
+        value_name = "TEXT",
+        conflicts_with = "raw",
+        allow_hyphen_values = true
+    )]
     system: Option<String>,
     /// Feed the prompt as it is: no chat template; special tokens in it are parsed, BOS is added as the model
     /// asks
@@ -63,6 +69,8 @@ struct Report<'a> {
     text: &'a str,
     tokens: Vec<i32>,
     prompt_tokens: usize,
+    /// Of the random numbers, also if it was drawn.
+    seed: u32,
     stop: &'static str,
     /// The token that ended the text. It is not among `tokens`.
     stop_token: Option<i32>,
@@ -110,7 +118,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         model.tokenize(&model.render(&messages, args.chat_template.as_deref(), true)?, true)?
     };
 
-    let mut context = Context::new(&model, &args.model.context())?;
+    let mut context = Context::new(&model, &args.model.context(&model))?;
     context.update(|session| {
         session.update(|settings| {
             (settings.route, settings.fused_norm) = (args.route.into(), args.fused_norm);
@@ -139,6 +147,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             text: &generated.text,
             tokens: generated.tokens.iter().map(|token| token.0).collect(),
             prompt_tokens: prompt.len(),
+            seed: options.sampling.seed,
             stop: stop_name(generated.stop),
             stop_token: match generated.stop {
                 Stop::End(token) => Some(token.0),
@@ -158,6 +167,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         output::text("\n")?;
     }
     summarise(&generated, prompt.len(), report::engagement(&stats), stats.len());
+    args.sampling.report_seed();
     if args.route != RouteArg::Auto {
         for used in routes {
             output::note(&format!("[route on {used}]"));

@@ -102,22 +102,31 @@ fn a_prompt_that_cannot_be_run_is_refused() {
 
 #[test]
 fn an_option_out_of_range_is_refused() {
-    for (option, value) in [
-        ("--threads", "0"),
-        ("--threads", "100000"),
-        ("--ctx", "0"),
-        ("--ctx", "4000000000"),
-        ("--ubatch", "0"),
-    ] {
+    for (option, value) in [("--threads", "0"), ("--threads", "100000"), ("--batch", "0"), ("--ubatch", "0")]
+    {
         misuse(axiscap("run", &["--prompt", "Hello", option, value]), &[option, value, "is not in 1"]);
     }
-    for (option, value) in [("--temp", "-1"), ("--temp", "nan"), ("--top-p", "1.5"), ("--min-p", "inf")] {
+    misuse(
+        axiscap("run", &["--prompt", "Hello", "--ctx", "4000000000"]),
+        &["--ctx", "is not in 0..=16777216"],
+    );
+    for (option, value) in [
+        ("--temp", "-inf"),
+        ("--temp", "nan"),
+        ("--top-k", "1.5"),
+        ("--top-p", "1.5"),
+        ("--min-p", "inf"),
+        ("--repeat-penalty", "0"),
+        ("--presence-penalty", "nan"),
+        ("--frequency-penalty", "inf"),
+        ("--gpu-layers", "many"),
+    ] {
         let pair = format!("{option}={value}");
         misuse(axiscap("run", &["--prompt", "Hello", &pair]), &[option, value, "must be"]);
     }
     misuse(
-        axiscap("run", &["--prompt", "Hello", "--max-tokens", "-1"]),
-        &["invalid value '-1'", "--max-tokens"],
+        axiscap("run", &["--prompt", "Hello", "--max-tokens", "-3"]),
+        &["invalid value '-3'", "--max-tokens", "-1: until the text ends"],
     );
     // llama.cpp would take this seed as a request for a random one.
     misuse(axiscap("run", &["--prompt", "Hello", "--seed", "4294967295"]), &["--seed", "4294967294"]);

@@ -372,9 +372,9 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
 
     let params = ContextParams::new(model, options)?;
     let ctx = params.ctx;
-    memory::check(model, ctx, options.kv_type)?;
+    memory::check(model, &params)?;
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (made, complaints) = log::capture(|| model.llama().new_context(backend::llama(), params.to_llama()));
-    let llama = made.map_err(|_| Error::ContextCreation { ctx, reason: complaints.reason() })?;
+    let llama = made.map_err(|_| Error::of_context(&params, complaints.reason()))?;
     Ok((ctx.min(llama.n_ctx()), llama))
 }

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use axiscap_ggml::HookError;
 
+use crate::kv_type::KvType;
+use crate::options::ContextParams;
+
 /// Why a model, a context or a decode failed. Every message says what failed, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -55,6 +58,18 @@ pub enum Error {
     ContextCreation {
         /// Tokens of context asked for.
         ctx: u32,
+        /// llama.cpp's own words.
+        reason: String,
+    },
+    /// llama.cpp does not take these number formats for the KV cache.
+    #[error(
+        "llama.cpp cannot keep K as {k} and V as {v} in the KV cache: {reason}; a quantised V needs flash attention, and a quantised K or V heads whose width is a multiple of its block: choose other types (f16 works with every model), or turn flash attention on"
+    )]
+    KvTypes {
+        /// Number format of the keys.
+        k: KvType,
+        /// Number format of the values.
+        v: KvType,
         /// llama.cpp's own words.
         reason: String,
     },
@@ -192,6 +207,19 @@ pub enum Error {
         /// Rows with logits.
         outputs: usize,
     },
+}
+
+impl Error {
+    /// Classifies by llama.cpp's words why it did not make a context of these numbers: [`Error::KvTypes`] or
+    /// [`Error::ContextCreation`].
+    #[must_use]
+    pub fn of_context(params: &ContextParams, reason: String) -> Self {
+        if ["K cache", "V cache", "cache types"].iter().any(|words| reason.contains(words)) {
+            Self::KvTypes { k: params.kv_type_k, v: params.kv_type_v, reason }
+        } else {
+            Self::ContextCreation { ctx: params.ctx, reason }
+        }
+    }
 }
 
 /// Kinds of failures to load a model, classified by llama.cpp's words.

@@ -30,6 +30,7 @@ mod chat;
 mod context;
 mod error;
 mod generate;
+mod kv_type;
 pub mod log;
 mod memory;
 mod model;
@@ -52,8 +53,9 @@ pub use crate::chat::{Chat, Message, Role, Turn};
 pub use crate::context::Context;
 pub use crate::error::{Error, LoadFailure};
 pub use crate::generate::{GenerateOptions, Generated, Sampling, Stop, Timings, generate};
+pub use crate::kv_type::KvType;
 pub use crate::model::{Model, ModelOptions};
-pub use crate::options::{ContextOptions, ContextParams, KvType, MAX_CTX};
+pub use crate::options::{ContextOptions, ContextParams, MAX_CTX};
 pub use crate::threads::{MAX_THREADS, default_threads};
 pub use crate::trace::{AnswerMeans, TraceRow, answer_means};
 #[cfg(feature = "dynamic-backends")]

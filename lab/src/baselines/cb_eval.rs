@@ -85,13 +85,12 @@ impl<'m> EvalContext<'m> {
         let callback =
             EvalCallback::new(&copy.shape, caps, statistics).map_err(axiscap_llama::Error::from)?;
         let settings = ContextParams::new(model, options)?;
-        let ctx = settings.ctx;
         // SAFETY: the function has no arguments and returns a struct by value.
         let mut params = unsafe { sys::llama_context_default_params() };
-        (params.n_ctx, params.n_seq_max) = (ctx, settings.sequences);
+        (params.n_ctx, params.n_seq_max) = (settings.ctx, settings.sequences);
         (params.n_batch, params.n_ubatch) = (settings.batch, settings.ubatch);
         (params.n_threads, params.n_threads_batch) = (settings.threads, settings.threads);
-        (params.type_k, params.type_v) = (settings.kv, settings.kv);
+        (params.type_k, params.type_v) = (settings.kv_type_k.ggml(), settings.kv_type_v.ggml());
         params.flash_attn_type = settings.flash_attention;
         (params.kv_unified, params.no_perf) = (true, true);
         (params.cb_eval, params.cb_eval_user_data) = (callback.function(), callback.user_data());
@@ -100,7 +99,7 @@ impl<'m> EvalContext<'m> {
         let (raw, complaints) =
             log::capture(|| unsafe { sys::llama_init_from_model(copy.raw.as_ptr(), params) });
         let context = NonNull::new(raw)
-            .ok_or_else(|| axiscap_llama::Error::ContextCreation { ctx, reason: complaints.reason() })?;
+            .ok_or_else(|| axiscap_llama::Error::of_context(&settings, complaints.reason()))?;
         // SAFETY: the context was just made.
         let batch = unsafe { sys::llama_n_batch(context.as_ptr()) } as usize;
         let sequences = settings.sequences;

@@ -150,7 +150,8 @@ impl<'a> Generator<'a> {
             for slot in active.iter_mut().filter(|slot| slot.is_none()) {
                 let Some(index) = queue.pop_front() else { break };
                 let sampling = Sampling { seed: self.requests[index].seed, ..self.options.sampling };
-                let (prompt, sampler) = (self.prompts[index].clone(), sampling.sampler()?);
+                let (prompt, sampler) =
+                    (self.prompts[index].clone(), sampling.sampler(model, &self.prompts[index])?);
                 *slot = Some(Slot { index, fed: 0, prompt, response: Vec::new(), sampler });
             }
             let (rows, ends) = next_batch(&mut active, self.context.batch());
