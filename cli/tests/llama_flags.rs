@@ -155,6 +155,23 @@ fn keys_and_values_are_kept_in_every_type_of_llama_cpp() {
 }
 
 #[test]
+fn heads_that_are_no_multiple_of_a_block_are_refused() {
+    let folder = folder();
+    let model = folder.path().join("tiny.gguf");
+    support::gguf::Source::open().tiny(&model, 24);
+    let run = |types: &str| {
+        let line = format!("--raw -p Once -n 1 -c 64 --json {types}");
+        program(&[&["run", "-m", arg(&model)], &words(&line)[..]].concat(), "")
+    };
+    json(run("-ctk bf16 -ctv f32"));
+    json(run("-ctk bf16 -ctv f32 -fa off"));
+    fail(run("-ctk q8_0"), &["K cache type q8_0 with block size 32 does not divide n_embd_head_k=24", "f16"]);
+    fail(run("-ctv q5_1"), &["V cache type q5_1 with block size 32 does not divide n_embd_head_v=24"]);
+    // Without flash attention llama.cpp does not check it.
+    fail(run("-ctk q4_0 -fa off"), &["the key of a head has 24 numbers, no multiple of the 32 of a block"]);
+}
+
+#[test]
 fn minus_one_tokens_go_on_until_the_context_is_full() {
     let report = run("--raw -p One,two,three -n -1 -c 24 --temp 0 --json");
     assert_eq!(report["stop"], "context_full");

@@ -33,6 +33,37 @@ pub enum Error {
         /// What kind of failure that is.
         cause: LoadFailure,
     },
+    /// Files of a split model are not there.
+    #[error("the model {} is split into {count} files, and {} missing: {}; put all of them into one folder, under their own names", .path.display(), if .missing.len() == 1 { "1 is" } else { "some are" }, listed(.missing))]
+    SplitMissing {
+        /// The path as given.
+        path: PathBuf,
+        /// Number of files.
+        count: u16,
+        /// The files that are not there.
+        missing: Vec<PathBuf>,
+    },
+    /// A file of a split model that has another name than its place in the model asks for. llama.cpp finds the
+    /// files by their names.
+    #[error("{} is file {number} of {count} of a split model, says its metadata, but its name does not; the files of a split model are found by their names: rename it to {expected}, beside the others", .path.display())]
+    SplitName {
+        /// The file.
+        path: PathBuf,
+        /// Its number, from 1.
+        number: u32,
+        /// Number of files.
+        count: u16,
+        /// The name that it should have.
+        expected: String,
+    },
+    /// A file with the name of a file of a split model that does not belong to it.
+    #[error("{} has the name of a file of the split model {}, but its metadata does not say that it is one; put the right file there", .path.display(), .of.display())]
+    SplitStranger {
+        /// The file.
+        path: PathBuf,
+        /// The model's path as given.
+        of: PathBuf,
+    },
     /// A model that does not generate text: an encoder, an embedding model, or a file without a tokenizer.
     #[error("the model {} ({architecture}) cannot generate text: {reason}; give a causal language model with its tokenizer", .path.display())]
     NotGenerative {
@@ -220,6 +251,16 @@ impl Error {
             Self::ContextCreation { ctx: params.ctx, reason }
         }
     }
+}
+
+/// Lists the first paths.
+fn listed(paths: &[PathBuf]) -> String {
+    const LISTED: usize = 8;
+    let mut names: Vec<_> = paths.iter().take(LISTED).map(|path| path.display().to_string()).collect();
+    if paths.len() > LISTED {
+        names.push(format!("and {} more", paths.len() - LISTED));
+    }
+    names.join(", ")
 }
 
 /// Kinds of failures to load a model, classified by llama.cpp's words.

@@ -37,6 +37,7 @@ mod model;
 #[cfg(feature = "dynamic-backends")]
 mod modules;
 mod options;
+mod split;
 mod threads;
 mod trace;
 mod utf8;
@@ -56,6 +57,7 @@ pub use crate::generate::{GenerateOptions, Generated, Sampling, Stop, Timings, g
 pub use crate::kv_type::KvType;
 pub use crate::model::{Model, ModelOptions};
 pub use crate::options::{ContextOptions, ContextParams, MAX_CTX};
+pub use crate::split::model_files;
 pub use crate::threads::{MAX_THREADS, default_threads};
 pub use crate::trace::{AnswerMeans, TraceRow, answer_means};
 #[cfg(feature = "dynamic-backends")]

@@ -1,6 +1,8 @@
 //! Shared by the tests of the program: the program, the model, and cap files.
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
+pub(crate) mod gguf;
+
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;

@@ -25,7 +25,7 @@ pub(super) struct EvalModel {
 
 impl EvalModel {
     pub(super) fn load(model: &Model) -> Result<Self, Error> {
-        let path = model.path();
+        let path = model.files().first().map_or(model.path(), |file| file.as_path());
         let name = path.to_str().and_then(|path| CString::new(path).ok());
         let name = name.ok_or_else(|| axiscap_llama::Error::ModelPath(path.to_owned()))?;
         // SAFETY: the function has no arguments and returns a struct by value.
