@@ -27,7 +27,8 @@ pub(crate) struct ModelArgs {
     /// trained on if that is less]
     #[arg(long, short = 'c', visible_alias = "ctx-size", value_name = "N", value_parser = value_parser!(u32).range(..=i64::from(MAX_CTX)))]
     pub(crate) ctx: Option<u32>,
-    /// Maximum tokens of a prompt that llama.cpp is given at once [default: 2048, or --ubatch if that is more]
+    /// Maximum tokens of a prompt that llama.cpp is given at once [default: 2048, or --ubatch if that is
+    /// more]
     #[arg(long, short = 'b', visible_alias = "batch-size", value_name = "N", value_parser = rows())]
     batch: Option<u32>,
     /// Maximum tokens that llama.cpp computes in one pass, at most --batch
@@ -125,10 +126,8 @@ impl ModelArgs {
         let trained = model.trained_context();
         ContextOptions {
             ctx: self.ctx.map(|ctx| if ctx == 0 { trained } else { ctx }),
-            batch: self.batch.unwrap_or(ContextOptions::default().batch).max(match self.batch {
-                Some(_) => 0,
-                None => self.ubatch,
-            }),
+            batch: self.batch.unwrap_or(ContextOptions::default().batch),
+            // As in llama.cpp. Without --batch, the batch is raised to the pass.
             ubatch: self.ubatch.min(self.batch.unwrap_or(u32::MAX)),
             threads: self.threads,
             kv_type_k: self.cache_type_k.unwrap_or(self.kv_type),

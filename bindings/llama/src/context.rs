@@ -260,13 +260,28 @@ impl<'m> Context<'m> {
     /// # Errors
     /// Those of [`Context::decode`].
     pub fn prefill(&mut self, tokens: &[Token], position: usize, sequence: i32) -> Result<(), Error> {
+        self.prefill_part(tokens, position, sequence, true)
+    }
+
+    /// Decodes a part of a prompt as [`Context::prefill`] does, with the logits of the last token if it is
+    /// the `last` part.
+    ///
+    /// # Errors
+    /// Those of [`Context::decode`].
+    pub fn prefill_part(
+        &mut self,
+        tokens: &[Token],
+        position: usize,
+        sequence: i32,
+        last: bool,
+    ) -> Result<(), Error> {
         let batch = self.batch();
         for (chunk, start) in tokens.chunks(batch).zip((0..).step_by(batch)) {
             let row = |(index, &token): (usize, &Token)| BatchRow {
                 token,
                 position: i32::try_from(position + start + index).unwrap_or(i32::MAX),
                 sequence,
-                logits: start + index + 1 == tokens.len(),
+                logits: last && start + index + 1 == tokens.len(),
             };
             let rows: Vec<_> = chunk.iter().enumerate().map(row).collect();
             self.decode(&rows)?;

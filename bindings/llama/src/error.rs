@@ -43,8 +43,8 @@ pub enum Error {
         /// The files that are not there.
         missing: Vec<PathBuf>,
     },
-    /// A file of a split model that has another name than its place in the model asks for. llama.cpp finds the
-    /// files by their names.
+    /// A file of a split model that has another name than its place in the model asks for. llama.cpp finds
+    /// the files by their names.
     #[error("{} is file {number} of {count} of a split model, says its metadata, but its name does not; the files of a split model are found by their names: rename it to {expected}, beside the others", .path.display())]
     SplitName {
         /// The file.

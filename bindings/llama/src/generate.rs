@@ -54,8 +54,8 @@ impl Sampling {
         seed: 0,
     };
 
-    /// Makes the sampler of `llama-cpp-2` for a model, for callers that run their own batches. It has seen the
-    /// tokens of `prompt`, for the penalties.
+    /// Makes the sampler of `llama-cpp-2` for a model, for callers that run their own batches. It has seen
+    /// the tokens of `prompt`, for the penalties.
     ///
     /// # Errors
     /// [`Error::Option`] for numbers out of range.
@@ -206,7 +206,9 @@ fn rate(tokens: usize, time: Duration) -> f64 {
 }
 
 /// Decodes a prompt on sequence 0 and generates from it. `on_text` receives whole characters as they come,
-/// and may stop the generation.
+/// and may stop the generation. It is called after every token and, with an empty text, between two passes of
+/// the prompt ([`ContextOptions::ubatch`](crate::ContextOptions::ubatch)): a text that is stopped there has
+/// no tokens.
 ///
 /// The beginning of the prompt that this function decoded before under the same caps is reused from the KV
 /// cache. After a failure the context is cleared.
@@ -247,11 +249,14 @@ fn run(
     let model = context.model();
     let mut timings = Timings { reused: reuse(context, prompt), ..Timings::default() };
     let started = Instant::now();
-    context.prefill(&prompt[timings.reused..], timings.reused, 0)?;
+    let prefilled = prefill(context, prompt, &mut on_text)?;
     context.llama().synchronize();
-    context.history = prompt.to_vec();
     timings.prefill = started.elapsed();
-    timings.prefill_tokens = prompt.len() - timings.reused;
+    timings.prefill_tokens = context.history.len() - timings.reused;
+    if prefilled.is_break() {
+        let (text, tokens, margins) = (String::new(), Vec::new(), Vec::new());
+        return Ok(Generated { text, tokens, margins, stop: Stop::Caller, timings });
+    }
 
     let mut utf8 = Utf8::default();
     let (mut text, mut tokens, mut margins) = (String::new(), Vec::new(), Vec::new());
@@ -271,7 +276,7 @@ fn run(
         tokens.push(token);
         let piece = utf8.push(&model.piece(token));
         text.push_str(&piece);
-        if !piece.is_empty() && on_text(&piece).is_break() {
+        if on_text(&piece).is_break() {
             break Stop::Caller;
         }
         if tokens.len() == max_tokens {
@@ -295,6 +300,25 @@ fn run(
         let _ = on_text(&rest);
     }
     Ok(Generated { text, tokens, margins, stop, timings })
+}
+
+/// Decodes what the context does not hold of the prompt yet, pass by pass. `on_text` may stop it between two
+/// passes: a batch of several would have to be computed to its end.
+fn prefill(
+    context: &mut Context<'_>,
+    prompt: &[Token],
+    on_text: &mut impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, Error> {
+    while context.history.len() < prompt.len() {
+        let start = context.history.len();
+        let end = prompt.len().min(start + context.ubatch().max(1));
+        context.prefill_part(&prompt[start..end], start, 0, end == prompt.len())?;
+        context.history.extend_from_slice(&prompt[start..end]);
+        if end < prompt.len() && on_text("").is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 /// Returns the largest value minus the second largest.

@@ -222,6 +222,15 @@ impl Model {
         Ok(tokens)
     }
 
+    /// Returns whether a prompt begins with two BOS tokens, of which this model's tokenizer added one. The
+    /// text has the other: it was written there, or a chat template did so. Models are trained on one.
+    #[must_use]
+    pub fn begins_with_two_bos(&self, prompt: &[Token]) -> bool {
+        let vocab = self.llama.vocab();
+        let bos = vocab.bos();
+        vocab.should_add_bos() && matches!(prompt, [first, second, ..] if *first == bos && *second == bos)
+    }
+
     /// Returns the bytes a token stands for, none for control tokens. A character may be spread over several
     /// tokens.
     #[must_use]

@@ -24,7 +24,8 @@ impl Source {
         Self { file, tensors }
     }
 
-    /// Splits the model into files of these numbers of tensors, the last one with the rest. Returns the files.
+    /// Splits the model into files of these numbers of tensors, the last one with the rest. Returns the
+    /// files.
     pub(crate) fn split(&self, folder: &Path, name: &str, tensors: &[i64]) -> Vec<PathBuf> {
         let count = tensors.len() + 1;
         // SAFETY: the file is open.
@@ -61,10 +62,9 @@ impl Source {
         // SAFETY: both files are open, and the tensors are those of the source, which outlives the part.
         unsafe {
             sys::gguf_set_kv(part.0, self.file);
-            let mut tensor = sys::ggml_get_first_tensor(self.tensors);
-            while !tensor.is_null() {
-                sys::gguf_add_tensor(part.0, tensor);
-                tensor = sys::ggml_get_next_tensor(self.tensors, tensor);
+            for index in 0..sys::gguf_get_n_tensors(self.file) {
+                let name = sys::gguf_get_tensor_name(self.file, index);
+                sys::gguf_add_tensor(part.0, sys::ggml_get_tensor(self.tensors, name));
             }
         }
         change(&part);
@@ -84,8 +84,8 @@ impl Source {
             mem_buffer: ptr::null_mut(),
             no_alloc: false,
         };
-        // SAFETY: the context has room for the tensors, which are zeroed before they are written, and is freed
-        // after that.
+        // SAFETY: the context has room for the tensors, which are zeroed before they are written, and is
+        // freed after that.
         unsafe {
             let tensors = sys::ggml_init(params);
             sys::gguf_set_kv(part.0, self.file);
@@ -152,11 +152,6 @@ impl Part {
     pub(crate) fn set_bool(&self, key: &CStr, value: bool) {
         // SAFETY: as above.
         unsafe { sys::gguf_set_val_bool(self.0, key.as_ptr(), value) }
-    }
-
-    pub(crate) fn remove(&self, key: &CStr) {
-        // SAFETY: as above.
-        unsafe { sys::gguf_remove_key(self.0, key.as_ptr()) };
     }
 
     fn write(&self, path: &Path) {

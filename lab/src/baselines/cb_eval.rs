@@ -171,13 +171,13 @@ impl Subject for EvalContext<'_> {
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), true) }
     }
 
-    fn prefill(&mut self, tokens: &[Token]) -> Result<(), Error> {
+    fn prefill(&mut self, tokens: &[Token], position: usize, ends: bool) -> Result<(), Error> {
         let last = tokens.len().saturating_sub(1);
         let row = |(index, &token): (usize, &Token)| BatchRow {
             token,
-            position: i32::try_from(index).unwrap_or(i32::MAX),
+            position: i32::try_from(position + index).unwrap_or(i32::MAX),
             sequence: 0,
-            logits: index == last,
+            logits: ends && index == last,
         };
         self.decode(&tokens.iter().enumerate().map(row).collect::<Vec<_>>())
     }

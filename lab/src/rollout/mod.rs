@@ -129,6 +129,12 @@ impl<'a> Generator<'a> {
         ROUNDS * self.slots
     }
 
+    /// Returns the tokens of the prompt of every request.
+    #[must_use]
+    pub fn prompts(&self) -> &[Vec<Token>] {
+        &self.prompts
+    }
+
     /// Generates the answers of the group that begins with request `first`, in order. Returns `None` if
     /// `go_on` asked to stop. `go_on` is called after every pass with the number of all answers done.
     ///
