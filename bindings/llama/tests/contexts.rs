@@ -129,12 +129,10 @@ fn a_prompt_is_stopped_between_two_passes_and_continued() {
     let whole = generate(&mut context, prompt, &greedy(4), |_| ControlFlow::Continue(())).expect("tokens");
     context.clear();
 
-    let mut passes = 0;
     let mut stop_after = |count: usize| {
-        passes = 0;
-        generate(&mut context, prompt, &greedy(4), |text| {
+        let mut passes = 0;
+        generate(&mut context, prompt, &greedy(4), |_| {
             passes += 1;
-            assert!(text.is_empty() || passes > 6);
             if passes == count { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
         .expect("no failure")
