@@ -1,27 +1,39 @@
 //! The model's answers, generated or read: the input of `axiscap extract` and `axiscap calibrate`.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use axiscap_lab::rollout::{Generator, Plan, Rollout, RolloutHeader, RolloutOptions, RolloutPart, Rollouts};
-use axiscap_llama::Model;
+use axiscap_llama::{Model, Token};
 use clap::builder::RangedU64ValueParser;
 
-use crate::interrupt::Interrupt;
-use crate::model::{self, model_info};
-use crate::output::{self, file_name, tool};
+use crate::bos::{self, Writer};
+use crate::interrupt::{self, Catch};
+use crate::model::{self, GpuLayers, model_info};
+use crate::output::{self, counted, file_name, tool};
 use crate::progress::Progress;
-use crate::{remedy, sampling};
+use crate::sampling::Seed;
+use crate::{input, remedy, sampling};
 
 /// Seed of the answers by default.
 const SEED: u32 = 1;
+
+/// Returns where answers are kept while they are generated for `out`.
+pub(crate) fn part_file(rollouts: Option<&Path>, out: &Path) -> PathBuf {
+    let (path, suffix) = match rollouts {
+        Some(path) => (path, ".part"),
+        None => (out, ".answers.part"),
+    };
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
 
 /// The model and its answers.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AnswersArgs {
     /// The model, a GGUF file
-    #[arg(long, value_name = "FILE", env = "AXISCAP_MODEL")]
+    #[arg(long, short = 'm', value_name = "FILE", env = "AXISCAP_MODEL")]
     pub(crate) model: PathBuf,
 
     /// The answers (JSON lines): read if the file exists, else generated and written to it. Answers in
@@ -51,39 +63,49 @@ pub(crate) struct AnswersArgs {
     chat_template: Option<String>,
 
     /// Maximum tokens of an answer [default: 48]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, short = 'n', visible_aliases = ["n-predict", "predict"], value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: Option<usize>,
 
     /// Sampling temperature [default: 0.7]
-    #[arg(long, value_name = "T", value_parser = sampling::zero_or_more)]
+    #[arg(long, visible_alias = "temperature", value_name = "T", value_parser = sampling::temperature)]
     temp: Option<f32>,
 
-    /// Seed of the answers [default: 1]
-    #[arg(long, value_name = "S", value_parser = sampling::seeds())]
-    seed: Option<u32>,
+    /// Seed of the answers; -1 draws one and reports it [default: 1]
+    #[arg(long, short = 's', value_name = "S", value_parser = sampling::seed)]
+    seed: Option<Seed>,
 
     /// Answers generated side by side [default: 16]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
     slots: Option<usize>,
 
     /// CPU threads
-    #[arg(long, value_name = "N", value_parser = model::thread_counts())]
+    #[arg(long, short = 't', value_name = "N", value_parser = model::thread_counts())]
     pub(crate) threads: Option<usize>,
 
-    /// Layers on the GPU
-    #[arg(long, value_name = "N")]
-    gpu_layers: Option<u32>,
+    /// Layers on the GPU: a number, or all, or auto
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = model::gpu_layers)]
+    gpu_layers: Option<GpuLayers>,
 }
 
 /// Answers, and the file that keeps them until the command's output is written.
 #[derive(Debug)]
 pub(crate) struct Answers {
+    /// The file that keeps them.
+    place: PathBuf,
     pub(crate) header: RolloutHeader,
     pub(crate) rollouts: Vec<Rollout>,
     part: Option<RolloutPart>,
 }
 
 impl Answers {
+    /// Ends a command that was cut short while it measured the answers.
+    pub(crate) fn interrupted(&self) -> anyhow::Error {
+        let place = self.place.display();
+        interrupt::error(&format!(
+            "all answers are kept in {place}, and the same command measures them without generating them again"
+        ))
+    }
+
     /// Removes the file. Call it after the command's output is written.
     pub(crate) fn done(self) {
         if let Some(part) = self.part {
@@ -93,55 +115,27 @@ impl Answers {
 }
 
 impl AnswersArgs {
-    /// Loads the model, after checking that the outputs can be written. `inputs` and `outputs` are the
-    /// caller's files. `--out` is the first of the outputs.
-    pub(crate) fn load_model(&self, inputs: &[(&str, &Path)], outputs: &[(&str, &Path)]) -> Result<Model> {
-        let mut inputs = inputs.to_vec();
-        inputs.push(("--model", &self.model));
-        for (flag, path) in [("--roles", &self.roles), ("--questions", &self.questions)] {
-            inputs.extend(path.as_deref().map(|path| (flag, path)));
-        }
-        let mut outputs = outputs.to_vec();
-        let part = outputs.first().map(|(_, out)| self.part_file(out));
-        match &self.rollouts {
-            Some(path) if path.exists() => inputs.push(("--rollouts", path)),
-            path => {
-                outputs.extend(path.as_deref().map(|path| ("--rollouts", path)));
-                outputs.extend(part.as_deref().map(|path| ("the answers in progress", path)));
-            }
-        }
-        output::check_files(&inputs, &outputs)?;
+    /// Loads the model.
+    pub(crate) fn load_model(&self) -> Result<Model> {
         model::load(&self.model, self.gpu_layers)
     }
 
-    /// Returns where answers are kept while they are generated for `out`.
-    fn part_file(&self, out: &Path) -> PathBuf {
-        let (path, suffix) = match &self.rollouts {
-            Some(path) => (path.as_path(), ".part"),
-            None => (out, ".answers.part"),
-        };
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        name.into()
-    }
-
     /// Reads the answers, or generates and keeps them.
-    pub(crate) fn answers(&self, model: &Model, out: &Path) -> Result<Answers> {
-        let text = |path: &Option<PathBuf>| -> Result<Option<String>> {
-            let Some(path) = path else { return Ok(None) };
-            let text = std::fs::read_to_string(path);
-            Ok(Some(text.with_context(|| format!("cannot read {}", path.display()))?))
-        };
+    /// Ends with [`interrupt::end`] if there was a signal.
+    pub(crate) fn answers(&self, model: &Model, out: &Path, caught: &Catch) -> Result<Answers> {
+        let text = |path: &Option<PathBuf>| path.as_deref().map(input::text_file).transpose();
         let (roles, questions) = (text(&self.roles)?, text(&self.questions)?);
         let plan = Plan::from_texts(roles.as_deref(), questions.as_deref())?;
         match self.rollouts.as_deref().filter(|path| path.exists()) {
             Some(path) => self.reuse(path, model, &plan),
-            None => self.generate(model, plan.limited(self.limit_roles, self.limit_questions), out),
+            None => self.generate(model, plan.limited(self.limit_roles, self.limit_questions), out, caught),
         }
     }
 
-    fn generate(&self, model: &Model, plan: Plan, out: &Path) -> Result<Answers> {
-        let seed = self.seed.unwrap_or(SEED);
+    fn generate(&self, model: &Model, plan: Plan, out: &Path, caught: &Catch) -> Result<Answers> {
+        let seed = self.seed.map_or(SEED, |seed| seed.number);
+        let drawn = self.seed.filter(|seed| seed.is_drawn);
+        drawn.into_iter().for_each(Seed::report);
         let requests = plan.requests(seed);
         let mut options = RolloutOptions::default();
         options.max_tokens = self.max_tokens.unwrap_or(options.max_tokens);
@@ -171,7 +165,8 @@ impl AnswersArgs {
             answers: Some(requests.len()),
         };
         let mut generator = Generator::new(model, &requests, &options)?;
-        let place = self.part_file(out);
+        generator.prompts().iter().any(|prompt| bos::check(model, prompt, Writer::Template));
+        let place = part_file(self.rollouts.as_deref(), out);
         let mut part = RolloutPart::open(&place, &header, generator.group_size())?;
         if !part.kept().is_empty() {
             let (kept, all) = (part.kept().len(), requests.len());
@@ -179,44 +174,48 @@ impl AnswersArgs {
         }
         let progress = Progress::new("answers generated", requests.len());
         progress.set(part.kept().len());
-        let interrupt = Interrupt::new()?;
-        let answering = interrupt.catch();
         while part.kept().len() < requests.len() {
             let group = generator.group(part.kept().len(), |done| {
                 progress.set(done);
-                if answering.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                caught.go_on()
             });
             let failure = match group {
                 Ok(Some(group)) => {
                     part.append(group)?;
                     continue;
                 }
-                Ok(None) => anyhow!("stopped"),
-                Err(error) => error.into(),
+                Ok(None) => None,
+                Err(error) => Some(error),
             };
             progress.clear();
             let kept = part.kept().len();
             if kept == 0 {
                 drop(part.finish());
-                return Err(failure);
+                return Err(failure.map_or_else(
+                    || interrupt::error("no group of answers was complete, so none are kept"),
+                    Into::into,
+                ));
             }
+            let same = drawn.map_or(String::new(), |seed| format!(" with --seed {}", seed.number));
             let note = format!(
-                "{kept} of {} answers are kept in {}, and the same command continues from there",
+                "{kept} of {} answers are kept in {}, and the same command{same} continues from there",
                 requests.len(),
                 place.display()
             );
-            return Err(remedy::noted(failure, note));
+            return Err(match failure {
+                Some(failure) => remedy::noted(failure, note),
+                None => interrupt::error(&note),
+            });
         }
-        drop(answering);
         progress.finish();
         let rollouts = part.kept().to_vec();
         let Some(path) = &self.rollouts else {
-            return Ok(Answers { header, rollouts, part: Some(part) });
+            return Ok(Answers { place, header, rollouts, part: Some(part) });
         };
         let whole = Rollouts { header, rollouts };
         whole.write(path)?;
         drop(part.finish());
-        Ok(Answers { header: whole.header, rollouts: whole.rollouts, part: None })
+        Ok(Answers { place: path.clone(), header: whole.header, rollouts: whole.rollouts, part: None })
     }
 
     /// Reads answers made before, if they are from this model and plan, made with the options given.
@@ -262,8 +261,12 @@ impl AnswersArgs {
                 "{place}: these answers are from weights of file type {found}, but the model's are of file type {expected}, which would answer otherwise; {again}"
             ));
         }
-        output::note(&format!("{} answers read from {place}", rollouts.len()));
-        Ok(Answers { header, rollouts, part: None })
+        output::note(&format!("{} read from {place}", counted(rollouts.len(), "answer")));
+        rollouts.iter().any(|rollout| {
+            let prompt: Vec<_> = rollout.prompt.iter().copied().map(Token).collect();
+            bos::check(model, &prompt, Writer::Template)
+        });
+        Ok(Answers { place: path.to_owned(), header, rollouts, part: None })
     }
 
     /// Refuses options that the existing answers were not made with: they would have no effect.
@@ -271,13 +274,15 @@ impl AnswersArgs {
         fn words(value: Option<impl ToString>) -> Option<String> {
             value.map(|value| value.to_string())
         }
+        // A seed to be drawn agrees with the one that was.
+        let seed = self.seed.filter(|seed| !seed.is_drawn).map(|seed| seed.number);
         let options = [
             ("--limit-roles", words(self.limit_roles), words(header.limit_roles)),
             ("--limit-questions", words(self.limit_questions), words(header.limit_questions)),
             ("--chat-template", self.chat_template.clone(), header.chat_template.clone()),
             ("--max-tokens", words(self.max_tokens), Some(header.max_tokens.to_string())),
             ("--temp", words(self.temp), Some(header.temperature.to_string())),
-            ("--seed", words(self.seed), Some(header.seed.to_string())),
+            ("--seed", words(seed), Some(header.seed.to_string())),
             ("--slots", words(self.slots), words(header.slots)),
         ];
         for (flag, given, found) in options {

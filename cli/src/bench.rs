@@ -10,8 +10,9 @@ use clap::{ValueEnum, value_parser};
 use serde::Serialize;
 
 use crate::caps::RequiredCapsArgs;
+use crate::interrupt::{self, Interrupt};
 use crate::model::ModelArgs;
-use crate::output;
+use crate::output::{self, counted};
 use crate::progress::Progress;
 use crate::report::{self, EngineReport, FusedNormReport};
 use crate::route::RouteArg;
@@ -113,6 +114,9 @@ struct Report<'a> {
     cb_eval: Option<ComparisonReport<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stock_chain: Option<ComparisonReport<'a>>,
+    /// Whether a signal ended the measurement before all pairs were measured.
+    interrupted: bool,
+    pairs_planned: usize,
     baseline: &'static str,
     backend: String,
     device: String,
@@ -159,7 +163,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         generate_tokens: args.generate_tokens,
         sequences: args.sequences,
         statistics: !args.no_statistics,
-        context: args.model.context(),
+        context: args.model.context(&model),
         route: args.route.into(),
         fused_norm: args.fused_norm,
         idle: args.compare.contains(&Compare::Idle),
@@ -170,10 +174,26 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(ctx) = options.context.ctx.filter(|&ctx| (ctx as usize) < needed) {
         output::warning(&format!("--ctx {ctx}: raised to {needed}, the tokens that are decoded"));
     }
+    let interrupt = Interrupt::new()?;
+    let measuring = interrupt.catch();
     let progress = Progress::new("pairs", args.pairs);
-    let measured = bench(&model, &caps, &options, |done, _| progress.set(done));
+    let measured = bench(&model, &caps, &options, |done, _| {
+        progress.set(done);
+        measuring.go_on()
+    });
     progress.clear();
-    let measured = measured?;
+    let Some(measured) = measured? else {
+        let none = serde_json::json!({
+            "interrupted": true,
+            "pairs": 0,
+            "pairs_planned": args.pairs,
+            "model": model.path().display().to_string(),
+        });
+        let printed = if args.json { output::json(&none) } else { Ok(()) };
+        return interrupt::end(printed, "no pair was complete, so there is no ratio");
+    };
+    let pairs = measured.capped.decode.pairs.len();
+    let interrupted = pairs < args.pairs;
 
     let devices = devices();
     let (name, engine) = match measured.routes.last() {
@@ -186,6 +206,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         idle: measured.idle.as_ref().map(comparison),
         cb_eval: measured.eval_callback.as_ref().map(comparison),
         stock_chain: measured.ggml_ops.as_ref().map(comparison),
+        interrupted,
+        pairs_planned: args.pairs,
         baseline: "a context of the same llama.cpp that the hook never touched",
         backend: name.trim_end_matches(|c: char| c.is_ascii_digit()).to_lowercase(),
         device: device.map_or_else(|| name.to_owned(), |device| device.description.clone()),
@@ -208,7 +230,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
         threads: options.context.threads.unwrap_or_else(default_threads),
         model: model.path().display().to_string(),
     };
-    if args.json { output::json(&report) } else { output::text(&table(&measured, &report)) }
+    let printed = if args.json { output::json(&report) } else { output::text(&table(&measured, &report)) };
+    if !interrupted {
+        return printed;
+    }
+    let few = few(&measured.capped.decode).map_or(String::new(), |note| format!("; {note}"));
+    interrupt::end(printed, &format!("{pairs} of {} pairs were measured{few}", args.pairs))
 }
 
 fn comparison(measured: &Comparison) -> ComparisonReport<'_> {
@@ -248,20 +275,20 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
         ("capped by ggml's own operations", measured.ggml_ops.as_ref()),
     ];
     let mut text = format!(
-        "{} on {} ({}), {} threads\n{} caps on {} of {} blocks{}; {} pairs, {} sequences\n\n",
+        "{} on {} ({}), {}\n{} on {} of {}{}; {}, {}\n\n",
         report.model,
         report.device,
         report.engine.as_deref().unwrap_or("uncapped"),
-        report.threads,
-        report.caps,
+        counted(report.threads, "thread"),
+        counted(report.caps, "cap"),
         report.blocks_capped,
-        report.blocks,
+        counted(report.blocks, "block"),
         report
             .engagement
             .map(|share| format!(", engaged on {:.1} % of rows", 100.0 * share))
             .unwrap_or_default(),
-        measured.capped.decode.pairs.len(),
-        report.sequences,
+        counted(measured.capped.decode.pairs.len(), "pair"),
+        counted(report.sequences as usize, "sequence"),
     );
     if let Some(fused) = &report.fused_norm {
         let _ = writeln!(text, "fused norm: {fused}\n");

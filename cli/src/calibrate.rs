@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::answers::{Answers, AnswersArgs};
 use crate::caps;
+use crate::interrupt::{self, Interrupt};
 use crate::model::model_info;
 use crate::output::{self, file_name, seconds, tool};
 use crate::progress::Progress;
@@ -106,18 +107,29 @@ fn parse_floor(text: &str) -> Result<(usize, f32), String> {
 /// # Errors
 /// Unreadable files, axes of another model, blocks without an axis.
 pub(crate) fn run(args: Args) -> Result<()> {
+    let json = args.json;
+    interrupt::report(work(args), json)
+}
+
+fn work(args: Args) -> Result<()> {
     let started = Instant::now();
-    // --axes may name the same file as --out: a file may get its bounds in place.
-    let model = args.answers.load_model(&[], &[("--out", &args.out)])?;
+    let model = args.answers.load_model()?;
     let mut file = CapFile::read_axes(&args.axes, &model_info(&model))?;
     caps::check_file(&file, &args.axes, &model)?;
     let floors: BTreeMap<usize, f32> = args.floors.iter().copied().collect();
     let axes = chosen_axes(&args, &file, &floors)?;
-    let answers = args.answers.answers(&model, &args.out)?;
+    let interrupt = Interrupt::new()?;
+    let caught = interrupt.catch();
+    let answers = args.answers.answers(&model, &args.out, &caught)?;
     let progress = Progress::new("answers measured", answers.rollouts.len());
     let projections = activations::project(&model, &answers.rollouts, &axes, args.answers.threads, |done| {
         progress.set(done);
+        caught.go_on()
     })?;
+    let Some(projections) = projections else {
+        progress.clear();
+        return Err(answers.interrupted());
+    };
     progress.finish();
     let mut results = Vec::new();
     for ((block, _), projections) in axes.iter().zip(&projections) {
@@ -128,6 +140,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     record(&args, &mut file, &results, &answers);
     write_caps(&args.out, &file)?;
     let count = answers.rollouts.len();
+    let seed = answers.header.seed;
     answers.done();
     let warnings: Vec<String> = results.iter().filter_map(BlockFloor::warning).collect();
     for warning in &warnings {
@@ -138,7 +151,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let report = json!({
             "out": args.out.display().to_string(),
             "percentile_from_role_end": args.percentile,
+            "interrupted": false,
             "answers": count,
+            "seed": seed,
             "seconds": started.elapsed().as_secs_f64(),
             "blocks": blocks,
             "warnings": warnings,

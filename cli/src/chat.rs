@@ -1,18 +1,21 @@
 //! `axiscap chat`: a conversation.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use axiscap::{BlockCap, CapSet};
-use axiscap_llama::{Chat, Context, Error, GenerateOptions, Role, Stop, TraceRow, Turn, answer_means};
+use axiscap_llama::{
+    Chat, Context, Error, GenerateOptions, Message, Role, Stop, TraceRow, Turn, answer_means,
+};
 use serde::Serialize;
 
+use crate::bos::{self, Writer};
 use crate::caps::CapsArgs;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{self, Interrupt, is_interrupted};
 use crate::model::ModelArgs;
 use crate::sampling::SamplingArgs;
-use crate::{output, remedy, report};
+use crate::{input, output, remedy, report};
 
 /// Converse with the model. One line is one turn. After every answer stderr says where its projections were
 /// and how often the caps engaged. If stdin is no terminal, its lines are the turns, without prompts.
@@ -29,8 +32,8 @@ Commands within a conversation:
   /reset          start again
   /help           show these
   /quit           leave (or end of file)
-At a terminal, Ctrl-C stops the answer being written and keeps its beginning. Between answers it leaves the \
-program.
+At a terminal, Ctrl-C stops the answer being written and keeps its beginning. Between answers, and without a \
+terminal after the answer being written, it leaves the program.
 After a change of the caps the whole conversation is decoded again under them.")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -40,7 +43,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     /// The system prompt
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, visible_alias = "system-prompt", value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
     #[arg(long, value_name = "NAME")]
@@ -57,7 +60,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let caps = caps.map(|caps| caps.check(&model)).transpose()?;
     let observe = caps.as_ref().is_some_and(|caps| caps.observe);
     let caps = caps.map(|caps| caps.caps);
-    let mut context = Context::new(&model, &args.model.context())?;
+    // A template that is missing or unknown is reported also where no turn follows.
+    let system = args.system.iter().map(|text| Message::new(Role::System, text));
+    let beginning: Vec<_> = system.chain([Message::new(Role::User, "")]).collect();
+    model.render(&beginning, args.chat_template.as_deref(), true)?;
+    let mut context = Context::new(&model, &args.model.context(&model))?;
     context.set_caps(caps.as_ref())?;
     context.set_tracing(caps.is_some())?;
     let interactive = io::stdin().is_terminal() && !args.json;
@@ -68,11 +75,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
         options: args.sampling.options(),
         json: args.json,
         turn: 0,
-        interrupt: interactive.then(Interrupt::new).transpose()?,
+        interrupt: Interrupt::new()?,
+        interactive,
+        is_checked: false,
     };
     if observe {
         repl.set_strength(Some(0.0))?;
     }
+    args.sampling.report_seed();
     if interactive {
         output::note(&format!("One line is one turn; Ctrl-C stops an answer. {COMMANDS}"));
     }
@@ -81,13 +91,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         if interactive {
             output::text("> ")?;
         }
-        let mut line = Vec::new();
-        let read = lines.read_until(b'\n', &mut line).context("cannot read the conversation from stdin")?;
         number += 1;
-        if read == 0 {
+        let Some(line) = input::line(&mut lines, &format!("line {number} of the conversation"))? else {
             // The shell's prompt begins on a new line.
             return if interactive { output::text("\n") } else { Ok(()) };
-        }
+        };
         let taken = match String::from_utf8(line) {
             Ok(line) if line.trim().is_empty() => continue,
             Ok(line) => repl.take(line.trim()),
@@ -101,7 +109,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             Ok(ControlFlow::Break(())) => return Ok(()),
             // A person can continue after most errors. The rest of a script may depend on the turn that
             // failed.
-            Err(error) if interactive && !output::is_closed(&error) => {
+            Err(error) if interactive && !output::is_closed(&error) && !is_interrupted(&error) => {
                 output::error(&remedy::describe(&error));
             }
             Err(error) => return Err(error),
@@ -118,8 +126,10 @@ struct Repl<'m> {
     options: GenerateOptions,
     json: bool,
     turn: usize,
-    /// Ctrl-C, at a terminal.
-    interrupt: Option<Interrupt>,
+    interrupt: Interrupt,
+    interactive: bool,
+    /// Whether the beginning of the conversation was looked at.
+    is_checked: bool,
 }
 
 /// One turn as JSON.
@@ -130,6 +140,10 @@ struct TurnReport<'a> {
     text: &'a str,
     tokens: Vec<i32>,
     stop: &'static str,
+    /// Whether a signal cut the answer short.
+    interrupted: bool,
+    /// Of the random numbers of every turn, also if it was drawn.
+    seed: u32,
     prompt_tokens: usize,
     reused_tokens: usize,
     decode_tokens_per_second: f64,
@@ -216,26 +230,46 @@ impl Repl<'_> {
         drop(self.context.take_trace());
         let json = self.json;
         let mut written = Ok(());
-        let answering = self.interrupt.as_ref().map(Interrupt::catch);
-        let stopped = || answering.as_ref().is_some_and(|answering| answering.stopped());
+        let answering = self.interrupt.catch();
         let said = self.chat.say(&mut self.context, text, &self.options, |piece| {
-            if !json {
+            if !json && !piece.is_empty() {
                 written = output::text(piece);
             }
-            if written.is_ok() && !stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if written.is_ok() { answering.go_on() } else { ControlFlow::Break(()) }
         });
-        drop(answering);
         let turn = said.map_err(|error| match error {
             Error::PromptTooLong { .. } if self.chat.messages().iter().any(|m| m.role == Role::Assistant) => {
                 remedy::noted(error, "/undo takes back the last turn, /reset starts again")
             }
             error => error.into(),
         })?;
-        written?;
+        let interrupted = turn.generated.stop == Stop::Caller && answering.stopped();
+        if !interrupted {
+            written?;
+        }
+        if !self.is_checked {
+            self.is_checked = true;
+            bos::check(self.context.model(), self.chat.tokens(), Writer::Template);
+        }
+        // At a terminal Ctrl-C ends the answer. SIGTERM, and Ctrl-C elsewhere, end the program after it.
+        let ends = if self.interactive { answering.terminated() } else { answering.stopped() };
+        let shown = if turn.is_unanswered() {
+            if !ends {
+                output::note("[stopped before the answer began; the turn is not kept]");
+            }
+            Ok(())
+        } else {
+            self.show(text, &turn)
+        };
+        if ends { interrupt::end(shown, "the conversation is cut short") } else { shown }
+    }
+
+    /// Prints a turn: its answer as JSON, or what the caps did in it.
+    fn show(&mut self, text: &str, turn: &Turn) -> Result<()> {
         self.turn += 1;
         let trace = self.context.take_trace();
         let caps = self.caps.as_ref().map(|caps| caps_of_answer(caps, &trace, turn.prompt_tokens));
-        if json { self.print_json(text, &turn, caps.unwrap_or_default()) } else { self.print(&turn, caps) }
+        if self.json { self.print_json(text, turn, caps.unwrap_or_default()) } else { self.print(turn, caps) }
     }
 
     fn print(&self, turn: &Turn, caps: Option<Vec<CapTurn>>) -> Result<()> {
@@ -273,6 +307,8 @@ impl Repl<'_> {
             text: &generated.text,
             tokens: generated.tokens.iter().map(|token| token.0).collect(),
             stop: crate::run::stop_name(generated.stop),
+            interrupted: generated.stop == Stop::Caller,
+            seed: self.options.sampling.seed,
             prompt_tokens: turn.prompt_tokens,
             reused_tokens: generated.timings.reused,
             decode_tokens_per_second: generated.timings.decode_tokens_per_second(),

@@ -9,14 +9,17 @@ use axiscap_lab::bench::{BenchOptions, Ratio, bench};
 use axiscap_lab::charts::{LineChart, Series};
 use axiscap_lab::drift::{Conversation, DriftTurn, Mode, Script, TurnProjection};
 use axiscap_lab::output::write_atomically;
-use axiscap_llama::{Context, GenerateOptions, Model, Stop};
+use axiscap_llama::{Context, GenerateOptions, Message, Model, Role, Stop};
 use serde_json::json;
 
+use crate::bos::{self, Writer};
 use crate::caps::RequiredCapsArgs;
+use crate::interrupt::{self, Catch, Interrupt};
 use crate::model::ModelArgs;
+use crate::output::{self, counted};
 use crate::progress::Progress;
 use crate::sampling::SamplingArgs;
-use crate::{output, report};
+use crate::{input, report};
 
 /// Have a scripted conversation twice, uncapped and capped, and follow the projection of the answers
 ///
@@ -73,32 +76,44 @@ pub(crate) fn run(args: Args) -> Result<()> {
             options.max_tokens
         )));
     }
-    let mut inputs = vec![("--model", args.model.model.as_path()), ("--caps", &args.caps.caps)];
-    inputs.extend(args.script.as_deref().map(|path| ("--script", path)));
-    output::check_files(&inputs, &[("--plot", &args.plot)])?;
     let script = match &args.script {
         Some(path) => {
-            let text =
-                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text = input::text_file(path)?;
             Script::parse(&text).with_context(|| path.display().to_string())?
         }
         None => Script::emotional(),
     };
     let caps = args.caps.read()?;
     let model = args.model.load()?;
+    args.sampling.report_seed();
     let caps = caps.check(&model)?.acting()?;
     let cap = report::shown_cap(&caps, args.block)?;
-    let (uncapped, capped, unfinished) = both(&args, &model, &script, &caps, &options)?;
-    let speed = speed(&args, &model, &caps)?;
-    let report = Report { script: &script, caps: &caps, cap, uncapped, capped, speed, unfinished };
+    warn_of_two_bos(&args, &model, &script);
+    let interrupt = Interrupt::new()?;
+    let caught = interrupt.catch();
+    let Turns { uncapped, capped, unfinished, interrupted } =
+        both(&args, &model, &script, &caps, &options, &caught)?;
+    let speed = if interrupted { None } else { speed(&args, &model, &caps, &caught)? };
+    let measured = speed.as_ref().map_or(0, |speed| speed.pairs.len());
+    let interrupted = interrupted || caught.stopped() && measured < args.speed_pairs;
+    let report =
+        Report { script: &script, caps: &caps, cap, uncapped, capped, speed, unfinished, interrupted };
     for cut in report.cut_short() {
         output::warning(&cut);
     }
     // The table comes before the plot, which may fail. The plot is drawn even if stdout is closed.
     let printed =
         if args.json { output::json(&report.json(&args)) } else { output::text(&report.text(&args)?) };
-    let svg = report.chart().to_svg()?;
-    write_atomically(&args.plot, |out| out.write_all(svg.as_bytes()))?;
+    if report.has_points() {
+        let svg = report.chart().to_svg()?;
+        write_atomically(&args.plot, |out| out.write_all(svg.as_bytes()))?;
+    }
+    if interrupted {
+        if let Some(error) = &report.unfinished {
+            output::warning(&format!("the conversation ended early: {error:#}"));
+        }
+        return interrupt::end(printed, &report.kept(&args));
+    }
     printed?;
     if !args.json {
         output::text(&format!("plot: {}\n", args.plot.display()))?;
@@ -109,41 +124,78 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
 }
 
-/// Has the two conversations one after the other in one context. Returns them, and where and why they ended
-/// early, if they did. The capped one has at most as many turns as the uncapped one, because the two are
-/// compared turn by turn.
+/// Looks at the beginning of the conversation. What is wrong with its template, the first turn says.
+fn warn_of_two_bos(args: &Args, model: &Model, script: &Script) {
+    let system = script.system.iter().map(|text| Message::new(Role::System, text));
+    let first = script.turns.iter().take(1).map(|text| Message::new(Role::User, text));
+    let messages: Vec<_> = system.chain(first).collect();
+    let rendered = model.render(&messages, args.chat_template.as_deref(), true);
+    if let Ok(prompt) = rendered.and_then(|text| model.tokenize(&text, true)) {
+        bos::check(model, &prompt, Writer::Template);
+    }
+}
+
+/// The turns of the two conversations.
+struct Turns {
+    uncapped: Vec<DriftTurn>,
+    capped: Vec<DriftTurn>,
+    /// Where and why they ended early, if they did.
+    unfinished: Option<Error>,
+    /// Whether a signal ended them early.
+    interrupted: bool,
+}
+
+/// Has the two conversations one after the other in one context. The capped one has at most as many turns as
+/// the uncapped one. The two are compared turn by turn: unless there was a signal, they have equally many.
 fn both(
     args: &Args,
     model: &Model,
     script: &Script,
     caps: &CapSet,
     options: &GenerateOptions,
-) -> Result<(Vec<DriftTurn>, Vec<DriftTurn>, Option<Error>)> {
-    let mut context = Context::new(model, &args.model.context())?;
+    caught: &Catch,
+) -> Result<Turns> {
+    let mut context = Context::new(model, &args.model.context(model))?;
     let turns = script.turns.len();
     let progress = Progress::new("turns", 2 * turns);
     let template = args.chat_template.as_deref();
     let observed = Conversation { script, template, caps, mode: Mode::Observe, options: *options };
-    let (mut uncapped, first) = observed.run(&mut context, |done| progress.set(done))?;
-    let mut script = script.clone();
-    script.turns.truncate(uncapped.len());
-    let held = Conversation { script: &script, mode: Mode::Cap, ..observed };
-    let (capped, second) = held.run(&mut context, |done| progress.set(turns + done))?;
+    let go_on = |done| {
+        progress.set(done);
+        caught.go_on()
+    };
+    let is_cut = |held: &[DriftTurn], planned: usize| {
+        let last = held.last().is_some_and(|turn| turn.stop == Stop::Caller);
+        caught.stopped() && (held.len() < planned || last)
+    };
+    let (mut uncapped, first) = observed.run(&mut context, go_on)?;
+    let mut capped = Vec::new();
+    let mut second = None;
+    let mut interrupted = first.is_none() && is_cut(&uncapped, turns);
+    if !interrupted {
+        let mut script = script.clone();
+        script.turns.truncate(uncapped.len());
+        let held = Conversation { script: &script, mode: Mode::Cap, ..observed };
+        (capped, second) = held.run(&mut context, |done| go_on(turns + done))?;
+        interrupted = second.is_none() && is_cut(&capped, script.turns.len());
+    }
     progress.clear();
-    uncapped.truncate(capped.len());
+    if !interrupted {
+        uncapped.truncate(capped.len());
+    }
     let ended = second.map(|end| ("capped", end)).or(first.map(|end| ("uncapped", end)));
     let unfinished = ended.map(|(which, end)| {
         let place = format!("{which}, turn {} of {turns}", end.turn);
         Error::from(end.error).context(place)
     });
     match unfinished {
-        Some(error) if capped.is_empty() => Err(error),
-        unfinished => Ok((uncapped, capped, unfinished)),
+        Some(error) if capped.is_empty() && !interrupted => Err(error),
+        unfinished => Ok(Turns { uncapped, capped, unfinished, interrupted }),
     }
 }
 
 /// Compares the decode speeds shortly. `axiscap bench` measures them properly.
-fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
+fn speed(args: &Args, model: &Model, caps: &CapSet, caught: &Catch) -> Result<Option<Ratio>> {
     if args.speed_pairs == 0 {
         return Ok(None);
     }
@@ -152,13 +204,16 @@ fn speed(args: &Args, model: &Model, caps: &CapSet) -> Result<Option<Ratio>> {
         prompt_tokens: 8,
         prompts: 1,
         generate_tokens: 16,
-        context: args.model.context(),
+        context: args.model.context(model),
         ..BenchOptions::default()
     };
     let progress = Progress::new("speed", args.speed_pairs);
-    let report = bench(model, caps, &options, |done, _| progress.set(done))?;
+    let report = bench(model, caps, &options, |done, _| {
+        progress.set(done);
+        caught.go_on()
+    })?;
     progress.clear();
-    Ok(Some(report.capped.decode))
+    Ok(report.map(|report| report.capped.decode))
 }
 
 struct Report<'a> {
@@ -171,6 +226,8 @@ struct Report<'a> {
     speed: Option<Ratio>,
     /// Where and why the conversation ended before the script did.
     unfinished: Option<Error>,
+    /// Whether a signal ended the work early.
+    interrupted: bool,
 }
 
 impl Report<'_> {
@@ -199,24 +256,51 @@ impl Report<'_> {
         cut.collect()
     }
 
-    /// Returns the share of response tokens, over all turns and caps, that were outside the bounds.
-    fn engagement(&self) -> f64 {
+    /// Returns whether there is anything to draw.
+    fn has_points(&self) -> bool {
+        !self.interrupted || self.chart().series.iter().any(|line| !line.points.is_empty())
+    }
+
+    /// Returns what is kept of conversations that a signal ended.
+    fn kept(&self, args: &Args) -> String {
+        let all = self.script.turns.len();
+        let (uncapped, capped) = (self.uncapped.len(), self.capped.len());
+        let mut text = format!("{uncapped} of {all} turns uncapped, {capped} capped");
+        for (which, turns) in [("uncapped", &self.uncapped), ("capped", &self.capped)] {
+            if turns.last().is_some_and(|turn| turn.stop == Stop::Caller) {
+                text += &format!("; the last {which} answer is cut short");
+            }
+        }
+        match self.has_points() {
+            true => text + &format!("; plot: {}", args.plot.display()),
+            false => text + "; nothing to plot",
+        }
+    }
+
+    /// Returns the share of response tokens, over all turns and caps, that were outside the bounds. `None`
+    /// without tokens.
+    fn engagement(&self) -> Option<f64> {
         let all =
             || self.capped.iter().flat_map(|turn| turn.projections.iter().map(|p| (p, turn.tokens as f64)));
         let tokens: f64 = all().map(|(_, tokens)| tokens).sum();
-        all().map(|(projection, tokens)| projection.engaged * tokens).sum::<f64>() / tokens
+        let engaged = all().map(|(projection, tokens)| projection.engaged * tokens).sum::<f64>();
+        (tokens > 0.0).then(|| engaged / tokens)
     }
 
     fn text(&self, args: &Args) -> Result<String> {
         let mut text = String::new();
-        let pairs = self.script.turns.iter().zip(self.uncapped.iter().zip(&self.capped)).enumerate();
-        let last = self.capped.len() - 1;
-        for (index, (user, (uncapped, capped))) in
-            pairs.filter(|(index, _)| args.all_answers || *index == last)
-        {
+        // The last turn that both have, or else the last one.
+        let last = self.capped.len().checked_sub(1).unwrap_or(self.uncapped.len().saturating_sub(1));
+        for (index, (user, uncapped)) in self.script.turns.iter().zip(&self.uncapped).enumerate() {
+            if !args.all_answers && index != last {
+                continue;
+            }
             writeln!(text, "Turn {}, user:\n{}", index + 1, indented(user))?;
             writeln!(text, "uncapped:\n{}", indented(&uncapped.answer))?;
-            writeln!(text, "capped:\n{}\n", indented(&capped.answer))?;
+            if let Some(capped) = self.capped.get(index) {
+                writeln!(text, "capped:\n{}", indented(&capped.answer))?;
+            }
+            writeln!(text)?;
         }
         let bound = self.caps.caps()[self.cap].cap.bound();
         writeln!(
@@ -225,9 +309,9 @@ impl Report<'_> {
             self.block()
         )?;
         writeln!(text, "turn  uncapped  capped: before   after  engaged")?;
-        for (index, (uncapped, capped)) in self.uncapped.iter().zip(&self.capped).enumerate() {
+        for (index, uncapped) in self.uncapped.iter().enumerate() {
             let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
-            let capped = self.shown(capped);
+            let capped = self.capped.get(index).and_then(|capped| self.shown(capped));
             writeln!(
                 text,
                 "{:>4} {:>9} {:>15} {:>7} {:>8}",
@@ -238,20 +322,18 @@ impl Report<'_> {
                 capped.map_or("-".into(), |p| format!("{:.0} %", 100.0 * p.engaged)),
             )?;
         }
-        writeln!(
-            text,
-            "engagement, all {} caps: {:.0} % of the response tokens",
-            self.caps.caps().len(),
-            100.0 * self.engagement()
-        )?;
+        if let Some(share) = self.engagement() {
+            let caps = counted(self.caps.caps().len(), "cap");
+            writeln!(text, "engagement, all {caps}: {:.0} % of the response tokens", 100.0 * share)?;
+        }
         if let Some(speed) = &self.speed {
             writeln!(
                 text,
-                "speed, capped / uncapped: {:.3} ({:.0} / {:.0} tokens per second; {} short pairs; axiscap bench measures it properly)",
+                "speed, capped / uncapped: {:.3} ({:.0} / {:.0} tokens per second; {}; axiscap bench measures it properly)",
                 speed.median,
                 speed.capped_tps,
                 speed.uncapped_tps,
-                speed.pairs.len()
+                counted(speed.pairs.len(), "short pair")
             )?;
         }
         Ok(text)
@@ -274,11 +356,13 @@ impl Report<'_> {
         json!({
             "script": self.script.name,
             "block": self.block(),
+            "seed": args.sampling.options().sampling.seed,
             "uncapped": turns(&self.uncapped),
             "capped": turns(&self.capped),
             "engagement": self.engagement(),
             "decode": self.speed.as_ref().map(crate::bench::ratio),
-            "plot": args.plot.display().to_string(),
+            "plot": self.has_points().then(|| args.plot.display().to_string()),
+            "interrupted": self.interrupted,
             "unfinished": self.unfinished.as_ref().map(|error| format!("{error:#}")),
         })
     }

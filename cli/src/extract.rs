@@ -15,8 +15,9 @@ use axiscap_llama::Model;
 use serde_json::json;
 
 use crate::answers::{Answers, AnswersArgs};
+use crate::interrupt::{self, Interrupt};
 use crate::model::model_info;
-use crate::output::{self, file_name, seconds, tool};
+use crate::output::{self, counted, file_name, seconds, tool};
 use crate::progress::Progress;
 
 /// What a positive projection means on every axis made here.
@@ -54,17 +55,27 @@ pub(crate) struct Args {
 /// # Errors
 /// Unreadable files, a file that is no model, groups of answers that do not differ.
 pub(crate) fn run(args: Args) -> Result<()> {
+    let json = args.json;
+    interrupt::report(work(args), json)
+}
+
+fn work(args: Args) -> Result<()> {
     let started = Instant::now();
-    let mut outputs = vec![("--out", args.out.as_path())];
-    outputs.extend(args.plot.as_deref().map(|path| ("--plot", path)));
-    let model = args.answers.load_model(&[], &outputs)?;
-    let answers = args.answers.answers(&model, &args.out)?;
+    let model = args.answers.load_model()?;
+    let interrupt = Interrupt::new()?;
+    let caught = interrupt.catch();
+    let answers = args.answers.answers(&model, &args.out, &caught)?;
     let generated = started.elapsed();
     let count = answers.rollouts.len();
     let progress = Progress::new("answers measured", count);
     let means = activations::mean_activations(&model, &answers.rollouts, args.answers.threads, |done| {
         progress.set(done);
+        caught.go_on()
     })?;
+    let Some(means) = means else {
+        progress.clear();
+        return Err(answers.interrupted());
+    };
     progress.finish();
     let axes = extract(&answers.rollouts, &means)?;
     let measured = started.elapsed() - generated;
@@ -75,6 +86,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let tokens: usize = answers.rollouts.iter().map(|r| r.response.len()).sum();
     let defaults = answers.rollouts.iter().filter(|r| r.role.is_none()).count();
+    let seed = answers.header.seed;
     answers.done();
     if args.json {
         let blocks: Vec<_> = axes
@@ -93,7 +105,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
             .collect();
         let report = json!({
             "out": args.out.display().to_string(),
+            "interrupted": false,
             "answers": count,
+            "seed": seed,
             "default_answers": defaults,
             "role_answers": count - defaults,
             "response_tokens": tokens,
@@ -104,8 +118,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return output::json(&report);
     }
     let mut text = format!(
-        "{count} answers ({defaults} default, {} in roles), {tokens} response tokens\n",
-        count - defaults
+        "{} ({defaults} default, {} in roles), {}\n",
+        counted(count, "answer"),
+        count - defaults,
+        counted(tokens, "response token")
     );
     text += &table(&axes)?;
     writeln!(

@@ -10,7 +10,7 @@ use axiscap::file::{CapFile, ControlVector, FileError, ModelInfo, Warning};
 use axiscap::{Axis, Bound, Cap};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use crate::output;
+use crate::output::{self, counted};
 
 /// Below this cosine, axes of adjacent blocks are hardly the same trait: released axes have 0.96 to 0.996.
 const UNRELATED: f64 = 0.5;
@@ -315,7 +315,7 @@ impl std::fmt::Display for Report {
             write!(model, " \"{}\"", printable(name))?;
         }
         if let Some(blocks) = self.model.blocks {
-            write!(model, ", {blocks} blocks")?;
+            write!(model, ", {}", counted(blocks, "block"))?;
         }
         write!(model, ", width {}", self.width)?;
         if let Some(file_type) = self.model.file_type {
@@ -359,7 +359,7 @@ impl Report {
             rows.push([
                 cap.cap.to_string(),
                 cap.block.to_string(),
-                cap.name.as_deref().map_or("-".into(), printable),
+                cap.name.as_deref().map_or("-".into(), |name| elided(&printable(name))),
                 cap.bound.to_string(),
                 cap.strength.to_string(),
                 cap.norm.map_or("-".into(), |norm| format!("{norm:.2}")),
@@ -374,7 +374,10 @@ impl Report {
             rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
         });
         let line = |row: &[String; 8]| {
-            let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+            let cells = row.iter().zip(widths).map(|(cell, width)| {
+                // format! panics at widths beyond u16.
+                cell.clone() + &" ".repeat(width - cell.chars().count())
+            });
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
         rows.iter().map(line).collect()
@@ -397,6 +400,15 @@ fn ranges(mut blocks: Vec<usize>) -> String {
 /// Escapes control characters: text in a stranger's file must not steer a terminal.
 fn printable(text: &str) -> String {
     text.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")
+}
+
+/// Cuts a text that is too long for a column. `--json` has all of it.
+fn elided(text: &str) -> String {
+    const SHOWN: usize = 40;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
 }
 
 /// Writes a value in one line. A long array is cut after the first few values.
@@ -539,6 +551,15 @@ mod tests {
         let columns = |line: &str| line.find("[-1, 2]").or(line.find("unbounded")).or(line.find("bound"));
         let table: Vec<_> = text.lines().skip_while(|line| !line.starts_with("  cap ")).take(4).collect();
         assert!(table.iter().all(|line| columns(line) == columns(table[0])), "{text}");
+    }
+
+    #[test]
+    fn a_long_name_leaves_the_table_readable() {
+        let mut report = report(&[(0, EVEN, Bound::NONE), (1, NEARLY, Bound::NONE)]);
+        report.caps[0].name = Some("ä".repeat(40_000));
+        let text = report.to_string();
+        let line = text.lines().find(|line| line.contains('ä')).unwrap();
+        assert!(line.contains("ä... (80000 bytes)") && line.chars().count() < 200, "{line}");
     }
 
     #[test]

@@ -2,14 +2,18 @@
 
 mod answers;
 mod bench;
+mod bos;
 mod calibrate;
 mod caps;
 mod chat;
 mod doctor;
 mod drift;
 mod extract;
+mod files;
+mod input;
 mod inspect;
 mod interrupt;
+mod llama_flags;
 mod model;
 mod output;
 mod progress;
@@ -23,6 +27,7 @@ mod sampling;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -44,7 +49,8 @@ Example:
   axiscap run --model SmolLM2-135M-Instruct.Q4_1.gguf \\
       --caps lab/assets/smollm2-135m-instruct.caps.gguf --prompt \"Who are you, really?\"
 
-Exit status: 0; 1 for a failure, with the reason and the remedy on stderr; 2 for wrong usage.";
+Exit status: 0; 1 for a failure, with the reason and the remedy on stderr; 2 for wrong usage; 130 after Ctrl-C or
+SIGTERM, with what there was of the work written. A second one ends at once.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -66,25 +72,40 @@ enum Command {
     Doctor(doctor::Args),
 }
 
+impl Command {
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Run(args) => run::run(args),
+            Self::Chat(args) => chat::run(args),
+            Self::Bench(args) => bench::run(args),
+            Self::Extract(args) => extract::run(args),
+            Self::Calibrate(args) => calibrate::run(args),
+            Self::Drift(args) => drift::run(args),
+            Self::Inspect(args) => inspect::run(args),
+            Self::Doctor(args) => doctor::run(args),
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
+    let (cli, files) = match parse() {
+        Ok(parsed) => parsed,
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => {
+            // If stdout is closed, nobody reads the help.
+            let _ = output::text(&llama_flags::help(&error.render(), llama_flags::is_styled()));
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => error.exit(),
+    };
     show_log(cli.verbose);
     // A panic is a bug in this program. It is reported like any other failure, without a backtrace.
     std::panic::set_hook(Box::new(|_| {}));
-    let finished = catch_unwind(AssertUnwindSafe(|| match cli.command {
-        Command::Run(args) => run::run(args),
-        Command::Chat(args) => chat::run(args),
-        Command::Bench(args) => bench::run(args),
-        Command::Extract(args) => extract::run(args),
-        Command::Calibrate(args) => calibrate::run(args),
-        Command::Drift(args) => drift::run(args),
-        Command::Inspect(args) => inspect::run(args),
-        Command::Doctor(args) => doctor::run(args),
-    }));
+    let finished = catch_unwind(AssertUnwindSafe(|| files.and_then(|()| cli.command.run())));
     let error = match finished {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         // Broken pipe: the reader has quit.
         Ok(Err(error)) if output::is_closed(&error) => return ExitCode::SUCCESS,
+        Ok(Err(error)) if interrupt::is_interrupted(&error) => return ExitCode::from(interrupt::STATUS),
         Ok(Err(error)) if output::is_wrong_usage(&error) => {
             output::error(&error.to_string());
             return ExitCode::from(2);
@@ -98,6 +119,15 @@ fn main() -> ExitCode {
     };
     output::error(&error);
     ExitCode::FAILURE
+}
+
+/// Parses the command line. Returns with it whether its files may be read and written as it says.
+fn parse() -> Result<(Cli, anyhow::Result<()>), clap::Error> {
+    let command = command();
+    let arguments = llama_flags::arguments(&command);
+    let matches = command.clone().try_get_matches_from(arguments)?;
+    let files = files::check(&command, &matches);
+    Ok((Cli::from_arg_matches(&matches)?, files))
 }
 
 /// Returns the command line. A negative number is a value: it is refused as out of range and not as an

@@ -32,7 +32,9 @@ impl Progress {
     /// Shows how many steps are done.
     pub(crate) fn set(&self, done: usize) {
         match &self.bar {
-            Some(bar) => bar.set_position(done as u64),
+            // A bar that is drawn for every step would slow down what is measured.
+            Some(bar) if bar.position() != done as u64 => bar.set_position(done as u64),
+            Some(_) => {}
             None if self.last.get().elapsed() >= INTERVAL => {
                 output::note(&format!("{}: {done} of {}", self.name, self.length));
                 self.last.set(Instant::now());

@@ -1,30 +1,26 @@
 //! The options that give the prompt.
 
-use std::fs;
-use std::io::Read;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use clap::Args;
+
+use crate::input;
 
 /// The prompt: on the command line, in a file, or on stdin.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct PromptArgs {
     /// The prompt; `-` reads it from stdin, without the last line break (with --raw it is kept)
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, short = 'p', value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A file that holds the prompt; `-` is stdin. The last line break is left out (with --raw it is kept)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, short = 'f', visible_alias = "file", value_name = "FILE")]
     prompt_file: Option<PathBuf>,
 }
 
 impl PromptArgs {
-    /// Returns the prompt's file, if it is in one.
-    pub(crate) fn file(&self) -> Option<&Path> {
-        self.prompt_file.as_deref().filter(|path| *path != Path::new("-"))
-    }
-
     /// Returns the prompt's text, without the line break that editors and `echo` put at the end. A `raw` text
     /// keeps it.
     pub(crate) fn read(&self, raw: bool) -> Result<String> {
@@ -43,28 +39,16 @@ impl PromptArgs {
         match (&self.prompt, &self.prompt_file) {
             (Some(text), _) if text != "-" => Ok(text.clone()),
             (None, Some(path)) if path != Path::new("-") => {
-                let bytes = fs::read(path).with_context(|| {
+                let file = File::open(path).with_context(|| {
                     format!("cannot read the prompt file {}; check the path and the rights", path.display())
                 })?;
-                utf8(bytes, &path.display().to_string())
+                let source = format!("the prompt from {}", path.display());
+                input::utf8(input::all(file, &source)?, &source)
             }
             _ => {
-                let mut bytes = Vec::new();
-                std::io::stdin()
-                    .lock()
-                    .read_to_end(&mut bytes)
-                    .context("cannot read the prompt from stdin")?;
-                utf8(bytes, "stdin")
+                let source = "the prompt from stdin";
+                input::utf8(input::all(std::io::stdin().lock(), source)?, source)
             }
         }
     }
-}
-
-fn utf8(bytes: Vec<u8>, source: &str) -> Result<String> {
-    String::from_utf8(bytes).map_err(|error| {
-        let offset = error.utf8_error().valid_up_to();
-        anyhow!(
-            "the prompt from {source} is not UTF-8: byte {offset} begins no character; convert it to UTF-8"
-        )
-    })
 }

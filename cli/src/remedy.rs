@@ -79,6 +79,9 @@ fn llama(error: &LlamaError) -> Option<String> {
         LlamaError::ModelLoad { cause: LoadFailure::ControlVector, .. } => {
             "give the model with --model, and this file with --caps"
         }
+        LlamaError::KvTypes { .. } => {
+            "--cache-type-k and --cache-type-v TYPE set the types (--kv-type both), --flash-attn on|off|auto flash attention"
+        }
         LlamaError::NotBound => "`axiscap doctor` lists the devices that the hook sees",
         LlamaError::ContextCreation { .. }
         | LlamaError::PromptTooLong { .. }
@@ -133,7 +136,7 @@ fn field(Problem { field, .. }: &Problem) -> Option<String> {
 fn flag(options: &[&str]) -> Option<String> {
     let flag = |option: &&str| {
         Some(match *option {
-            "batch" | "sampling" | "" => return None,
+            "sampling" | "" => return None,
             "temperature" => "--temp".to_owned(),
             option => format!("--{}", option.replace('_', "-")),
         })

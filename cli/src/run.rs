@@ -7,9 +7,11 @@ use anyhow::Result;
 use axiscap_llama::{Context, GenerateOptions, Generated, Message, Model, Role, Stop, generate};
 use serde::Serialize;
 
+use crate::bos::{self, Writer};
 use crate::caps::CapsArgs;
+use crate::interrupt::{self, Interrupt};
 use crate::model::ModelArgs;
-use crate::output;
+use crate::output::{self, counted};
 use crate::prompt::PromptArgs;
 use crate::report::{self, CapReport, EngineReport, FusedNormReport};
 use crate::route::RouteArg;
@@ -32,7 +34,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     /// The system prompt
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        visible_alias = "system-prompt",
+        value_name = "TEXT",
+        conflicts_with = "raw",
+        allow_hyphen_values = true
+    )]
     system: Option<String>,
     /// Feed the prompt as it is: no chat template; special tokens in it are parsed, BOS is added as the model
     /// asks
@@ -63,7 +71,11 @@ struct Report<'a> {
     text: &'a str,
     tokens: Vec<i32>,
     prompt_tokens: usize,
+    /// Of the random numbers, also if it was drawn.
+    seed: u32,
     stop: &'static str,
+    /// Whether a signal cut the text short.
+    interrupted: bool,
     /// The token that ended the text. It is not among `tokens`.
     stop_token: Option<i32>,
     /// By how many logits the likeliest token led, for each token and for `stop_token`.
@@ -92,25 +104,23 @@ struct ModelReport<'a> {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    if let Some(trace) = &args.trace {
-        let mut inputs = vec![("--model", args.model.model.as_path())];
-        inputs.extend(args.caps.caps.as_deref().map(|path| ("--caps", path)));
-        inputs.extend(args.prompt.file().map(|path| ("--prompt-file", path)));
-        output::check_files(&inputs, &[("--trace", trace)])?;
-    }
     let caps = args.caps.read()?;
     let text = args.prompt.read(args.raw)?;
     let model = args.model.load()?;
     let caps = caps.map(|caps| caps.check(&model)?.acting()).transpose()?;
-    let prompt = if args.raw {
-        model.tokenize(&text, true)?
+    let (prompt, writer) = if args.raw {
+        (model.tokenize(&text, true)?, Writer::Prompt)
     } else {
         let system = args.system.iter().map(|text| Message::new(Role::System, text));
         let messages: Vec<_> = system.chain([Message::new(Role::User, text)]).collect();
-        model.tokenize(&model.render(&messages, args.chat_template.as_deref(), true)?, true)?
+        let rendered = model.render(&messages, args.chat_template.as_deref(), true)?;
+        (model.tokenize(&rendered, true)?, Writer::Template)
     };
+    bos::check(&model, &prompt, writer);
+    let interrupt = Interrupt::new()?;
+    let writing = interrupt.catch();
 
-    let mut context = Context::new(&model, &args.model.context())?;
+    let mut context = Context::new(&model, &args.model.context(&model))?;
     context.update(|session| {
         session.update(|settings| {
             (settings.route, settings.fused_norm) = (args.route.into(), args.fused_norm);
@@ -121,25 +131,30 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut written = Ok(());
     let options = GenerateOptions { margins: args.margins, ..args.sampling.options() };
     let generated = generate(&mut context, &prompt, &options, |piece| {
-        if !args.json {
+        if !args.json && !piece.is_empty() {
             written = output::text(piece);
         }
-        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if written.is_ok() { writing.go_on() } else { ControlFlow::Break(()) }
     })?;
+    let interrupted = generated.stop == Stop::Caller && writing.stopped();
     // Even if stdout is closed.
     if let Some(path) = &args.trace {
         report::write_trace(path, &context.take_trace(), prompt.len())?;
     }
-    written?;
+    if !interrupted {
+        written?;
+    }
     let session = context.session()?;
     let (stats, routes) = (session.stats(), session.routes_used());
     let fused_norm = args.fused_norm.then(|| FusedNormReport::from(&session.fused_norms()));
     if args.json {
-        return output::json(&Report {
+        let printed = output::json(&Report {
             text: &generated.text,
             tokens: generated.tokens.iter().map(|token| token.0).collect(),
             prompt_tokens: prompt.len(),
+            seed: options.sampling.seed,
             stop: stop_name(generated.stop),
+            interrupted,
             stop_token: match generated.stop {
                 Stop::End(token) => Some(token.0),
                 _ => None,
@@ -153,11 +168,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
             engines: report::engines(&routes),
             model: describe(&model),
         });
+        return if interrupted { interrupt::end(printed, KEPT) } else { printed };
     }
-    if !generated.text.ends_with('\n') {
-        output::text("\n")?;
+    let ended = if generated.text.ends_with('\n') { Ok(()) } else { output::text("\n") };
+    if ended.is_err() && !interrupted {
+        return ended;
     }
     summarise(&generated, prompt.len(), report::engagement(&stats), stats.len());
+    args.sampling.report_seed();
     if args.route != RouteArg::Auto {
         for used in routes {
             output::note(&format!("[route on {used}]"));
@@ -166,8 +184,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(fused) = fused_norm {
         output::note(&format!("[fused norm: {fused}]"));
     }
-    Ok(())
+    if interrupted { interrupt::end(ended, KEPT) } else { ended }
 }
+
+/// What is kept of a text that was cut short.
+const KEPT: &str = "the text is cut short";
 
 fn describe(model: &Model) -> ModelReport<'_> {
     let shape = model.shape();
@@ -186,18 +207,19 @@ pub(crate) fn stop_name(stop: Stop) -> &'static str {
         Stop::End(_) => "end",
         Stop::MaxTokens => "max_tokens",
         Stop::ContextFull => "context_full",
-        Stop::Caller => "caller",
+        Stop::Caller => "interrupted",
     }
 }
 
 fn summarise(generated: &Generated, prompt: usize, engagement: Option<f64>, caps: usize) {
     let timings = &generated.timings;
     let capped = match engagement {
-        Some(share) => format!("{caps} caps, engaged on {:.1} % of rows", 100.0 * share),
+        Some(share) => format!("{}, engaged on {:.1} % of rows", counted(caps, "cap"), 100.0 * share),
         None => "uncapped".into(),
     };
     output::note(&format!(
-        "[{prompt} tokens of prompt at {:.0}/s, {} generated at {:.1}/s; {capped}]",
+        "[{} of prompt at {:.0}/s, {} generated at {:.1}/s; {capped}]",
+        counted(prompt, "token"),
         timings.prefill_tokens_per_second(),
         generated.tokens.len(),
         timings.decode_tokens_per_second(),

@@ -100,24 +100,80 @@ fn a_prompt_that_cannot_be_run_is_refused() {
     fail(run(&["--prompt-file", "-"], "nul \0 inside"), &["NUL", "4"]);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn an_input_without_an_end_is_refused() {
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    caps(&file, &[(3, 1, Bound::NONE, 1.0)]);
+    let endless = ["/dev/zero", "256 MiB"];
+    fail(axiscap("run", &["--prompt-file", "/dev/zero"]), &endless);
+    fail(axiscap("drift", &["--caps", arg(&file), "--script", "/dev/zero", "--plot", "/dev/null"]), &endless);
+    let out = folder.path().join("a.gguf");
+    fail(axiscap("extract", &["--roles", "/dev/zero", "--out", arg(&out)]), &endless);
+    fail(axiscap("extract", &["--questions", "/dev/zero", "--out", arg(&out)]), &endless);
+    fail(
+        axiscap("extract", &["--rollouts", "/dev/zero", "--out", arg(&out)]),
+        &["/dev/zero, line 1", "too long"],
+    );
+    fail(axiscap("run", &["--prompt", "Hello", "--caps", "/dev/zero"]), &["/dev/zero", "GGUF"]);
+    let stdin = |args: &[&str]| {
+        let child = std::process::Command::new(env!("CARGO_BIN_EXE_axiscap"))
+            .args(args)
+            .args(["--model", arg(&model())])
+            .stdin(File::open("/dev/zero").unwrap())
+            .output();
+        child.unwrap()
+    };
+    fail(stdin(&["run", "--prompt", "-"]), &["stdin", "256 MiB"]);
+    fail(stdin(&["chat"]), &["line 1 of the conversation", "256 MiB"]);
+}
+
+#[test]
+fn a_name_longer_than_a_column_can_be_is_inspected() {
+    use axiscap::file::{CapFile, ModelInfo};
+    use axiscap::{BlockCap, Cap, CapSet};
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    let cap = |block: usize, name: String| {
+        let cap = Cap::new(support::axis(block as u64, WIDTH), Bound::floor(0.0).unwrap()).with_name(name);
+        BlockCap { block, cap }
+    };
+    let set = CapSet::new([cap(3, "n".repeat(70_000)), cap(4, "short".into())]).unwrap();
+    CapFile::new(set, ModelInfo::new("llama", BLOCKS)).write(&file).unwrap();
+    let table = support::succeed(program(&["inspect", arg(&file)], ""));
+    assert!(table.contains("nnn... (70000 bytes)") && table.contains("short"), "{table}");
+    let report = support::json(program(&["inspect", "--json", arg(&file)], ""));
+    assert_eq!(report["caps"][0]["name"].as_str().unwrap().len(), 70_000);
+}
+
 #[test]
 fn an_option_out_of_range_is_refused() {
-    for (option, value) in [
-        ("--threads", "0"),
-        ("--threads", "100000"),
-        ("--ctx", "0"),
-        ("--ctx", "4000000000"),
-        ("--ubatch", "0"),
-    ] {
+    for (option, value) in [("--threads", "0"), ("--threads", "100000"), ("--batch", "0"), ("--ubatch", "0")]
+    {
         misuse(axiscap("run", &["--prompt", "Hello", option, value]), &[option, value, "is not in 1"]);
     }
-    for (option, value) in [("--temp", "-1"), ("--temp", "nan"), ("--top-p", "1.5"), ("--min-p", "inf")] {
+    misuse(
+        axiscap("run", &["--prompt", "Hello", "--ctx", "4000000000"]),
+        &["--ctx", "is not in 0..=16777216"],
+    );
+    for (option, value) in [
+        ("--temp", "-inf"),
+        ("--temp", "nan"),
+        ("--top-k", "1.5"),
+        ("--top-p", "1.5"),
+        ("--min-p", "inf"),
+        ("--repeat-penalty", "0"),
+        ("--presence-penalty", "nan"),
+        ("--frequency-penalty", "inf"),
+        ("--gpu-layers", "many"),
+    ] {
         let pair = format!("{option}={value}");
         misuse(axiscap("run", &["--prompt", "Hello", &pair]), &[option, value, "must be"]);
     }
     misuse(
-        axiscap("run", &["--prompt", "Hello", "--max-tokens", "-1"]),
-        &["invalid value '-1'", "--max-tokens"],
+        axiscap("run", &["--prompt", "Hello", "--max-tokens", "-3"]),
+        &["invalid value '-3'", "--max-tokens", "-1: until the text ends"],
     );
     // llama.cpp would take this seed as a request for a random one.
     misuse(axiscap("run", &["--prompt", "Hello", "--seed", "4294967295"]), &["--seed", "4294967294"]);
@@ -234,6 +290,13 @@ fn an_output_never_replaces_an_input() {
         refuse("run", &["--prompt", "x", "--caps", caps_file, "--trace", output], ["--trace", "--model"]);
     }
     refuse("extract", &["--out", roles, "--roles", roles], ["--out", "--roles"]);
+    refuse("calibrate", &["--out", caps_file, "--axes", caps_file], ["--out", "--axes"]);
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(caps_file, at("soft.gguf")).unwrap();
+        refuse("calibrate", &["--out", arg(&at("soft.gguf")), "--axes", caps_file], ["--out", "--axes"]);
+        fs::remove_file(at("soft.gguf")).unwrap();
+    }
     refuse("extract", &["--out", answers, "--rollouts", answers], ["--rollouts", "--out"]);
     refuse("extract", &["--out", answers, "--plot", answers], ["--plot", "--out"]);
     refuse("run", &["--prompt", "x", "--caps", caps_file, "--trace", caps_file], ["--trace", "--caps"]);
@@ -268,7 +331,8 @@ fn a_path_need_not_be_unicode() {
     let report = run("extract", &[&few[..], &[axes.as_os_str()]].concat());
     assert!(report["out"].as_str().unwrap().ends_with("axes\u{fffd}.gguf"), "{report}");
     let blocks = [OsStr::new("--blocks"), OsStr::new("9"), OsStr::new("--axes"), axes.as_os_str()];
-    let report = run("calibrate", &[&few[..], &[axes.as_os_str()], &blocks].concat());
+    let out = at(b"out\xff.gguf");
+    let report = run("calibrate", &[&few[..], &[out.as_os_str()], &blocks].concat());
     assert!(report["out"].is_string());
     let script = at(b"script.json");
     fs::write(&script, r#"{"name": "one", "turns": ["Hi."]}"#).unwrap();

@@ -49,6 +49,7 @@ fn bench_measures_pairs_against_an_untouched_context() {
 
     let table = succeed(axiscap("bench", &[&args[..], &["--route", "views"]].concat()));
     assert!(table.contains("decode, capped") && table.contains("prefill, capped"), "{table}");
+    assert!(table.contains("2 pairs, 1 sequence\n"), "{table}");
     assert!(table.contains("95 % interval (fewer than 6 pairs: by Student's t"), "{table}");
 }
 

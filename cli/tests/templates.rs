@@ -44,6 +44,12 @@ fn every_command_that_converses_takes_another_template() {
             fail(program(&given, "Hello\n"), &[says, "--chat-template", "chatml", "run --raw"]);
         }
     }
+    // A conversation without a turn needs a template too.
+    fail(program(&[&chat[..], &["--model", arg(&none)]].concat(), ""), &["no chat template"]);
+    fail(
+        program(&[&chat[..], &["--model", arg(&unknown)]].concat(), ""),
+        &["cannot apply the chat template"],
+    );
     for command in [&run[..], &chat, &drift, &extract] {
         let given = [command, &["--model", arg(&none), "--chat-template", "chatml"]].concat();
         succeed(program(&given, "Hello\n"));

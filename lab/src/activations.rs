@@ -1,6 +1,7 @@
 //! Block outputs of given token sequences: one pass over prompts and answers, all blocks at once.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axiscap::Axis;
@@ -65,8 +66,8 @@ impl MeanActivations {
 }
 
 /// Runs every answer through the uncapped model and averages each block's output over its response tokens, in
-/// f64. The token that ends the turn is not one of them. `on_progress` is called with the number of answers
-/// done.
+/// f64. The token that ends the turn is not one of them. `go_on` is called after every pass with the number
+/// of answers done. Returns `None` if it asked to stop.
 ///
 /// # Errors
 /// [`Error::Llama`]: those of [`Context::decode`], and the hook's for architectures whose block outputs it
@@ -75,8 +76,8 @@ pub fn mean_activations(
     model: &Model,
     rollouts: &[Rollout],
     threads: Option<usize>,
-    on_progress: impl FnMut(usize),
-) -> Result<MeanActivations, Error> {
+    go_on: impl FnMut(usize) -> ControlFlow<()>,
+) -> Result<Option<MeanActivations>, Error> {
     let (blocks, width) = (model.shape().blocks, model.shape().width);
     let averager = Averager {
         blocks,
@@ -86,12 +87,13 @@ pub fn mean_activations(
         means: vec![0.0; rollouts.len() * blocks * width],
     };
     let all: Vec<usize> = (0..blocks).collect();
-    let averager = observe(model, rollouts, &all, threads, averager, on_progress)?;
-    Ok(MeanActivations::new(blocks, width, averager.means))
+    let averager = observe(model, rollouts, &all, threads, averager, go_on)?;
+    Ok(averager.map(|averager| MeanActivations::new(blocks, width, averager.means)))
 }
 
 /// Projects the block outputs of every answer's response tokens on one axis per block. `axes` names each
-/// block once.
+/// block once. `go_on` is called after every pass with the number of answers done. Returns `None` if it asked
+/// to stop.
 ///
 /// # Errors
 /// [`Error::Llama`]: those of [`Context::decode`], and the hook's for blocks the model does not have and
@@ -101,8 +103,8 @@ pub fn project(
     rollouts: &[Rollout],
     axes: &[(usize, Axis)],
     threads: Option<usize>,
-    on_progress: impl FnMut(usize),
-) -> Result<Vec<BlockProjections>, Error> {
+    go_on: impl FnMut(usize) -> ControlFlow<()>,
+) -> Result<Option<Vec<BlockProjections>>, Error> {
     if let Some((block, axis)) = axes.iter().find(|(_, axis)| axis.width() != model.shape().width) {
         return Err(Error::AxisWidth { block: *block, found: axis.width(), expected: model.shape().width });
     }
@@ -112,7 +114,9 @@ pub fn project(
         tokens: vec![Vec::new(); axes.len()],
     };
     let blocks: Vec<usize> = axes.iter().map(|(block, _)| *block).collect();
-    let projector = observe(model, rollouts, &blocks, threads, projector, on_progress)?;
+    let Some(projector) = observe(model, rollouts, &blocks, threads, projector, go_on)? else {
+        return Ok(None);
+    };
     let block = |(sums, tokens): (Vec<f64>, Vec<f32>)| BlockProjections {
         answers: rollouts
             .iter()
@@ -122,7 +126,7 @@ pub fn project(
             .collect(),
         tokens,
     };
-    Ok(projector.sums.into_iter().zip(projector.tokens).map(block).collect())
+    Ok(Some(projector.sums.into_iter().zip(projector.tokens).map(block).collect()))
 }
 
 /// Takes the output of every observed block for every response token.
@@ -206,15 +210,16 @@ impl<O: Observer> Watched<O> {
     }
 }
 
-/// Runs every prompt and answer through the uncapped model in full batches.
+/// Runs every prompt and answer through the uncapped model in full batches. Returns `None` if `go_on` asked
+/// to stop before the last one.
 fn observe<O: Observer>(
     model: &Model,
     rollouts: &[Rollout],
     blocks: &[usize],
     threads: Option<usize>,
     observer: O,
-    mut on_progress: impl FnMut(usize),
-) -> Result<O, Error> {
+    mut go_on: impl FnMut(usize) -> ControlFlow<()>,
+) -> Result<Option<O>, Error> {
     let longest = rollouts.iter().map(length).max().unwrap_or(0);
     let sequences = slots(model, MAX_SEQUENCES.min(rollouts.len()));
     // Complete answers are removed after each batch, so at most one spans several batches.
@@ -278,11 +283,13 @@ fn observe<O: Observer>(
         for sequence in ended {
             context.truncate(sequence, 0)?;
         }
-        on_progress(next);
+        if go_on(next).is_break() && next < rollouts.len() {
+            return Ok(None);
+        }
     }
     context.session()?.set_tap(None).map_err(axiscap_llama::Error::from)?;
     let watched = locked(&watched).take();
-    Ok(watched.expect("only this function takes it").observer)
+    Ok(Some(watched.expect("only this function takes it").observer))
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

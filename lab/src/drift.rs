@@ -120,15 +120,16 @@ impl Conversation<'_> {
     /// Has the model answer every turn. Returns the turns, and why the conversation ended early, if it did.
     ///
     /// The mean of a turn is over the response tokens that were decoded: of an answer that was cut off, all
-    /// but the last. `on_turn` is called with the number of turns done. A turn that fails, for example
-    /// because the context is full, ends the conversation.
+    /// but the last. A turn that fails, for example because the context is full, ends the conversation.
+    /// `go_on` is called with the number of turns done, between two passes of a prompt and after every token.
+    /// If it asks to stop, the answer that it cut short is the last turn, unless it has no token.
     ///
     /// # Errors
     /// [`Error::Llama`]: those of [`Context::set_caps`].
     pub fn run(
         &self,
         context: &mut Context<'_>,
-        mut on_turn: impl FnMut(usize),
+        mut go_on: impl FnMut(usize) -> ControlFlow<()>,
     ) -> Result<(Vec<DriftTurn>, Option<Unfinished>), Error> {
         let observing = self.caps.with_bounds(|_| Bound::NONE);
         context.set_caps(Some(match self.mode {
@@ -141,7 +142,8 @@ impl Conversation<'_> {
         let mut unfinished = None;
         for user in &self.script.turns {
             drop(context.take_trace());
-            let answered = match chat.say(context, user, &self.options, |_| ControlFlow::Continue(())) {
+            let done = turns.len();
+            let answered = match chat.say(context, user, &self.options, |_| go_on(done)) {
                 Ok(answered) => answered,
                 Err(error) => {
                     let (turn, of) = (turns.len() + 1, self.script.turns.len());
@@ -149,7 +151,11 @@ impl Conversation<'_> {
                     break;
                 }
             };
+            if answered.is_unanswered() {
+                break;
+            }
             let trace = context.take_trace();
+            let stopped = answered.generated.stop == Stop::Caller;
             turns.push(DriftTurn {
                 user: user.clone(),
                 tokens: answered.generated.tokens.len(),
@@ -158,7 +164,9 @@ impl Conversation<'_> {
                 timings: answered.generated.timings,
                 answer: answered.generated.text,
             });
-            on_turn(turns.len());
+            if stopped || go_on(turns.len()).is_break() {
+                break;
+            }
         }
         context.set_tracing(false)?;
         Ok((turns, unfinished))

@@ -126,8 +126,9 @@ fn mean_activations_and_projections_agree_with_the_trace_on_every_kind_of_block(
     let set = caps(blocks, 3, Bound::NONE);
     let axes: Vec<_> = set.caps().iter().map(|entry| (entry.block, entry.cap.axis().clone())).collect();
     let rollouts = rollouts(&model.tokenize(&long_text(), true).unwrap());
-    let means = mean_activations(&model, &rollouts, None, |_| {}).unwrap();
-    let projections = project(&model, &rollouts, &axes, None, |_| {}).unwrap();
+    let go_on = |_| std::ops::ControlFlow::Continue(());
+    let means = mean_activations(&model, &rollouts, None, go_on).unwrap().unwrap();
+    let projections = project(&model, &rollouts, &axes, None, go_on).unwrap().unwrap();
     assert_eq!((means.answers(), means.blocks(), means.width()), (4, 30, 576));
     assert!(means.mean(1, 14).iter().all(|&value| value == 0.0), "an answer without tokens");
 
@@ -156,7 +157,7 @@ fn mean_activations_and_projections_agree_with_the_trace_on_every_kind_of_block(
         }
     }
     // Without the last block no logits are computed. The other blocks see the same rows.
-    let some = project(&model, &rollouts, &axes[..2], None, |_| {}).unwrap();
+    let some = project(&model, &rollouts, &axes[..2], None, go_on).unwrap().unwrap();
     assert_eq!(some, projections[..2]);
     let tokens: usize = rollouts.iter().map(|rollout| rollout.response.len()).sum();
     assert!(projections.iter().all(|block| block.tokens.len() == tokens));

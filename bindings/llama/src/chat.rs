@@ -7,7 +7,7 @@ use llama_cpp_2::model::{LlamaChatMessage, LlamaChatTemplate};
 use crate::Token;
 use crate::context::Context;
 use crate::error::Error;
-use crate::generate::{GenerateOptions, Generated, generate};
+use crate::generate::{GenerateOptions, Generated, Stop, generate};
 use crate::model::Model;
 
 /// Who speaks.
@@ -129,7 +129,8 @@ impl Chat {
         chat
     }
 
-    /// Adds a user's message and generates the answer. After a failure the conversation is as it was before.
+    /// Adds a user's message and generates the answer. After a failure, or if `on_text` stops it before the
+    /// first token of the answer, the conversation is as it was before.
     ///
     /// # Errors
     /// Those of [`Model::render`] and [`generate`](crate::generate()).
@@ -141,9 +142,10 @@ impl Chat {
         on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Turn, Error> {
         self.messages.push(Message::new(Role::User, text));
+        let before = self.messages.len();
         let answered = self.answer(context, options, on_text);
-        if answered.is_err() {
-            self.messages.pop();
+        if answered.as_ref().map_or(true, Turn::is_unanswered) {
+            self.messages.truncate(before - 1);
         }
         answered
     }
@@ -163,11 +165,16 @@ impl Chat {
         };
         let prompt = tokens.len();
         let generated = generate(context, &tokens, options, on_text)?;
+        let turn = Turn { prompt_tokens: prompt, generated };
+        if turn.is_unanswered() {
+            return Ok(turn);
+        }
+        let generated = &turn.generated;
         tokens.extend_from_slice(&generated.tokens);
         self.tokens = tokens;
         self.text = rendered + &generated.text;
         self.messages.push(Message::new(Role::Assistant, &*generated.text));
-        Ok(Turn { prompt_tokens: prompt, generated })
+        Ok(turn)
     }
 
     /// Removes the last question and its answer. Returns `false` if there is none.
@@ -188,6 +195,13 @@ impl Chat {
         self.tokens.clear();
     }
 
+    /// Returns the tokens so far, as they were decoded. Empty until the first turn, and after
+    /// [`Chat::undo`].
+    #[must_use]
+    pub fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
     /// Returns the messages so far.
     #[must_use]
     pub fn messages(&self) -> &[Message] {
@@ -202,4 +216,13 @@ pub struct Turn {
     pub prompt_tokens: usize,
     /// The answer.
     pub generated: Generated,
+}
+
+impl Turn {
+    /// Returns whether the turn was stopped before the first token of its answer. It is not part of the
+    /// conversation.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        self.generated.stop == Stop::Caller && self.generated.tokens.is_empty()
+    }
 }

@@ -290,13 +290,28 @@ impl<'m> Context<'m> {
     /// # Errors
     /// Those of [`Context::decode`].
     pub fn prefill(&mut self, tokens: &[Token], position: usize, sequence: i32) -> Result<(), Error> {
+        self.prefill_part(tokens, position, sequence, true)
+    }
+
+    /// Decodes a part of a prompt as [`Context::prefill`] does, with the logits of the last token if it is
+    /// the `last` part.
+    ///
+    /// # Errors
+    /// Those of [`Context::decode`].
+    pub fn prefill_part(
+        &mut self,
+        tokens: &[Token],
+        position: usize,
+        sequence: i32,
+        last: bool,
+    ) -> Result<(), Error> {
         let batch = self.batch();
         for (chunk, start) in tokens.chunks(batch).zip((0..).step_by(batch)) {
             let row = |(index, &token): (usize, &Token)| BatchRow {
                 token,
                 position: i32::try_from(position + start + index).unwrap_or(i32::MAX),
                 sequence,
-                logits: start + index + 1 == tokens.len(),
+                logits: last && start + index + 1 == tokens.len(),
             };
             let rows: Vec<_> = chunk.iter().enumerate().map(row).collect();
             self.decode(&rows)?;
@@ -402,9 +417,9 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
 
     let params = ContextParams::new(model, options)?;
     let ctx = params.ctx;
-    memory::check(model, ctx, options.kv_type)?;
+    memory::check(model, &params)?;
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (made, complaints) = log::capture(|| model.llama().new_context(backend::llama(), params.to_llama()));
-    let llama = made.map_err(|_| Error::ContextCreation { ctx, reason: complaints.reason() })?;
+    let llama = made.map_err(|_| Error::of_context(&params, complaints.reason()))?;
     Ok((ctx.min(llama.n_ctx()), llama))
 }

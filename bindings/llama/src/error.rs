@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use axiscap_ggml::HookError;
 
+use crate::kv_type::KvType;
+use crate::options::ContextParams;
+
 /// Why a model, a context or a decode failed. Every message says what failed, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -29,6 +32,37 @@ pub enum Error {
         reason: String,
         /// What kind of failure that is.
         cause: LoadFailure,
+    },
+    /// Files of a split model are not there.
+    #[error("the model {} is split into {count} files, and {} missing: {}; put all of them into one folder, under their own names", .path.display(), if .missing.len() == 1 { "1 is" } else { "some are" }, listed(.missing))]
+    SplitMissing {
+        /// The path as given.
+        path: PathBuf,
+        /// Number of files.
+        count: u16,
+        /// The files that are not there.
+        missing: Vec<PathBuf>,
+    },
+    /// A file of a split model that has another name than its place in the model asks for. llama.cpp finds
+    /// the files by their names.
+    #[error("{} is file {number} of {count} of a split model, says its metadata, but its name does not; the files of a split model are found by their names: rename it to {expected}, beside the others", .path.display())]
+    SplitName {
+        /// The file.
+        path: PathBuf,
+        /// Its number, from 1.
+        number: u32,
+        /// Number of files.
+        count: u16,
+        /// The name that it should have.
+        expected: String,
+    },
+    /// A file with the name of a file of a split model that does not belong to it.
+    #[error("{} has the name of a file of the split model {}, but its metadata does not say that it is one; put the right file there", .path.display(), .of.display())]
+    SplitStranger {
+        /// The file.
+        path: PathBuf,
+        /// The model's path as given.
+        of: PathBuf,
     },
     /// A model that does not generate text: an encoder, an embedding model, or a file without a tokenizer.
     #[error("the model {} ({architecture}) cannot generate text: {reason}; give a causal language model with its tokenizer", .path.display())]
@@ -55,6 +89,18 @@ pub enum Error {
     ContextCreation {
         /// Tokens of context asked for.
         ctx: u32,
+        /// llama.cpp's own words.
+        reason: String,
+    },
+    /// llama.cpp does not take these number formats for the KV cache.
+    #[error(
+        "llama.cpp cannot keep K as {k} and V as {v} in the KV cache: {reason}; a quantised V needs flash attention, and a quantised K or V heads whose width is a multiple of its block: choose other types (f16 works with every model), or turn flash attention on"
+    )]
+    KvTypes {
+        /// Number format of the keys.
+        k: KvType,
+        /// Number format of the values.
+        v: KvType,
         /// llama.cpp's own words.
         reason: String,
     },
@@ -192,6 +238,29 @@ pub enum Error {
         /// Rows with logits.
         outputs: usize,
     },
+}
+
+impl Error {
+    /// Classifies by llama.cpp's words why it did not make a context of these numbers: [`Error::KvTypes`] or
+    /// [`Error::ContextCreation`].
+    #[must_use]
+    pub fn of_context(params: &ContextParams, reason: String) -> Self {
+        if ["K cache", "V cache", "cache types"].iter().any(|words| reason.contains(words)) {
+            Self::KvTypes { k: params.kv_type_k, v: params.kv_type_v, reason }
+        } else {
+            Self::ContextCreation { ctx: params.ctx, reason }
+        }
+    }
+}
+
+/// Lists the first paths.
+fn listed(paths: &[PathBuf]) -> String {
+    const LISTED: usize = 8;
+    let mut names: Vec<_> = paths.iter().take(LISTED).map(|path| path.display().to_string()).collect();
+    if paths.len() > LISTED {
+        names.push(format!("and {} more", paths.len() - LISTED));
+    }
+    names.join(", ")
 }
 
 /// Kinds of failures to load a model, classified by llama.cpp's words.

@@ -9,6 +9,8 @@ use crate::Token;
 use crate::batch::BatchRow;
 use crate::context::Context;
 use crate::error::Error;
+use crate::model::Model;
+use crate::options::MAX_CTX;
 use crate::utf8::Utf8;
 
 /// How the next token is chosen. Temperature 0 is greedy: always the likeliest token.
@@ -22,6 +24,14 @@ pub struct Sampling {
     pub top_p: f32,
     /// Keeps tokens at least this likely, relative to the likeliest; 0 keeps all.
     pub min_p: f32,
+    /// Divides the positive logits of the tokens last seen, and multiplies the others; 1 changes none.
+    pub repeat_penalty: f32,
+    /// How many of the tokens last seen, the prompt's among them, the penalties are for; 0 is none.
+    pub repeat_last_n: u32,
+    /// Subtracted from the logits of the tokens last seen; 0 changes none.
+    pub presence_penalty: f32,
+    /// Subtracted from them once for each time that they were seen; 0 changes none.
+    pub frequency_penalty: f32,
     /// Seed of the random numbers. The same seed draws the same tokens.
     pub seed: u32,
 }
@@ -32,13 +42,24 @@ impl Sampling {
     pub const MAX_SEED: u32 = u32::MAX - 1;
 
     /// The likeliest token, always.
-    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repeat_penalty: 1.0,
+        repeat_last_n: 64,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 0,
+    };
 
-    /// Makes the sampler of `llama-cpp-2`, for callers that run their own batches.
+    /// Makes the sampler of `llama-cpp-2` for a model, for callers that run their own batches. It has seen
+    /// the tokens of `prompt`, for the penalties.
     ///
     /// # Errors
     /// [`Error::Option`] for numbers out of range.
-    pub fn sampler(&self) -> Result<LlamaSampler, Error> {
+    pub fn sampler(&self, model: &Model, prompt: &[Token]) -> Result<LlamaSampler, Error> {
         fn check(option: &'static str, value: f32, max: f32) -> Result<(), Error> {
             if (0.0..=max).contains(&value) && value.is_finite() {
                 return Ok(());
@@ -49,23 +70,57 @@ impl Sampling {
         check("temperature", self.temperature, f32::INFINITY)?;
         check("top_p", self.top_p, 1.0)?;
         check("min_p", self.min_p, 1.0)?;
+        let penalties = self.penalties(model)?;
+        let mut chain = Vec::from_iter(penalties);
         if self.temperature == 0.0 {
-            return Ok(LlamaSampler::greedy());
+            chain.push(LlamaSampler::greedy());
+        } else {
+            chain.extend([
+                LlamaSampler::top_k(i32::try_from(self.top_k).unwrap_or(i32::MAX)),
+                LlamaSampler::top_p(self.top_p, 1),
+                LlamaSampler::min_p(self.min_p, 1),
+                LlamaSampler::temp(self.temperature),
+                LlamaSampler::dist(self.seed.min(Self::MAX_SEED)),
+            ]);
         }
-        Ok(LlamaSampler::chain_simple([
-            LlamaSampler::top_k(i32::try_from(self.top_k).unwrap_or(i32::MAX)),
-            LlamaSampler::top_p(self.top_p, 1),
-            LlamaSampler::min_p(self.min_p, 1),
-            LlamaSampler::temp(self.temperature),
-            LlamaSampler::dist(self.seed.min(Self::MAX_SEED)),
-        ]))
+        let mut sampler = LlamaSampler::chain_simple(chain);
+        let first = prompt.len().saturating_sub(self.repeat_last_n as usize);
+        sampler.accept_many(&prompt[first..]);
+        Ok(sampler)
+    }
+
+    /// Returns the sampler of the penalties, `None` if they change nothing. It comes first, as in llama.cpp.
+    fn penalties(&self, model: &Model) -> Result<Option<LlamaSampler>, Error> {
+        let refuse = |option, value: f32, expected: &str| {
+            Err(Error::Option { option, value: value.to_string(), expected: expected.into() })
+        };
+        let Self { repeat_penalty: repeat, presence_penalty, frequency_penalty, .. } = *self;
+        // llama.cpp multiplies and divides by it.
+        if !(repeat.is_finite() && repeat > 0.0 && repeat.recip().is_finite()) {
+            return refuse("repeat_penalty", repeat, "more than 0");
+        }
+        for (option, value) in
+            [("presence_penalty", presence_penalty), ("frequency_penalty", frequency_penalty)]
+        {
+            if !value.is_finite() {
+                return refuse(option, value, "a finite number");
+            }
+        }
+        // llama.cpp allocates a ring of this length. No context holds more tokens than that.
+        let last = self.repeat_last_n.min(MAX_CTX).cast_signed();
+        if last == 0 || (repeat, presence_penalty, frequency_penalty) == (1.0, 0.0, 0.0) {
+            return Ok(None);
+        }
+        let vocabulary = i32::try_from(model.vocab_size()).unwrap_or(i32::MAX);
+        Ok(Some(LlamaSampler::penalties(vocabulary, last, repeat, frequency_penalty, presence_penalty)))
     }
 }
 
 impl Default for Sampling {
-    /// Returns llama.cpp's usual chain: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, seed 0.
+    /// Returns llama.cpp's usual chain: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, no penalties; and
+    /// seed 0.
     fn default() -> Self {
-        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 0 }
+        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, ..Self::GREEDY }
     }
 }
 
@@ -151,7 +206,9 @@ fn rate(tokens: usize, time: Duration) -> f64 {
 }
 
 /// Decodes a prompt on sequence 0 and generates from it. `on_text` receives whole characters as they come,
-/// and may stop the generation.
+/// and may stop the generation. It is called after every token and, with an empty text, between two passes of
+/// the prompt ([`ContextOptions::ubatch`](crate::ContextOptions::ubatch)): a text that is stopped there has
+/// no tokens.
 ///
 /// The beginning of the prompt that this function decoded before under the same caps is reused from the KV
 /// cache. After a failure the context is cleared.
@@ -164,7 +221,7 @@ pub fn generate(
     options: &GenerateOptions,
     on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
-    let mut sampler = options.sampling.sampler()?;
+    let mut sampler = options.sampling.sampler(context.model(), prompt)?;
     if prompt.is_empty() {
         return Err(Error::EmptyPrompt);
     }
@@ -192,11 +249,14 @@ fn run(
     let model = context.model();
     let mut timings = Timings { reused: reuse(context, prompt), ..Timings::default() };
     let started = Instant::now();
-    context.prefill(&prompt[timings.reused..], timings.reused, 0)?;
+    let prefilled = prefill(context, prompt, &mut on_text)?;
     context.llama().synchronize();
-    context.history = prompt.to_vec();
     timings.prefill = started.elapsed();
-    timings.prefill_tokens = prompt.len() - timings.reused;
+    timings.prefill_tokens = context.history.len() - timings.reused;
+    if prefilled.is_break() {
+        let (text, tokens, margins) = (String::new(), Vec::new(), Vec::new());
+        return Ok(Generated { text, tokens, margins, stop: Stop::Caller, timings });
+    }
 
     let mut utf8 = Utf8::default();
     let (mut text, mut tokens, mut margins) = (String::new(), Vec::new(), Vec::new());
@@ -216,7 +276,7 @@ fn run(
         tokens.push(token);
         let piece = utf8.push(&model.piece(token));
         text.push_str(&piece);
-        if !piece.is_empty() && on_text(&piece).is_break() {
+        if on_text(&piece).is_break() {
             break Stop::Caller;
         }
         if tokens.len() == max_tokens {
@@ -240,6 +300,25 @@ fn run(
         let _ = on_text(&rest);
     }
     Ok(Generated { text, tokens, margins, stop, timings })
+}
+
+/// Decodes what the context does not hold of the prompt yet, pass by pass. `on_text` may stop it between two
+/// passes: a batch of several would have to be computed to its end.
+fn prefill(
+    context: &mut Context<'_>,
+    prompt: &[Token],
+    on_text: &mut impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, Error> {
+    while context.history.len() < prompt.len() {
+        let start = context.history.len();
+        let end = prompt.len().min(start + context.ubatch().max(1));
+        context.prefill_part(&prompt[start..end], start, 0, end == prompt.len())?;
+        context.history.extend_from_slice(&prompt[start..end]);
+        if end < prompt.len() && on_text("").is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 /// Returns the largest value minus the second largest.

@@ -13,6 +13,7 @@ use crate::Token;
 use crate::backend;
 use crate::error::{Error, LoadFailure};
 use crate::log;
+use crate::split;
 use crate::utf8::Utf8;
 
 /// How to load a model.
@@ -27,6 +28,7 @@ pub struct ModelOptions {
 pub struct Model {
     llama: LlamaModel,
     path: PathBuf,
+    files: Vec<PathBuf>,
     options: ModelOptions,
     shape: ModelShape,
     name: Option<String>,
@@ -59,11 +61,12 @@ const NOT_CAUSAL: [&str; 20] = [
 ];
 
 impl Model {
-    /// Loads a GGUF file.
+    /// Loads a GGUF file, or a model that is split over several: from any of them, with the others beside it.
     ///
     /// # Errors
     /// [`Error::ModelFile`], [`Error::ModelPath`], [`Error::ModelLoad`] with llama.cpp's own words,
-    /// [`Error::NotGenerative`].
+    /// [`Error::NotGenerative`]. For a split model [`Error::SplitMissing`], [`Error::SplitName`],
+    /// [`Error::SplitStranger`].
     pub fn load(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self, Error> {
         let path = path.as_ref();
         check_readable(path)?;
@@ -75,7 +78,9 @@ impl Model {
             params = params.with_n_gpu_layers(layers);
         }
         let backend = backend::llama();
-        let (loaded, complaints) = log::capture(|| LlamaModel::load_from_file(backend, path, &params));
+        let files = split::files(path)?;
+        let first = files.first().map_or(path, PathBuf::as_path);
+        let (loaded, complaints) = log::capture(|| LlamaModel::load_from_file(backend, first, &params));
         let llama = loaded.map_err(|_| {
             let reason = complaints.reason();
             Error::ModelLoad { path: path.to_owned(), cause: LoadFailure::of(&reason), reason }
@@ -92,6 +97,7 @@ impl Model {
             file_type: text("general.file_type").and_then(|number| number.parse().ok()).map(file_type_name),
             trained_context: llama.n_ctx_train(),
             path: path.to_owned(),
+            files,
             options: options.clone(),
             llama,
         };
@@ -127,6 +133,12 @@ impl Model {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the files that the model was loaded from, the first one first. One, unless it is split.
+    #[must_use]
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// Returns the options that the model was loaded with.
@@ -212,6 +224,15 @@ impl Model {
         Ok(tokens)
     }
 
+    /// Returns whether a prompt begins with two BOS tokens, of which this model's tokenizer added one. The
+    /// text has the other: it was written there, or a chat template did so. Models are trained on one.
+    #[must_use]
+    pub fn begins_with_two_bos(&self, prompt: &[Token]) -> bool {
+        let vocab = self.llama.vocab();
+        let bos = vocab.bos();
+        vocab.should_add_bos() && matches!(prompt, [first, second, ..] if *first == bos && *second == bos)
+    }
+
     /// Returns the bytes a token stands for, none for control tokens. A character may be spread over several
     /// tokens.
     #[must_use]
@@ -251,7 +272,7 @@ impl Model {
 }
 
 /// Opens the file and reads a byte, which tells a missing file, a directory and missing rights apart.
-fn check_readable(path: &Path) -> Result<(), Error> {
+pub(crate) fn check_readable(path: &Path) -> Result<(), Error> {
     use std::io::Read;
     let read = File::open(path).and_then(|mut file| file.read(&mut [0]));
     match read {

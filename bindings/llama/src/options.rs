@@ -6,18 +6,9 @@ use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
 use llama_cpp_sys_2 as sys;
 
 use crate::error::Error;
+use crate::kv_type::KvType;
 use crate::model::Model;
 use crate::threads::{MAX_THREADS, default_threads};
-
-/// Number format of the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum KvType {
-    /// Half precision, llama.cpp's default.
-    #[default]
-    F16,
-    /// Single precision.
-    F32,
-}
 
 /// How to make a context.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,8 +22,10 @@ pub struct ContextOptions {
     pub ubatch: u32,
     /// Threads for the CPU. `None` means [`default_threads`].
     pub threads: Option<usize>,
-    /// Number format of the KV cache.
-    pub kv_type: KvType,
+    /// Number format of the keys in the KV cache.
+    pub kv_type_k: KvType,
+    /// Number format of the values in the KV cache. A quantised one needs flash attention.
+    pub kv_type_v: KvType,
     /// Flash attention on or off. `None` leaves it to llama.cpp.
     pub flash_attention: Option<bool>,
     /// Number of sequences decoded side by side. They share one KV buffer, which keeps rows in the order of
@@ -47,7 +40,8 @@ impl Default for ContextOptions {
             batch: 2048,
             ubatch: 512,
             threads: None,
-            kv_type: KvType::F16,
+            kv_type_k: KvType::F16,
+            kv_type_v: KvType::F16,
             flash_attention: None,
             sequences: 1,
         }
@@ -76,8 +70,10 @@ pub struct ContextParams {
     pub sequences: u32,
     /// `n_threads` and `n_threads_batch`
     pub threads: i32,
-    /// `type_k` and `type_v`
-    pub kv: sys::ggml_type,
+    /// `type_k`
+    pub kv_type_k: KvType,
+    /// `type_v`
+    pub kv_type_v: KvType,
     /// `flash_attn_type`
     pub flash_attention: sys::llama_flash_attn_type,
 }
@@ -98,10 +94,8 @@ impl ContextParams {
             ubatch,
             sequences: in_range("sequences", options.sequences, MAX_SEQUENCES)?,
             threads: in_range("threads", threads, MAX_THREADS as u32)?.cast_signed(),
-            kv: match options.kv_type {
-                KvType::F16 => sys::GGML_TYPE_F16,
-                KvType::F32 => sys::GGML_TYPE_F32,
-            },
+            kv_type_k: options.kv_type_k,
+            kv_type_v: options.kv_type_v,
             flash_attention: match options.flash_attention {
                 None => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
                 Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
@@ -112,7 +106,6 @@ impl ContextParams {
 
     /// The parameters as `llama-cpp-2` takes them.
     pub(crate) fn to_llama(self) -> LlamaContextParams {
-        let kv = KvCacheType::from(self.kv);
         LlamaContextParams::default()
             .with_n_ctx(NonZeroU32::new(self.ctx))
             .with_n_batch(self.batch)
@@ -120,8 +113,8 @@ impl ContextParams {
             .with_n_seq_max(self.sequences)
             .with_n_threads(self.threads)
             .with_n_threads_batch(self.threads)
-            .with_type_k(kv)
-            .with_type_v(kv)
+            .with_type_k(KvCacheType::from(self.kv_type_k.ggml()))
+            .with_type_v(KvCacheType::from(self.kv_type_v.ggml()))
             .with_flash_attention_policy(self.flash_attention)
             .with_kv_unified(true)
             .with_no_perf(true)

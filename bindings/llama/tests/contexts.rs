@@ -121,6 +121,49 @@ fn a_cached_beginning_is_not_decoded_again() {
 }
 
 #[test]
+fn a_prompt_is_stopped_between_two_passes_and_continued() {
+    let model = model();
+    let mut context = Context::new(&model, &ContextOptions { ubatch: 8, ..options() }).expect("a context");
+    context.set_caps(Some(&caps([10, 29], 3, Bound::NONE))).expect("the caps fit");
+    let prompt = &model.tokenize(&long_text(), true).expect("tokens")[..50];
+    let whole = generate(&mut context, prompt, &greedy(4), |_| ControlFlow::Continue(())).expect("tokens");
+    context.clear();
+
+    let mut stop_after = |count: usize| {
+        let mut passes = 0;
+        generate(&mut context, prompt, &greedy(4), |_| {
+            passes += 1;
+            if passes == count { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .expect("no failure")
+    };
+    let cut = stop_after(2);
+    assert_eq!((cut.stop, cut.text.as_str(), cut.tokens.len()), (Stop::Caller, "", 0));
+    assert_eq!((cut.timings.reused, cut.timings.prefill_tokens), (0, 16));
+    // What was decoded is reused, and the text is the same.
+    let rest = stop_after(usize::MAX);
+    assert_eq!((rest.timings.reused, rest.timings.prefill_tokens), (16, 34));
+    assert_eq!((rest.tokens, rest.stop), (whole.tokens, whole.stop));
+}
+
+#[test]
+fn a_turn_that_is_stopped_before_its_answer_leaves_the_conversation_as_it_was() {
+    let model = model();
+    let mut context = Context::new(&model, &ContextOptions { ubatch: 8, ..options() }).expect("a context");
+    let mut chat = Chat::new(Some("Be brief."), None);
+    let go_on = |_: &str| ControlFlow::Continue(());
+    chat.say(&mut context, "Hello.", &greedy(4), go_on).expect("an answer");
+    let (messages, tokens) = (chat.messages().to_vec(), chat.tokens().to_vec());
+    let long = "One two three four five six seven eight nine ten.";
+    let stopped = chat.say(&mut context, long, &greedy(4), |_| ControlFlow::Break(())).expect("a turn");
+    assert!(stopped.is_unanswered());
+    assert_eq!((chat.messages(), chat.tokens()), (&messages[..], &tokens[..]));
+    let next = chat.say(&mut context, long, &greedy(4), go_on).expect("an answer");
+    assert!(!next.is_unanswered() && next.generated.timings.reused > tokens.len(), "{next:?}");
+    assert_eq!(chat.messages().len(), 5);
+}
+
+#[test]
 fn a_failed_turn_leaves_the_conversation_as_it_was() {
     let model = model();
     let mut context =

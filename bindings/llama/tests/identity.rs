@@ -19,20 +19,22 @@ const GENERATED: usize = 16;
 const UBATCH: u32 = 64;
 
 /// Generates greedily, as a user of `llama-cpp-2` would write it.
-fn plain(backend: &LlamaBackend, model: &Model, kv: KvType, threads: usize, prompt: &[Token]) -> Vec<Token> {
+fn plain(
+    backend: &LlamaBackend,
+    model: &Model,
+    (k, v): (KvType, KvType),
+    threads: usize,
+    prompt: &[Token],
+) -> Vec<Token> {
     let threads = threads as i32;
-    let kv = match kv {
-        KvType::F16 => KvCacheType::F16,
-        KvType::F32 => KvCacheType::F32,
-    };
     let params = LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(1024))
         .with_n_batch(2048)
         .with_n_ubatch(UBATCH)
         .with_n_threads(threads)
         .with_n_threads_batch(threads)
-        .with_type_k(kv)
-        .with_type_v(kv)
+        .with_type_k(KvCacheType::from(k.ggml()))
+        .with_type_v(KvCacheType::from(v.ggml()))
         .with_kv_unified(true);
     let mut context = model.llama().new_context(backend, params).expect("a context");
     let mut batch = LlamaBatch::new(prompt.len(), 1);
@@ -67,19 +69,26 @@ fn infinite_bounds_leave_the_tokens_of_llama_cpp_unchanged() {
     assert!(prompts[2].len() > 3 * UBATCH as usize, "{} tokens do not cross n_ubatch", prompts[2].len());
 
     // Mostly on one thread, because several spin against the other work of the machine.
-    let cases =
-        [(KvType::F16, 1, &prompts[..]), (KvType::F32, 1, &prompts[..]), (KvType::F16, 2, &prompts[1..2])];
-    let run = |(kv, threads, prompts): (KvType, usize, &[Vec<Token>])| -> Vec<Vec<Token>> {
+    let cases = [
+        ((KvType::F16, KvType::F16), 1, &prompts[..]),
+        ((KvType::F32, KvType::F32), 1, &prompts[..]),
+        ((KvType::F16, KvType::F16), 2, &prompts[1..2]),
+        ((KvType::Q8_0, KvType::Q4_0), 1, &prompts[1..2]),
+        ((KvType::Bf16, KvType::Iq4Nl), 1, &prompts[1..2]),
+        ((KvType::Q5_1, KvType::F16), 1, &prompts[1..2]),
+    ];
+    let run = |(kv, threads, prompts): ((KvType, KvType), usize, &[Vec<Token>])| -> Vec<Vec<Token>> {
         prompts.iter().map(|prompt| plain(&backend, &model, kv, threads, prompt)).collect()
     };
     let expected = cases.map(run);
 
     let open = caps(0..30, 1, Bound::NONE);
-    for ((kv_type, threads, prompts), expected) in cases.into_iter().zip(&expected) {
+    for ((kv, threads, prompts), expected) in cases.into_iter().zip(&expected) {
         let options = ContextOptions {
             ctx: Some(1024),
             ubatch: UBATCH,
-            kv_type,
+            kv_type_k: kv.0,
+            kv_type_v: kv.1,
             threads: Some(threads),
             ..ContextOptions::default()
         };
@@ -90,7 +99,7 @@ fn infinite_bounds_leave_the_tokens_of_llama_cpp_unchanged() {
             context.session().expect("hooked").reset_stats();
             let generated = generate(&mut context, prompt, &greedy(GENERATED), |_| ControlFlow::Continue(()));
             let generated = generated.expect("it generates");
-            assert_eq!(&generated.tokens, expected, "{kv_type:?}, {} tokens of prompt", prompt.len());
+            assert_eq!(&generated.tokens, expected, "{kv:?}, {} tokens of prompt", prompt.len());
             // The caps saw every row and moved none.
             let rows = (prompt.len() + generated.timings.decode_tokens) as u64;
             for (block, stats) in context.session().expect("hooked").stats().iter().enumerate() {

@@ -1,6 +1,8 @@
 //! Shared by the tests of the program: the program, the model, and cap files.
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
+pub(crate) mod gguf;
+
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
@@ -31,10 +33,11 @@ pub(crate) fn with_stdin(command: &str, args: &[&str], stdin: impl AsRef<[u8]>) 
     program(&all, stdin)
 }
 
+/// One model at a time: two that spin on the same cores take longer than one after the other.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// Runs `axiscap ARGS`.
 pub(crate) fn program(args: &[impl AsRef<OsStr>], stdin: impl AsRef<[u8]>) -> Output {
-    // One model at a time: two that spin on the same cores take longer than one after the other.
-    static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
         .args(args)
@@ -49,6 +52,85 @@ pub(crate) fn program(args: &[impl AsRef<OsStr>], stdin: impl AsRef<[u8]>) -> Ou
     // A program that fails early closes its stdin unread.
     let _ = child.stdin.take().expect("stdin is piped").write_all(stdin.as_ref());
     child.wait_with_output().expect("the program ends")
+}
+
+/// Runs `axiscap ARGS` and sends it signals (`INT`, `TERM`), the first one `delay` milliseconds after its
+/// output holds `ready.0` as often as `ready.1` says, and each other one a moment after it. That is looked
+/// for on stdout, or with `--verbose` on stderr, which says there when a context is made.
+#[cfg(unix)]
+pub(crate) fn signalled(
+    args: &[&str],
+    stdin: &str,
+    ready: (&str, usize),
+    delay: u64,
+    signals: &[&str],
+) -> Output {
+    use std::io::Read;
+    use std::sync::Arc;
+    use std::thread::{sleep, spawn};
+    use std::time::{Duration, Instant};
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
+        .args(args)
+        .env_remove("AXISCAP_MODEL")
+        .env("OMP_WAIT_POLICY", "passive")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let collect = |mut pipe: Box<dyn Read + Send>| {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&bytes);
+        let thread = spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                shared.lock().unwrap().extend_from_slice(&buffer[..length]);
+            }
+        });
+        (bytes, thread)
+    };
+    // Kept open: the conversation goes on.
+    let mut input = child.stdin.take().expect("stdin is piped");
+    let _ = input.write_all(stdin.as_bytes());
+    let out = collect(Box::new(child.stdout.take().expect("stdout is piped")));
+    let err = collect(Box::new(child.stderr.take().expect("stderr is piped")));
+    let text = |bytes: &Arc<Mutex<Vec<u8>>>| String::from_utf8_lossy(&bytes.lock().unwrap()).into_owned();
+    let started = Instant::now();
+    let watched = if args.contains(&"--verbose") { &err.0 } else { &out.0 };
+    while text(watched).matches(ready.0).count() < ready.1 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended early: {}", text(&err.0));
+        assert!(started.elapsed() < Duration::from_secs(300), "no {:?} in {}", ready.0, text(&err.0));
+        sleep(Duration::from_millis(5));
+    }
+    sleep(Duration::from_millis(delay));
+    for (index, signal) in signals.iter().enumerate() {
+        if index > 0 {
+            sleep(Duration::from_millis(50));
+        }
+        let sent = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success() || index > 0, "it ended before the signal");
+    }
+    let status = child.wait().expect("the program ends");
+    drop(input);
+    for thread in [out.1, err.1] {
+        thread.join().expect("no panic");
+    }
+    let take = |bytes: Arc<Mutex<Vec<u8>>>| std::mem::take(&mut *bytes.lock().unwrap());
+    Output { status, stdout: take(out.0), stderr: take(err.0) }
+}
+
+/// Checks that a run was cut short, and says what is kept. Returns its stdout.
+pub(crate) fn interrupted(output: Output, parts: &[&str]) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{errors}");
+    let note = errors.lines().rfind(|line| line.starts_with("[interrupted: "));
+    let note = note.unwrap_or_else(|| panic!("no note: {errors}"));
+    for part in parts {
+        assert!(note.contains(part), "no {part:?} in: {note}");
+    }
+    assert!(!errors.lines().any(|line| line.starts_with("error: ")), "{errors}");
+    String::from_utf8(output.stdout).expect("UTF-8 on stdout")
 }
 
 /// Returns stderr of a run that must succeed.

@@ -25,7 +25,7 @@ pub(super) struct EvalModel {
 
 impl EvalModel {
     pub(super) fn load(model: &Model) -> Result<Self, Error> {
-        let path = model.path();
+        let path = model.files().first().map_or(model.path(), |file| file.as_path());
         let name = path.to_str().and_then(|path| CString::new(path).ok());
         let name = name.ok_or_else(|| axiscap_llama::Error::ModelPath(path.to_owned()))?;
         // SAFETY: the function has no arguments and returns a struct by value.
@@ -85,13 +85,12 @@ impl<'m> EvalContext<'m> {
         let callback =
             EvalCallback::new(&copy.shape, caps, statistics).map_err(axiscap_llama::Error::from)?;
         let settings = ContextParams::new(model, options)?;
-        let ctx = settings.ctx;
         // SAFETY: the function has no arguments and returns a struct by value.
         let mut params = unsafe { sys::llama_context_default_params() };
-        (params.n_ctx, params.n_seq_max) = (ctx, settings.sequences);
+        (params.n_ctx, params.n_seq_max) = (settings.ctx, settings.sequences);
         (params.n_batch, params.n_ubatch) = (settings.batch, settings.ubatch);
         (params.n_threads, params.n_threads_batch) = (settings.threads, settings.threads);
-        (params.type_k, params.type_v) = (settings.kv, settings.kv);
+        (params.type_k, params.type_v) = (settings.kv_type_k.ggml(), settings.kv_type_v.ggml());
         params.flash_attn_type = settings.flash_attention;
         (params.kv_unified, params.no_perf) = (true, true);
         (params.cb_eval, params.cb_eval_user_data) = (callback.function(), callback.user_data());
@@ -100,7 +99,7 @@ impl<'m> EvalContext<'m> {
         let (raw, complaints) =
             log::capture(|| unsafe { sys::llama_init_from_model(copy.raw.as_ptr(), params) });
         let context = NonNull::new(raw)
-            .ok_or_else(|| axiscap_llama::Error::ContextCreation { ctx, reason: complaints.reason() })?;
+            .ok_or_else(|| axiscap_llama::Error::of_context(&settings, complaints.reason()))?;
         // SAFETY: the context was just made.
         let batch = unsafe { sys::llama_n_batch(context.as_ptr()) } as usize;
         let sequences = settings.sequences;
@@ -172,13 +171,13 @@ impl Subject for EvalContext<'_> {
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), true) }
     }
 
-    fn prefill(&mut self, tokens: &[Token]) -> Result<(), Error> {
+    fn prefill(&mut self, tokens: &[Token], position: usize, ends: bool) -> Result<(), Error> {
         let last = tokens.len().saturating_sub(1);
         let row = |(index, &token): (usize, &Token)| BatchRow {
             token,
-            position: i32::try_from(index).unwrap_or(i32::MAX),
+            position: i32::try_from(position + index).unwrap_or(i32::MAX),
             sequence: 0,
-            logits: index == last,
+            logits: ends && index == last,
         };
         self.decode(&tokens.iter().enumerate().map(row).collect::<Vec<_>>())
     }

@@ -31,8 +31,8 @@ impl Subject for Context<'_> {
         Context::clear(self);
     }
 
-    fn prefill(&mut self, tokens: &[Token]) -> Result<(), Error> {
-        Context::prefill(self, tokens, 0, 0)?;
+    fn prefill(&mut self, tokens: &[Token], position: usize, ends: bool) -> Result<(), Error> {
+        self.prefill_part(tokens, position, 0, ends)?;
         self.llama().synchronize();
         Ok(())
     }

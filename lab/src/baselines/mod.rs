@@ -51,8 +51,9 @@ pub(crate) trait Subject {
     /// Removes all sequences.
     fn clear(&mut self);
 
-    /// Decodes tokens from an empty cache, with logits for the last one. Returns when they are computed.
-    fn prefill(&mut self, tokens: &[Token]) -> Result<(), Error>;
+    /// Decodes tokens of sequence 0 from a position on, with logits for the last one if the prompt ends
+    /// there. Returns when they are computed.
+    fn prefill(&mut self, tokens: &[Token], position: usize, ends: bool) -> Result<(), Error>;
 
     /// Makes the sequences below `count` copies of sequence 0.
     fn spread(&mut self, count: u32) -> Result<(), Error>;

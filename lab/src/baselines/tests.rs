@@ -272,7 +272,7 @@ fn the_evaluation_callback_caps_to_the_tokens_of_the_hook() {
     let copy = EvalModel::load(&MODEL).unwrap();
     let mut context = EvalContext::new(&MODEL, &copy, &set, true, &options(256)).unwrap();
     let prompt = prompt();
-    context.prefill(&prompt).unwrap();
+    context.prefill(&prompt, 0, true).unwrap();
     let mut tokens = vec![likeliest(context.last_logits())];
     while tokens.len() < expected.len() {
         let last = tokens[tokens.len() - 1];

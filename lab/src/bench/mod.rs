@@ -12,6 +12,7 @@
 
 mod ratio;
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use axiscap::CapSet;
@@ -169,7 +170,8 @@ struct Sample {
     decode: Vec<Duration>,
 }
 
-/// Measures what `caps` cost on `model`. `progress` is called with the rounds done and their number.
+/// Measures what `caps` cost on `model`. `go_on` is called with the rounds done and their number, between any
+/// two decodes. If it asks to stop, the report is on the rounds that are complete, and `None` without one.
 ///
 /// # Errors
 /// [`Error::Option`] for zero pairs or tokens and for more than a context can hold, and those of making and
@@ -178,8 +180,8 @@ pub fn bench(
     model: &Model,
     caps: &CapSet,
     options: &BenchOptions,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<BenchReport, Error> {
+    mut go_on: impl FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Option<BenchReport>, Error> {
     options.check()?;
     let text = sample_tokens(model, options.needed_context())?;
     let ways = options.ways();
@@ -195,11 +197,18 @@ pub fn bench(
             made[index] = Some(subjects.make(ways[index])?);
         }
         let mut made: Vec<_> = made.into_iter().flatten().collect();
-        rounds.push(round(&mut made, &text, options, turned)?);
+        let mut goes_on = || go_on(number, options.pairs);
+        let Some(samples) = round(&mut made, &text, options, turned, &mut goes_on)? else { break };
+        rounds.push(samples);
         last = made[CAPPED].outcome();
         (rows, engaged) = (rows + last.rows, engaged + last.engaged);
         graphs += last.graphs;
-        progress(number + 1, options.pairs);
+        if go_on(number + 1, options.pairs).is_break() {
+            break;
+        }
+    }
+    if rounds.is_empty() {
+        return Ok(None);
     }
 
     let compare = |subject: usize| {
@@ -212,7 +221,7 @@ pub fn bench(
         }
     };
     let compare_way = |way: Way| ways.iter().position(|&measured| measured == way).map(compare);
-    Ok(BenchReport {
+    Ok(Some(BenchReport {
         capped: compare(CAPPED),
         idle: compare_way(Way::Idle),
         eval_callback: compare_way(Way::EvalCallback),
@@ -221,7 +230,7 @@ pub fn bench(
         routes: last.routes,
         graphs,
         fused_norms: last.fused_norms,
-    })
+    }))
 }
 
 /// Index of the capped context among what is measured.
@@ -232,19 +241,24 @@ fn order(count: usize, turned: bool) -> Vec<usize> {
     if turned { (0..count).rev().collect() } else { (0..count).collect() }
 }
 
-/// Runs one round: every subject decodes `text`, the prompt at once. `turned` reverses their order.
+/// Runs one round: every subject decodes `text`, the prompt at once. `turned` reverses their order. Returns
+/// `None` if `go_on` asked to stop.
 fn round(
     subjects: &mut [Box<dyn Subject + '_>],
     text: &[Token],
     options: &BenchOptions,
     turned: bool,
-) -> Result<Vec<Sample>, Error> {
+    go_on: &mut impl FnMut() -> ControlFlow<()>,
+) -> Result<Option<Vec<Sample>>, Error> {
     let (prompt, rest) = text.split_at(options.prompt_tokens);
     let mut samples = vec![Sample::default(); subjects.len()];
     let orders = [order(subjects.len(), false), order(subjects.len(), true)];
     // The first decodes of a new context reserve its graphs and touch its memory, so they are not measured.
     for &subject in &orders[usize::from(turned)] {
-        subjects[subject].prefill(prompt)?;
+        let prefilled = prefill(&mut *subjects[subject], prompt, options, go_on)?;
+        if prefilled.is_break() {
+            return Ok(None);
+        }
         subjects[subject].spread(options.sequences)?;
         subjects[subject].step(&rest[..options.sequences as usize], prompt.len())?;
     }
@@ -252,8 +266,11 @@ fn round(
         for &subject in &orders[(turn + usize::from(turned)) % 2] {
             subjects[subject].clear();
             let started = Instant::now();
-            subjects[subject].prefill(prompt)?;
+            let prefilled = prefill(&mut *subjects[subject], prompt, options, go_on)?;
             samples[subject].prefill.push(started.elapsed());
+            if prefilled.is_break() {
+                return Ok(None);
+            }
         }
     }
     for subject in &mut *subjects {
@@ -264,9 +281,29 @@ fn round(
             let started = Instant::now();
             subjects[subject].step(tokens, position)?;
             samples[subject].decode.push(started.elapsed());
+            if go_on().is_break() {
+                return Ok(None);
+            }
         }
     }
-    Ok(samples)
+    Ok(Some(samples))
+}
+
+/// Decodes the prompt, in batches as long as allowed.
+fn prefill(
+    subject: &mut (dyn Subject + '_),
+    prompt: &[Token],
+    options: &BenchOptions,
+    go_on: &mut impl FnMut() -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, Error> {
+    let batch = options.context.batch.max(options.context.ubatch).max(1) as usize;
+    for (part, position) in prompt.chunks(batch).zip((0..).step_by(batch)) {
+        subject.prefill(part, position, position + part.len() == prompt.len())?;
+        if go_on().is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 /// Returns `count` tokens of plain text.

@@ -2,7 +2,7 @@
 //! generating them again.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 
 use axiscap_llama::ModelShape;
@@ -118,6 +118,24 @@ impl Rollout {
     }
 }
 
+/// Reads a line without its end. Returns `None` at the end of the file. The error says what is wrong with it.
+fn read_line(reader: &mut impl BufRead) -> Result<Option<String>, String> {
+    /// Maximum bytes of a line: far more than the tokens and the text of an answer. A device may have no end.
+    const MAX: u64 = 256 << 20;
+    let mut line = Vec::new();
+    reader.take(MAX + 1).read_until(b'\n', &mut line).map_err(|error| format!("cannot be read: {error}"))?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.len() as u64 > MAX {
+        return Err("is too long for a line of an axiscap rollouts file; make the file again".into());
+    }
+    if line.ends_with(b"\n") {
+        line.pop();
+    }
+    String::from_utf8(line).map(Some).map_err(|_| "is not UTF-8; make the file again".into())
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "a function for map_err")]
 fn malformed(error: serde_json::Error) -> String {
     format!("is not a line of an axiscap rollouts file: {error}; make the file again")
@@ -143,9 +161,9 @@ impl Rollouts {
         let file = File::open(path).map_err(|e| fail(None, format!("cannot be opened: {e}")))?;
         let mut header: Option<RolloutHeader> = None;
         let mut rollouts = Vec::new();
-        for (index, line) in BufReader::new(file).lines().enumerate() {
-            let number = Some(index + 1);
-            let line = line.map_err(|e| fail(number, format!("cannot be read: {e}")))?;
+        let mut reader = BufReader::new(file);
+        for number in (1..).map(Some) {
+            let Some(line) = read_line(&mut reader).map_err(|problem| fail(number, problem))? else { break };
             match &header {
                 None => header = Some(RolloutHeader::parse(&line).map_err(|problem| fail(number, problem))?),
                 Some(header) => {
@@ -242,6 +260,13 @@ pub(super) mod tests {
             Rollouts::read(&path).unwrap_err().to_string()
         };
         assert!(read(String::new()).contains("holds no answers"));
+        std::fs::write(&path, b"\xff\n").unwrap();
+        assert!(Rollouts::read(&path).unwrap_err().to_string().contains("line 1: is not UTF-8"));
+        #[cfg(target_os = "linux")]
+        {
+            let endless = Rollouts::read(Path::new("/dev/zero")).unwrap_err().to_string();
+            assert!(endless.contains("/dev/zero, line 1: is too long"), "{endless}");
+        }
         assert!(read(good.lines().next().unwrap().into()).contains("holds no answers"));
         assert!(read(good.replace("\"version\":1", "\"version\":2")).contains("line 1: layout version 2"));
         assert!(read(good.replace("[1,9]", "[1,10]")).contains("line 2: token 10 is outside"));

@@ -129,6 +129,12 @@ impl<'a> Generator<'a> {
         ROUNDS * self.slots
     }
 
+    /// Returns the tokens of the prompt of every request.
+    #[must_use]
+    pub fn prompts(&self) -> &[Vec<Token>] {
+        &self.prompts
+    }
+
     /// Generates the answers of the group that begins with request `first`, in order. Returns `None` if
     /// `go_on` asked to stop. `go_on` is called after every pass with the number of all answers done.
     ///
@@ -150,7 +156,8 @@ impl<'a> Generator<'a> {
             for slot in active.iter_mut().filter(|slot| slot.is_none()) {
                 let Some(index) = queue.pop_front() else { break };
                 let sampling = Sampling { seed: self.requests[index].seed, ..self.options.sampling };
-                let (prompt, sampler) = (self.prompts[index].clone(), sampling.sampler()?);
+                let (prompt, sampler) =
+                    (self.prompts[index].clone(), sampling.sampler(model, &self.prompts[index])?);
                 *slot = Some(Slot { index, fed: 0, prompt, response: Vec::new(), sampler });
             }
             let (rows, ends) = next_batch(&mut active, self.context.batch());

@@ -45,6 +45,10 @@ impl RolloutPart {
             // A file system without locks is no reason to fail.
             Err(fs::TryLockError::Error(_)) | Ok(()) => {}
         }
+        // A device may have no end, and cannot be cut to whole answers.
+        if !file.metadata().map_err(|error| failed("read", error))?.is_file() {
+            return Err(fail(None, "is no regular file; remove it, or name another".into()));
+        }
         let text = fs::read(path).map_err(|error| failed("read", error))?;
         let (kept, length) = parse(&text, header, group).map_err(|(line, problem)| fail(line, problem))?;
         file.set_len(length as u64).map_err(|error| failed("cut to whole answers", error))?;
