@@ -117,10 +117,20 @@ impl Model {
                 || self.vocab_size() == 0
             {
                 "the file holds no tokenizer"
+            } else if architecture == "chameleon" {
+                "llama.cpp aborts where a pass over it has no logits (`chameleon.cpp`, `ggml_set_1d`)"
             } else {
                 return Ok(());
             };
         Err(Error::NotGenerative { path: self.path.clone(), architecture: architecture.clone(), reason })
+    }
+
+    /// Returns whether llama.cpp computes one token of one sequence at a time of this model, and aborts the
+    /// process on more (`plm.cpp`: its values have two dimensions, of which the KV cache takes the second for
+    /// heads). A context then has micro-batches of one row.
+    #[must_use]
+    pub fn is_one_token_at_a_time(&self) -> bool {
+        self.shape.architecture == "plm"
     }
 
     /// Returns architecture, number of blocks, and width of the residual stream.

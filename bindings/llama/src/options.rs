@@ -87,7 +87,11 @@ impl ContextParams {
         let default = DEFAULT_CTX.min(model.trained_context().max(1));
         let threads = u32::try_from(options.threads.unwrap_or_else(default_threads)).unwrap_or(u32::MAX);
         let batch = in_range("batch", options.batch, i32::MAX as u32)?;
-        let ubatch = in_range("ubatch", options.ubatch, i32::MAX as u32)?;
+        let mut ubatch = in_range("ubatch", options.ubatch, i32::MAX as u32)?;
+        if model.is_one_token_at_a_time() {
+            ubatch = 1;
+            in_range("sequences", options.sequences, 1)?;
+        }
         Ok(Self {
             ctx: in_range("ctx", options.ctx.unwrap_or(default), MAX_CTX)?,
             batch: batch.max(ubatch),

@@ -187,3 +187,22 @@ fn a_tokenizer_that_the_bindings_do_not_know() {
     assert!(!tokens.is_empty() && tokens.iter().all(|&token| model.has_token(token)));
     assert!(!model.detokenize(&tokens).is_empty());
 }
+
+/// llama.cpp aborts the process on some uses of these models.
+#[test]
+fn models_on_which_llama_cpp_aborts() {
+    let model = load("plm");
+    let mut context = traced(&model, 1, 8, pinned());
+    assert_eq!(context.ubatch(), 1);
+    let rows: Vec<_> = (0..12).map(|position| row(0, position, position == 11)).collect();
+    context.decode(&rows).expect("one row at a time");
+    assert!(context.take_trace().iter().all(|row| row.after == 0.5));
+    let several = ContextOptions { sequences: 2, ..options() };
+    let error = Context::new(&model, &several).unwrap_err();
+    assert!(matches!(error, Error::Option { option: "sequences", .. }), "{error}");
+
+    let file = tempfile::NamedTempFile::with_suffix(".gguf").expect("a temporary file");
+    TestModel::write(&Description::new("chameleon", false), file.path()).expect("a model");
+    let error = Model::load(file.path(), &ModelOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::NotGenerative { .. }), "{error}");
+}

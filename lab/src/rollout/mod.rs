@@ -188,8 +188,8 @@ impl<'a> Generator<'a> {
 
 /// Returns how many answers may run side by side.
 pub(crate) fn slots(model: &Model, wanted: usize) -> usize {
-    if model.llama().is_recurrent() || model.llama().is_hybrid() {
-        tracing::info!("a recurrent or hybrid model: answers are decoded one at a time");
+    if model.llama().is_recurrent() || model.llama().is_hybrid() || model.is_one_token_at_a_time() {
+        tracing::info!("llama.cpp cannot batch this model's answers: they are decoded one at a time");
         return 1;
     }
     wanted.max(1)
