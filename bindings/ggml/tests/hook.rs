@@ -120,7 +120,7 @@ fn generate(context: &mut LlamaContext<'_>, session: Option<&Session>, count: us
 
 /// Tokens that a run generates. A software driver takes a second for few.
 fn generated() -> usize {
-    if support::wanted_backend().is_some() { 4 } else { 16 }
+    if support::wanted_backend().is_some() { 8 } else { 16 }
 }
 
 struct Run {

@@ -80,7 +80,10 @@ fn batches(sequences: i32, prompt: i32) -> Vec<Vec<Row>> {
     ]
 }
 
-fn run(context: &mut Context<'_>, batches: &[Vec<Row>]) -> Vec<Vec<Vec<u32>>> {
+/// The bits of logits, by batch and row.
+type Logits = Vec<Vec<Vec<u32>>>;
+
+fn run(context: &mut Context<'_>, batches: &[Vec<Row>]) -> Logits {
     batches.iter().map(|rows| context.decode(rows).expect("a capped decode")).collect()
 }
 
@@ -253,7 +256,7 @@ fn rows_in_the_memory_of_either_device_get_the_bits_of_the_cpu_kernels() {
 
 /// Contexts of these models with caps of their own, given as model and seed, that decode in turns. Returns the
 /// logits and the trace of each.
-fn in_turns(models: &[Model], contexts: &[(usize, u64)]) -> Vec<(Vec<Vec<Vec<u32>>>, Vec<BlockTrace>)> {
+fn in_turns(models: &[Model], contexts: &[(usize, u64)]) -> Vec<(Logits, Vec<BlockTrace>)> {
     let hook = support::install();
     let band = Bound::band(-0.2, 0.2).unwrap();
     let caps = |seed| CapSet::new([3, 14, 15, 27].map(|block| cap(block, seed, band))).unwrap();
@@ -337,7 +340,6 @@ fn a_fault_on_either_device_fails_the_decode_and_the_next_one_runs() {
     let mut context = model.context(PLAIN, Some((&hook, &session)), false);
     let error = context.decode(&[row(0), row(1)]).unwrap_err();
     assert_eq!(error, HookError::NotSeen { block: 40, seen: Seen::Never, rows: 2, outputs: 2 });
-    drop(context);
 
     for block in [2, 20] {
         let session = self::session(&model, &some_caps());
