@@ -154,7 +154,7 @@ pub(crate) fn cuda(error: &axiscap::cuda::CudaError) -> Option<&'static str> {
     use axiscap::cuda::CudaError;
     match error {
         CudaError::NoDriver { .. } => Some(
-            "for a GPU install the driver (Debian: nvidia-driver, or libcuda1 in a container with a GPU); without a GPU nothing is missing, and everything runs on the CPU",
+            "for an NVIDIA GPU install the driver (Debian: nvidia-driver, or libcuda1 in a container with a GPU); without one nothing is missing, and caps run on the CPU",
         ),
         CudaError::NoDeviceCode { .. } => Some("run scripts/setup-nvcc and build again"),
         _ => None,

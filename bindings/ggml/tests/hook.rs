@@ -24,9 +24,14 @@ struct Loaded {
 static LOADED: LazyLock<Loaded> = LazyLock::new(|| {
     let mut backend = LlamaBackend::init().expect("llama.cpp starts");
     backend.void_logs();
-    let model =
-        LlamaModel::load_from_file(&backend, axiscap_testing::small_model(), &LlamaModelParams::default())
-            .expect("the test model loads");
+    let mut params = LlamaModelParams::default();
+    if support::wanted_backend().is_some() {
+        // Every block, and the output.
+        support::device();
+        params = params.with_n_gpu_layers(1000);
+    }
+    let model = LlamaModel::load_from_file(&backend, axiscap_testing::small_model(), &params)
+        .expect("the test model loads");
     Loaded { backend, model }
 });
 
@@ -113,6 +118,11 @@ fn generate(context: &mut LlamaContext<'_>, session: Option<&Session>, count: us
     tokens
 }
 
+/// Tokens that a run generates. A software driver takes a second for few.
+fn generated() -> usize {
+    if support::wanted_backend().is_some() { 8 } else { 16 }
+}
+
 struct Run {
     tokens: Vec<LlamaToken>,
     trace: Vec<BlockTrace>,
@@ -126,16 +136,19 @@ fn capped(caps: &CapSet, route: RouteChoice, ubatch: u32, threads: i32) -> Run {
         settings.route = route;
         settings.tracing = true;
     });
-    let mut context =
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(ubatch, threads))).unwrap();
+    let mut context = support::Kept::new(
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(ubatch, threads))).unwrap(),
+    );
     assert!(session.is_bound());
-    let tokens = generate(&mut context, Some(&session), 16);
+    let tokens = generate(&mut context, Some(&session), generated());
+    support::check_routes(&session, route);
     Run { tokens, trace: session.take_trace() }
 }
 
 fn uncapped(threads: i32) -> Vec<LlamaToken> {
-    let mut context = LOADED.model.new_context(&LOADED.backend, params(512, threads)).unwrap();
-    generate(&mut context, None, 16)
+    let mut context =
+        support::Kept::new(LOADED.model.new_context(&LOADED.backend, params(512, threads)).unwrap());
+    generate(&mut context, None, generated())
 }
 
 #[test]
@@ -192,7 +205,7 @@ fn every_route_and_thread_count_caps_the_same_rows_to_the_same_bits() {
     };
     assert_eq!(rows(12)[..2], [prompt, 1]);
     assert_eq!(rows(last)[..2], [1, 1], "the last block computes only rows with logits");
-    assert_eq!(rows(12).len(), 16);
+    assert_eq!(rows(12).len(), generated());
 }
 
 #[test]
@@ -211,7 +224,7 @@ fn micro_batches_arrive_in_order_and_are_counted() {
     for (i, (a, b)) in whole_rows.iter().zip(&part_rows).take(prompt).enumerate() {
         assert!((a - b).abs() < 0.5, "row {i}: {a} in one pass, {b} in several");
     }
-    assert_eq!(rows(&whole, shape().blocks - 1).len(), 16);
+    assert_eq!(rows(&whole, shape().blocks - 1).len(), generated());
 }
 
 #[test]
@@ -223,8 +236,9 @@ fn a_part_of_a_prompt_without_logits_is_capped_too() {
     for route in [RouteChoice::Inserted, RouteChoice::Views] {
         session.update(|settings| settings.route = route);
         session.reset_stats();
-        let mut context =
-            hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(8, 2))).unwrap();
+        let mut context = support::Kept::new(
+            hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(8, 2))).unwrap(),
+        );
         let mut batch = LlamaBatch::new(32, 1);
         for (i, &token) in prompt().iter().take(19).enumerate() {
             batch.add(token, i as i32, &[0], false).unwrap();
@@ -254,8 +268,9 @@ fn statistics_projections_are_those_of_the_rows_that_taps_see() {
             }),
         }))
         .unwrap();
-    let mut context =
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    let mut context = support::Kept::new(
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
+    );
     generate(&mut context, Some(&session), 2);
 
     let trace = session.take_trace();
@@ -278,8 +293,9 @@ fn what_changes_between_two_decodes_holds_from_the_next_one_on() {
     let hook = support::install();
     let session = Session::new(shape());
     session.set_caps(Some(&CapSet::new([cap(7, 1, floor(1e4))]).unwrap())).unwrap();
-    let mut context =
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    let mut context = support::Kept::new(
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
+    );
     let mut batch = LlamaBatch::new(8, 1);
     let mut position = 0;
     let mut decode = || {
@@ -351,7 +367,7 @@ fn a_decode_that_was_not_capped_is_an_error() {
     // A context that was made without the hook.
     let session = Session::new(shape());
     session.set_caps(Some(&set)).unwrap();
-    let mut context = LOADED.model.new_context(&LOADED.backend, params(512, 2)).unwrap();
+    let mut context = support::Kept::new(LOADED.model.new_context(&LOADED.backend, params(512, 2)).unwrap());
     let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
     assert_eq!(error, HookError::NotBound);
 
@@ -359,16 +375,18 @@ fn a_decode_that_was_not_capped_is_an_error() {
     let hook = support::install();
     let session = Session::new(ModelShape { blocks: 48, ..shape() });
     session.set_caps(Some(&CapSet::new([cap(3, 1, Bound::NONE), cap(40, 1, Bound::NONE)]).unwrap())).unwrap();
-    let mut context =
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    let mut context = support::Kept::new(
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
+    );
     let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
     assert_eq!(error, HookError::NotSeen { block: 40, seen: Seen::Never, rows: 1, outputs: 1 });
 
     // A decode of fewer tokens than the caller says.
     let session = Session::new(shape());
     session.set_caps(Some(&set)).unwrap();
-    let mut context =
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    let mut context = support::Kept::new(
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
+    );
     let error = watch(&session, 2, 1, || context.decode(&mut batch)).unwrap_err();
     assert_eq!(error, HookError::NotSeen { block: 3, seen: Seen::Rows(1), rows: 2, outputs: 1 });
 
@@ -376,8 +394,9 @@ fn a_decode_that_was_not_capped_is_an_error() {
     let session = Session::new(ModelShape { width: 2, ..shape() });
     let narrow = Cap::new(Axis::from_direction(&[1.0, 2.0]).unwrap(), Bound::NONE);
     session.set_caps(Some(&CapSet::new([BlockCap { block: 0, cap: narrow }]).unwrap())).unwrap();
-    let mut context =
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    let mut context = support::Kept::new(
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
+    );
     let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
     assert!(matches!(error, HookError::Shape { block: 0, .. }), "{error}");
 }
@@ -390,8 +409,9 @@ fn a_panicking_tap_fails_the_decode_and_nothing_else() {
         session.update(|settings| settings.route = route);
         let tap = Tap { blocks: vec![2], see: Arc::new(|_, _| panic!("as the test asked")) };
         session.set_tap(Some(tap)).unwrap();
-        let mut context =
-            hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+        let mut context = support::Kept::new(
+            hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
+        );
         let mut batch = LlamaBatch::new(8, 1);
         batch.add(LlamaToken::new(42), 0, &[0], true).unwrap();
         let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
@@ -409,10 +429,11 @@ fn contexts_outlive_the_handle_and_the_report_names_what_was_found() {
     assert!(report.devices.iter().any(|d| d.name == "CPU"), "{report:?}");
     let session = Session::new(shape());
     session.set_caps(Some(&CapSet::new([cap(3, 1, floor(5.0))]).unwrap())).unwrap();
-    let mut context =
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
+    let mut context = support::Kept::new(
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
+    );
     drop(hook);
     generate(&mut context, Some(&session), 3);
     assert_eq!(session.stats()[0].rows as usize, prompt().len() + 2);
-    assert!(session.routes_used().iter().any(|used| used.device == "CPU"));
+    support::check_routes(&session, RouteChoice::Auto);
 }

@@ -12,11 +12,7 @@ fn slot(device: sys::ggml_backend_dev_t, offset: usize) -> usize {
 
 #[test]
 fn every_slot_is_put_back_when_the_last_user_goes() {
-    // SAFETY: llama_backend_init may be called at any time; the device list is a plain query.
-    let device = unsafe {
-        sys::llama_backend_init();
-        sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU)
-    };
+    let device = support::device();
     let hook = support::install();
     let slots = hook.report().slots;
     let offset = |name: &str| slots.iter().find(|(n, _)| n.contains(name)).unwrap().1;
@@ -30,7 +26,7 @@ fn every_slot_is_put_back_when_the_last_user_goes() {
     let clone = support::install();
     assert_eq!(slot(device, init), hooked);
     let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 1, width: 1 });
-    // SAFETY: the CPU device makes a backend; it is freed below. Both structures start with pointers, so the
+    // SAFETY: the device makes a backend; it is freed below. Both structures start with pointers, so the
     // offset of graph_compute can be read.
     unsafe {
         let unbound = sys::ggml_backend_dev_init(device, std::ptr::null());

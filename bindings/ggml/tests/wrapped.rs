@@ -27,11 +27,7 @@ unsafe extern "C" fn wrapper(
 
 #[test]
 fn a_wrapped_hook_is_installed_again_within_the_wrapper() {
-    // SAFETY: llama_backend_init may be called at any time; the device list is a plain query.
-    let device = unsafe {
-        sys::llama_backend_init();
-        sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU)
-    };
+    let device = support::device();
     let hook = support::install();
     let offset = hook.report().slots.iter().find(|(name, _)| name.contains("init_backend")).unwrap().1;
     // SAFETY: the offset of a function pointer within the device, as the hook's report names it.
@@ -50,7 +46,7 @@ fn a_wrapped_hook_is_installed_again_within_the_wrapper() {
         let hook = support::install();
         assert!(is_wrapper(), "ours is within it already");
         let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 1, width: 1 });
-        // SAFETY: the CPU device makes a backend, which is freed once.
+        // SAFETY: the device makes a backend, which is freed once.
         unsafe {
             let backend = hook.bind(&session, || sys::ggml_backend_dev_init(device, std::ptr::null()));
             assert!(!backend.is_null() && session.is_bound());

@@ -73,6 +73,8 @@ struct HookReport {
 #[derive(Debug, Serialize)]
 struct DeviceReport {
     name: String,
+    /// ggml's backend that it belongs to, e.g. `CPU`, `Vulkan`.
+    backend: String,
     description: String,
     kind: &'static str,
     memory_total: usize,
@@ -108,9 +110,10 @@ fn examine() -> Report {
     };
     let devices = found
         .into_iter()
-        .map(|Device { name, description, kind, memory_total, memory_free, .. }| DeviceReport {
+        .map(|Device { name, description, backend, kind, memory_total, memory_free }| DeviceReport {
             capping: capping(&name),
             name,
+            backend,
             description,
             kind,
             memory_total,
@@ -137,6 +140,17 @@ fn examine() -> Report {
         driver: Driver::probe(),
         kernels: Image::look(),
         models: Cache::look(),
+    }
+}
+
+/// Returns why llama.cpp, whose backends are all linked in, sees no GPU.
+fn no_gpu() -> &'static str {
+    if cfg!(feature = "vulkan") {
+        "llama.cpp was built with Vulkan and sees no GPU; install the GPU's Vulkan driver, or name a software driver's device in GGML_VK_VISIBLE_DEVICES, which is left out otherwise"
+    } else if cfg!(feature = "cuda") {
+        "llama.cpp was built with CUDA and sees no GPU"
+    } else {
+        "llama.cpp was built for the CPU only; a build with --features cuda or --features vulkan can use a GPU"
     }
 }
 
@@ -171,11 +185,12 @@ fn describe(report: &Report) -> String {
     }
     for device in devices {
         let capping = device.capping.as_deref().unwrap_or("not hooked");
-        line("device", &format!("{}: {} ({}); {capping}", device.name, device.description, device.kind));
+        let DeviceReport { name, description, backend, kind, .. } = device;
+        line("device", &format!("{name}: {description} ({kind}, ggml's {backend} backend); {capping}"));
     }
     line("driver", &driver.describe());
     if !llama.gpu_offload && !modules.enabled() {
-        line("", "llama.cpp was built for the CPU only; a build with --features cuda can use a GPU");
+        line("", no_gpu());
     }
     line("kernels", &kernels.describe());
     line("models", &models.describe());
