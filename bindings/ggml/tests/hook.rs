@@ -136,9 +136,8 @@ fn capped(caps: &CapSet, route: RouteChoice, ubatch: u32, threads: i32) -> Run {
         settings.route = route;
         settings.tracing = true;
     });
-    let mut context = support::Kept::new(
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(ubatch, threads))).unwrap(),
-    );
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(ubatch, threads))).unwrap();
     assert!(session.is_bound());
     let tokens = generate(&mut context, Some(&session), generated());
     support::check_routes(&session, route);
@@ -146,8 +145,7 @@ fn capped(caps: &CapSet, route: RouteChoice, ubatch: u32, threads: i32) -> Run {
 }
 
 fn uncapped(threads: i32) -> Vec<LlamaToken> {
-    let mut context =
-        support::Kept::new(LOADED.model.new_context(&LOADED.backend, params(512, threads)).unwrap());
+    let mut context = LOADED.model.new_context(&LOADED.backend, params(512, threads)).unwrap();
     generate(&mut context, None, generated())
 }
 
@@ -236,9 +234,8 @@ fn a_part_of_a_prompt_without_logits_is_capped_too() {
     for route in [RouteChoice::Inserted, RouteChoice::Views] {
         session.update(|settings| settings.route = route);
         session.reset_stats();
-        let mut context = support::Kept::new(
-            hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(8, 2))).unwrap(),
-        );
+        let mut context =
+            hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(8, 2))).unwrap();
         let mut batch = LlamaBatch::new(32, 1);
         for (i, &token) in prompt().iter().take(19).enumerate() {
             batch.add(token, i as i32, &[0], false).unwrap();
@@ -268,9 +265,8 @@ fn statistics_projections_are_those_of_the_rows_that_taps_see() {
             }),
         }))
         .unwrap();
-    let mut context = support::Kept::new(
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
-    );
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
     generate(&mut context, Some(&session), 2);
 
     let trace = session.take_trace();
@@ -293,9 +289,8 @@ fn what_changes_between_two_decodes_holds_from_the_next_one_on() {
     let hook = support::install();
     let session = Session::new(shape());
     session.set_caps(Some(&CapSet::new([cap(7, 1, floor(1e4))]).unwrap())).unwrap();
-    let mut context = support::Kept::new(
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
-    );
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
     let mut batch = LlamaBatch::new(8, 1);
     let mut position = 0;
     let mut decode = || {
@@ -367,7 +362,7 @@ fn a_decode_that_was_not_capped_is_an_error() {
     // A context that was made without the hook.
     let session = Session::new(shape());
     session.set_caps(Some(&set)).unwrap();
-    let mut context = support::Kept::new(LOADED.model.new_context(&LOADED.backend, params(512, 2)).unwrap());
+    let mut context = LOADED.model.new_context(&LOADED.backend, params(512, 2)).unwrap();
     let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
     assert_eq!(error, HookError::NotBound);
 
@@ -375,18 +370,16 @@ fn a_decode_that_was_not_capped_is_an_error() {
     let hook = support::install();
     let session = Session::new(ModelShape { blocks: 48, ..shape() });
     session.set_caps(Some(&CapSet::new([cap(3, 1, Bound::NONE), cap(40, 1, Bound::NONE)]).unwrap())).unwrap();
-    let mut context = support::Kept::new(
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
-    );
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
     let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
     assert_eq!(error, HookError::NotSeen { block: 40, seen: Seen::Never, rows: 1, outputs: 1 });
 
     // A decode of fewer tokens than the caller says.
     let session = Session::new(shape());
     session.set_caps(Some(&set)).unwrap();
-    let mut context = support::Kept::new(
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
-    );
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
     let error = watch(&session, 2, 1, || context.decode(&mut batch)).unwrap_err();
     assert_eq!(error, HookError::NotSeen { block: 3, seen: Seen::Rows(1), rows: 2, outputs: 1 });
 
@@ -394,9 +387,8 @@ fn a_decode_that_was_not_capped_is_an_error() {
     let session = Session::new(ModelShape { width: 2, ..shape() });
     let narrow = Cap::new(Axis::from_direction(&[1.0, 2.0]).unwrap(), Bound::NONE);
     session.set_caps(Some(&CapSet::new([BlockCap { block: 0, cap: narrow }]).unwrap())).unwrap();
-    let mut context = support::Kept::new(
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
-    );
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
     let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
     assert!(matches!(error, HookError::Shape { block: 0, .. }), "{error}");
 }
@@ -409,9 +401,8 @@ fn a_panicking_tap_fails_the_decode_and_nothing_else() {
         session.update(|settings| settings.route = route);
         let tap = Tap { blocks: vec![2], see: Arc::new(|_, _| panic!("as the test asked")) };
         session.set_tap(Some(tap)).unwrap();
-        let mut context = support::Kept::new(
-            hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
-        );
+        let mut context =
+            hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
         let mut batch = LlamaBatch::new(8, 1);
         batch.add(LlamaToken::new(42), 0, &[0], true).unwrap();
         let error = watch(&session, 1, 1, || context.decode(&mut batch)).unwrap_err();
@@ -429,9 +420,8 @@ fn contexts_outlive_the_handle_and_the_report_names_what_was_found() {
     assert!(report.devices.iter().any(|d| d.name == "CPU"), "{report:?}");
     let session = Session::new(shape());
     session.set_caps(Some(&CapSet::new([cap(3, 1, floor(5.0))]).unwrap())).unwrap();
-    let mut context = support::Kept::new(
-        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap(),
-    );
+    let mut context =
+        hook.bind(&session, || LOADED.model.new_context(&LOADED.backend, params(512, 2))).unwrap();
     drop(hook);
     generate(&mut context, Some(&session), 3);
     assert_eq!(session.stats()[0].rows as usize, prompt().len() + 2);

@@ -106,10 +106,6 @@ impl Tensors {
 
 impl Drop for Tensors {
     fn drop(&mut self) {
-        // `support::Kept` says why.
-        if support::wanted_backend().is_some() {
-            return;
-        }
         // SAFETY: made by `new` and `compute`, freed once.
         unsafe {
             sys::ggml_backend_buffer_free(self.buffer);

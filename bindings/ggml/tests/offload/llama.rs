@@ -1,6 +1,6 @@
 //! llama.cpp's own functions on a model of which some layers are on a device beside the CPU.
 //!
-//! `llama-cpp-2` does not set `cb_eval`. Models and contexts are not freed, as `support::Kept` says why.
+//! `llama-cpp-2` does not set `cb_eval`.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_void};
@@ -56,8 +56,8 @@ pub(crate) struct Context<'m> {
     raw: NonNull<sys::llama_context>,
     model: &'m Model,
     session: Option<&'m Session>,
-    /// Leaked with the context, which keeps its address.
-    observed: Option<&'static mut Observed>,
+    /// llama.cpp has its address.
+    observed: Option<Box<Observed>>,
 }
 
 impl Model {
@@ -92,9 +92,9 @@ impl Model {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
         let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut observed = observe.then(|| Box::leak(Box::<Observed>::default()));
+        let mut observed = observe.then(Box::<Observed>::default);
         let mut create = || {
-            // SAFETY: the model is loaded. The observer is never freed.
+            // SAFETY: the model is loaded. The observer lives in a box that the context owns.
             unsafe {
                 let mut params = sys::llama_context_default_params();
                 params.n_ctx = 256 * options.sequences as u32;
@@ -111,7 +111,7 @@ impl Model {
                 };
                 if let Some(observed) = &mut observed {
                     params.cb_eval = Some(observe_block);
-                    params.cb_eval_user_data = std::ptr::from_mut::<Observed>(observed).cast();
+                    params.cb_eval_user_data = (&raw mut **observed).cast();
                 }
                 sys::llama_init_from_model(self.raw.as_ptr(), params)
             }
@@ -122,6 +122,20 @@ impl Model {
         };
         let raw = NonNull::new(raw).expect("a context");
         Context { raw, model: self, session: hooked.map(|(_, session)| session), observed }
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: loaded by `load`; contexts borrow the model, so none is left.
+        unsafe { sys::llama_model_free(self.raw.as_ptr()) }
+    }
+}
+
+impl Drop for Context<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by `Model::context`, freed once.
+        unsafe { sys::llama_free(self.raw.as_ptr()) }
     }
 }
 

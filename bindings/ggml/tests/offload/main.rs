@@ -340,6 +340,7 @@ fn a_fault_on_either_device_fails_the_decode_and_the_next_one_runs() {
     let mut context = model.context(PLAIN, Some((&hook, &session)), false);
     let error = context.decode(&[row(0), row(1)]).unwrap_err();
     assert_eq!(error, HookError::NotSeen { block: 40, seen: Seen::Never, rows: 2, outputs: 2 });
+    drop(context);
 
     for block in [2, 20] {
         let session = self::session(&model, &some_caps());

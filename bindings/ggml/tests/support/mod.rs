@@ -3,8 +3,6 @@
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use std::ffi::CStr;
-use std::mem::ManuallyDrop;
-use std::ops::{Deref, DerefMut};
 
 use axiscap_ggml::{Hook, Route, RouteChoice, Session};
 use llama_cpp_sys_2 as sys;
@@ -82,41 +80,5 @@ pub(crate) fn check_routes(session: &Session, choice: RouteChoice) {
         let name = device_name(device());
         let capped = used.iter().any(|used| used.device == name && used.route != Route::Untouched);
         assert!(capped, "no block was capped on {name}: {used:?}");
-    }
-}
-
-/// A value that is freed only where the tests run on the backend that llama.cpp picks by itself.
-///
-/// Mesa 22.3's software driver for Vulkan uses buffers after it has freed them, on its own queue thread. A program
-/// that frees none is safe from that.
-#[derive(Debug)]
-pub(crate) struct Kept<T>(ManuallyDrop<T>);
-
-impl<T> Kept<T> {
-    pub(crate) fn new(value: T) -> Self {
-        Self(ManuallyDrop::new(value))
-    }
-}
-
-impl<T> Deref for Kept<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
-impl<T> DerefMut for Kept<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.0
-    }
-}
-
-impl<T> Drop for Kept<T> {
-    fn drop(&mut self) {
-        if wanted_backend().is_none() {
-            // SAFETY: the value is dropped once, here, and not used afterwards.
-            unsafe { ManuallyDrop::drop(&mut self.0) }
-        }
     }
 }
