@@ -1,4 +1,4 @@
-//! llama.cpp's options of several letters behind one dash (`-ngl 99`), which clap does not have.
+//! llama.cpp's options of several letters after one dash (`-ngl 99`), which clap does not have.
 //!
 //! The command line is rewritten before clap sees it: `-ngl` becomes `--gpu-layers`. As in llama.cpp,
 //! underscores in the names of long options are dashes. Values of options, and everything after `--`, stay

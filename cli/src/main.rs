@@ -91,7 +91,7 @@ fn main() -> ExitCode {
     let (cli, files) = match parse() {
         Ok(parsed) => parsed,
         Err(error) if error.kind() == ErrorKind::DisplayHelp => {
-            // If stdout is closed, nobody reads the help.
+            // A closed stdout has no reader for the help.
             let _ = output::text(&llama_flags::help(&error.render(), llama_flags::is_styled()));
             return ExitCode::SUCCESS;
         }

@@ -313,7 +313,7 @@ fn every_node_after_a_block_output_reads_the_capped_rows() {
 }
 
 #[test]
-fn hundreds_of_views_leave_nothing_behind() {
+fn hundreds_of_views_leave_no_state() {
     let hook = support::install();
     let blocks = [Block::Add, Block::Product, Block::NormAdd].repeat(8);
     let bound = Bound::band(-0.5, 0.5).unwrap();
