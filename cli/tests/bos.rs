@@ -21,7 +21,7 @@ fn a_second_bos_is_warned_of_once_with_the_remedy() {
     let folder = folder();
     let (adds, file) = (folder.path().join("adds-bos.gguf"), folder.path().join("c.gguf"));
     // The real model's template begins with its BOS, and its tokenizer adds none.
-    Source::open().with_metadata(&adds, |part| part.set_bool(c"tokenizer.ggml.add_bos_token", true));
+    Source::open().with_metadata(&adds, |part| part.set("tokenizer.ggml.add_bos_token", &true.into()));
     caps(&file, &[(20, 1, Bound::NONE, 1.0)]);
     let (plot, axes) = (folder.path().join("d.svg"), folder.path().join("a.gguf"));
 

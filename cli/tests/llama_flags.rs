@@ -2,6 +2,7 @@
 
 mod support;
 
+use axiscap_testing::llama::{Description, TestModel};
 use serde_json::Value;
 use support::{arg, axiscap, fail, folder, json, misuse, model, notes, program, succeed, with_stdin};
 
@@ -157,18 +158,39 @@ fn keys_and_values_are_kept_in_every_type_of_llama_cpp() {
 #[test]
 fn heads_that_are_no_multiple_of_a_block_are_refused() {
     let folder = folder();
-    let model = folder.path().join("tiny.gguf");
-    support::gguf::Source::open().tiny(&model, 24);
-    let run = |types: &str| {
-        let line = format!("--raw -p Once -n 1 -c 64 --json {types}");
-        program(&[&["run", "-m", arg(&model)], &words(&line)[..]].concat(), "")
-    };
-    json(run("-ctk bf16 -ctv f32"));
-    json(run("-ctk bf16 -ctv f32 -fa off"));
-    fail(run("-ctk q8_0"), &["K cache type q8_0 with block size 32 does not divide n_embd_head_k=24", "f16"]);
-    fail(run("-ctv q5_1"), &["V cache type q5_1 with block size 32 does not divide n_embd_head_v=24"]);
-    // Without flash attention llama.cpp does not check it.
-    fail(run("-ctk q4_0 -fa off"), &["the key of a head has 24 numbers, no multiple of the 32 of a block"]);
+    // Two heads of 24. What else its metadata says, windows among it, changes nothing.
+    let mut windows = Description::new("llama", false);
+    windows.set(".embedding_length", 48u32);
+    let mut plain = windows.clone();
+    for key in [
+        ".attention.sliding_window",
+        ".attention.sliding_window_pattern",
+        ".attention.kv_lora_rank",
+        ".ssm.state_size",
+        ".wkv.head_size",
+    ] {
+        plain.remove(key);
+    }
+    for (name, description) in [("windows.gguf", windows), ("plain.gguf", plain)] {
+        let model = folder.path().join(name);
+        TestModel::write(&description, &model).expect("llama.cpp takes it");
+        let run = |types: &str| {
+            let line = format!("--raw -p Once -n 1 -c 64 --json {types}");
+            program(&[&["run", "-m", arg(&model)], &words(&line)[..]].concat(), "")
+        };
+        json(run("-ctk bf16 -ctv f32"));
+        json(run("-ctk bf16 -ctv f32 -fa off"));
+        fail(
+            run("-ctk q8_0"),
+            &["K cache type q8_0 with block size 32 does not divide n_embd_head_k=24", "f16"],
+        );
+        fail(run("-ctv q5_1"), &["V cache type q5_1 with block size 32 does not divide n_embd_head_v=24"]);
+        // Without flash attention llama.cpp does not check it.
+        fail(
+            run("-ctk q4_0 -fa off"),
+            &["the key of a head has 24 numbers, no multiple of the 32 of a block"],
+        );
+    }
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn missing_and_misnamed_files_are_named() {
     support::caps(three, &[(3, 1, axiscap::Bound::NONE, 1.0)]);
     fail(run(one), &["m-00003-of-00003.gguf has the name of a file of the split model", "right file"]);
     // ggml aborts the process when it reads a number of another type.
-    source.with_metadata(three, |part| part.set_u32(c"split.no", 2));
+    source.with_metadata(three, |part| part.set("split.no", &2u32.into()));
     fail(run(one), &["m-00003-of-00003.gguf has the name of a file of the split model"]);
     fs::write(three, &good[..good.len() / 2]).unwrap();
     fail(run(two), &["m-00002-of-00003.gguf", "incomplete"]);

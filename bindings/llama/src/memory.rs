@@ -42,14 +42,23 @@ fn check_blocks(heads: &Heads, params: &ContextParams) -> Result<(), Error> {
             )
         })
     };
-    match misfit("key", k, heads.key).or_else(|| misfit("value", v, heads.value)) {
+    let [windowed_key, windowed_value] = heads.windowed;
+    let keys = [Some(heads.key), windowed_key].into_iter().flatten();
+    let values = [Some(heads.value), windowed_value].into_iter().flatten();
+    let mut misfits = keys
+        .filter_map(|width| misfit("key", k, width))
+        .chain(values.filter_map(|width| misfit("value", v, width)));
+    match misfits.next() {
         Some(reason) => Err(Error::KvTypes { k, v, reason }),
         None => Ok(()),
     }
 }
 
-/// The heads of a model that keeps the keys and values of every token in every block.
+/// The attention heads of a model.
 struct Heads {
+    /// Whether the keys and values of every token are kept in every block: no window, no latent or recurrent
+    /// memory.
+    keeps_all: bool,
     blocks: u64,
     /// Heads of keys and values per block.
     count: u64,
@@ -57,6 +66,8 @@ struct Heads {
     key: u64,
     /// Numbers of a value.
     value: u64,
+    /// Numbers of a key and a value of blocks with a window, where they differ.
+    windowed: [Option<u64>; 2],
 }
 
 impl Heads {
@@ -65,24 +76,24 @@ impl Heads {
         let number = |key: &str| model.metadata(&format!("{architecture}.{key}"))?.parse::<u64>().ok();
         let special =
             ["attention.sliding_window", "attention.kv_lora_rank", "ssm.state_size", "wkv.head_size"];
-        if special.iter().any(|key| number(key).is_some())
-            || model.llama().is_recurrent()
-            || model.llama().is_hybrid()
-        {
-            return None;
-        }
+        let is_special = special.iter().any(|key| number(key).is_some());
         let heads = u64::from(model.llama().n_head());
         let head = || (model.shape().width as u64).checked_div(heads);
         Some(Self {
+            keeps_all: !(is_special || model.llama().is_recurrent() || model.llama().is_hybrid()),
             blocks: model.shape().blocks as u64,
             count: u64::from(model.llama().n_head_kv()),
             key: number("attention.key_length").or_else(head)?,
             value: number("attention.value_length").or_else(head)?,
+            windowed: ["attention.key_length_swa", "attention.value_length_swa"].map(number),
         })
     }
 
-    /// Returns the bytes of the KV cache, `None` if they do not fit into a u64.
+    /// Returns the bytes of the KV cache, `None` if they are unknown or do not fit into a u64.
     fn bytes(&self, params: &ContextParams) -> Option<u64> {
+        if !self.keeps_all {
+            return None;
+        }
         let row = |kind: KvType, width: u64| Some(kind.row_bytes(self.count.checked_mul(width)?));
         let rows = row(params.kv_type_k, self.key)?.checked_add(row(params.kv_type_v, self.value)?)?;
         rows.checked_mul(self.blocks)?.checked_mul(u64::from(params.ctx))

@@ -36,8 +36,9 @@ pub struct Model {
     trained_context: u32,
 }
 
-/// Architectures that run without a KV cache, or that need the output of an encoder first.
-const NOT_CAUSAL: [&str; 20] = [
+/// Architectures that predict no token of a text: those that run without a KV cache, need the output of an
+/// encoder or of another model first, or compute embeddings or audio.
+const NOT_CAUSAL: [&str; 24] = [
     "bert",
     "jina-bert-v2",
     "jina-bert-v3",
@@ -58,6 +59,10 @@ const NOT_CAUSAL: [&str; 20] = [
     "eagle3",
     "dflash",
     "clip",
+    "gemma4-assistant",
+    "llama-embed",
+    "pockettts",
+    "qwen3tts",
 ];
 
 impl Model {
@@ -110,18 +115,19 @@ impl Model {
         let architecture = &self.shape.architecture;
         let causal = self.llama.meta_val_str(&format!("{architecture}.attention.causal"));
         let tokenizer = self.llama.meta_val_str("tokenizer.ggml.model");
-        let reason =
-            if NOT_CAUSAL.contains(&architecture.as_str()) || causal.is_ok_and(|value| value == "false") {
-                "it is an encoder, embedding or diffusion model, which does not predict the next token"
-            } else if tokenizer.map_or(true, |name| name == "no_vocab" || name == "none")
-                || self.vocab_size() == 0
-            {
-                "the file holds no tokenizer"
-            } else if architecture == "chameleon" {
-                "llama.cpp aborts where a pass over it has no logits (`chameleon.cpp`, `ggml_set_1d`)"
-            } else {
-                return Ok(());
-            };
+        let reason = if NOT_CAUSAL.contains(&architecture.as_str())
+            || causal.is_ok_and(|value| value == "false")
+        {
+            "it is an encoder, embedding, draft, audio or diffusion model, which does not predict the next token of a text"
+        } else if tokenizer.map_or(true, |name| name == "no_vocab" || name == "none")
+            || self.vocab_size() == 0
+        {
+            "the file holds no tokenizer"
+        } else if architecture == "chameleon" {
+            "llama.cpp aborts where a pass over it has no logits (`chameleon.cpp`, `ggml_set_1d`)"
+        } else {
+            return Ok(());
+        };
         Err(Error::NotGenerative { path: self.path.clone(), architecture: architecture.clone(), reason })
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_llama::{
-    BatchRow, Context, ContextOptions, Error, Model, ModelOptions, Tap, Token, TraceRow, generate,
+    BatchRow, Context, ContextOptions, Error, HookError, Model, ModelOptions, Tap, Token, TraceRow, generate,
 };
 use axiscap_testing::llama::{Description, TestModel};
 use axiscap_testing::numbers::Random;
@@ -205,4 +205,42 @@ fn models_on_which_llama_cpp_aborts() {
     TestModel::write(&Description::new("chameleon", false), file.path()).expect("a model");
     let error = Model::load(file.path(), &ModelOptions::default()).unwrap_err();
     assert!(matches!(error, Error::NotGenerative { .. }), "{error}");
+}
+
+/// A model that loads predicts the next token from what the caps act on, or takes no caps.
+#[test]
+fn every_architecture_that_loads_predicts_tokens() {
+    let (mut capped, mut refused) = (0, Vec::new());
+    for name in axiscap_testing::llama::ARCHITECTURES {
+        let file = tempfile::NamedTempFile::with_suffix(".gguf").expect("a temporary file");
+        let experts = !axiscap_testing::llama::has_dense_form(name);
+        if TestModel::write(&Description::new(name, experts), file.path()).is_err() {
+            continue;
+        }
+        let model = match Model::load(file.path(), &ModelOptions::default()) {
+            Ok(model) => model,
+            Err(error) => {
+                assert!(matches!(error, Error::NotGenerative { .. }), "{name}: {error}");
+                continue;
+            }
+        };
+        let mut context = Context::new(&model, &options()).expect(name);
+        let batch: Vec<_> = (0..6).map(|position| row(0, position, position == 5)).collect();
+        context.decode(&batch).expect(name);
+        let plain = context.logits(5).expect("logits").to_vec();
+        assert!(plain.iter().any(|&logit| logit != plain[0]), "{name}: the logits are all equal");
+        match context.set_caps(Some(&caps(&model, pinned()))) {
+            Ok(()) => capped += 1,
+            Err(Error::Hook(HookError::Architecture { .. })) => {
+                refused.push(name);
+                continue;
+            }
+            Err(error) => panic!("{name}: {error}"),
+        }
+        context.clear();
+        context.decode(&batch).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(context.logits(5).expect("logits") != plain, "{name}: caps leave the logits as they are");
+    }
+    assert_eq!(refused, ["deepseek4", "gemma3n", "glm5-next", "hrm_text", "hy_v4", "kimi-k3", "qwen4exp"]);
+    assert!(capped >= 115, "{capped}");
 }

@@ -6,7 +6,7 @@ pub(crate) mod gguf;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use axiscap::file::{CapFile, ModelInfo};
@@ -36,10 +36,9 @@ pub(crate) fn with_stdin(command: &str, args: &[&str], stdin: impl AsRef<[u8]>) 
 /// One model at a time: two that spin on the same cores take longer than one after the other.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Runs `axiscap ARGS`.
-pub(crate) fn program(args: &[impl AsRef<OsStr>], stdin: impl AsRef<[u8]>) -> Output {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
+/// Starts `axiscap ARGS` with pipes.
+fn start(args: &[impl AsRef<OsStr>]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_axiscap"))
         .args(args)
         .env_remove("AXISCAP_MODEL")
         // Waiting threads sleep: the tests share the machine with other work.
@@ -48,7 +47,13 @@ pub(crate) fn program(args: &[impl AsRef<OsStr>], stdin: impl AsRef<[u8]>) -> Ou
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("the program starts");
+        .expect("the program starts")
+}
+
+/// Runs `axiscap ARGS`.
+pub(crate) fn program(args: &[impl AsRef<OsStr>], stdin: impl AsRef<[u8]>) -> Output {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut child = start(args);
     // A program that fails early closes its stdin unread.
     let _ = child.stdin.take().expect("stdin is piped").write_all(stdin.as_ref());
     child.wait_with_output().expect("the program ends")
@@ -70,15 +75,7 @@ pub(crate) fn signalled(
     use std::thread::{sleep, spawn};
     use std::time::{Duration, Instant};
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
-        .args(args)
-        .env_remove("AXISCAP_MODEL")
-        .env("OMP_WAIT_POLICY", "passive")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
+    let mut child = start(args);
     let collect = |mut pipe: Box<dyn Read + Send>| {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&bytes);

@@ -2,18 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use llama_cpp_sys_2 as sys;
-
 use super::gguf::{Gguf, Value};
-use super::{shapes, weights};
+use super::shapes;
 
 /// The metadata of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Description {
     architecture: String,
     values: BTreeMap<String, Value>,
-    /// Tensors that are not f32.
-    types: BTreeMap<String, sys::ggml_type>,
     /// Parts of the names of tensors that llama.cpp takes when they are there, and that a file leaves out.
     pub(super) omitted: Vec<String>,
     /// Values of the file alone.
@@ -28,7 +24,6 @@ impl Description {
         let mut new = Self {
             architecture: architecture.into(),
             values: BTreeMap::new(),
-            types: BTreeMap::new(),
             omitted: Vec::new(),
             announced: BTreeMap::new(),
             file: false,
@@ -52,12 +47,6 @@ impl Description {
     /// Removes a value.
     pub fn remove(&mut self, key: &str) -> &mut Self {
         self.values.remove(&self.key(key));
-        self
-    }
-
-    /// Gives a tensor another type than f32.
-    pub fn set_type(&mut self, tensor: &str, dtype: sys::ggml_type) -> &mut Self {
-        self.types.insert(tensor.into(), dtype);
         self
     }
 
@@ -112,10 +101,6 @@ impl Description {
         let gguf = Gguf::new();
         for (key, value) in &self.values {
             gguf.set(key, value);
-        }
-        for (name, &dtype) in &self.types {
-            // SAFETY: the tensor is copied.
-            unsafe { sys::gguf_add_tensor(gguf.raw(), &weights::declared(name, dtype)) }
         }
         gguf
     }

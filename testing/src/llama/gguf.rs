@@ -12,13 +12,14 @@ use super::c_string;
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub enum Value {
+    U16(u16),
+    I32(i32),
     U32(u32),
     F32(f32),
     Bool(bool),
     Text(String),
     U32s(Vec<u32>),
     I32s(Vec<i32>),
-    U64s(Vec<u64>),
     F32s(Vec<f32>),
     Bools(Vec<bool>),
     Texts(Vec<String>),
@@ -35,8 +36,8 @@ macro_rules! from {
 }
 
 from! {
-    u32 => U32, f32 => F32, bool => Bool, &str => Text, String => Text, Vec<u32> => U32s, Vec<i32> => I32s, Vec<u64> => U64s,
-    Vec<f32> => F32s, Vec<bool> => Bools, Vec<String> => Texts,
+    u16 => U16, i32 => I32, u32 => U32, f32 => F32, bool => Bool, &str => Text, String => Text, Vec<u32> => U32s,
+    Vec<i32> => I32s, Vec<f32> => F32s, Vec<bool> => Bools, Vec<String> => Texts,
 }
 
 /// Writes a GGUF file of f32 matrices, each with its name, shape and values.
@@ -67,21 +68,38 @@ pub fn write_matrices(path: &Path, metadata: &[(&str, Value)], matrices: &[(Stri
     gguf.write(path);
 }
 
-/// ggml's GGUF.
+/// A GGUF file to be written.
 #[derive(Debug)]
-pub(super) struct Gguf(NonNull<sys::gguf_context>);
+pub struct Gguf(NonNull<sys::gguf_context>);
+
+impl Default for Gguf {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Gguf {
-    pub(super) fn new() -> Self {
+    /// Creates a file without metadata and tensors.
+    ///
+    /// # Panics
+    /// If there is no memory.
+    #[must_use]
+    pub fn new() -> Self {
         // SAFETY: a plain constructor.
         Self(NonNull::new(unsafe { sys::gguf_init_empty() }).expect("memory for a GGUF"))
     }
 
-    pub(super) fn raw(&self) -> *mut sys::gguf_context {
+    /// Returns ggml's file.
+    #[must_use]
+    pub fn raw(&self) -> *mut sys::gguf_context {
         self.0.as_ptr()
     }
 
-    pub(super) fn set(&self, key: &str, value: &Value) {
+    /// Sets a value, in place of one that has this key.
+    ///
+    /// # Panics
+    /// If key or text hold a NUL byte.
+    pub fn set(&self, key: &str, value: &Value) {
         let text = |text: &str| CString::new(text).expect("a text without NUL bytes");
         let (gguf, key) = (self.raw(), text(key));
         let array = |kind, data: *const std::ffi::c_void, count| {
@@ -91,13 +109,14 @@ impl Gguf {
         // SAFETY: the GGUF lives, and ggml copies keys and values.
         unsafe {
             match value {
+                Value::U16(value) => sys::gguf_set_val_u16(gguf, key.as_ptr(), *value),
+                Value::I32(value) => sys::gguf_set_val_i32(gguf, key.as_ptr(), *value),
                 Value::U32(value) => sys::gguf_set_val_u32(gguf, key.as_ptr(), *value),
                 Value::F32(value) => sys::gguf_set_val_f32(gguf, key.as_ptr(), *value),
                 Value::Bool(value) => sys::gguf_set_val_bool(gguf, key.as_ptr(), *value),
                 Value::Text(value) => sys::gguf_set_val_str(gguf, key.as_ptr(), text(value).as_ptr()),
                 Value::U32s(v) => array(sys::GGUF_TYPE_UINT32, v.as_ptr().cast(), v.len()),
                 Value::I32s(v) => array(sys::GGUF_TYPE_INT32, v.as_ptr().cast(), v.len()),
-                Value::U64s(v) => array(sys::GGUF_TYPE_UINT64, v.as_ptr().cast(), v.len()),
                 Value::F32s(v) => array(sys::GGUF_TYPE_FLOAT32, v.as_ptr().cast(), v.len()),
                 Value::Bools(v) => array(sys::GGUF_TYPE_BOOL, v.as_ptr().cast(), v.len()),
                 Value::Texts(v) => {
@@ -108,12 +127,14 @@ impl Gguf {
             }
         }
     }
-}
 
-impl Gguf {
     /// Writes the file.
-    pub(super) fn write(&self, path: &Path) {
-        // SAFETY: the metadata lives, and so do the tensors that were added. The name is a C string.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn write(&self, path: &Path) {
+        // SAFETY: the metadata lives. Whoever adds a tensor through the raw file keeps it until here. The name is
+        // a C string.
         let written = unsafe { sys::gguf_write_to_file(self.raw(), c_string(path).as_ptr(), false) };
         assert!(written, "{} cannot be written", path.display());
     }

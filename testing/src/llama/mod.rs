@@ -21,7 +21,7 @@ use llama_cpp_sys_2 as sys;
 
 pub use context::{ContextSettings, Row, TestContext};
 pub use description::Description;
-pub use gguf::{Value, write_matrices};
+pub use gguf::{Gguf, Value, write_matrices};
 pub use log::capture as capture_log;
 pub use shapes::{ARCHITECTURES, has_dense_form, has_experts_form, is_causal, is_embedding};
 
@@ -51,63 +51,47 @@ impl TestModel {
     ///
     /// # Errors
     /// llama.cpp's words where it refuses the description.
-    pub fn new(description: &Description) -> Result<Self, String> {
-        Self::with_params(description, |_| {})
-    }
-
-    /// Makes a model. `change` changes llama.cpp's parameters.
     ///
-    /// # Errors
-    /// llama.cpp's words where it refuses the description.
-    pub fn with_params(
-        description: &Description,
-        change: impl FnOnce(&mut sys::llama_model_params),
-    ) -> Result<Self, String> {
-        start();
+    /// # Panics
+    /// If a description that needs a file cannot have one.
+    pub fn new(description: &Description) -> Result<Self, String> {
         if !description.file {
-            return Self::make(description, &mut Weights::default(), change);
+            return Self::make(description, &mut Weights::default());
         }
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         Self::write(description, file.path())?;
-        Self::load(file.path(), change)
+        Self::load(file.path(), |_| {})
     }
 
-    /// Loads a model from a GGUF file.
+    /// Loads a model from a GGUF file. `change` changes llama.cpp's parameters.
     ///
     /// # Errors
     /// llama.cpp's words.
     pub fn load(path: &Path, change: impl FnOnce(&mut sys::llama_model_params)) -> Result<Self, String> {
-        start();
         let name = c_string(path);
-        let (model, complaints) = log::capture(|| {
-            // SAFETY: the name is a C string, and the progress callback a function.
-            unsafe {
-                let mut params = sys::llama_model_default_params();
-                params.progress_callback = Some(no_progress);
-                change(&mut params);
-                sys::llama_model_load_from_file(name.as_ptr(), params)
-            }
-        });
-        NonNull::new(model).map(Self).ok_or(complaints)
+        Self::of(|params| {
+            change(params);
+            // SAFETY: the name is a C string.
+            unsafe { sys::llama_model_load_from_file(name.as_ptr(), *params) }
+        })
     }
 
-    fn make(
-        description: &Description,
-        weights: &mut Weights,
-        change: impl FnOnce(&mut sys::llama_model_params),
-    ) -> Result<Self, String> {
+    fn make(description: &Description, weights: &mut Weights) -> Result<Self, String> {
         let gguf = description.gguf();
-        let (model, complaints) = log::capture(|| {
-            // SAFETY: metadata and weights outlive the call, and the callback alone uses the weights. The
-            // progress callback is a function.
-            unsafe {
-                let mut params = sys::llama_model_default_params();
-                params.progress_callback = Some(no_progress);
-                change(&mut params);
-                let data = ptr::from_mut(weights).cast();
-                sys::llama_model_init_from_user(gguf.raw(), Some(weights::fill), data, params)
-            }
-        });
+        let data = ptr::from_mut(weights).cast();
+        // SAFETY: metadata and weights outlive the call, and the callback alone uses the weights.
+        Self::of(|params| unsafe {
+            sys::llama_model_init_from_user(gguf.raw(), Some(weights::fill), data, *params)
+        })
+    }
+
+    /// Takes the model that `make` returns, or llama.cpp's words.
+    fn of(make: impl FnOnce(&mut sys::llama_model_params) -> *mut sys::llama_model) -> Result<Self, String> {
+        start();
+        // SAFETY: a plain constructor.
+        let mut params = unsafe { sys::llama_model_default_params() };
+        params.progress_callback = Some(no_progress);
+        let (model, complaints) = log::capture(|| make(&mut params));
         NonNull::new(model).map(Self).ok_or(complaints)
     }
 
@@ -119,9 +103,8 @@ impl TestModel {
     /// # Panics
     /// If the file cannot be written.
     pub fn write(description: &Description, path: &Path) -> Result<(), String> {
-        start();
         let mut weights = Weights::kept();
-        let _made = Self::make(description, &mut weights, |_| {})?;
+        let _made = Self::make(description, &mut weights)?;
         let gguf = description.file_gguf();
         weights.add_to(&gguf, &description.omitted);
         gguf.write(path);

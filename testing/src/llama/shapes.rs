@@ -481,49 +481,12 @@ pub(super) fn describe(d: &mut Description, experts: bool) {
     if architecture == "maple" {
         d.set(".swiglu_clamp_exp", 7.0f32);
     }
-    if matches!(
-        architecture,
-        "bert"
-            | "nomic-bert"
-            | "nomic-bert-moe"
-            | "jina-bert-v2"
-            | "jina-bert-v3"
-            | "modern-bert"
-            | "neo-bert"
-            | "eurobert"
-    ) {
+    if is_bert(architecture) {
         d.set("tokenizer.ggml.token_type_count", 2u32);
     }
 }
 
-/// Returns whether a model of this architecture reads a text token by token. The others read it as a whole, in
-/// one micro-batch.
-#[must_use]
-pub fn is_causal(architecture: &str) -> bool {
-    !matches!(
-        architecture,
-        "bert"
-            | "nomic-bert"
-            | "nomic-bert-moe"
-            | "jina-bert-v2"
-            | "jina-bert-v3"
-            | "modern-bert"
-            | "neo-bert"
-            | "eurobert"
-            | "gemma-embedding"
-            | "llama-embed"
-            | "dream"
-            | "llada"
-            | "llada-moe"
-            | "rnd1"
-            | "t5encoder"
-            | "wavtokenizer-dec"
-    )
-}
-
-/// Returns whether llama.cpp computes embeddings with this architecture and no logits.
-#[must_use]
-pub fn is_embedding(architecture: &str) -> bool {
+fn is_bert(architecture: &str) -> bool {
     matches!(
         architecture,
         "bert"
@@ -534,7 +497,22 @@ pub fn is_embedding(architecture: &str) -> bool {
             | "modern-bert"
             | "neo-bert"
             | "eurobert"
-            | "gemma-embedding"
-            | "llama-embed"
     )
+}
+
+/// Returns whether llama.cpp computes embeddings with this architecture and no logits.
+#[must_use]
+pub fn is_embedding(architecture: &str) -> bool {
+    is_bert(architecture) || matches!(architecture, "gemma-embedding" | "llama-embed")
+}
+
+/// Returns whether a model of this architecture reads a text token by token. The others read it as a whole,
+/// in one micro-batch.
+#[must_use]
+pub fn is_causal(architecture: &str) -> bool {
+    !is_embedding(architecture)
+        && !matches!(
+            architecture,
+            "dream" | "llada" | "llada-moe" | "rnd1" | "t5encoder" | "wavtokenizer-dec"
+        )
 }

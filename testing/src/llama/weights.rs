@@ -1,6 +1,6 @@
 //! Random weights, which depend only on the name of a tensor.
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, c_void};
 
 use llama_cpp_sys_2 as sys;
 
@@ -33,16 +33,15 @@ impl Weights {
             if omitted.iter().any(|part| name.contains(part.as_str())) {
                 continue;
             }
-            // SAFETY: a copy of a tensor with its own contiguous values, which live as long as `self`. A tensor
-            // that the description declared already is there by name only, and is replaced.
+            // SAFETY: a copy of a tensor with its own contiguous values, which live as long as `self`.
             unsafe {
                 tensor.buffer = std::ptr::null_mut();
                 tensor.view_src = std::ptr::null_mut();
                 tensor.data = values.as_mut_ptr().cast();
+                // Blocks share some tensors, which llama.cpp then makes once for each under one name.
                 if sys::gguf_find_tensor(gguf.raw(), tensor.name.as_ptr()) < 0 {
                     sys::gguf_add_tensor(gguf.raw(), tensor);
                 }
-                sys::gguf_set_tensor_data(gguf.raw(), tensor.name.as_ptr(), tensor.data);
             }
         }
     }
@@ -74,50 +73,14 @@ pub(super) unsafe extern "C" fn fill(tensor: *mut sys::ggml_tensor, weights: *mu
     unsafe {
         let name = CStr::from_ptr(sys::ggml_get_name(tensor)).to_string_lossy();
         let count = sys::ggml_nelements(tensor) as usize;
-        let values = values(&name, count);
-        let bytes: Vec<u8> = match (*tensor).type_ {
-            sys::GGML_TYPE_F32 => values.iter().flat_map(|v| v.to_ne_bytes()).collect(),
-            sys::GGML_TYPE_F16 => {
-                let mut half = vec![0u16; count];
-                sys::ggml_fp32_to_fp16_row(values.as_ptr(), half.as_mut_ptr(), count as i64);
-                half.iter().flat_map(|v| v.to_ne_bytes()).collect()
-            }
-            sys::GGML_TYPE_I32 => vec![0; 4 * count],
-            _ => {
-                // A quantised type. Its rows are whole blocks.
-                let (rows, row) = (sys::ggml_nrows(tensor), (*tensor).ne[0]);
-                let mut packed = vec![0; sys::ggml_nbytes(tensor)];
-                let data = packed.as_mut_ptr().cast();
-                let quantised = sys::ggml_quantize_chunk(
-                    (*tensor).type_,
-                    values.as_ptr(),
-                    data,
-                    0,
-                    rows,
-                    row,
-                    std::ptr::null(),
-                );
-                assert_eq!(quantised, packed.len(), "{name}");
-                packed
-            }
-        };
+        // llama.cpp makes f32 tensors where the metadata names no type.
+        assert_eq!((*tensor).type_, sys::GGML_TYPE_F32, "{name}");
+        let bytes: Vec<u8> = values(&name, count).into_iter().flat_map(f32::to_ne_bytes).collect();
         assert_eq!(bytes.len(), sys::ggml_nbytes(tensor), "{name}");
         sys::ggml_backend_tensor_set(tensor, bytes.as_ptr().cast(), 0, bytes.len());
         let weights = &mut *weights.cast::<Weights>();
         if let Some(kept) = &mut weights.kept {
             kept.push(Kept { tensor: *tensor, values: bytes });
         }
-    }
-}
-
-/// Returns a tensor of a name and type, of no size, for a description that asks for another type than f32.
-pub(super) fn declared(name: &str, dtype: sys::ggml_type) -> sys::ggml_tensor {
-    let name = CString::new(name).expect("a name without NUL bytes");
-    // SAFETY: a tensor is plain data for which zeros are valid. The name fits, or is cut.
-    unsafe {
-        let mut tensor: sys::ggml_tensor = std::mem::zeroed();
-        tensor.type_ = dtype;
-        sys::ggml_set_name(&raw mut tensor, name.as_ptr());
-        tensor
     }
 }

@@ -9,16 +9,16 @@ use axiscap_testing::llama::{
 };
 use llama_cpp_sys_2 as sys;
 
-use crate::capped::{Capped, PINNED, axis, bands, bits, check_pinned, rows};
-use crate::graph::{Node, Recorded};
+use crate::capped::{Capped, PINNED, axis, bands, bits, check_pinned, rows, shape};
+use crate::graph::Recorded;
 
 /// What was found.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
     /// Every row of every block was capped.
     Capped {
-        /// Its block outputs.
-        found: Found,
+        /// The names of its block outputs, with N for the number.
+        names: Vec<String>,
     },
     /// The hook refuses the architecture.
     Refused {
@@ -27,27 +27,6 @@ pub(crate) enum Outcome {
         /// What was seen in the graph of a model, or why there is none.
         seen: String,
     },
-}
-
-/// The nodes of block outputs.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Found {
-    /// Their names, with N for the number.
-    pub(crate) names: Vec<String>,
-    /// The operations that they are results of.
-    pub(crate) ops: Vec<String>,
-}
-
-impl Found {
-    fn add(&mut self, block: usize, node: &Node) {
-        let name =
-            node.name.replace(&format!("-{block}"), "-N").replace(&format!("-{}", block + 1), "-(N+1)");
-        for (list, value) in [(&mut self.names, &name), (&mut self.ops, &node.op)] {
-            if !list.contains(value) {
-                list.push(value.clone());
-            }
-        }
-    }
 }
 
 /// Tokens of the first batch, which is decoded in two micro-batches.
@@ -65,9 +44,10 @@ const NOT_BUILT: [&str; 7] =
 /// Tries one model. The blocks that `refused` names cannot be capped in it.
 pub(crate) fn examine(hook: &Hook, description: &Description, refused: &[usize]) -> Result<Outcome, String> {
     let name = description.architecture();
-    let shape = |blocks, width| ModelShape { architecture: name.into(), blocks, width };
     let caps_of_any = bands([0], 8, PINNED, PINNED);
-    if let Err(error) = Session::new(shape(1, 8)).set_caps(Some(&caps_of_any)) {
+    if let Err(error) = Session::new(ModelShape { architecture: name.into(), blocks: 1, width: 8 })
+        .set_caps(Some(&caps_of_any))
+    {
         let HookError::Architecture { architecture, reason } = &error else { return Err(error.to_string()) };
         if architecture != name || !error.to_string().contains(name) {
             return Err(format!("the refusal does not name it: {error}"));
@@ -121,12 +101,10 @@ fn look(description: &Description, reason: &str) -> Result<String, String> {
     }
     for pair in outputs.windows(2) {
         let [(_, before), (_, output)] = [pair[0], pair[1]];
-        if recorded.passes(before, output) {
-            let path = recorded.path(before, output);
-            let step =
-                path.split(" -> ").find(|name| !name.starts_with("l_out") && !name.starts_with("node"));
+        if let Some(path) = recorded.path_around(output, before) {
+            let step = path.iter().find(|name| !name.starts_with("l_out") && !name.starts_with("node"));
             let [before, output] = [before, output].map(|index| &recorded.nodes[index].name);
-            let step = step.unwrap_or_default();
+            let step = step.copied().unwrap_or_default();
             return Ok(format!("{before} reaches the result past {output}, through {step}"));
         }
     }
@@ -163,7 +141,7 @@ impl<'a> Examined<'a> {
             return Err("uncapped, there are logits that are not finite".into());
         }
         drop(plain);
-        let found = self.check_graph(&first)?;
+        let names = self.check_graph(&first)?;
 
         let mut capped = self.capped(|_| {})?;
         // Infinite bounds change nothing.
@@ -214,7 +192,7 @@ impl<'a> Examined<'a> {
         }
         self.check_memory(&tight, &first)?;
         self.check_refused(&first)?;
-        Ok(Outcome::Capped { found })
+        Ok(Outcome::Capped { names })
     }
 
     /// Returns what is decoded one batch after the other. Models that read a text as a whole have no second.
@@ -225,11 +203,6 @@ impl<'a> Examined<'a> {
     /// Returns the same band for every block.
     fn caps(&self, lo: f32, hi: f32) -> CapSet {
         bands(self.blocks.iter().copied(), self.model.width(), lo, hi)
-    }
-
-    fn shape(&self) -> ModelShape {
-        let (blocks, width) = (self.model.blocks(), self.model.width());
-        ModelShape { architecture: self.name.into(), blocks, width }
     }
 
     fn params(&self, params: &mut ContextSettings) {
@@ -259,8 +232,8 @@ impl<'a> Examined<'a> {
         })
     }
 
-    /// Checks that block outputs are all that a block passes on, and returns their name and operations.
-    fn check_graph(&self, first: &[Row]) -> Result<Found, String> {
+    /// Checks that block outputs are all that a block passes on, and returns their names.
+    fn check_graph(&self, first: &[Row]) -> Result<Vec<String>, String> {
         let mut recorded = Recorded::default();
         let mut context = self.model.context(|params| {
             self.params(params);
@@ -275,14 +248,14 @@ impl<'a> Examined<'a> {
         if status != 0 {
             return Err(format!("with a callback, llama_decode returned {status}"));
         }
-        let names = self.shape().block_names().map_err(|error| error.to_string())?;
+        let names = shape(self.model, self.name).block_names().map_err(|error| error.to_string())?;
         let mut outputs = vec![None; self.model.blocks()];
         for (index, node) in recorded.nodes.iter().enumerate() {
             if let Some(block) = names.block_of(node.name.as_bytes()) {
                 outputs[block] = Some(index);
             }
         }
-        let mut found = Found::default();
+        let mut found = Vec::new();
         let mut before = None;
         for (block, output) in outputs.into_iter().enumerate() {
             if self.refused.contains(&block) {
@@ -294,9 +267,13 @@ impl<'a> Examined<'a> {
                 return Err(format!("the graph has no output of block {block}: {names:?}"));
             };
             let node = &recorded.nodes[output];
-            found.add(block, node);
-            if let Some(before) = before.filter(|&before| recorded.passes(before, output)) {
-                return Err(format!("{} is passed by: {}", node.name, recorded.path(before, output)));
+            let name = node.name.replace(&format!("-{block}"), "-N");
+            let name = name.replace(&format!("-{}", block + 1), "-(N+1)");
+            if !found.contains(&name) {
+                found.push(name);
+            }
+            if let Some(path) = before.and_then(|before| recorded.path_around(output, before)) {
+                return Err(format!("{} is passed by: {}", node.name, path.join(" -> ")));
             }
             if let Some(change) = recorded.changes(output).first() {
                 return Err(format!("{} is changed by {} ({})", node.name, change.name, change.op));
@@ -331,7 +308,7 @@ impl<'a> Examined<'a> {
     fn check_memory(&self, tight: &CapSet, first: &[Row]) -> Result<(), String> {
         let mut projected = Projected {
             blocks: self.blocks.clone(),
-            names: self.shape().block_names().map_err(|error| error.to_string())?,
+            names: shape(self.model, self.name).block_names().map_err(|error| error.to_string())?,
             axes: (0..self.model.blocks())
                 .map(|block| axis(block, self.model.width()).values().to_vec())
                 .collect(),

@@ -29,18 +29,30 @@ impl Recorded {
         params.cb_eval_user_data = std::ptr::from_mut(self).cast();
     }
 
-    /// Returns whether the last node depends on node `from` by a path that does not lead through node `cut`.
+    /// Returns the names of nodes by which the last node depends on node `from` and not on node `cut`, if there
+    /// is such a path.
     ///
     /// Reads from a cache do not count as dependence: the graph has no edge from what was written to what is
     /// read later.
-    pub(crate) fn passes(&self, from: usize, cut: usize) -> bool {
-        let mut reached = HashSet::from([self.nodes[from].address]);
+    pub(crate) fn path_around(&self, cut: usize, from: usize) -> Option<Vec<&str>> {
+        // By node, the node before it on a path. The first has none.
+        let mut before = HashMap::from([(self.nodes[from].address, None)]);
         for (index, node) in self.nodes.iter().enumerate().skip(from + 1) {
-            if index != cut && node.reads.iter().any(|read| reached.contains(read)) {
-                reached.insert(node.address);
+            let read = node.reads.iter().find(|read| before.contains_key(*read)).copied();
+            if read.is_some() && index != cut {
+                before.insert(node.address, read);
             }
         }
-        self.nodes.last().is_some_and(|last| reached.contains(&last.address))
+        let mut at = self.nodes.last()?.address;
+        let mut path = Vec::new();
+        loop {
+            let previous = *before.get(&at)?;
+            path.push(self.nodes.iter().find(|node| node.address == at)?.name.as_str());
+            let Some(previous) = previous else { break };
+            at = previous;
+        }
+        path.reverse();
+        Some(path)
     }
 
     /// Returns the nodes that change the block output before a block reads it: those that read node `output`
@@ -69,28 +81,6 @@ impl Recorded {
             }
         }
         changes
-    }
-
-    /// Returns the names of a shortest such path, for a message.
-    pub(crate) fn path(&self, from: usize, cut: usize) -> String {
-        let mut before = HashMap::new();
-        let mut reached = HashSet::from([self.nodes[from].address]);
-        for (index, node) in self.nodes.iter().enumerate().skip(from + 1) {
-            let read = node.reads.iter().find(|read| reached.contains(*read));
-            if let Some(&read) = read.filter(|_| index != cut) {
-                reached.insert(node.address);
-                before.insert(node.address, read);
-            }
-        }
-        let name = |address| &self.nodes.iter().find(|node| node.address == address).unwrap().name;
-        let mut at = self.nodes.last().unwrap().address;
-        let mut names = vec![name(at).as_str()];
-        while let Some(&read) = before.get(&at) {
-            at = read;
-            names.push(name(at));
-        }
-        names.reverse();
-        names.join(" -> ")
     }
 }
 

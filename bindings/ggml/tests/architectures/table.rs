@@ -33,10 +33,10 @@ fn table(rows: &[(Form, Outcome)]) -> String {
                 let seen = if seen == "not built" { "" } else { &format!(" ({seen})") };
                 writeln!(text, "| {name} | | refused: {reason}{seen} |").unwrap();
             }
-            Outcome::Capped { found } => {
+            Outcome::Capped { names } => {
                 capped += 1;
                 let forms: Vec<_> = of_one.iter().map(|(form, _)| form.label).collect();
-                let output: Vec<_> = found.names.iter().map(|name| format!("`{name}`")).collect();
+                let output: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
                 let mut notes = Vec::new();
                 for (form, _) in of_one.iter().filter(|(form, _)| !form.refused.is_empty()) {
                     let blocks: Vec<_> = form.refused.iter().map(usize::to_string).collect();

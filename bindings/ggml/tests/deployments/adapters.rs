@@ -7,7 +7,7 @@ use axiscap_testing::numbers::Random;
 use llama_cpp_sys_2 as sys;
 
 use crate::capped::{bits, rows};
-use crate::script::run;
+use crate::script::{in_eights, run};
 use crate::subjects::{attention, real};
 
 #[test]
@@ -37,37 +37,33 @@ fn a_lora_adapter() {
         // SAFETY: the model lives as long as the program, and the path is a C string.
         let adapter = unsafe { sys::llama_adapter_lora_init(subject.model.raw(), path.as_ptr()) };
         assert!(!adapter.is_null(), "{}: llama.cpp takes the adapter", subject.name);
-        run(
-            subject,
-            |params| params.n_ubatch = 8,
-            |run| {
-                let set = |run: &mut crate::script::Run<'_>, scale: f32| {
-                    let (mut adapters, mut scales) = ([adapter], [scale]);
-                    let count = usize::from(scale != 0.0);
-                    // SAFETY: context and adapter live, and the arrays have `count` values or more.
-                    let status = unsafe {
-                        sys::llama_set_adapters_lora(
-                            run.context().raw(),
-                            adapters.as_mut_ptr(),
-                            count,
-                            scales.as_mut_ptr(),
-                        )
-                    };
-                    assert_eq!(status, 0);
+        run(subject, in_eights, |run| {
+            let set = |run: &mut crate::script::Run<'_>, scale: f32| {
+                let (mut adapters, mut scales) = ([adapter], [scale]);
+                let count = usize::from(scale != 0.0);
+                // SAFETY: context and adapter live, and the arrays have `count` values or more.
+                let status = unsafe {
+                    sys::llama_set_adapters_lora(
+                        run.context().raw(),
+                        adapters.as_mut_ptr(),
+                        count,
+                        scales.as_mut_ptr(),
+                    )
                 };
-                run.decode(&rows(0, 0, 12, |i| i == 11));
-                set(run, 1.0);
-                run.context().clear();
-                run.decode(&rows(0, 0, 12, |i| i == 11));
-                run.decode(&rows(0, 12, 1, |_| true));
-                assert!(bits(&run.results()[..1]) != bits(&run.results()[1..2]), "the adapter has an effect");
-                set(run, 0.0);
-                run.context().clear();
-                run.decode(&rows(0, 0, 12, |i| i == 11));
-                let results = run.results();
-                assert!(bits(&results[..1]) == bits(&results[results.len() - 1..]), "{}", subject.name);
-            },
-        );
+                assert_eq!(status, 0);
+            };
+            run.decode(&rows(0, 0, 12, |i| i == 11));
+            set(run, 1.0);
+            run.context().clear();
+            run.decode(&rows(0, 0, 12, |i| i == 11));
+            run.decode(&rows(0, 12, 1, |_| true));
+            assert!(bits(&run.results()[..1]) != bits(&run.results()[1..2]), "the adapter has an effect");
+            set(run, 0.0);
+            run.context().clear();
+            run.decode(&rows(0, 0, 12, |i| i == 11));
+            let results = run.results();
+            assert!(bits(&results[..1]) == bits(&results[results.len() - 1..]), "{}", subject.name);
+        });
         // SAFETY: no context has it any more.
         unsafe { sys::llama_adapter_lora_free(adapter) }
     }
@@ -80,28 +76,24 @@ fn a_control_vector() {
         let mut random = Random(6);
         // Directions of the blocks from 1 on.
         let directions: Vec<_> = (0..(blocks - 1) * width).map(|_| 0.5 * random.signed()).collect();
-        run(
-            subject,
-            |params| params.n_ubatch = 8,
-            |run| {
-                run.decode(&rows(0, 0, 12, |i| i == 11));
-                // SAFETY: the context lives, and llama.cpp copies the directions.
-                let status = unsafe {
-                    sys::llama_set_adapter_cvec(
-                        run.context().raw(),
-                        directions.as_ptr(),
-                        directions.len(),
-                        width as i32,
-                        1,
-                        blocks as i32,
-                    )
-                };
-                assert_eq!(status, 0);
-                run.context().clear();
-                run.decode(&rows(0, 0, 12, |i| i == 11));
-                run.decode(&rows(0, 12, 1, |_| true));
-                assert!(bits(&run.results()[..1]) != bits(&run.results()[1..2]), "the vector has an effect");
-            },
-        );
+        run(subject, in_eights, |run| {
+            run.decode(&rows(0, 0, 12, |i| i == 11));
+            // SAFETY: the context lives, and llama.cpp copies the directions.
+            let status = unsafe {
+                sys::llama_set_adapter_cvec(
+                    run.context().raw(),
+                    directions.as_ptr(),
+                    directions.len(),
+                    width as i32,
+                    1,
+                    blocks as i32,
+                )
+            };
+            assert_eq!(status, 0);
+            run.context().clear();
+            run.decode(&rows(0, 0, 12, |i| i == 11));
+            run.decode(&rows(0, 12, 1, |_| true));
+            assert!(bits(&run.results()[..1]) != bits(&run.results()[1..2]), "the vector has an effect");
+        });
     }
 }

@@ -3,25 +3,21 @@
 use axiscap_testing::llama::Row;
 
 use crate::capped::{Capped, PINNED, bands, bits, check_pinned, rows};
-use crate::script::run;
+use crate::script::{in_eights, run};
 use crate::subjects::{attention, real};
 use crate::support;
 
 /// A target that verifies drafted tokens, and rolls back those that it rejects.
 #[test]
 fn drafted_tokens_are_verified_and_rejected() {
-    run(
-        real(),
-        |params| params.n_ubatch = 8,
-        |run| {
-            run.decode(&rows(0, 0, 8, |i| i == 7));
-            for round in 0..3 {
-                let from = 8 + 2 * round;
-                run.decode(&rows(0, from, 4, |_| true));
-                assert!(run.context().remove(0, from as i32 + 2, -1));
-            }
-        },
-    );
+    run(real(), in_eights, |run| {
+        run.decode(&rows(0, 0, 8, |i| i == 7));
+        for round in 0..3 {
+            let from = 8 + 2 * round;
+            run.decode(&rows(0, from, 4, |_| true));
+            assert!(run.context().remove(0, from as i32 + 2, -1));
+        }
+    });
 }
 
 /// The caps of the target do not reach the draft, and the other way round.

@@ -8,12 +8,9 @@ use axiscap_ggml::Tap;
 use axiscap_testing::llama::{ContextSettings, Row};
 
 use crate::capped::{Capped, PINNED, bands, bits, check_pinned, rows};
+use crate::script::in_eights;
 use crate::subjects::{Subject, subjects};
 use crate::support;
-
-fn in_eights(params: &mut ContextSettings) {
-    params.n_ubatch = 8;
-}
 
 fn capped<'m>(subject: &'m Subject, change: impl Fn(&mut ContextSettings)) -> Capped<'m> {
     let hook = support::install();

@@ -3,12 +3,8 @@
 use axiscap_testing::llama::{ContextSettings, Row};
 
 use crate::capped::{bits, rows};
-use crate::script::run;
+use crate::script::{in_eights, run};
 use crate::subjects::{keep_states, subjects};
-
-fn in_eights(params: &mut ContextSettings) {
-    params.n_ubatch = 8;
-}
 
 /// Replaces the tokens of a batch.
 fn other(mut rows: Vec<Row>) -> Vec<Row> {

@@ -6,6 +6,11 @@ use crate::capped::{Capped, PINNED, bands, bits, check_pinned};
 use crate::subjects::Subject;
 use crate::support;
 
+/// Has contexts compute in micro-batches of eight tokens.
+pub(crate) fn in_eights(params: &mut ContextSettings) {
+    params.n_ubatch = 8;
+}
+
 /// How a run of a script is capped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {

@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex};
 use axiscap::cpu::{Job, RowsMut};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, CapTable, RowStat};
 use axiscap_ggml::{BlockTrace, HookError, ModelShape, Route, RouteChoice, Seen, Session, Tap};
+use axiscap_testing::llama::Row;
 use axiscap_testing::numbers::Random;
-use llama::{Context, Model, Options, Row};
+use llama::{Context, Model, Options};
 
 /// Blocks of the small model.
 const BLOCKS: usize = 30;
