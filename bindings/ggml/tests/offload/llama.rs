@@ -72,7 +72,7 @@ impl Model {
 
         let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let mut observed = observe.then(Box::<Observed>::default);
-        let create = || {
+        let mut create = || {
             self.llama.context(|params| {
                 params.n_ctx = 256 * options.sequences as u32;
                 params.n_batch = 256;
