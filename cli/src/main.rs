@@ -37,9 +37,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[derive(Debug, Parser)]
 #[command(name = "axiscap", version, arg_required_else_help = true, after_help = EXAMPLE)]
 struct Cli {
-    /// Show llama.cpp's own log and what the hook does, on stderr
-    #[arg(long, short, global = true)]
-    verbose: bool,
+    /// Show llama.cpp's own log and what the hook does, on stderr; twice, every decode as well
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
     #[command(subcommand)]
     command: Command,
 }
@@ -141,18 +141,21 @@ fn command() -> clap::Command {
     })
 }
 
-/// Sends the warnings of the axiscap crates to stderr, and llama.cpp's log if `verbose`. Errors quote the
-/// lines of that log that explain them.
-fn show_log(verbose: bool) {
-    let ours = if verbose { LevelFilter::DEBUG } else { LevelFilter::WARN };
-    let llama = if verbose { LevelFilter::INFO } else { LevelFilter::OFF };
+/// Sends the warnings of the axiscap crates to stderr, and llama.cpp's log if `verbose` is not 0. Errors quote
+/// the lines of that log that explain them.
+fn show_log(verbose: u8) {
+    let (ours, llama) = match verbose {
+        0 => (LevelFilter::WARN, LevelFilter::OFF),
+        1 => (LevelFilter::DEBUG, LevelFilter::INFO),
+        _ => (LevelFilter::TRACE, LevelFilter::INFO),
+    };
     let targets =
         Targets::new().with_default(ours).with_target("llama.cpp", llama).with_target("llama_cpp_2", llama);
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
-        .with_target(verbose);
+        .with_target(verbose > 0);
     tracing_subscriber::registry().with(targets).with(lines).init();
 }
 

@@ -211,7 +211,7 @@ impl Seen {
     fn remedy(self) -> &'static str {
         match self {
             Self::Never => {
-                "the architecture names its block outputs differently, or another backend computes them"
+                "the architecture names its block outputs differently, another backend computes them, or the context only drafts (LLAMA_CONTEXT_TYPE_MTP)"
             }
             Self::Rows(_) => "decode one batch per call, and count only its own tokens",
         }

@@ -206,6 +206,7 @@ impl<'m> Context<'m> {
         }
         let outputs = rows.iter().filter(|row| row.logits).count();
         let before = self.positions(rows);
+        tracing::trace!(rows = rows.len(), position = first.position, "decoding");
         let (decoded, complaints) = log::capture(|| {
             let mut decode = || self.llama.decode(&mut self.batch).map_err(Failure::Llama);
             match &self.hooked {

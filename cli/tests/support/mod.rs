@@ -59,17 +59,11 @@ pub(crate) fn program(args: &[impl AsRef<OsStr>], stdin: impl AsRef<[u8]>) -> Ou
     child.wait_with_output().expect("the program ends")
 }
 
-/// Runs `axiscap ARGS` and sends it signals (`INT`, `TERM`), the first one `delay` milliseconds after its
-/// output holds `ready.0` as often as `ready.1` says, and each other one a moment after it. That is looked
-/// for on stdout, or with `--verbose` on stderr, which says there when a context is made.
+/// Runs `axiscap ARGS` and sends it signals (`INT`, `TERM`), the first one when its output holds `ready.0` as
+/// often as `ready.1` says, and each other one a moment after it. That is looked for on stdout, or with `-vv`
+/// on stderr, which says there when a context is made and before every decode.
 #[cfg(unix)]
-pub(crate) fn signalled(
-    args: &[&str],
-    stdin: &str,
-    ready: (&str, usize),
-    delay: u64,
-    signals: &[&str],
-) -> Output {
+pub(crate) fn signalled(args: &[&str], stdin: &str, ready: (&str, usize), signals: &[&str]) -> Output {
     use std::io::Read;
     use std::sync::Arc;
     use std::thread::{sleep, spawn};
@@ -94,13 +88,12 @@ pub(crate) fn signalled(
     let err = collect(Box::new(child.stderr.take().expect("stderr is piped")));
     let text = |bytes: &Arc<Mutex<Vec<u8>>>| String::from_utf8_lossy(&bytes.lock().unwrap()).into_owned();
     let started = Instant::now();
-    let watched = if args.contains(&"--verbose") { &err.0 } else { &out.0 };
+    let watched = if args.contains(&"-vv") { &err.0 } else { &out.0 };
     while text(watched).matches(ready.0).count() < ready.1 {
         assert!(child.try_wait().unwrap().is_none(), "it ended early: {}", text(&err.0));
         assert!(started.elapsed() < Duration::from_secs(300), "no {:?} in {}", ready.0, text(&err.0));
         sleep(Duration::from_millis(5));
     }
-    sleep(Duration::from_millis(delay));
     for (index, signal) in signals.iter().enumerate() {
         if index > 0 {
             sleep(Duration::from_millis(50));

@@ -73,23 +73,35 @@ impl TestContext<'_> {
 
     /// Decodes a batch, and waits for its end. Returns `llama_decode`'s status, 0 for success.
     pub fn decode(&mut self, rows: &[Row]) -> i32 {
-        self.run(rows, &[], sys::llama_decode)
+        self.run(rows, &[], &[], sys::llama_decode)
     }
 
     /// Decodes a batch whose rows each belong to all these sequences.
     pub fn decode_shared(&mut self, rows: &[Row], sequences: &[i32]) -> i32 {
-        self.run(rows, sequences, sys::llama_decode)
+        self.run(rows, sequences, &[], sys::llama_decode)
     }
 
     /// Encodes a batch. Returns `llama_encode`'s status, 0 for success.
     pub fn encode(&mut self, rows: &[Row]) -> i32 {
-        self.run(rows, &[], sys::llama_encode)
+        self.run(rows, &[], &[], sys::llama_encode)
+    }
+
+    /// Decodes a batch whose rows each have a hidden state besides their token, one after the other.
+    pub(super) fn decode_with_states(&mut self, rows: &[Row], states: &[f32]) -> i32 {
+        assert_eq!(states.len(), rows.len() * self.width);
+        self.run(rows, &[], states, sys::llama_decode)
+    }
+
+    /// Returns the width of a hidden state.
+    pub(super) fn width(&self) -> usize {
+        self.width
     }
 
     fn run(
         &mut self,
         rows: &[Row],
         shared: &[i32],
+        states: &[f32],
         run: unsafe extern "C" fn(*mut sys::llama_context, sys::llama_batch) -> i32,
     ) -> i32 {
         let mut tokens: Vec<_> = rows.iter().map(|row| row.token).collect();
@@ -99,10 +111,11 @@ impl TestContext<'_> {
         let mut counts: Vec<_> = sequences.iter().map(|list| list.len() as i32).collect();
         let mut lists: Vec<_> = sequences.iter_mut().map(|list| list.as_mut_ptr()).collect();
         let mut logits: Vec<_> = rows.iter().map(|row| i8::from(row.logits)).collect();
+        let mut states = states.to_vec();
         let batch = sys::llama_batch {
             n_tokens: rows.len() as i32,
             token: tokens.as_mut_ptr(),
-            embd: std::ptr::null_mut(),
+            embd: if states.is_empty() { std::ptr::null_mut() } else { states.as_mut_ptr() },
             pos: positions.as_mut_ptr(),
             n_seq_id: counts.as_mut_ptr(),
             seq_id: lists.as_mut_ptr(),

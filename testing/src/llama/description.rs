@@ -15,6 +15,8 @@ pub struct Description {
     /// Values of the file alone.
     announced: BTreeMap<String, Value>,
     pub(super) file: bool,
+    /// Whether llama.cpp loads the weights of next-token blocks.
+    pub(super) next_token_weights: bool,
 }
 
 impl Description {
@@ -27,6 +29,7 @@ impl Description {
             omitted: Vec::new(),
             announced: BTreeMap::new(),
             file: false,
+            next_token_weights: false,
         };
         shapes::describe(&mut new, experts);
         new
@@ -69,6 +72,26 @@ impl Description {
         }
         self.file = true;
         self
+    }
+
+    /// Appends blocks after the last one that predict further tokens, with their weights.
+    pub fn add_next_token_blocks(&mut self, count: u32) -> &mut Self {
+        let blocks = self.number(".block_count");
+        // They attend to the whole past, whatever the model's own blocks do.
+        for (_, value) in self.values.iter_mut().filter(|(key, _)| !key.contains(".rope.")) {
+            match value {
+                Value::U32s(list) if list.len() == blocks as usize => {
+                    let most = list.iter().copied().max().unwrap_or(0);
+                    list.resize((blocks + count) as usize, most);
+                }
+                Value::Bools(list) if list.len() == blocks as usize => {
+                    list.resize((blocks + count) as usize, false);
+                }
+                _ => {}
+            }
+        }
+        self.next_token_weights = true;
+        self.set(".block_count", blocks + count).set(".nextn_predict_layers", count)
     }
 
     /// Returns a number that was set.

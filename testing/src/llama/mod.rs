@@ -9,6 +9,7 @@ mod description;
 mod gguf;
 mod log;
 mod memory;
+mod next_token;
 mod shapes;
 mod weights;
 
@@ -81,6 +82,7 @@ impl TestModel {
         let data = ptr::from_mut(weights).cast();
         // SAFETY: metadata and weights outlive the call, and the callback alone uses the weights.
         Self::of(|params| unsafe {
+            params.load_mtp = description.next_token_weights;
             sys::llama_model_init_from_user(gguf.raw(), Some(weights::fill), data, *params)
         })
     }

@@ -2,7 +2,7 @@
 
 use crate::by_uid::ByUid;
 use crate::error::HookError;
-use crate::host::architecture::{BlockNames, LATER_CHANGES, numbered};
+use crate::host::architecture::{BlockNames, LATER_CHANGES, OF_DRAFTS, numbered};
 use crate::host::{Graph, Tensor};
 
 /// A block output within a graph.
@@ -83,6 +83,8 @@ impl Known {
 impl Finder {
     /// Returns the wanted block outputs of `graph`, in the order of its nodes.
     ///
+    /// The graph of a next-token block has none: it may give its own output a name of the model's last block.
+    ///
     /// # Errors
     /// A block output that is not f32 `[width, rows]`, two of the same block, or a node that changes the
     /// residual stream after it.
@@ -123,6 +125,7 @@ impl Finder {
     fn scan(&mut self, graph: &Graph, wanted: Wanted<'_>) -> Result<Vec<Output>, HookError> {
         let mut found = Vec::<Output>::new();
         let nodes = graph.nodes();
+        let mut drafts = false;
         for (node, &tensor) in nodes.iter().enumerate() {
             let name = tensor.name();
             let is_wanted = |&block: &usize| wanted.blocks.get(block) == Some(&true);
@@ -132,11 +135,15 @@ impl Finder {
                     return Err(HookError::ChangedLater { block, node: lossy(name) });
                 }
             }
+            drafts |= name.starts_with(OF_DRAFTS);
             let Some(block) = wanted.names.block_of(name).filter(is_wanted) else { continue };
             if found.iter().any(|o| o.block == block) {
                 return Err(HookError::Ambiguous { block, node: lossy(name) });
             }
             found.push(Output { node, block, tensor });
+        }
+        if drafts {
+            found.clear();
         }
         let outputs: Vec<_> = found.iter().map(|o| (o.node, o.block)).collect();
         let known = Known { nodes: nodes.len(), ends: Known::ends(graph), outputs };
@@ -197,7 +204,11 @@ mod tests {
     }
 
     fn wanted(blocks: &[bool]) -> Wanted<'_> {
-        let model = ModelShape { architecture: "llama".into(), blocks: blocks.len(), width: 1 };
+        wanted_of("llama", blocks)
+    }
+
+    fn wanted_of<'a>(architecture: &str, blocks: &'a [bool]) -> Wanted<'a> {
+        let model = ModelShape { architecture: architecture.into(), blocks: blocks.len(), width: 1 };
         Wanted { names: block_names(&model).unwrap(), width: 1, blocks }
     }
 
@@ -253,6 +264,17 @@ mod tests {
             assert_eq!(places(&finder.find(&second, wanted(&all)).unwrap()), [(0, 1)]);
             assert_eq!(places(&finder.find(&none, wanted(&all)).unwrap()), []);
         }
+    }
+
+    #[test]
+    fn the_graph_of_a_next_token_block_has_no_block_outputs() {
+        let arena = Arena::new(64).unwrap();
+        let find = |names: &[&str]| {
+            let found = Finder::default().find(&named(&arena, names), wanted_of("step35", &[true; 3]));
+            places(&found.unwrap())
+        };
+        assert_eq!(find(&["attn_norm_in-1", "attn_norm_in-2", "h_nextn"]), [(0, 0), (1, 1), (2, 2)]);
+        assert_eq!(find(&["mtp_ffn_out-3", "mtp_post_ffn-3", "h_nextn"]), []);
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub struct ModelShape {
 pub(crate) const LATER_CHANGES: [(&str, usize); 3] =
     [("deepstack_out", 0), ("loop_norm", 0), ("deepstack_in", 1)];
 
+/// How the nodes of a next-token block's own graph are named, which drafts (`graph_mtp` in `src/models/*.cpp`).
+pub(crate) const OF_DRAFTS: &[u8] = b"mtp_";
+
 /// The names of a model's block outputs: llama.cpp's `cb(cur, "l_out", il)` in `src/models/*.cpp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BlockNames {

@@ -9,6 +9,7 @@ mod drafts;
 mod embeddings;
 mod failures;
 mod memory;
+mod next_token;
 mod options;
 mod script;
 mod subjects;

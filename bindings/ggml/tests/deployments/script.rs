@@ -73,6 +73,11 @@ impl<'m> Run<'m> {
         self.results.extend(results);
     }
 
+    /// Adds a result that is compared with those of the other runs.
+    pub(crate) fn compare(&mut self, result: Vec<f32>) {
+        self.results.push(result);
+    }
+
     /// Returns the results so far.
     pub(crate) fn results(&self) -> &[Vec<f32>] {
         &self.results
