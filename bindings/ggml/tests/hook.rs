@@ -30,8 +30,8 @@ static LOADED: LazyLock<Loaded> = LazyLock::new(|| {
         support::device();
         params = params.with_n_gpu_layers(1000);
     }
-    let model = LlamaModel::load_from_file(&backend, axiscap_testing::small_model(), &params)
-        .expect("the test model loads");
+    let model =
+        LlamaModel::load_from_file(&backend, support::model(), &params).expect("the test model loads");
     Loaded { backend, model }
 });
 
@@ -57,7 +57,12 @@ const PROMPT: &str = "<|im_start|>user\nI feel so alone tonight, and nobody seem
     <|im_end|>\n<|im_start|>assistant\n";
 
 fn prompt() -> Vec<LlamaToken> {
-    LOADED.model.vocab().tokenize(PROMPT.as_bytes(), false, true)
+    let vocabulary = LOADED.model.vocab();
+    match vocabulary.n_tokens() {
+        // A random model, which knows no words.
+        ..1000 => (0..30).map(|i| LlamaToken::new(7 * i % vocabulary.n_tokens())).collect(),
+        _ => vocabulary.tokenize(PROMPT.as_bytes(), false, true),
+    }
 }
 
 /// A direction that depends only on its seed, spread over all channels.
@@ -166,11 +171,11 @@ fn every_route_and_thread_count_caps_the_same_rows_to_the_same_bits() {
     // Block 0, the last block, several caps on one block, and a band.
     let last = shape().blocks - 1;
     let set = CapSet::new([
-        cap(12, 1, floor(2.0)),
+        cap(6, 1, floor(2.0)),
         cap(0, 2, Bound::ceiling(-0.5).unwrap()),
-        cap(12, 3, Bound::band(-1.0, 1.0).unwrap()),
+        cap(6, 3, Bound::band(-1.0, 1.0).unwrap()),
         cap(last, 4, floor(30.0)),
-        cap(20, 5, floor(f32::NEG_INFINITY)),
+        cap(8, 5, floor(f32::NEG_INFINITY)),
     ])
     .unwrap();
     let reference = capped(&set, RouteChoice::Inserted, 512, 2);
@@ -201,9 +206,9 @@ fn every_route_and_thread_count_caps_the_same_rows_to_the_same_bits() {
     let rows = |block: usize| {
         reference.trace.iter().filter(|t| t.block == block).map(|t| t.rows).collect::<Vec<_>>()
     };
-    assert_eq!(rows(12)[..2], [prompt, 1]);
+    assert_eq!(rows(6)[..2], [prompt, 1]);
     assert_eq!(rows(last)[..2], [1, 1], "the last block computes only rows with logits");
-    assert_eq!(rows(12).len(), generated());
+    assert_eq!(rows(6).len(), generated());
 }
 
 #[test]
@@ -321,7 +326,7 @@ fn what_changes_between_two_decodes_holds_from_the_next_one_on() {
 
 #[test]
 fn two_contexts_with_different_caps_on_two_threads() {
-    let sets = [1, 2].map(|seed| CapSet::new([cap(9, seed, floor(6.0)), cap(15, seed, floor(9.0))]).unwrap());
+    let sets = [1, 2].map(|seed| CapSet::new([cap(6, seed, floor(6.0)), cap(10, seed, floor(9.0))]).unwrap());
     let alone: Vec<_> = sets.iter().map(|set| capped(set, RouteChoice::Auto, 512, 1)).collect();
     // Their texts may be the same: that depends on how llama.cpp rounds here.
     assert_ne!(alone[0].trace, alone[1].trace);
@@ -342,11 +347,14 @@ fn what_cannot_be_capped_is_refused_before_anything_runs() {
     let narrow = Cap::new(Axis::from_direction(&[1.0, 2.0]).unwrap(), Bound::NONE);
     let narrow = CapSet::new([BlockCap { block: 0, cap: narrow }]).unwrap();
     let error = session.set_caps(Some(&narrow)).unwrap_err().to_string();
-    assert!(error.contains("width 2") && error.contains("576"), "{error}");
-    let error = session.set_caps(Some(&CapSet::new([cap(30, 1, Bound::NONE)]).unwrap())).unwrap_err();
-    assert!(error.to_string().contains("block 30") && error.to_string().contains("30 blocks"), "{error}");
-    let tap = Tap { blocks: vec![30], see: Arc::new(|_, _| {}) };
-    assert_eq!(session.set_tap(Some(tap)), Err(HookError::TapBlock { block: 30, blocks: 30 }));
+    assert!(error.contains("width 2") && error.contains(&shape().width.to_string()), "{error}");
+    let blocks = shape().blocks;
+    let absent = CapSet::new([cap(blocks, 1, Bound::NONE)]).unwrap();
+    let error = session.set_caps(Some(&absent)).unwrap_err().to_string();
+    let (block, of) = (format!("block {blocks}"), format!("{blocks} blocks"));
+    assert!(error.contains(&block) && error.contains(&of), "{error}");
+    let tap = Tap { blocks: vec![blocks], see: Arc::new(|_, _| {}) };
+    assert_eq!(session.set_tap(Some(tap)), Err(HookError::TapBlock { block: blocks, blocks }));
 
     let bert = Session::new(ModelShape { architecture: "bert".into(), ..shape() });
     let error = bert.set_caps(Some(&CapSet::new([cap(0, 1, Bound::NONE)]).unwrap())).unwrap_err();

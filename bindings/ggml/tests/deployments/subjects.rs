@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use axiscap_testing::llama::{Description, TestModel};
 
+use crate::support;
+
 /// A model.
 pub(crate) struct Subject {
     pub(crate) name: &'static str,
@@ -21,9 +23,9 @@ impl Subject {
 }
 
 /// A model with attention alone, one with sliding windows, one with latent attention and experts, recurrent
-/// ones, hybrid ones, and the real small model.
+/// ones, hybrid ones, and the model of the hook's tests.
 static SUBJECTS: LazyLock<Vec<Subject>> = LazyLock::new(|| {
-    let real = TestModel::load(&axiscap_testing::small_model(), |_| {}).expect("the small model loads");
+    let real = TestModel::load(&support::model(), |_| {}).expect("the tests' model loads");
     vec![
         Subject::random("attention", "llama", false, true),
         Subject::random("sliding window", "gemma3", false, true),
@@ -32,7 +34,7 @@ static SUBJECTS: LazyLock<Vec<Subject>> = LazyLock::new(|| {
         Subject::random("recurrent (RWKV 7)", "rwkv7", false, false),
         Subject::random("hybrid (Jamba)", "jamba", false, false),
         Subject::random("hybrid (Qwen3-Next)", "qwen3next", true, false),
-        Subject { name: "SmolLM2-135M", architecture: "llama", model: real, rolls_back: true },
+        Subject { name: "the tests' model", architecture: "llama", model: real, rolls_back: true },
     ]
 });
 
@@ -54,7 +56,7 @@ pub(crate) fn attention() -> &'static Subject {
     &SUBJECTS[0]
 }
 
-/// Returns the real small model.
+/// Returns the model of the hook's tests.
 pub(crate) fn real() -> &'static Subject {
     &SUBJECTS[SUBJECTS.len() - 1]
 }

@@ -30,10 +30,11 @@ pub(crate) struct Options {
     pub(crate) threads: i32,
 }
 
-/// What llama.cpp's evaluation callback saw of the block outputs: their rows, graph by graph, and the buffers
-/// that they lay in.
+/// What llama.cpp's evaluation callback saw of the block outputs: the rows of those at which it cuts the graphs,
+/// graph by graph, and the buffers that all of them lie in.
 #[derive(Debug, Default)]
 pub(crate) struct Observed {
+    cut: BTreeSet<usize>,
     pub(crate) rows: Vec<(usize, Vec<f32>)>,
     pub(crate) buffers: BTreeSet<(usize, String)>,
 }
@@ -46,12 +47,12 @@ pub(crate) struct Context<'m> {
 }
 
 impl Model {
-    /// Loads the small model with this many layers on the tests' device. `None` keeps every device but the
+    /// Loads the tests' model with this many layers on the tests' device. `None` keeps every device but the
     /// CPU out of its contexts.
     pub(crate) fn load(layers: Option<i32>) -> Self {
         let device = support::device();
         let mut devices = [layers.map_or(null_mut(), |_| device), null_mut()];
-        let llama = TestModel::load(&axiscap_testing::small_model(), |params| {
+        let llama = TestModel::load(&support::model(), |params| {
             params.n_gpu_layers = layers.unwrap_or(0);
             params.devices = devices.as_mut_ptr();
         });
@@ -60,18 +61,21 @@ impl Model {
         Self { llama, shape: ModelShape { architecture: "llama".into(), blocks, width } }
     }
 
-    /// Makes a context. With a session it is bound to that.
+    /// Makes a context. With a session it is bound to that. With blocks to `cut` at, llama.cpp's evaluation callback
+    /// observes them.
     pub(crate) fn context<'m>(
         &'m self,
         options: Options,
         hooked: Option<(&Hook, &'m Session)>,
-        observe: bool,
+        cut: impl IntoIterator<Item = usize>,
     ) -> Context<'m> {
         /// llama.cpp writes to the shared model while it makes a context.
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
         let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut observed = observe.then(Box::<Observed>::default);
+        let cut: BTreeSet<_> = cut.into_iter().collect();
+        let observe = || Box::new(Observed { cut: cut.clone(), ..Observed::default() });
+        let mut observed = (!cut.is_empty()).then(observe);
         let mut create = || {
             self.llama.context(|params| {
                 params.n_ctx = 256 * options.sequences as u32;
@@ -117,28 +121,33 @@ impl Context<'_> {
 
     /// Returns what the evaluation callback saw since the last call.
     pub(crate) fn observed(&mut self) -> Observed {
-        std::mem::take(&mut **self.observed.as_mut().expect("an observed context"))
+        let observed = &mut **self.observed.as_mut().expect("an observed context");
+        let empty = Observed { cut: observed.cut.clone(), ..Observed::default() };
+        std::mem::replace(observed, empty)
     }
 }
 
-/// Copies the rows of every block output, once its backend has computed it.
+/// Notes the buffer of every block output, and copies the rows of those to cut at, once their backend has computed
+/// them.
 unsafe extern "C" fn observe_block(tensor: *mut sys::ggml_tensor, ask: bool, data: *mut c_void) -> bool {
     // SAFETY: a node with a NUL-terminated name.
     let name = unsafe { CStr::from_ptr((*tensor).name.as_ptr()) }.to_str().unwrap_or_default();
     let Some(block) = name.strip_prefix("l_out-").and_then(|block| block.parse().ok()) else { return !ask };
-    if ask {
-        return true;
-    }
-    // SAFETY: the observer outlives the context. The node was computed and its backend is idle. It is f32 and
-    // contiguous, and the vector has its size.
+    // SAFETY: the observer outlives the context. The node has a buffer. It is f32 and contiguous, and the vector has
+    // its size. When not asked, the node was computed and its backend is idle.
     unsafe {
         let observed = &mut *data.cast::<Observed>();
         let bytes = sys::ggml_nbytes(tensor);
+        if ask {
+            if bytes > 0 {
+                let buffer = CStr::from_ptr(sys::ggml_backend_buffer_name((*tensor).buffer));
+                observed.buffers.insert((block, buffer.to_string_lossy().into_owned()));
+            }
+            return observed.cut.contains(&block);
+        }
         let mut rows = vec![0.0_f32; bytes / size_of::<f32>()];
         if bytes > 0 {
             sys::ggml_backend_tensor_get(tensor, rows.as_mut_ptr().cast(), 0, bytes);
-            let buffer = CStr::from_ptr(sys::ggml_backend_buffer_name((*tensor).buffer));
-            observed.buffers.insert((block, buffer.to_string_lossy().into_owned()));
         }
         observed.rows.push((block, rows));
     }

@@ -1,4 +1,4 @@
-//! The hook on a real model whose blocks are spread over the CPU and another device of ggml's, which has memory
+//! The hook on a model whose blocks are spread over the CPU and another device of ggml's, which has memory
 //! of its own. Views run on that device, inserted nodes on the CPU, in one decode.
 //!
 //! `AXISCAP_TEST_BACKEND` names the device's backend.
@@ -8,7 +8,7 @@ mod llama;
 mod support;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use axiscap::cpu::{Job, RowsMut};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, CapTable, RowStat};
@@ -17,31 +17,43 @@ use axiscap_testing::llama::Row;
 use axiscap_testing::numbers::Random;
 use llama::{Context, Model, Options};
 
-/// Blocks of the small model.
-const BLOCKS: usize = 30;
-const WIDTH: usize = 576;
+/// Blocks of the model.
+static BLOCKS: LazyLock<usize> = LazyLock::new(|| Model::load(None).shape.blocks);
 
 const PLAIN: Options =
     Options { ubatch: 4, kv_offload: true, flash_attention: true, sequences: 1, threads: 2 };
 
 /// Numbers of layers on the device, the output layer counted as one: none, some, all blocks but the first, all.
-const SPLITS: [i32; 5] = [0, 2, 16, 30, 31];
+fn splits() -> [i32; 5] {
+    [0, 2, half(), all() - 1, all()]
+}
 
-fn cap(block: usize, seed: u64, bound: Bound) -> BlockCap {
+fn half() -> i32 {
+    *BLOCKS as i32 / 2 + 1
+}
+
+fn all() -> i32 {
+    *BLOCKS as i32 + 1
+}
+
+fn cap(model: &Model, block: usize, seed: u64, bound: Bound) -> BlockCap {
     let mut random = Random(seed << 32 | block as u64);
-    let direction: Vec<f32> = (0..WIDTH).map(|_| random.signed()).collect();
+    let direction: Vec<f32> = (0..model.shape.width).map(|_| random.signed()).collect();
     BlockCap { block, cap: Cap::new(Axis::from_direction(&direction).unwrap(), bound) }
 }
 
-/// Caps on the first and last block, next to each other, two on one block, and on either side of every split.
-fn some_caps() -> CapSet {
-    let blocks = [0, 1, 13, 14, 15, 16, 28, 29];
-    let band = Bound::band(-0.3, 0.3).unwrap();
-    CapSet::new(blocks.map(|block| cap(block, 1, band)).into_iter().chain([cap(15, 2, band)])).unwrap()
+/// Caps on the first and last block, next to each other, two on one block, and on either side of every split. The
+/// device has the half of the blocks from `first` on.
+fn some_caps(model: &Model) -> CapSet {
+    let (first, last) = (*BLOCKS / 2, *BLOCKS - 1);
+    let blocks = [0, 1, first - 2, first - 1, first, first + 1, last - 1, last];
+    let band = Bound::band(-0.02, 0.02).unwrap();
+    let ones = blocks.map(|block| cap(model, block, 1, band));
+    CapSet::new(ones.into_iter().chain([cap(model, first, 2, band)])).unwrap()
 }
 
-fn open_caps() -> CapSet {
-    CapSet::new((0..BLOCKS).map(|block| cap(block, 3, Bound::NONE))).unwrap()
+fn open_caps(model: &Model) -> CapSet {
+    CapSet::new((0..*BLOCKS).map(|block| cap(model, block, 3, Bound::NONE))).unwrap()
 }
 
 fn session(model: &Model, caps: &CapSet) -> Session {
@@ -61,8 +73,8 @@ fn batches(sequences: i32, prompt: i32) -> Vec<Vec<Row>> {
             for i in 0..count {
                 let position = positions[sequence];
                 positions[sequence] += 1;
-                // Words of the vocabulary, whatever they are.
-                let token = 1000 + (position * 7919 + sequence as i32 * 104_729) % 40_000;
+                // Of any vocabulary, whatever they are.
+                let token = 3 + (position * 7919 + sequence as i32 * 104_729) % 90;
                 rows.push(Row { token, position, sequence: sequence as i32, logits: logits(i, count) });
             }
         }
@@ -101,12 +113,12 @@ fn capped_on(session: &Session) -> BTreeSet<(String, String)> {
 /// Every setting of the runs below: each of the splits, and every other option where blocks are on both devices
 /// and where all are on one.
 fn settings() -> Vec<(i32, Options)> {
-    let mut settings: Vec<_> = SPLITS.map(|layers| (layers, PLAIN)).to_vec();
+    let mut settings: Vec<_> = splits().map(|layers| (layers, PLAIN)).to_vec();
     settings.extend([
-        (16, Options { kv_offload: false, ..PLAIN }),
-        (31, Options { kv_offload: false, flash_attention: false, sequences: 3, ..PLAIN }),
-        (16, Options { flash_attention: false, sequences: 2, ..PLAIN }),
-        (31, Options { ubatch: LARGE, ..PLAIN }),
+        (half(), Options { kv_offload: false, ..PLAIN }),
+        (all(), Options { kv_offload: false, flash_attention: false, sequences: 3, ..PLAIN }),
+        (half(), Options { flash_attention: false, sequences: 2, ..PLAIN }),
+        (all(), Options { ubatch: LARGE, ..PLAIN }),
         // Products of so many rows go to the device although the weights are in host memory.
         (0, Options { ubatch: LARGE, sequences: 2, ..PLAIN }),
     ]);
@@ -124,9 +136,8 @@ fn batches_for(options: Options) -> Vec<Vec<Row>> {
 /// Calls `with` for every setting, and loads the model once per split.
 fn for_each_setting(mut with: impl FnMut(&Model, i32, Options)) {
     let settings = settings();
-    for layers in SPLITS {
+    for layers in splits() {
         let model = Model::load(Some(layers));
-        assert_eq!((model.shape.blocks, model.shape.width), (BLOCKS, WIDTH));
         settings
             .iter()
             .filter(|(of, _)| *of == layers)
@@ -137,27 +148,27 @@ fn for_each_setting(mut with: impl FnMut(&Model, i32, Options)) {
 #[test]
 fn infinite_bounds_change_no_bit_of_any_logit() {
     let hook = support::install();
-    let caps = open_caps();
     for_each_setting(|model, layers, options| {
+        let caps = open_caps(model);
         // Each has a neighbour here that cuts the same graphs.
-        if [0, 30].contains(&layers) {
+        if [0, all() - 1].contains(&layers) {
             return;
         }
         let batches = batches_for(options);
         let session = session(model, &caps);
-        let capped = run(&mut model.context(options, Some((&hook, &session)), false), &batches);
+        let capped = run(&mut model.context(options, Some((&hook, &session)), []), &batches);
         // llama.cpp cuts the graphs at the same places by itself, for its evaluation callback.
-        let cut = run(&mut model.context(options, None, true), &batches);
+        let cut = run(&mut model.context(options, None, 0..*BLOCKS), &batches);
         assert!(capped == cut, "{layers} layers, {options:?}: the logits differ");
         // Uncut, ggml's Vulkan backend sums the squares of a single row while it adds, and so rounds otherwise.
         if std::env::var_os("GGML_VK_DISABLE_FUSION").is_some() {
-            let plain = run(&mut model.context(options, None, false), &batches);
+            let plain = run(&mut model.context(options, None, []), &batches);
             assert!(capped == plain, "{layers} layers, {options:?}: the logits differ from uncut graphs");
         }
         let stats = session.stats();
         assert!(stats.iter().all(|stats| stats.engaged == 0), "{stats:?}");
         let rows: usize = batches.iter().map(Vec::len).sum();
-        assert!(stats[..BLOCKS - 1].iter().all(|stats| stats.rows as usize == rows), "{stats:?}");
+        assert!(stats[..*BLOCKS - 1].iter().all(|stats| stats.rows as usize == rows), "{stats:?}");
     });
 }
 
@@ -181,9 +192,10 @@ fn watch_rows(session: &Session, caps: &CapSet) -> Arc<Mutex<Rows>> {
 fn by_cpu_kernels(caps: &CapSet, block: usize, rows: &[f32]) -> (Vec<f32>, Vec<RowStat>) {
     let indices = &caps.blocks()[&block];
     let table = CapTable::new(indices.iter().map(|&index| &caps.caps()[index].cap)).unwrap();
+    let width = caps.caps()[0].cap.axis().values().len();
     let mut capped = rows.to_vec();
-    let mut stats = vec![RowStat::default(); rows.len() / WIDTH * indices.len()];
-    Job::cap(RowsMut::from_slice(&mut capped, WIDTH).unwrap()).stats(&mut stats).run(&table).unwrap();
+    let mut stats = vec![RowStat::default(); rows.len() / width * indices.len()];
+    Job::cap(RowsMut::from_slice(&mut capped, width).unwrap()).stats(&mut stats).run(&table).unwrap();
     (capped, stats)
 }
 
@@ -194,23 +206,22 @@ fn bits(rows: &[f32]) -> Vec<u32> {
 #[test]
 fn rows_in_the_memory_of_either_device_get_the_bits_of_the_cpu_kernels() {
     let hook = support::install();
-    let caps = some_caps();
-    let capped: BTreeSet<usize> = caps.blocks().into_keys().collect();
     let device = device();
     for_each_setting(|model, layers, options| {
+        let caps = some_caps(model);
+        let capped: BTreeSet<usize> = caps.blocks().into_keys().collect();
         let what = format!("{layers} layers, {options:?}");
         let batches = batches_for(options);
         let session = session(model, &caps);
         let before = watch_rows(&session, &caps);
-        let mut context = model.context(options, Some((&hook, &session)), true);
+        let mut context = model.context(options, Some((&hook, &session)), capped.iter().copied());
         let mut on_device = BTreeSet::new();
         let mut logits = Vec::new();
         let mut traces = Vec::new();
         for rows in &batches {
             logits.push(context.decode(rows).unwrap());
             let observed = context.observed();
-            let after =
-                observed.rows.iter().filter(|(block, rows)| capped.contains(block) && !rows.is_empty());
+            let after = observed.rows.iter().filter(|(_, rows)| !rows.is_empty());
             let before: Rows = std::mem::take(&mut *before.lock().unwrap());
             let before = before.iter().filter(|(_, rows)| !rows.is_empty());
             let trace = session.take_trace();
@@ -221,7 +232,7 @@ fn rows_in_the_memory_of_either_device_get_the_bits_of_the_cpu_kernels() {
                 assert_eq!((block, block), (at, &trace.block), "{what}");
                 assert_eq!(bits(after), bits(&expected), "block {block}, {what}");
                 assert_eq!(trace.stats, stats, "block {block}, {what}");
-                count += before.len() / WIDTH;
+                count += before.len() / model.shape.width;
             }
             let last = rows.iter().filter(|row| row.logits).count();
             assert_eq!(count, rows.len() * (capped.len() - 1) + last, "{what}");
@@ -232,9 +243,9 @@ fn rows_in_the_memory_of_either_device_get_the_bits_of_the_cpu_kernels() {
 
         // The scheduler may put the end of a block, which has no weights, with the block after it.
         let blocks = layers.max(1) as usize - 1;
-        let first = on_device.first().map_or(BLOCKS, |first| *first);
+        let first = on_device.first().map_or(*BLOCKS, |first| *first);
         if layers > 0 {
-            assert_eq!(on_device, (first..BLOCKS).collect(), "{what}");
+            assert_eq!(on_device, (first..*BLOCKS).collect(), "{what}");
             assert!([blocks, blocks + 1].contains(&on_device.len()), "{on_device:?}, {what}");
         }
         let mut expected = BTreeSet::new();
@@ -246,12 +257,13 @@ fn rows_in_the_memory_of_either_device_get_the_bits_of_the_cpu_kernels() {
         }
         assert_eq!(capped_on(&session), expected, "{what}");
 
-        // Without the callback, graphs are cut by the hook alone.
+        // Without the callback, graphs are cut by the hook alone, at the same nodes.
         let unobserved = self::session(model, &caps);
-        let alone = run(&mut model.context(options, Some((&hook, &unobserved)), false), &batches);
+        let alone = run(&mut model.context(options, Some((&hook, &unobserved)), []), &batches);
         assert!(alone == logits, "{what}: the logits differ");
         assert_eq!(unobserved.take_trace(), traces, "{what}");
-        assert!(unobserved.stats().iter().all(|stats| stats.engaged > 0), "{what}: the caps act");
+        let stats = unobserved.stats();
+        assert!(stats.iter().all(|stats| stats.engaged > 0), "{what}: {stats:?}");
     });
 }
 
@@ -259,14 +271,17 @@ fn rows_in_the_memory_of_either_device_get_the_bits_of_the_cpu_kernels() {
 /// logits and the trace of each.
 fn in_turns(models: &[Model], contexts: &[(usize, u64)]) -> Vec<(Logits, Vec<BlockTrace>)> {
     let hook = support::install();
-    let band = Bound::band(-0.2, 0.2).unwrap();
-    let caps = |seed| CapSet::new([3, 14, 15, 27].map(|block| cap(block, seed, band))).unwrap();
+    let (band, middle) = (Bound::band(-0.2, 0.2).unwrap(), *BLOCKS / 2);
+    let caps = |seed| {
+        CapSet::new([1, middle - 1, middle, *BLOCKS - 2].map(|block| cap(&models[0], block, seed, band)))
+            .unwrap()
+    };
     let sessions: Vec<_> =
         contexts.iter().map(|&(model, seed)| session(&models[model], &caps(seed))).collect();
     let mut opened: Vec<_> = contexts
         .iter()
         .zip(&sessions)
-        .map(|(&(model, _), session)| models[model].context(PLAIN, Some((&hook, session)), false))
+        .map(|(&(model, _), session)| models[model].context(PLAIN, Some((&hook, session)), []))
         .collect();
     let mut logits = vec![Vec::new(); contexts.len()];
     for rows in &batches_for(PLAIN) {
@@ -286,7 +301,7 @@ fn in_turns(models: &[Model], contexts: &[(usize, u64)]) -> Vec<(Logits, Vec<Blo
 
 #[test]
 fn contexts_on_both_devices_in_turns_run_each_under_its_own_caps() {
-    let models = [Model::load(None), Model::load(Some(31)), Model::load(Some(16))];
+    let models = [Model::load(None), Model::load(Some(all())), Model::load(Some(half()))];
     let contexts = [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1)];
     let together = in_turns(&models, &contexts);
     for (i, one) in together.iter().enumerate() {
@@ -302,10 +317,10 @@ fn contexts_on_both_devices_in_turns_run_each_under_its_own_caps() {
 #[test]
 fn every_choice_of_a_route_gives_the_same_bits() {
     let hook = support::install();
-    let caps = some_caps();
     let batches = batches_for(PLAIN);
-    for layers in [16, 31] {
+    for layers in [half(), all()] {
         let model = Model::load(Some(layers));
+        let caps = some_caps(&model);
         let mut reference = None;
         for (choice, fused_norm) in [
             (RouteChoice::Inserted, false),
@@ -318,7 +333,7 @@ fn every_choice_of_a_route_gives_the_same_bits() {
                 settings.route = choice;
                 settings.fused_norm = fused_norm;
             });
-            let logits = run(&mut model.context(PLAIN, Some((&hook, &session)), false), &batches);
+            let logits = run(&mut model.context(PLAIN, Some((&hook, &session)), []), &batches);
             support::check_routes(&session, choice);
             let found = (logits, session.take_trace());
             let expected = reference.get_or_insert_with(|| found.clone());
@@ -331,23 +346,24 @@ fn every_choice_of_a_route_gives_the_same_bits() {
 #[test]
 fn a_fault_on_either_device_fails_the_decode_and_the_next_one_runs() {
     let hook = support::install();
-    let model = Model::load(Some(16));
-    let row = |position| Row { token: 1000, position, sequence: 0, logits: true };
+    let model = Model::load(Some(half()));
+    let row = |position| Row { token: 42, position, sequence: 0, logits: true };
 
     // A block that no device computes, and fewer rows than were said.
-    let session = Session::new(ModelShape { blocks: 48, ..model.shape.clone() });
-    let caps = [3, 20, 40].map(|block| cap(block, 1, Bound::NONE));
+    let session = Session::new(ModelShape { blocks: 2 * *BLOCKS, ..model.shape.clone() });
+    let (late, absent) = (*BLOCKS - 2, *BLOCKS + 1);
+    let caps = [1, late, absent].map(|block| cap(&model, block, 1, Bound::NONE));
     session.set_caps(Some(&CapSet::new(caps).unwrap())).unwrap();
-    let mut context = model.context(PLAIN, Some((&hook, &session)), false);
+    let mut context = model.context(PLAIN, Some((&hook, &session)), []);
     let error = context.decode(&[row(0), row(1)]).unwrap_err();
-    assert_eq!(error, HookError::NotSeen { block: 40, seen: Seen::Never, rows: 2, outputs: 2 });
+    assert_eq!(error, HookError::NotSeen { block: absent, seen: Seen::Never, rows: 2, outputs: 2 });
     drop(context);
 
-    for block in [2, 20] {
-        let session = self::session(&model, &some_caps());
+    for block in [1, late] {
+        let session = self::session(&model, &some_caps(&model));
         let tap = Tap { blocks: vec![block], see: Arc::new(|_, _| panic!("as the test asked")) };
         session.set_tap(Some(tap)).unwrap();
-        let mut context = model.context(PLAIN, Some((&hook, &session)), false);
+        let mut context = model.context(PLAIN, Some((&hook, &session)), []);
         let error = context.decode(&[row(0)]).unwrap_err();
         assert_eq!(error, HookError::Panic("as the test asked".into()), "block {block}");
         session.set_tap(None).unwrap();

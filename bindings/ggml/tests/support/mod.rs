@@ -1,10 +1,12 @@
 //! What the tests of the hook share: the hook, installed through either table of ggml's functions, and the
-//! device that they run on.
+//! device and the model that they run on.
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use std::ffi::CStr;
+use std::path::{Path, PathBuf};
 
 use axiscap_ggml::{Hook, Route, RouteChoice, Session};
+use axiscap_testing::llama::{Description, TestModel};
 use llama_cpp_sys_2 as sys;
 
 /// Installs the hook in the ggml that is linked in. With `AXISCAP_TEST_HOST=look-up` its functions are looked
@@ -40,6 +42,22 @@ pub(crate) fn device() -> sys::ggml_backend_dev_t {
     unsafe { sys::llama_backend_init() };
     let name = wanted_backend().unwrap_or_else(|| "CPU".into());
     find_device(&name).unwrap_or_else(|| panic!("ggml's backend {name} has no device in this process"))
+}
+
+/// Returns the model that the tests run on: the small model, or with `AXISCAP_TEST_MODEL=random` a smaller one of
+/// random weights, for which a software driver takes seconds and not minutes.
+pub(crate) fn model() -> PathBuf {
+    if std::env::var_os("AXISCAP_TEST_MODEL").is_none_or(|model| model != "random") {
+        return axiscap_testing::small_model();
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let path = folder.join("random.gguf");
+    let written = tempfile::NamedTempFile::new_in(folder).expect("a temporary file");
+    let mut description = Description::new("llama", false);
+    description.set(".block_count", 12u32);
+    TestModel::write(&description, written.path()).expect("a random model");
+    written.persist(&path).expect("the random model is renamed");
+    path
 }
 
 /// Finds the first device of a backend.
