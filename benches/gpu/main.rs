@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axiscap::cuda::{Device, DeviceRows, DeviceTable, Job, Overlap};
-use axiscap::{Axis, Bound, Cap, CapTable, Dtype, Epsilon};
+use axiscap::{Axis, Bound, Cap, CapTable, Dtype, Epsilon, RowStat};
 use baselines::Baselines;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
 use harness::{Report, Sample, time, time_node, warm_up};
@@ -158,6 +158,20 @@ impl Bench {
         unsafe { job.launch(table, (&*self.stream).into(), overlap) }.expect("a launch");
     }
 
+    /// Runs a measured job once more, and checks that each of its caps engages on every row, or on none. A row that is
+    /// not finite is never written, which looks fast.
+    ///
+    /// # Panics
+    /// If one does not.
+    fn check(&self, what: &str, job: &Job, table: &DeviceTable, stats: usize, acts: bool) {
+        let bytes = self.stream.alloc_zeros::<u8>(stats * size_of::<RowStat>()).expect("device memory");
+        self.launch(&job.stats(bytes.device_ptr(&self.stream).0), table, Overlap::None);
+        let found = self.stream.clone_dtoh(&bytes).expect("a copy back");
+        let found: Vec<RowStat> = bytemuck::pod_collect_to_vec(&found);
+        let wrong = found.iter().find(|stat| stat.engaged() != acts || stat.non_finite());
+        assert!(wrong.is_none(), "{what}: {wrong:?}");
+    }
+
     /// Returns the number of buffers of `bytes` bytes that are used in turn. At least four times the size of
     /// the L2 cache passes between two uses of one.
     fn turns(&self, bytes: usize) -> usize {
@@ -201,7 +215,10 @@ impl Bench {
         let shape = [rows, width];
         let n = rows * width;
         let sets = self.sets(n);
-        let (weight, small, axis) = (self.buffer(width, 4), self.buffer(rows, 5), self.buffer(width, 6));
+        // A unit axis: the chain diverges with a longer one.
+        let axis = Axis::from_direction(&values(width, 6)).expect("an axis");
+        let axis = self.stream.clone_htod(axis.values()).expect("device memory");
+        let (weight, small) = (self.buffer(width, 4), self.buffer(rows, 5));
         let [weight, small, axis] = [&weight, &small, &axis].map(|s| self.address(s));
         let stream = self.stream.clone();
         let bytes = n * 4;
@@ -246,14 +263,15 @@ impl Bench {
         ];
         for (name, adds, norms, caps, acts, passes) in jobs {
             let table = self.upload(width, caps, acts);
-            let t = time(&stream, RUNS, |turn| {
+            let job = |turn| {
                 let [h, x, y] = sets.at(turn);
                 let h = rows_at(h);
                 let job = if adds { Job::add_cap_into(h, rows_at(x), h) } else { Job::cap(h) };
-                let job = if norms { job.norm(weight, epsilon(), rows_at(y)) } else { job };
-                self.launch(&job, &table, Overlap::None);
-            });
+                if norms { job.norm(weight, epsilon(), rows_at(y)) } else { job }
+            };
+            let t = time(&stream, RUNS, |turn| self.launch(&job(turn), &table, Overlap::None));
             self.add(name, shape, t, passes * bytes);
+            self.check(name, &job(0), &table, rows * caps, acts);
         }
     }
 
@@ -269,12 +287,13 @@ impl Bench {
         let addresses: Vec<_> = memory.iter().map(|slice| slice.device_ptr(&stream).0).collect();
         for (name, dtype) in [("cap f16, none acts", Dtype::F16), ("cap bf16, none acts", Dtype::BF16)] {
             let table = self.upload(width, 1, false);
-            let t = time(&stream, RUNS, |turn| {
+            let job = |turn: usize| {
                 let address = addresses[turn % addresses.len()];
-                let job = Job::cap(DeviceRows { dtype, address, count: rows, stride: width });
-                self.launch(&job, &table, Overlap::None);
-            });
+                Job::cap(DeviceRows { dtype, address, count: rows, stride: width })
+            };
+            let t = time(&stream, RUNS, |turn| self.launch(&job(turn), &table, Overlap::None));
             self.add(name, [rows, width], t, rows * width * 2);
+            self.check(name, &job(0), &table, rows, false);
         }
     }
 
@@ -303,6 +322,7 @@ impl Bench {
                 let t = time_node(&stream, NODES, RUNS, || self.launch(&job, &table, overlap));
                 self.add(&format!("{name}{suffix}"), shape, t, 0);
             }
+            self.check(name, &job, &table, caps, acts);
         }
 
         // The same with a cold cache, as after other kernels of a model.

@@ -133,7 +133,7 @@ impl Gguf {
     /// # Panics
     /// If it cannot be written.
     pub fn write(&self, path: &Path) {
-        // SAFETY: the metadata lives. Whoever adds a tensor through the raw file keeps it until here. The name is
+        // SAFETY: the metadata lives. A caller of `raw` keeps the tensors that it adds until here. The name is
         // a C string.
         let written = unsafe { sys::gguf_write_to_file(self.raw(), c_string(path).as_ptr(), false) };
         assert!(written, "{} cannot be written", path.display());

@@ -2,7 +2,8 @@
 
 - held: the whole interval is on the right side of the aim;
 - missed: it is not;
-- no interval: too few values for one.
+- no interval: too few values for one;
+- faster than memory: the bytes cannot have moved in that time.
 
 The interval of speeds is the 95 % interval of the median (sign test). The kernels' benchmark reports quartiles of 60
 runs, which are wider and take its place.
@@ -18,6 +19,9 @@ from .compare import number
 from .visit import Data
 
 HELD, MISSED, NO_INTERVAL, BROKEN = "held", "missed", "no interval", "not a number"
+# Bytes move at most this much faster than the copy moves them. What is faster did not move them.
+FASTER_THAN_MEMORY = "faster than memory, so not what it says"
+MEMORY = 0.8
 Interval = tuple[float, float]
 Sample = dict[str, Any]
 
@@ -131,6 +135,8 @@ def kernels(bench: Data | None) -> list[Row]:
         _verdict(row, aim, at_least=False)
         if broken:
             row.verdict = BROKEN
+        elif over == "copy" and row.median < MEMORY:
+            row.verdict = FASTER_THAN_MEMORY
         elif len(found) < len(wanted):
             row.of += f", {len(found)} of {len(wanted)} samples"
             row.verdict = MISSED if row.verdict == MISSED else NO_INTERVAL

@@ -102,6 +102,12 @@ class Kernels(unittest.TestCase):
         again = self.sample("copy, at the end", "8192 x 8192", 100.0, size=2)
         self.assertEqual(self.row(what, copy, again, cap).verdict, MISSED)
 
+    def test_more_bytes_than_memory_moves_are_not_held(self):
+        copy = self.sample("copy", "8192 x 8192", 120.0, size=2)
+        cap = self.sample("cap, all act", "8192 x 8192", 62.0, size=2)
+        row = self.row("in place, all act, time per byte / copy's", copy, cap)
+        self.assertEqual(row.verdict, targets.FASTER_THAN_MEMORY)
+
     def test_the_worst_sample_counts(self):
         what = "one row in a graph, us a node"
         samples = [self.sample(f"node: cap, {acts}", shape, 1.5) for acts in ("none acts", "all act") for shape in targets.WIDTHS]
