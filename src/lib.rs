@@ -11,7 +11,7 @@
 //!
 //! | part | contents |
 //! |---|---|
-//! | root | the vocabulary: [`Axis`], [`Bound`], [`Cap`], [`CapSet`], [`CapTable`], statistics |
+//! | root | the vocabulary: [`Axis`], [`Bound`], [`Cap`], [`CapSet`], [`Policy`], [`CapTable`], statistics |
 //! | [`op`] | the description of a call, for every kind of memory |
 //! | [`cpu`] | the operation on the CPU |
 //! | `cuda` | the operation on NVIDIA GPUs, with the same bits (feature `cuda`) |
@@ -45,6 +45,7 @@ pub mod file;
 #[cfg(feature = "cuda")]
 pub mod interop;
 pub mod op;
+mod policy;
 mod stats;
 mod table;
 
@@ -52,5 +53,6 @@ pub use axis::{Axis, UNIT_TOLERANCE};
 pub use cap::{BlockCap, Bound, Cap, CapSet};
 pub use error::{Error, Result, RowsError};
 pub use op::{Dtype, Epsilon, Operation};
+pub use policy::Policy;
 pub use stats::{CapStats, RowStat};
 pub use table::{CapParams, CapTable};

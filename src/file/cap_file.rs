@@ -13,6 +13,7 @@ use crate::file::origin::Origin;
 use crate::file::output::write_atomically;
 use crate::file::warning::Warning;
 use crate::file::{decode, encode};
+use crate::policy::Policy;
 
 /// Maximum size of a file that is read or written. The caps of 80 blocks of width 8192 take 2.6 MB.
 pub(super) const MAX_BYTES: u64 = 1 << 30;
@@ -39,7 +40,7 @@ impl ModelInfo {
     }
 }
 
-/// Caps, the model they are for, and how they were made.
+/// Caps, the rows they leave alone, the model they are for, and how they were made.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CapFile {
@@ -49,6 +50,8 @@ pub struct CapFile {
     pub model: ModelInfo,
     /// The meaning of a positive projection, e.g. `more Assistant`.
     pub orientation: Option<String>,
+    /// The rows that the caps leave alone.
+    pub policy: Policy,
     /// How the file was made.
     pub origin: Origin,
     /// Values under unknown keys. They are written again.
@@ -61,11 +64,12 @@ impl CapFile {
     /// in the file, but a [`CapTable`](crate::CapTable) holds one copy of the axis per cap.
     pub const MAX_CAPS: usize = 4096;
 
-    /// Makes the content of a new file, without orientation and origin.
+    /// Makes the content of a new file, without orientation and origin. Its caps act on every row.
     #[must_use]
     pub fn new(caps: CapSet, model: ModelInfo) -> Self {
+        let (policy, origin) = (Policy::default(), Origin::default());
         let (unknown, warnings) = (Vec::new(), Vec::new());
-        Self { caps, model, orientation: None, origin: Origin::default(), unknown, warnings }
+        Self { caps, model, orientation: None, policy, origin, unknown, warnings }
     }
 
     /// Reads a cap file.
@@ -228,6 +232,7 @@ mod tests {
     use super::*;
     use crate::axis::Axis;
     use crate::cap::{BlockCap, Bound, Cap};
+    use crate::file::keys::SKIP_POSITIONS;
 
     /// Panics when more is read than necessary.
     struct Guarded<R>(R, usize);
@@ -249,6 +254,21 @@ mod tests {
         let short = [&gguf::MAGIC[..], b"123"].concat();
         assert_eq!(read_at_most(&short[..], 70_000).unwrap(), short);
         assert_eq!(read_at_most(&b"GG"[..], 70_000).unwrap(), b"GG");
+    }
+
+    #[test]
+    fn a_policy_that_is_not_known_is_not_written() {
+        let cap = Cap::new(Axis::from_direction(&[1.0]).unwrap(), Bound::NONE);
+        let caps = CapSet::new([BlockCap { block: 1, cap }]).unwrap();
+        for key in ["axiscap.policy.skip_roles", "axiscap.policy.", SKIP_POSITIONS] {
+            let mut file = CapFile::new(caps.clone(), ModelInfo::new("llama", 2));
+            file.unknown = vec![("axiscap.tomorrow".into(), 1u8.into()), (key.into(), 1u32.into())];
+            let error = file.to_bytes().unwrap_err();
+            assert!(matches!(error, FileError::Unsupported(_)), "{error}");
+            assert_eq!(error.field(), Some(key));
+            file.unknown.pop();
+            file.to_bytes().unwrap();
+        }
     }
 
     #[test]

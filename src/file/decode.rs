@@ -6,18 +6,20 @@ use crate::file::axes::Axes;
 use crate::file::cap_file::{CapFile, ModelInfo};
 use crate::file::error::{FileError, Problem, Result};
 use crate::file::fields::{Fields, MAKE_AGAIN, invalid};
-use crate::file::gguf::Gguf;
+use crate::file::gguf::{Gguf, Value};
 use crate::file::keys::{
     ARCHITECTURE, BLOCK, CEILING, CONTROL_VECTOR, CURRENT_VERSION, FLOOR, LAYER_COUNT, MODEL_ARCHITECTURE,
     MODEL_BLOCKS, MODEL_FILE_TYPE, MODEL_HINT, MODEL_NAME, MODEL_WIDTH, NAME, NORM, ORIENTATION,
-    ORIGIN_PREFIX, STRENGTH, TENSOR, VERSION, WIDTH,
+    ORIGIN_PREFIX, POLICY_PREFIX, SKIP_POSITIONS, STRENGTH, TENSOR, VERSION, WIDTH,
 };
+use crate::policy::Policy;
 
 /// Decodes a cap file.
 pub(super) fn cap_file(mut gguf: Gguf<'_>) -> Result<CapFile> {
     let mut fields = Fields::new(std::mem::take(&mut gguf.metadata));
     expect_control_vector(&mut fields)?;
     expect_version(&mut fields)?;
+    let policy = policy(&mut fields)?;
 
     let architecture: String = fields.need(MODEL_HINT)?;
     let blocks = positive(LAYER_COUNT, fields.need::<i32>(LAYER_COUNT)?.into())?;
@@ -38,7 +40,7 @@ pub(super) fn cap_file(mut gguf: Gguf<'_>) -> Result<CapFile> {
         other => invalid(BLOCK, "caps of one width", other.to_string(), MAKE_AGAIN),
     })?;
     let unknown = fields.rest();
-    Ok(CapFile { caps, model, orientation, origin, unknown, warnings })
+    Ok(CapFile { caps, model, orientation, policy, origin, unknown, warnings })
 }
 
 /// Refuses files that are no control vectors.
@@ -59,11 +61,31 @@ fn expect_version(fields: &mut Fields) -> Result<()> {
             let found = version.to_string();
             Err(FileError::Unsupported(Problem::boxed(VERSION, CURRENT_VERSION.to_string(), found, remedy)))
         }
-        // An incomplete cap file is no control vector. Its bounds would be lost silently.
-        None if fields.has_prefix("axiscap.cap.") => {
+        // An incomplete cap file is no control vector. Its bounds and its policy would be lost silently.
+        None if fields.has_prefix("axiscap.cap.") || fields.has_prefix(POLICY_PREFIX) => {
             Err(invalid(VERSION, CURRENT_VERSION.to_string(), "no such key", MAKE_AGAIN))
         }
         None => Err(FileError::PlainControlVector { file: None }),
+    }
+}
+
+/// Reads the optional `axiscap.policy.*`.
+fn policy(fields: &mut Fields) -> Result<Policy> {
+    let policy = Policy { skip_positions: fields.take(SKIP_POSITIONS)?.unwrap_or_default() };
+    refuse_policies(fields.left())?;
+    Ok(policy)
+}
+
+/// Refuses values under `axiscap.policy.` whose meaning is not known. A policy changes which rows are capped,
+/// so these keys cannot be ignored like others.
+pub(super) fn refuse_policies(values: &[(String, Value)]) -> Result<()> {
+    match values.iter().find(|(key, _)| key.starts_with(POLICY_PREFIX)) {
+        None => Ok(()),
+        Some((key, value)) => {
+            let expected = format!("a policy that this version knows ({SKIP_POSITIONS})");
+            let remedy = "it changes which rows are capped: use a newer axiscap";
+            Err(FileError::Unsupported(Problem::boxed(key, expected, value.summary(), remedy)))
+        }
     }
 }
 

@@ -4,14 +4,14 @@ use std::collections::{HashMap, HashSet};
 
 use crate::cap::{BlockCap, Cap};
 use crate::file::cap_file::{CapFile, MAX_BYTES};
-use crate::file::decode::check_count;
+use crate::file::decode::{check_count, refuse_policies};
 use crate::file::error::Result;
 use crate::file::fields::invalid;
 use crate::file::gguf::{self, Value};
 use crate::file::keys::{
     ARCHITECTURE, BLOCK, CEILING, CONTROL_VECTOR, CURRENT_VERSION, FLOOR, LAYER_COUNT, MODEL_ARCHITECTURE,
     MODEL_BLOCKS, MODEL_FILE_TYPE, MODEL_HINT, MODEL_NAME, MODEL_WIDTH, NAME, NORM, ORIENTATION,
-    ORIGIN_PREFIX, STRENGTH, TENSOR, VERSION, WIDTH,
+    ORIGIN_PREFIX, SKIP_POSITIONS, STRENGTH, TENSOR, VERSION, WIDTH,
 };
 
 /// Encodes a cap file: known keys in the order of `docs/cap-files.md`, then unknown ones as they were read,
@@ -19,6 +19,7 @@ use crate::file::keys::{
 pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     let caps = file.caps.caps();
     check_count(caps.len())?;
+    refuse_policies(&file.unknown)?;
     let blocks = check_blocks(file)?;
     let width = u32::try_from(file.caps.width()).map_err(|_| {
         invalid(WIDTH, "a u32", file.caps.width().to_string(), "no model is as wide: check the axes")
@@ -52,6 +53,8 @@ pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     values.add(MODEL_BLOCKS, blocks as u32);
     values.add(MODEL_WIDTH, width);
     values.add_some(MODEL_FILE_TYPE, file.model.file_type);
+    let skip_positions = file.policy.skip_positions;
+    values.add_some(SKIP_POSITIONS, (skip_positions != 0).then_some(skip_positions));
     for (key, value) in file.origin.iter() {
         values.add(&format!("{ORIGIN_PREFIX}{key}"), value.clone());
     }

@@ -37,6 +37,11 @@ impl Fields {
         self.0.iter().any(|(key, _)| key.starts_with(prefix))
     }
 
+    /// Returns the keys and values that have not been taken.
+    pub(super) fn left(&self) -> &[(String, Value)] {
+        &self.0
+    }
+
     pub(super) fn take_prefix(&mut self, prefix: &str) -> Origin {
         let taken = self.0.extract_if(.., |(key, _)| key.starts_with(prefix));
         Origin::from_distinct(taken.map(|(key, value)| (key[prefix.len()..].to_owned(), value)).collect())

@@ -20,4 +20,6 @@ pub(super) const MODEL_NAME: &str = "axiscap.model.name";
 pub(super) const MODEL_BLOCKS: &str = "axiscap.model.block_count";
 pub(super) const MODEL_WIDTH: &str = "axiscap.model.width";
 pub(super) const MODEL_FILE_TYPE: &str = "axiscap.model.file_type";
+pub(super) const POLICY_PREFIX: &str = "axiscap.policy.";
+pub(super) const SKIP_POSITIONS: &str = "axiscap.policy.skip_positions";
 pub(super) const ORIGIN_PREFIX: &str = "axiscap.origin.";

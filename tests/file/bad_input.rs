@@ -24,6 +24,7 @@ impl Parts {
         file.model.name = Some("A model".into());
         file.model.file_type = Some(3);
         file.orientation = Some("more Assistant".into());
+        file.policy.skip_positions = 4;
         file.origin.set("tool", "test");
         let bytes = file.to_bytes().unwrap();
         let gguf = Gguf::parse(&bytes).unwrap();
@@ -195,6 +196,7 @@ fn values_of_another_type_and_absent_ones() {
         "model.block_count",
         "model.width",
         "model.file_type",
+        "policy.skip_positions",
     ]
     .map(|key| format!("axiscap.{key}"));
     for index in 0..Parts::new().metadata.len() {
@@ -216,6 +218,66 @@ fn values_of_another_type_and_absent_ones() {
         } else {
             check(&refused(&parts.bytes()), &key, &["no such key", "make the file again"]);
         }
+    }
+}
+
+/// A policy changes which rows are capped. No reader may ignore one.
+#[test]
+fn policies_that_are_not_known() {
+    let values = [(Value::from(3u8), "found 3;"), (vec![1i32, 2].into(), "found array of i32 of 2;")];
+    for key in ["axiscap.policy.skip_roles", "axiscap.policy.skip_positions.1", "axiscap.policy."] {
+        for (value, found) in &values {
+            let mut parts = Parts::new();
+            parts.metadata.push((key.into(), value.clone()));
+            let error = refused(&parts.bytes());
+            assert!(matches!(error, FileError::Unsupported(_)), "{error:?}");
+            let words = ["a policy that this version knows", found, "which rows are capped", "newer axiscap"];
+            check(&error, key, &words);
+            // It does not depend on another policy.
+            parts.metadata.retain(|(key, _)| key != "axiscap.policy.skip_positions");
+            check(&refused(&parts.bytes()), key, &words);
+        }
+    }
+    // Another prefix.
+    let mut parts = Parts::new();
+    parts.metadata.push(("axiscap.policyholder".into(), 1u8.into()));
+    assert_eq!(CapFile::from_bytes(&parts.bytes()).unwrap().unknown().len(), 1);
+}
+
+/// The values themselves are any u32. Their type is checked like that of other keys.
+#[test]
+fn policies_of_another_type() {
+    let key = "axiscap.policy.skip_positions";
+    let again = "make the file again";
+    wrong_value(key, 1i32, key, &["type u32", "found i32 1", again]);
+    wrong_value(key, -1i32, key, &["type u32", "found i32 -1", again]);
+    wrong_value(key, 1u64, key, &["type u32", "found u64 1", again]);
+    wrong_value(key, "1", key, &["type u32", "found string \"1\"", again]);
+    wrong_value(key, vec![1u32], key, &["type u32", "found array of u32", again]);
+}
+
+/// A file with a policy and without a version is an incomplete cap file. As a control vector it would lose
+/// its policy.
+#[test]
+fn policies_without_a_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("v.gguf");
+    for key in ["axiscap.policy.skip_positions", "axiscap.policy.skip_roles"] {
+        let mut parts = Parts::new();
+        parts.metadata.retain(|(key, _)| !key.starts_with("axiscap."));
+        parts.tensors.truncate(1);
+        let plain = parts.bytes();
+        assert!(matches!(refused(&plain), FileError::PlainControlVector { .. }));
+        parts.metadata.push((key.into(), 1u32.into()));
+        let bytes = parts.bytes();
+        check(&refused(&bytes), "axiscap.version", &["expected 1", "no such key", "make the file again"]);
+
+        let model = ModelInfo::new("llama", 5);
+        std::fs::write(&path, &plain).unwrap();
+        CapFile::read_axes(&path, &model).unwrap();
+        std::fs::write(&path, &bytes).unwrap();
+        let error = CapFile::read_axes(&path, &model).unwrap_err();
+        check(&error, "axiscap.version", &["v.gguf", "expected 1", "no such key"]);
     }
 }
 
@@ -439,6 +501,7 @@ fn a_changed_byte_never_panics_and_what_is_accepted_is_sound() {
                 accepted += 1;
                 let again = CapFile::from_bytes(&file.to_bytes().unwrap()).unwrap();
                 assert_eq!(again.caps, file.caps, "byte {at} changed by {change:#x}");
+                assert_eq!(again.policy, file.policy, "byte {at} changed by {change:#x}");
             }
         }
         bytes[at] = good[at];

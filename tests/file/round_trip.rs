@@ -2,7 +2,7 @@
 
 use axiscap::file::gguf::{self, Gguf, Value};
 use axiscap::file::{CapFile, ControlVector, FileError, ModelInfo, Warning};
-use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, Error};
+use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, Error, Policy};
 use proptest::prelude::*;
 
 fn bound() -> impl Strategy<Value = Bound> {
@@ -61,6 +61,7 @@ prop_compose! {
         name in prop::option::of(".{0,9}"),
         file_type in prop::option::of(any::<u32>()),
         orientation in prop::option::of(".{0,20}"),
+        skip_positions in prop_oneof![Just(0), Just(1), any::<u32>()],
         origin in prop::collection::btree_map("[a-z_.]{1,12}", value(), 0..6),
     ) -> CapFile {
         let caps = caps.into_iter().map(|(block, cap)| BlockCap { block, cap });
@@ -68,6 +69,7 @@ prop_compose! {
         (model.name, model.file_type) = (name, file_type);
         let mut file = CapFile::new(CapSet::new(caps).unwrap(), model);
         file.orientation = orientation;
+        file.policy = Policy::default().with_skip_positions(skip_positions);
         for (key, value) in origin {
             file.origin.set(key, value);
         }
@@ -109,6 +111,47 @@ fn small() -> CapFile {
         BlockCap { block: 2, cap: Cap::new(axis(3.0), Bound::ceiling(9.0).unwrap()) },
     ];
     CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 4))
+}
+
+/// Returns the bytes of `small` with further metadata.
+fn small_with(key: &str, value: impl Into<Value>) -> Vec<u8> {
+    let bytes = small().to_bytes().unwrap();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let mut metadata = gguf.metadata.clone();
+    metadata.push((key.into(), value.into()));
+    let vectors = gguf.vectors().unwrap();
+    let tensors: Vec<_> =
+        vectors.iter().map(|(name, values)| ((*name).to_owned(), values.as_slice())).collect();
+    gguf::to_bytes(&metadata, &tensors).unwrap()
+}
+
+#[test]
+fn a_policy_reads_back_as_it_was() {
+    for skip_positions in [1, 4, u32::MAX] {
+        let mut file = small();
+        file.policy.skip_positions = skip_positions;
+        let bytes = file.to_bytes().unwrap();
+        // The file has no other optional values that follow it.
+        assert_eq!(bytes, small_with("axiscap.policy.skip_positions", skip_positions));
+        let read = CapFile::from_bytes(&bytes).unwrap();
+        assert_eq!(read.policy, Policy::default().with_skip_positions(skip_positions));
+        assert_eq!(read, file);
+        assert!(read.unknown().is_empty());
+    }
+}
+
+#[test]
+fn a_file_without_a_policy_caps_every_row_and_keeps_its_bytes() {
+    let bytes = small().to_bytes().unwrap();
+    let metadata = Gguf::parse(&bytes).unwrap().metadata;
+    assert!(metadata.iter().all(|(key, _)| !key.contains("policy")), "{metadata:?}");
+    let read = CapFile::from_bytes(&bytes).unwrap();
+    assert!(read.policy.is_default());
+
+    // A policy of 0 says the same as none.
+    let zero = CapFile::from_bytes(&small_with("axiscap.policy.skip_positions", 0u32)).unwrap();
+    assert_eq!(zero, read);
+    assert_eq!(zero.to_bytes().unwrap(), bytes);
 }
 
 #[test]
