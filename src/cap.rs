@@ -254,6 +254,19 @@ impl CapSet {
         }
         Self { width: self.width, caps }
     }
+
+    /// Returns the same set with one cap changed. The changed cap keeps its axis' width.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchCap`], [`Error::Width`], and the error of `change`.
+    pub fn with_changed(&self, index: usize, change: impl FnOnce(Cap) -> Result<Cap>) -> Result<Self> {
+        let caps = self.caps.len();
+        let entry = self.caps.get(index).ok_or(Error::NoSuchCap { index, caps })?;
+        let changed = BlockCap { block: entry.block, cap: change(entry.cap.clone())? };
+        let mut caps = self.caps.clone();
+        caps[index] = changed;
+        Self::new(caps)
+    }
 }
 
 #[cfg(test)]
@@ -318,6 +331,19 @@ mod tests {
         assert!(observing.caps().iter().all(|entry| entry.cap.bound().is_none()));
         assert_eq!(observing.with_bounds(|_| Bound::floor(1.0).unwrap()).caps()[0], set.caps()[0]);
         assert_eq!(set.with_bounds(Cap::bound), set);
+    }
+
+    #[test]
+    fn one_cap_of_a_set_can_change() {
+        let cap = |block| BlockCap { block, cap: Cap::new(axis(4), Bound::NONE) };
+        let set = CapSet::new([cap(7), cap(0)]).unwrap();
+        let changed = set.with_changed(1, |cap| cap.with_strength(0.5)).unwrap();
+        assert_eq!(changed.caps()[0], set.caps()[0]);
+        assert_eq!((changed.caps()[1].block, changed.caps()[1].cap.strength()), (0, 0.5));
+        assert_eq!(set.with_changed(2, Ok), Err(Error::NoSuchCap { index: 2, caps: 2 }));
+        assert!(matches!(set.with_changed(0, |cap| cap.with_strength(2.0)), Err(Error::Strength(_))));
+        let other = |_| Ok(Cap::new(axis(5), Bound::NONE));
+        assert!(matches!(set.with_changed(0, other), Err(Error::Width { .. })));
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct CapStats {
     /// Rows without a finite projection, or whose step towards the bound overflowed. They were left
     /// unchanged, and are not part of `engaged` and of the statistics below.
     pub non_finite: u64,
+    /// Rows that a [`Policy`](crate::Policy) left alone. They are not part of `rows`.
+    pub skipped: u64,
     /// Sum of the projections before the cap.
     pub sum_before: f64,
     /// Smallest projection after the cap; +inf without rows.
@@ -70,6 +72,7 @@ impl Default for CapStats {
             rows: 0,
             engaged: 0,
             non_finite: 0,
+            skipped: 0,
             sum_before: 0.0,
             min_after: f32::INFINITY,
             max_after: f32::NEG_INFINITY,

@@ -188,7 +188,7 @@ fn projections(trace: &[TraceRow], prompt: usize, caps: &CapSet) -> Vec<TurnProj
 mod tests {
     use super::*;
     use axiscap::{Axis, BlockCap, Cap};
-    use axiscap_llama::Token;
+    use axiscap_llama::{ProfileId, Token};
 
     #[test]
     fn the_builtin_script_has_eight_turns() {
@@ -219,6 +219,8 @@ mod tests {
             after: before + 1.0,
             engaged,
             non_finite: false,
+            profile: ProfileId::DEFAULT,
+            skipped: false,
         };
         let trace = [row(1, 0, 99.0, true), row(2, 0, 1.0, true), row(3, 0, 3.0, false)];
         let means = projections(&trace, 2, &caps);

@@ -42,6 +42,6 @@ pub use faults::ProfileFaults;
 pub use image::{ImageInfo, image};
 pub use launch::{Limits, Overlap};
 pub use stream::StreamRef;
-pub use table::DeviceTable;
+pub use table::{DeviceTable, RowProfileBuffer};
 
 pub use crate::op::{DeviceJob as Job, DeviceMemory, DeviceRows};

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
-use crate::config::Config;
 use crate::error::HookError;
 use crate::graph::find::{Finder, Output};
+use crate::graph::inputs::InputFinder;
 use crate::host::{self, Arena, Device, FAILED, Graph, SUCCESS, Status};
 use crate::record::{BlockStats, Order, Record, lock};
 use crate::route::gpu::{BackendGpu, DriverFactory};
@@ -32,6 +32,7 @@ pub(crate) struct Backend {
 #[derive(Debug)]
 struct Tools {
     finder: Finder,
+    inputs: InputFinder,
     arena: Arena,
     staging: Vec<f32>,
     gpu: BackendGpu,
@@ -105,6 +106,7 @@ impl Backend {
     ) -> Result<Self, HookError> {
         let tools = Tools {
             finder: Finder::default(),
+            inputs: InputFinder::default(),
             arena: Arena::new(64)?,
             staging: Vec::new(),
             gpu: BackendGpu::new(device, drivers),
@@ -130,10 +132,15 @@ impl Backend {
         let config = session.config();
         let Some(wanted) = config.wanted(session.model.width) else { return Ok(compute(graph)) };
         let mut tools = lock(&self.tools);
-        let Tools { finder, arena, staging, gpu, hook } = &mut *tools;
+        let Tools { finder, inputs, arena, staging, gpu, hook } = &mut *tools;
+        if record.has_order()
+            && let Some(found) = inputs.find(graph)
+        {
+            record.identify(found.tokens, found.positions)?;
+        }
         let outputs = finder.find(graph, wanted)?;
-        let blocks = outputs.iter().map(|output| (output.block, output.rows()));
-        record.claim_blocks(backend as usize, blocks)?;
+        let blocks: Vec<_> = outputs.iter().map(|output| (output.block, output.rows())).collect();
+        let profiles = record.claim_blocks(backend as usize, &config, &blocks)?;
         switch_hook(hook, session.compute_hook(), backend);
         let mut situation = Situation {
             choice: config.settings.route,
@@ -157,6 +164,7 @@ impl Backend {
             number: record.next_graph(),
             width: session.model.width,
             config: &config,
+            profiles: &profiles,
             staging,
             compute,
         };
@@ -170,7 +178,7 @@ impl Backend {
             _ => host_route::compute(&mut call),
         };
         outcome.slow.extend(situation.slow_reason(gpu.reason()).map(Cow::Owned));
-        Ok(record_outcome(record, &self.device, &config, call.number, outcome))
+        Ok(record_outcome(record, &self.device, &call, outcome))
     }
 
     /// Opens the GPU that computes a graph, and returns whether it is open.
@@ -229,8 +237,7 @@ impl Backend {
 pub(crate) fn record_outcome(
     record: &Record,
     device: &str,
-    config: &Arc<Config>,
-    graph: u64,
+    call: &GraphCall<'_>,
     outcome: Outcome,
 ) -> Status {
     outcome.routes.iter().for_each(|&route| record.record_route(device, route));
@@ -238,9 +245,10 @@ pub(crate) fn record_outcome(
     outcome.norms.iter().for_each(|&(block, refused)| record.record_norm(device, block, refused));
     record.record_blocks(outcome.blocks.iter().map(|done| (done.block, done.rows)));
     for BlockDone { output, block, rows, stats } in outcome.blocks {
-        if let Some(stats) = stats.filter(|_| config.records()) {
-            let order = Order { graph, output };
-            record.add_stats(BlockStats { order, config: Arc::clone(config), block, rows, stats });
+        if let Some(stats) = stats.filter(|_| call.config.records()) {
+            let order = Order { graph: call.number, output };
+            let (config, profiles) = (Arc::clone(call.config), call.profiles.clone());
+            record.add_stats(BlockStats { order, config, block, rows, profiles, stats });
         }
     }
     let status = match outcome.ended {

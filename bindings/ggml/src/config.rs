@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axiscap::{Bound, CapSet, CapTable};
+use axiscap::{BlockCap, Cap, CapSet, Policy};
 
 use crate::error::HookError;
 use crate::graph::find::Wanted;
 use crate::host::architecture::{BlockNames, ModelShape, block_names};
+use crate::profile::{BlockCaps, DEFAULT_NAME, Profile, ProfileId, Profiles};
 use crate::route::choice::RouteChoice;
 use crate::tap::Tap;
 
@@ -39,31 +40,21 @@ impl Default for Settings {
     }
 }
 
-/// The caps of one block.
-#[derive(Debug, Clone)]
-pub(crate) struct BlockCaps {
-    pub(crate) block: usize,
-    /// Indices in the set, in order of application.
-    pub(crate) indices: Vec<usize>,
-    pub(crate) table: CapTable,
-}
-
 /// The immutable configuration that one decode works with.
 ///
 /// A clone is cheap. The tables are shared, and only [`Config::change_cap`] copies them.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) settings: Settings,
+    profiles: Arc<Profiles>,
     blocks: Arc<[BlockCaps]>,
-    /// Caps of the whole set.
-    cap_count: usize,
     tap: Option<Tap>,
     /// By block, whether it is capped or tapped.
     wanted: Arc<[bool]>,
     /// The names of block outputs, once a block was wanted.
     names: BlockNames,
-    /// Number of times that caps were set. Statistics belong to the caps of one generation.
-    generation: u64,
+    /// Number of the next profile.
+    next_profile: u32,
     /// Number of times that caps, bounds or strengths were changed.
     revision: u64,
 }
@@ -72,34 +63,93 @@ impl Config {
     pub(crate) fn new(blocks: usize) -> Self {
         Self {
             settings: Settings::default(),
+            profiles: Arc::default(),
             blocks: Arc::new([]),
-            cap_count: 0,
             tap: None,
             wanted: vec![false; blocks].into(),
             names: BlockNames::default(),
-            generation: 0,
+            next_profile: 1,
             revision: 0,
         }
     }
 
-    /// Replaces the caps.
+    /// Replaces the caps of the default profile, or removes it.
     ///
     /// # Errors
     /// [`HookError::Architecture`], and [`HookError::Caps`] when the caps do not fit the model.
-    pub(crate) fn set_caps(&mut self, caps: Option<&CapSet>, model: &ModelShape) -> Result<(), HookError> {
-        let mut blocks = Vec::new();
-        if let Some(set) = caps {
-            block_names(model)?;
-            set.check_model(model.width, model.blocks)?;
-            for (block, indices) in set.blocks() {
-                let table = CapTable::new(indices.iter().map(|&i| &set.caps()[i].cap))?;
-                blocks.push(BlockCaps { block, indices, table });
-            }
-        }
-        self.blocks = blocks.into();
-        self.cap_count = caps.map_or(0, |set| set.caps().len());
-        self.generation += 1;
+    pub(crate) fn set_caps(
+        &mut self,
+        caps: Option<(&CapSet, Policy)>,
+        model: &ModelShape,
+    ) -> Result<(), HookError> {
+        let mut list = self.profiles.list().to_vec();
+        list.retain(|profile| profile.id != ProfileId::DEFAULT);
         self.revision += 1;
+        if let Some((set, policy)) = caps {
+            // The first profile of the tables is that of rows without an index.
+            list.insert(0, self.checked(ProfileId::DEFAULT, DEFAULT_NAME, set, policy, model)?);
+        }
+        self.set_profiles(list, model)
+    }
+
+    /// Adds a profile.
+    ///
+    /// # Errors
+    /// Those of [`Config::set_caps`], [`HookError::ProfileName`].
+    pub(crate) fn add_profile(
+        &mut self,
+        name: &str,
+        caps: &CapSet,
+        policy: Policy,
+        model: &ModelShape,
+    ) -> Result<ProfileId, HookError> {
+        let taken = self.profiles.list().iter().any(|profile| *profile.name == *name);
+        if taken || name == DEFAULT_NAME || name.is_empty() {
+            return Err(HookError::ProfileName { name: name.into() });
+        }
+        let id = ProfileId(self.next_profile);
+        self.next_profile += 1;
+        self.revision += 1;
+        let mut list = self.profiles.list().to_vec();
+        list.push(self.checked(id, name, caps, policy, model)?);
+        self.set_profiles(list, model)?;
+        Ok(id)
+    }
+
+    /// Removes a profile.
+    ///
+    /// # Errors
+    /// [`HookError::NoProfile`].
+    pub(crate) fn remove_profile(&mut self, id: ProfileId, model: &ModelShape) -> Result<(), HookError> {
+        let mut list = self.profiles.list().to_vec();
+        let before = list.len();
+        list.retain(|profile| profile.id != id);
+        if list.len() == before {
+            return Err(HookError::NoProfile { profile: id });
+        }
+        self.revision += 1;
+        self.set_profiles(list, model)
+    }
+
+    /// Returns a profile whose caps fit the model.
+    fn checked(
+        &self,
+        id: ProfileId,
+        name: &str,
+        caps: &CapSet,
+        policy: Policy,
+        model: &ModelShape,
+    ) -> Result<Profile, HookError> {
+        block_names(model)?;
+        caps.check_model(model.width, model.blocks)?;
+        let (generation, revision) = (self.revision, self.revision);
+        Ok(Profile { id, name: name.into(), caps: Arc::new(caps.clone()), policy, generation, revision })
+    }
+
+    fn set_profiles(&mut self, list: Vec<Profile>, model: &ModelShape) -> Result<(), HookError> {
+        let profiles = Profiles::new(list);
+        self.blocks = BlockCaps::of(&profiles)?.into();
+        self.profiles = Arc::new(profiles);
         self.find_wanted(model)
     }
 
@@ -132,29 +182,43 @@ impl Config {
         Ok(())
     }
 
-    /// Changes the bound of one cap of the set.
-    pub(crate) fn set_bound(&mut self, cap: usize, bound: Bound) -> Result<(), HookError> {
-        self.change_cap(cap, |table, index| table.set_bound(index, bound))
-    }
-
-    /// Changes the strength of one cap of the set.
-    pub(crate) fn set_strength(&mut self, cap: usize, strength: f32) -> Result<(), HookError> {
-        self.change_cap(cap, |table, index| table.set_strength(index, strength))
-    }
-
-    fn change_cap(
+    /// Changes one cap of a profile in bound and strength.
+    ///
+    /// # Errors
+    /// [`HookError::NoProfile`], [`HookError::Caps`] when there is no such cap, and the error of `change`.
+    pub(crate) fn change_cap(
         &mut self,
+        id: ProfileId,
         cap: usize,
-        change: impl FnOnce(&mut CapTable, usize) -> axiscap::Result<()>,
+        change: impl FnOnce(Cap) -> axiscap::Result<Cap>,
     ) -> Result<(), HookError> {
-        let place = self.blocks.iter().enumerate().find_map(|(block, caps)| {
-            let index = caps.indices.iter().position(|&index| index == cap)?;
-            Some((block, index))
-        });
-        let (block, index) = place.ok_or(axiscap::Error::NoSuchCap { index: cap, caps: self.cap_count })?;
-        change(&mut Arc::make_mut(&mut self.blocks)[block].table, index)?;
+        let mut list = self.profiles.list().to_vec();
+        let Some(profile) = list.iter_mut().find(|profile| profile.id == id) else {
+            return Err(match id {
+                ProfileId::DEFAULT => axiscap::Error::NoSuchCap { index: cap, caps: 0 }.into(),
+                _ => HookError::NoProfile { profile: id },
+            });
+        };
+        let caps = profile.caps.with_changed(cap, change)?;
+        let BlockCap { block, cap: changed } = &caps.caps()[cap];
+        let index = self.profiles.index_of(id).unwrap_or(0);
+        let blocks = Arc::make_mut(&mut self.blocks).iter_mut();
+        for table in blocks.filter(|caps| caps.block == *block) {
+            if let Some(place) = table.place(index, cap) {
+                table.table.set_bound(place, changed.bound())?;
+                table.table.set_strength(place, changed.strength())?;
+            }
+        }
         self.revision += 1;
+        profile.revision = self.revision;
+        profile.caps = Arc::new(caps);
+        self.profiles = Arc::new(Profiles::new(list));
         Ok(())
+    }
+
+    /// The profiles.
+    pub(crate) fn profiles(&self) -> &Profiles {
+        &self.profiles
     }
 
     /// The blocks to look for in a graph, or `None` when the graph can run untouched.
@@ -181,15 +245,6 @@ impl Config {
         self.tap.as_ref().filter(|tap| tap.blocks.contains(&block))
     }
 
-    /// Caps of the whole set.
-    pub(crate) fn cap_count(&self) -> usize {
-        self.cap_count
-    }
-
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation
-    }
-
     pub(crate) fn revision(&self) -> u64 {
         self.revision
     }
@@ -208,7 +263,7 @@ impl ModelShape {
 
 #[cfg(test)]
 mod tests {
-    use axiscap::{Axis, BlockCap, Cap};
+    use axiscap::{Axis, Bound};
 
     use super::*;
 
@@ -218,16 +273,24 @@ mod tests {
         let axis = Axis::from_direction(&[1.0, 2.0]).unwrap();
         let at = |block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::NONE) };
         let mut before = Config::new(2);
-        before.set_caps(Some(&CapSet::new([at(0), at(1)]).unwrap()), &model).unwrap();
+        let set = CapSet::new([at(0), at(1)]).unwrap();
+        before.set_caps(Some((&set, Policy::default())), &model).unwrap();
         let mut after = before.clone();
         after.settings.enabled = false;
         assert!(Arc::ptr_eq(&before.blocks, &after.blocks));
         assert_eq!(before.revision(), after.revision());
-        after.set_strength(1, 0.5).unwrap();
+        after.change_cap(ProfileId::DEFAULT, 1, |cap| cap.with_strength(0.5)).unwrap();
         assert!(!Arc::ptr_eq(&before.blocks, &after.blocks));
         assert_ne!(before.revision(), after.revision());
         assert_eq!(before.caps_of(1).unwrap().table.params()[0].strength, 1.0);
         assert_eq!(after.caps_of(1).unwrap().table.params()[0].strength, 0.5);
-        assert_eq!(before.generation(), after.generation());
+        let profiles = [&before, &after].map(|config| config.profiles().list()[0].clone());
+        assert_eq!(profiles[0].generation, profiles[1].generation);
+        assert_ne!(profiles[0].revision, profiles[1].revision);
+        // A table that is made again, for another profile, holds the changed cap.
+        after.add_profile("other", &set, Policy::default(), &model).unwrap();
+        let strengths: Vec<_> =
+            after.caps_of(1).unwrap().table.params().iter().map(|params| params.strength).collect();
+        assert_eq!(strengths, [0.5, 1.0]);
     }
 }

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt;
 
+use crate::profile::ProfileId;
 use crate::route::choice::Route;
 
 /// An error of the hook. The decode in which it happens fails, so that no text looks capped but is not.
@@ -111,6 +112,43 @@ pub enum HookError {
     SplitTensors {
         /// The block.
         block: usize,
+    },
+    /// Two profiles of one name, or a name that is empty or that of the default profile.
+    #[error(
+        "a profile cannot be named {name:?}: names are unique and not empty, and `default` is the profile of set_caps; give another name"
+    )]
+    ProfileName {
+        /// The name.
+        name: String,
+    },
+    /// A row under a profile that the session does not have.
+    #[error(
+        "there is no profile {profile}: it was removed, or is of another session; put its sequences under a profile that there is, or under none, before they are decoded again"
+    )]
+    NoProfile {
+        /// The profile.
+        profile: ProfileId,
+    },
+    /// The caps skip positions, and the positions of the rows are not known.
+    #[error(
+        "the caps leave the first positions of each sequence alone, but the positions of these rows are not known; decode through Session::watch_batch"
+    )]
+    PositionsUnknown,
+    /// llama.cpp computes the rows of a batch in another order than was expected of it.
+    #[error(
+        "llama.cpp computes the rows of this batch in another order than expected ({what}), so they could be capped under wrong profiles or shown under wrong tokens; decode fewer sequences per batch, and report this with the model's architecture"
+    )]
+    RowOrder {
+        /// What was found.
+        what: String,
+    },
+    /// Rows under different profiles, but the compute hook caps all alike.
+    #[error(
+        "a compute hook ({route}) caps all rows alike; use one profile without a policy, or remove the hook"
+    )]
+    ProfilesUnsupported {
+        /// The route of the hook.
+        route: Route,
     },
     /// Statistics or tracing are on, but the compute hook has neither.
     #[error(

@@ -22,10 +22,12 @@
 mod backend;
 mod by_uid;
 mod config;
+mod decode;
 mod error;
 mod graph;
 mod hook;
 mod host;
+mod profile;
 mod record;
 mod report;
 mod route;
@@ -39,7 +41,8 @@ pub use host::Symbols;
 #[doc(hidden)]
 pub use host::architecture::BlockNames;
 pub use host::architecture::ModelShape;
-pub use report::{BlockTrace, FusedNorms, GraphCounts, NotFusedReason, RouteUse};
+pub use profile::{DecodeBatch, DecodeRow, ProfileId, ProfileInfo};
+pub use report::{BlockTrace, FusedNorms, GraphCounts, NotFusedReason, RouteUse, RowTrace};
 #[doc(hidden)]
 pub use route::{BlockOutput, ComputeError, ComputeHook, GraphCall, OwnedGraph};
 pub use route::{Route, RouteChoice};

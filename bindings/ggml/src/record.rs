@@ -1,6 +1,6 @@
 //! Record of a session: what its decodes showed and what its caps did.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use axiscap::{CapStats, RowStat};
 
 use crate::config::Config;
+use crate::decode::Decode;
 use crate::error::{HookError, Seen};
-use crate::report::{BlockTrace, FusedNorms, GraphCounts, NotFused, NotFusedReason, RouteUse};
+use crate::profile::{ProfileId, RowProfiles};
+use crate::report::{BlockTrace, FusedNorms, GraphCounts, NotFused, NotFusedReason, RouteUse, RowTrace};
 use crate::route::choice::Route;
 
 /// Position of a block output in the order of computation. Statistics from a GPU arrive later than those of
@@ -30,7 +32,9 @@ pub(crate) struct BlockStats {
     pub(crate) config: Arc<Config>,
     pub(crate) block: usize,
     pub(crate) rows: usize,
-    /// `[rows][caps]`.
+    /// The profiles of the rows.
+    pub(crate) profiles: RowProfiles,
+    /// `[rows][`[`BlockCaps::depth`](crate::profile::BlockCaps::depth)`]`.
     pub(crate) stats: Vec<RowStat>,
 }
 
@@ -63,19 +67,19 @@ pub(crate) struct Record {
 
 #[derive(Debug, Default)]
 struct Recorded {
-    /// Generation of the caps that `stats` and `trace` belong to.
-    generation: u64,
-    stats: Vec<CapStats>,
+    /// Statistics of the profiles that the session has.
+    stats: BTreeMap<ProfileId, ProfileStats>,
     trace: Vec<(Order, BlockTrace)>,
     /// By block, the rows seen since the decode began.
     seen: Vec<Option<usize>>,
-    /// Tokens of the decode in progress.
-    rows: usize,
     /// By block, the backend that claimed its output first, and the rows claimed by all backends.
     claimed: Vec<Option<(usize, usize)>>,
     error: Option<HookError>,
-    /// Configuration of the decode in progress.
-    decoding: Option<Arc<Config>>,
+    /// The decode in progress.
+    decoding: Option<Decode>,
+    /// Whether rows of one decode were under different profiles. From then on every row has an index, so that
+    /// launches look alike from decode to decode.
+    mixed: bool,
     routes: Vec<RouteUse>,
     /// Devices and reasons that the log has been told.
     slow: Vec<(String, String)>,
@@ -83,6 +87,14 @@ struct Recorded {
     fused: BTreeSet<usize>,
     /// Blocks whose following norm was left to ggml.
     refused: BTreeSet<(usize, NotFused)>,
+}
+
+/// Statistics of one profile.
+#[derive(Debug)]
+struct ProfileStats {
+    /// Generation of the caps that they belong to.
+    generation: u64,
+    caps: Vec<CapStats>,
 }
 
 impl Record {
@@ -99,13 +111,19 @@ impl Record {
         lock(&self.recorded)
     }
 
-    /// A decode of `rows` tokens begins.
-    pub(crate) fn begin(&self, config: Arc<Config>, rows: usize) {
+    /// A decode begins.
+    pub(crate) fn begin(&self, decode: Decode) {
         let mut recorded = self.lock();
         recorded.seen.fill(None);
         recorded.claimed.fill(None);
-        recorded.rows = rows;
-        recorded.decoding = Some(config);
+        recorded.decoding = Some(decode);
+    }
+
+    /// Returns whether every row has an index from now on, given whether the next decode is mixed.
+    pub(crate) fn is_mixed(&self, mixed: bool) -> bool {
+        let mut recorded = self.lock();
+        recorded.mixed |= mixed;
+        recorded.mixed
     }
 
     /// The decode ends. Returns the first error since the last decode ended.
@@ -117,7 +135,7 @@ impl Record {
 
     /// The configuration of the decode in progress.
     pub(crate) fn decoding(&self) -> Option<Arc<Config>> {
-        self.lock().decoding.clone()
+        self.lock().decoding.as_ref().map(|decode| Arc::clone(&decode.config))
     }
 
     /// Checks that a decode showed all its rows of each wanted block.
@@ -144,30 +162,43 @@ impl Record {
     }
 
     /// Notes that a backend is about to compute these block outputs, given as block and number of rows.
+    /// Returns the profiles of their rows. `config` is for graphs outside of a decode.
     ///
     /// # Errors
     /// [`HookError::SplitTensors`] when another backend has computed the same block in this decode, and both
     /// together computed more rows than the decode has. ggml's meta backend hands the same nodes to each of
     /// its devices. The devices are hooked one by one, and nothing in their graphs shows that they work on
-    /// the same rows.
+    /// the same rows. [`HookError::RowOrder`], [`HookError::PositionsUnknown`].
     pub(crate) fn claim_blocks(
         &self,
         backend: usize,
-        outputs: impl IntoIterator<Item = (usize, usize)>,
-    ) -> Result<(), HookError> {
+        config: &Config,
+        outputs: &[(usize, usize)],
+    ) -> Result<RowProfiles, HookError> {
         let mut recorded = self.lock();
-        if recorded.decoding.is_none() {
-            return Ok(());
-        }
-        let max = recorded.rows;
-        for (block, rows) in outputs {
-            let (first, claimed) = recorded.claimed[block].get_or_insert((backend, 0));
+        let Recorded { decoding, claimed, .. } = &mut *recorded;
+        let Some(decode) = decoding else { return config.any_rows() };
+        for &(block, rows) in outputs {
+            let (first, claimed) = claimed[block].get_or_insert((backend, 0));
             *claimed += rows;
-            if *first != backend && *claimed > max {
+            if *first != backend && *claimed > decode.rows {
                 return Err(HookError::SplitTensors { block });
             }
         }
-        Ok(())
+        decode.profiles_of(outputs)
+    }
+
+    /// Whether tokens and positions of graphs are to be shown to [`Record::identify`].
+    pub(crate) fn has_order(&self) -> bool {
+        self.lock().decoding.as_ref().is_some_and(Decode::has_order)
+    }
+
+    /// Compares the tokens and positions that a graph is given with those of the decode.
+    ///
+    /// # Errors
+    /// [`HookError::RowOrder`].
+    pub(crate) fn identify(&self, tokens: &[i32], positions: Option<&[i32]>) -> Result<(), HookError> {
+        self.lock().decoding.as_mut().map_or(Ok(()), |decode| decode.identify(tokens, positions))
     }
 
     /// Returns the number of the next graph.
@@ -184,21 +215,43 @@ impl Record {
         }
     }
 
-    /// Adds the statistics of one block output. Statistics from a decode that began under other caps are
-    /// dropped.
+    /// Adds the statistics of one block output. Those of profiles that were removed or have other caps by now
+    /// are dropped.
     pub(crate) fn add_stats(&self, block: BlockStats) {
-        let BlockStats { order, config, block, rows, stats } = block;
-        let Some(caps) = config.caps_of(block) else { return };
+        let Some(caps) = block.config.caps_of(block.block) else { return };
         let mut recorded = self.lock();
-        if recorded.generation != config.generation() {
-            return;
+        let profiles = block.config.profiles();
+        let depth = caps.depth();
+        let index_of = |row| block.profiles.index(block.rows, row);
+        for index in 1..=profiles.slots().len() as u32 {
+            let Some((profile, slot)) = profiles.slot(index) else { continue };
+            let own = caps.caps_of(index);
+            let known = recorded.stats.get_mut(&profile.id).filter(|s| s.generation == profile.generation);
+            let Some(known) = known.filter(|_| !own.is_empty()) else { continue };
+            for row in (0..block.rows).filter(|&row| index_of(row) == index) {
+                for (&cap, stat) in own.iter().zip(&block.stats[row * depth..]) {
+                    match slot.skipped {
+                        true => known.caps[cap].skipped += 1,
+                        false => known.caps[cap].add(stat),
+                    }
+                }
+            }
         }
-        for (i, row) in stats.iter().enumerate() {
-            recorded.stats[caps.indices[i % caps.indices.len()]].add(row);
-        }
-        if config.settings.tracing {
-            let caps = caps.indices.clone();
-            recorded.trace.push((order, BlockTrace { block, caps, rows, stats }));
+        let default = |config: &Config| config.profiles().get(ProfileId::DEFAULT).map(|p| p.generation);
+        let now = recorded.stats.get(&ProfileId::DEFAULT).map(|stats| stats.generation);
+        if block.config.settings.tracing && default(&block.config) == now {
+            let row = |row: usize| {
+                let index = index_of(row);
+                let slot = profiles.slot(index);
+                let stats = block.stats.get(row * depth..).unwrap_or_default();
+                RowTrace {
+                    profile: slot.map(|(profile, _)| profile.id),
+                    skipped: slot.is_some_and(|(_, slot)| slot.skipped),
+                    caps: caps.caps_of(index).iter().copied().zip(stats.iter().copied()).collect(),
+                }
+            };
+            let trace = BlockTrace { block: block.block, rows: (0..block.rows).map(row).collect() };
+            recorded.trace.push((block.order, trace));
         }
     }
 
@@ -250,13 +303,26 @@ impl Record {
         }
     }
 
-    /// Discards statistics, traces and norms of the former caps. Statistics that arrive for them later are of
-    /// another generation and are dropped.
-    pub(crate) fn reset_for_caps(&self, config: &Config) {
+    /// Keeps statistics of the profiles of a configuration, and discards those of profiles that are gone or
+    /// have other caps. Statistics that arrive for these later are dropped.
+    pub(crate) fn follow_profiles(&self, config: &Config) {
         let mut recorded = self.lock();
-        recorded.generation = config.generation();
-        recorded.stats = vec![CapStats::default(); config.cap_count()];
+        let mut old = std::mem::take(&mut recorded.stats);
+        for profile in config.profiles().list() {
+            let kept = old.remove(&profile.id).filter(|stats| stats.generation == profile.generation);
+            let stats = kept.unwrap_or_else(|| ProfileStats {
+                generation: profile.generation,
+                caps: vec![CapStats::default(); profile.caps.caps().len()],
+            });
+            recorded.stats.insert(profile.id, stats);
+        }
+    }
+
+    /// Discards traces and norms, because the caps of the default profile are replaced.
+    pub(crate) fn reset_for_caps(&self) {
+        let mut recorded = self.lock();
         recorded.trace.clear();
+        recorded.mixed = false;
         recorded.forget_norms();
     }
 
@@ -265,14 +331,14 @@ impl Record {
         self.lock().forget_norms();
     }
 
-    pub(crate) fn stats(&self) -> Vec<CapStats> {
+    pub(crate) fn stats(&self, profile: ProfileId) -> Option<Vec<CapStats>> {
         self.collect();
-        self.lock().stats.clone()
+        self.lock().stats.get(&profile).map(|stats| stats.caps.clone())
     }
 
     pub(crate) fn reset_stats(&self) {
         self.collect();
-        self.lock().stats.fill(CapStats::default());
+        self.lock().stats.values_mut().for_each(|stats| stats.caps.fill(CapStats::default()));
     }
 
     pub(crate) fn take_trace(&self) -> Vec<BlockTrace> {

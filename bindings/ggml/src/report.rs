@@ -5,19 +5,35 @@ use std::ops::AddAssign;
 
 use axiscap::RowStat;
 
+use crate::profile::ProfileId;
 use crate::route::choice::Route;
 
-/// Statistics of every row of one block output in one graph.
+/// What the caps of one block did to every row in one graph.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockTrace {
     /// The block.
     pub block: usize,
-    /// Caps of the block in order of application, as indices in the [`CapSet`](axiscap::CapSet).
-    pub caps: Vec<usize>,
-    /// Number of rows.
-    pub rows: usize,
-    /// `[rows][caps]`.
-    pub stats: Vec<RowStat>,
+    /// Its rows, in the order of computation.
+    pub rows: Vec<RowTrace>,
+}
+
+/// What the caps of one block did to one row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowTrace {
+    /// The profile of the row. `None` for a row without one.
+    pub profile: Option<ProfileId>,
+    /// Whether the policy of the profile left the row alone. Its projections were measured.
+    pub skipped: bool,
+    /// The profile's caps of the block in order of application, as indices in its
+    /// [`CapSet`](axiscap::CapSet).
+    pub caps: Vec<(usize, RowStat)>,
+}
+
+impl BlockTrace {
+    /// Returns the statistics of all rows, one after the other.
+    pub fn stats(&self) -> impl Iterator<Item = &RowStat> {
+        self.rows.iter().flat_map(|row| row.caps.iter().map(|(_, stat)| stat))
+    }
 }
 
 /// A route that graphs of a session took on one device.

@@ -3,11 +3,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use axiscap::{Bound, CapSet, CapStats};
+use axiscap::{Bound, Cap, CapSet, CapStats, Policy};
 
 use crate::config::{Config, Settings};
+use crate::decode::{Decode, is_mixed};
 use crate::error::HookError;
 use crate::host::architecture::ModelShape;
+use crate::profile::{DecodeBatch, ProfileId, ProfileInfo};
 use crate::record::{Record, lock};
 use crate::report::{BlockTrace, FusedNorms, GraphCounts, RouteUse};
 use crate::route::ComputeHook;
@@ -82,34 +84,97 @@ impl Session {
         *config = Arc::new(next);
     }
 
-    /// Sets the caps, or removes them. Statistics and traces start again.
+    /// Sets the caps of the default profile, or removes them. Its statistics and all traces start again.
     ///
     /// # Errors
     /// [`HookError::Caps`] when the width or a block is not the model's, [`HookError::Architecture`].
     pub fn set_caps(&self, caps: Option<&CapSet>) -> Result<(), HookError> {
+        self.replace_caps(caps.map(|caps| (caps, Policy::default())))
+    }
+
+    /// As [`Session::set_caps`], with a policy. Under one that skips positions, decodes go through
+    /// [`Session::watch_batch`].
+    ///
+    /// # Errors
+    /// Those of [`Session::set_caps`].
+    pub fn set_caps_under(&self, caps: &CapSet, policy: Policy) -> Result<(), HookError> {
+        self.replace_caps(Some((caps, policy)))
+    }
+
+    fn replace_caps(&self, caps: Option<(&CapSet, Policy)>) -> Result<(), HookError> {
         let mut config = lock(&self.0.config);
         let mut next = Config::clone(&config);
         next.set_caps(caps, &self.0.model)?;
         // The record changes before a decode can begin with the new caps.
-        self.0.record.reset_for_caps(&next);
+        self.0.record.reset_for_caps();
+        self.0.record.follow_profiles(&next);
         *config = Arc::new(next);
         Ok(())
     }
 
-    /// Changes the bound of one cap from the next decode on.
+    /// Adds a profile: a further cap set, for rows that a [`DecodeBatch`] puts under it. `name` is for people
+    /// and is unique.
+    ///
+    /// Tables of the capped blocks are made again. On a GPU they are uploaded with the next decode, whose
+    /// rows are compared with the CPU's, and graphs are captured again.
+    ///
+    /// # Errors
+    /// Those of [`Session::set_caps`], and [`HookError::ProfileName`].
+    pub fn add_profile(&self, name: &str, caps: &CapSet, policy: Policy) -> Result<ProfileId, HookError> {
+        self.change_profiles(|config| config.add_profile(name, caps, policy, &self.0.model))
+    }
+
+    /// Removes a profile with its statistics. A decode in progress keeps it. A later decode with rows under it
+    /// is an error.
+    ///
+    /// # Errors
+    /// [`HookError::NoProfile`].
+    pub fn remove_profile(&self, profile: ProfileId) -> Result<(), HookError> {
+        self.change_profiles(|config| config.remove_profile(profile, &self.0.model))
+    }
+
+    /// Returns the profiles in the order in which they were added, the default one first.
+    #[must_use]
+    pub fn profiles(&self) -> Vec<ProfileInfo> {
+        let config = Arc::clone(&lock(&self.0.config));
+        config.profiles().list().iter().map(|profile| profile.info()).collect()
+    }
+
+    /// Returns the caps of a profile with their current bounds and strengths. `None` if there is no such
+    /// profile.
+    #[must_use]
+    pub fn profile_caps(&self, profile: ProfileId) -> Option<Arc<CapSet>> {
+        lock(&self.0.config).profiles().get(profile).map(|profile| Arc::clone(&profile.caps))
+    }
+
+    /// Changes the bound of one cap of the default profile from the next decode on.
     ///
     /// # Errors
     /// [`HookError::Caps`] when there is no such cap.
     pub fn set_bound(&self, cap: usize, bound: Bound) -> Result<(), HookError> {
-        self.change(|config| config.set_bound(cap, bound))
+        self.change_cap(ProfileId::DEFAULT, cap, |cap| Ok(cap.with_bound(bound)))
     }
 
-    /// Changes the strength of one cap from the next decode on.
+    /// Changes the strength of one cap of the default profile from the next decode on.
     ///
     /// # Errors
     /// [`HookError::Caps`] when there is no such cap or the strength is outside `[0, 1]`.
     pub fn set_strength(&self, cap: usize, strength: f32) -> Result<(), HookError> {
-        self.change(|config| config.set_strength(cap, strength))
+        self.change_cap(ProfileId::DEFAULT, cap, |cap| cap.with_strength(strength))
+    }
+
+    /// Changes bound and strength of one cap of a profile from the next decode on. Its axis must stay. On a
+    /// GPU, 12 bytes per cap of the block are copied in stream order.
+    ///
+    /// # Errors
+    /// [`HookError::NoProfile`], [`HookError::Caps`] when there is no such cap, and the error of `change`.
+    pub fn change_cap(
+        &self,
+        profile: ProfileId,
+        cap: usize,
+        change: impl FnOnce(Cap) -> axiscap::Result<Cap>,
+    ) -> Result<(), HookError> {
+        self.change(|config| config.change_cap(profile, cap, change))
     }
 
     /// Observes block outputs from the next decode on. `None` ends the observation.
@@ -127,14 +192,20 @@ impl Session {
         *lock(&self.0.compute_hook) = hook;
     }
 
-    /// Returns what each cap did since the caps were set or the statistics reset, in the order of the set.
-    /// Waits for GPUs that are still capping rows of earlier decodes.
+    /// Returns what each cap of the default profile did since the caps were set or the statistics reset, in
+    /// the order of the set. Waits for GPUs that are still capping rows of earlier decodes.
     #[must_use]
     pub fn stats(&self) -> Vec<CapStats> {
-        self.0.record.stats()
+        self.profile_stats(ProfileId::DEFAULT).unwrap_or_default()
     }
 
-    /// Resets the statistics.
+    /// Returns what each cap of a profile did, as [`Session::stats`]. `None` if there is no such profile.
+    #[must_use]
+    pub fn profile_stats(&self, profile: ProfileId) -> Option<Vec<CapStats>> {
+        self.0.record.stats(profile)
+    }
+
+    /// Resets the statistics of all profiles.
     pub fn reset_stats(&self) {
         self.0.record.reset_stats();
     }
@@ -167,13 +238,15 @@ impl Session {
     }
 
     /// Runs one `llama_decode` of `rows` tokens, `outputs` of them with logits, and checks that it was
-    /// capped.
+    /// capped. Every row is under the default profile.
     ///
     /// # Errors
     /// The first error within the hook, or else the error of `decode`. After a successful `decode`
     /// [`HookError::NotBound`], or [`HookError::NotSeen`] when a capped or tapped block was not computed with
     /// all its rows. The last block may be computed for the `outputs` rows alone. On an error the result of
     /// `decode` is dropped, and its logits must not be used.
+    ///
+    /// [`HookError::PositionsUnknown`] if the default profile skips positions.
     pub fn watch<R, E: From<HookError>>(
         &self,
         rows: usize,
@@ -181,8 +254,39 @@ impl Session {
         decode: impl FnOnce() -> Result<R, E>,
     ) -> Result<R, E> {
         let config = Arc::clone(&lock(&self.0.config));
-        self.0.record.begin(Arc::clone(&config), rows);
-        let result = decode();
+        self.run(Decode::of_any(config, rows)?, outputs, |_| decode())
+    }
+
+    /// Runs one `llama_decode` of rows under profiles, and checks that each was capped by its own. `decode`
+    /// gets the profiles that the rows are computed under, which do not change during the decode.
+    ///
+    /// # Errors
+    /// Those of [`Session::watch`] but [`HookError::PositionsUnknown`], [`HookError::NoProfile`], and
+    /// [`HookError::RowOrder`] if llama.cpp computes the rows in another order.
+    pub fn watch_batch<R, E: From<HookError>>(
+        &self,
+        batch: DecodeBatch<'_>,
+        decode: impl FnOnce(&[ProfileInfo]) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let config = Arc::clone(&lock(&self.0.config));
+        let indexed = self.0.record.is_mixed(is_mixed(batch));
+        let outputs = batch.rows.iter().filter(|row| row.output).count();
+        self.run(Decode::of(config, batch, indexed)?, outputs, |config| {
+            let active = if config.settings.enabled { config.profiles().list() } else { &[] };
+            let profiles: Vec<_> = active.iter().map(|profile| profile.info()).collect();
+            decode(&profiles)
+        })
+    }
+
+    fn run<R, E: From<HookError>>(
+        &self,
+        watched: Decode,
+        outputs: usize,
+        decode: impl FnOnce(&Config) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let (config, rows) = (Arc::clone(&watched.config), watched.rows);
+        self.0.record.begin(watched);
+        let result = decode(&config);
         if let Some(error) = self.0.record.end() {
             return Err(error.into());
         }
@@ -194,6 +298,18 @@ impl Session {
             self.0.record.check_seen(config.wanted_blocks(), rows, outputs)?;
         }
         Ok(result)
+    }
+
+    fn change_profiles<R>(
+        &self,
+        change: impl FnOnce(&mut Config) -> Result<R, HookError>,
+    ) -> Result<R, HookError> {
+        let mut config = lock(&self.0.config);
+        let mut next = Config::clone(&config);
+        let changed = change(&mut next)?;
+        self.0.record.follow_profiles(&next);
+        *config = Arc::new(next);
+        Ok(changed)
     }
 
     fn change(&self, change: impl FnOnce(&mut Config) -> Result<(), HookError>) -> Result<(), HookError> {
@@ -226,6 +342,7 @@ mod tests {
     use axiscap::{Axis, BlockCap, Cap, RowStat};
 
     use super::*;
+    use crate::profile::RowProfiles;
     use crate::record::{BlockStats, Order};
 
     fn caps(count: usize) -> CapSet {
@@ -247,8 +364,9 @@ mod tests {
                 let record = &session.0.record;
                 record.record_blocks([(0, 1)]);
                 let order = Order { graph: record.next_graph(), output: 0 };
-                let stats = vec![RowStat::default(); config.caps_of(0).unwrap().indices.len()];
-                record.add_stats(BlockStats { order, config, block: 0, rows: 1, stats });
+                let stats = vec![RowStat::default(); config.caps_of(0).unwrap().depth()];
+                let profiles = RowProfiles::First;
+                record.add_stats(BlockStats { order, config, block: 0, rows: 1, profiles, stats });
                 Ok(())
             });
             decoded.unwrap();

@@ -162,7 +162,7 @@ fn infinite_bounds_change_no_token() {
     for route in [RouteChoice::Inserted, RouteChoice::Views] {
         let run = capped(&set, route, 512, 2);
         assert_eq!(run.tokens, plain, "{route:?}");
-        assert!(run.trace.iter().flat_map(|t| &t.stats).all(|s| !s.engaged() && s.before == s.after));
+        assert!(run.trace.iter().flat_map(BlockTrace::stats).all(|s| !s.engaged() && s.before == s.after));
     }
 }
 
@@ -194,9 +194,8 @@ fn every_route_and_thread_count_caps_the_same_rows_to_the_same_bits() {
 
     let prompt = prompt().len();
     for t in &reference.trace {
-        assert_eq!(t.stats.len(), t.rows * t.caps.len());
-        for row in t.stats.chunks(t.caps.len()) {
-            for (&index, stat) in t.caps.iter().zip(row) {
+        for row in &t.rows {
+            for &(index, stat) in &row.caps {
                 let bound = set.caps()[index].cap.bound();
                 let clamped = stat.before.max(bound.lo()).min(bound.hi());
                 assert_eq!(stat.after, clamped, "cap {index}");
@@ -205,7 +204,7 @@ fn every_route_and_thread_count_caps_the_same_rows_to_the_same_bits() {
         }
     }
     let rows = |block: usize| {
-        reference.trace.iter().filter(|t| t.block == block).map(|t| t.rows).collect::<Vec<_>>()
+        reference.trace.iter().filter(|t| t.block == block).map(|t| t.rows.len()).collect::<Vec<_>>()
     };
     assert_eq!(rows(middle)[..2], [prompt, 1]);
     assert_eq!(rows(last)[..2], [1, 1], "the last block computes only rows with logits");
@@ -219,7 +218,7 @@ fn micro_batches_arrive_in_order_and_are_counted() {
     let parts = capped(&set, RouteChoice::Auto, 8, 2);
     let rows = |run: &Run, block| {
         let passes = run.trace.iter().filter(|t| t.block == block);
-        passes.flat_map(|t| t.stats.iter().map(|s| s.before)).collect::<Vec<_>>()
+        passes.flat_map(|t| t.stats().map(|s| s.before)).collect::<Vec<_>>()
     };
     let (whole_rows, part_rows) = (rows(&whole, 5), rows(&parts, 5));
     assert_eq!(whole_rows.len(), part_rows.len());
@@ -276,7 +275,7 @@ fn statistics_projections_are_those_of_the_rows_that_taps_see() {
     generate(&mut context, Some(&session), 2);
 
     let trace = session.take_trace();
-    let stats: Vec<_> = trace.iter().flat_map(|t| &t.stats).collect();
+    let stats: Vec<_> = trace.iter().flat_map(BlockTrace::stats).collect();
     let seen = seen.lock().unwrap();
     let rows: Vec<_> = seen.iter().filter(|(block, _)| *block == 3).map(|(_, row)| row).collect();
     assert_eq!(rows.len(), stats.len());

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use axiscap::CapSet;
-use axiscap_ggml::{Hook, HookError, Session};
+use axiscap::{CapSet, Policy};
+use axiscap_ggml::{DecodeBatch, DecodeRow, Hook, HookError, ProfileId, ProfileInfo, Session};
 use llama_cpp_2::DecodeError;
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::llama_batch::LlamaBatch;
 
 use crate::batch::BatchRow;
+use crate::cached::{CachedRow, CachedRows};
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::{ContextOptions, ContextParams};
@@ -29,8 +30,10 @@ pub struct Context<'m> {
     ctx: usize,
     /// Whether each row of the last batch has logits.
     outputs: Vec<bool>,
-    /// Tokens of sequence 0 that [`generate`](crate::generate()) has decoded under the current caps.
-    pub(crate) history: Vec<Token>,
+    /// What the KV cache holds.
+    pub(crate) cached: CachedRows,
+    /// The profiles of sequences that are not under the default one.
+    profiles: BTreeMap<i32, Option<ProfileId>>,
 }
 
 struct Hooked {
@@ -103,7 +106,8 @@ impl<'m> Context<'m> {
             options: options.clone(),
             ctx: ctx as usize,
             outputs: Vec::new(),
-            history: Vec::new(),
+            cached: CachedRows::default(),
+            profiles: BTreeMap::new(),
         }
     }
 
@@ -137,11 +141,12 @@ impl<'m> Context<'m> {
         &self.options
     }
 
-    /// Returns the session of this context: switches for tracing and statistics, taps, and what the caps did.
+    /// Returns the session of this context: switches for tracing and statistics, taps, profiles, and what the
+    /// caps did.
     ///
-    /// A change of the caps made here applies from the next decode on, but leaves the KV cache as it is. Make
-    /// it with [`Context::update`] if [`generate`](crate::generate()) is to decode the prompt again under the
-    /// new caps.
+    /// A change of caps made here applies from the next decode on. Rows that the KV cache holds stay as they
+    /// are. [`generate`](crate::generate()) knows under which caps each of them was computed, and decodes
+    /// those of other caps again.
     ///
     /// # Errors
     /// [`Error::NotHooked`] for a context made by [`Context::uncapped`].
@@ -149,12 +154,48 @@ impl<'m> Context<'m> {
         self.hooked.as_ref().map(|hooked| &hooked.session).ok_or(Error::NotHooked)
     }
 
-    /// Sets the caps, checked against the model. `None` removes them.
+    /// Sets the caps of the default profile, checked against the model. `None` removes them.
     ///
     /// # Errors
     /// [`Error::Hook`] with the reason, [`Error::NotHooked`].
     pub fn set_caps(&mut self, caps: Option<&CapSet>) -> Result<(), Error> {
-        self.update(|session| session.set_caps(caps))
+        Ok(self.session()?.set_caps(caps)?)
+    }
+
+    /// Sets the caps of the default profile under a policy, for example that of a cap file.
+    ///
+    /// # Errors
+    /// Those of [`Context::set_caps`].
+    pub fn set_caps_under(&mut self, caps: &CapSet, policy: Policy) -> Result<(), Error> {
+        Ok(self.session()?.set_caps_under(caps, policy)?)
+    }
+
+    /// Puts a sequence under a profile from the next decode on. `None` leaves its rows uncapped. Every
+    /// sequence is under [`ProfileId::DEFAULT`] until then.
+    ///
+    /// Rows that the KV cache holds of the sequence stay as they are. [`generate`](crate::generate()) decodes
+    /// those of other caps again.
+    ///
+    /// # Errors
+    /// [`Error::Sequence`], [`Error::NotHooked`], and [`HookError::NoProfile`] as [`Error::Hook`].
+    pub fn set_profile(&mut self, sequence: i32, profile: Option<ProfileId>) -> Result<(), Error> {
+        self.check_sequence(sequence)?;
+        if let Some(id) = profile.filter(|&id| id != ProfileId::DEFAULT)
+            && !self.session()?.profiles().iter().any(|known| known.id == id)
+        {
+            return Err(HookError::NoProfile { profile: id }.into());
+        }
+        match profile {
+            Some(ProfileId::DEFAULT) => self.profiles.remove(&sequence),
+            other => self.profiles.insert(sequence, other),
+        };
+        Ok(())
+    }
+
+    /// Returns the profile of a sequence.
+    #[must_use]
+    pub fn profile(&self, sequence: i32) -> Option<ProfileId> {
+        self.profiles.get(&sequence).copied().unwrap_or(Some(ProfileId::DEFAULT))
     }
 
     /// Changes the session in a way that moves rows: caps, bounds, strengths, the switch, the fused norm. The
@@ -164,8 +205,14 @@ impl<'m> Context<'m> {
     /// [`Error::Hook`] if `change` fails, [`Error::NotHooked`].
     pub fn update<R>(&mut self, change: impl FnOnce(&Session) -> Result<R, HookError>) -> Result<R, Error> {
         let changed = change(self.session()?);
-        self.history.clear();
+        self.cached.forget();
         Ok(changed?)
+    }
+
+    /// Returns the profiles that the next decode can have. Empty while caps are switched off.
+    pub(crate) fn active_profiles(&self) -> Vec<ProfileInfo> {
+        let session = self.hooked.as_ref().map(|hooked| &hooked.session);
+        session.filter(|session| session.settings().enabled).map(Session::profiles).unwrap_or_default()
     }
 
     /// Starts or stops recording what every cap does to every row.
@@ -185,8 +232,8 @@ impl<'m> Context<'m> {
         self.hooked.as_mut().map(|hooked| std::mem::take(&mut hooked.trace)).unwrap_or_default()
     }
 
-    /// Decodes one batch of rows of any sequences. The positions of a sequence ascend, and continue from what
-    /// the KV cache holds of it.
+    /// Decodes one batch of rows of any sequences, each under the profile of its sequence. The positions of a
+    /// sequence ascend, and continue from what the KV cache holds of it.
     ///
     /// # Errors
     /// [`Error::BatchTooLong`], [`Error::BatchRow`], [`Error::ContextFull`], [`Error::Decode`], and
@@ -196,6 +243,20 @@ impl<'m> Context<'m> {
     /// sequences of the batch that have one are empty after an error within a decode, and
     /// [`Context::position`] of them is 0.
     pub fn decode(&mut self, rows: &[BatchRow]) -> Result<(), Error> {
+        let profiles: Vec<_> = rows.iter().map(|row| self.profile(row.sequence)).collect();
+        self.decode_under(rows, &profiles)
+    }
+
+    /// As [`Context::decode`], with one profile per row in the place of those of the sequences. `None` leaves
+    /// a row uncapped.
+    ///
+    /// # Errors
+    /// Those of [`Context::decode`], and [`HookError::NoProfile`] as [`Error::Hook`].
+    ///
+    /// # Panics
+    /// If there is not one profile per row.
+    pub fn decode_under(&mut self, rows: &[BatchRow], profiles: &[Option<ProfileId>]) -> Result<(), Error> {
+        assert_eq!(rows.len(), profiles.len(), "one profile per row");
         self.outputs.clear();
         let Some(first) = rows.first() else { return Ok(()) };
         self.check_rows(rows)?;
@@ -204,34 +265,39 @@ impl<'m> Context<'m> {
             let added = self.batch.add(row.token, row.position, &[row.sequence], row.logits);
             added.map_err(|_| Error::BatchTooLong { rows: rows.len(), batch: self.batch() })?;
         }
-        let outputs = rows.iter().filter(|row| row.logits).count();
         let before = self.positions(rows);
+        let micro_batches = Split::of(self.model).micro_batches(rows, self.llama.n_ubatch() as usize);
         tracing::trace!(rows = rows.len(), position = first.position, "decoding");
         let (decoded, complaints) = log::capture(|| {
             let mut decode = || self.llama.decode(&mut self.batch).map_err(Failure::Llama);
-            match &self.hooked {
-                Some(hooked) => hooked.session.watch(rows.len(), outputs, decode),
-                None => decode(),
-            }
+            let Some(hooked) = &self.hooked else { return decode().map(|()| vec![None; rows.len()]) };
+            let decode_rows: Vec<_> = rows.iter().zip(profiles).map(decode_row).collect();
+            let batch = DecodeBatch { rows: &decode_rows, micro_batches: &micro_batches };
+            hooked.session.watch_batch(batch, |active| {
+                decode().map(|()| decode_rows.iter().map(|row| revision(active, row)).collect())
+            })
         });
-        if let Err(failure) = decoded {
-            self.roll_back(&before);
-            return Err(match failure {
-                Failure::Hook(error) => Error::Hook(error),
-                Failure::Llama(DecodeError::NoKvCacheSlot) => {
-                    Error::ContextFull { rows: rows.len(), context: self.ctx }
-                }
-                Failure::Llama(_) => {
-                    let reason = complaints.reason();
-                    Error::Decode { rows: rows.len(), position: first.position, reason }
-                }
-            });
-        }
+        let revisions = match decoded {
+            Ok(revisions) => revisions,
+            Err(failure) => {
+                self.roll_back(&before);
+                return Err(match failure {
+                    Failure::Hook(error) => Error::Hook(error),
+                    Failure::Llama(DecodeError::NoKvCacheSlot) => {
+                        Error::ContextFull { rows: rows.len(), context: self.ctx }
+                    }
+                    Failure::Llama(_) => {
+                        let reason = complaints.reason();
+                        Error::Decode { rows: rows.len(), position: first.position, reason }
+                    }
+                });
+            }
+        };
+        self.cached.extend(rows.iter().copied().zip(revisions));
         self.outputs.extend(rows.iter().map(|row| row.logits));
         if let Some(hooked) = &mut self.hooked
             && hooked.session.settings().tracing
         {
-            let micro_batches = Split::of(self.model).micro_batches(rows, self.llama.n_ubatch() as usize);
             let passes = hooked.session.take_trace();
             hooked.trace.extend(trace::assemble(rows, &micro_batches, &passes)?);
         }
@@ -349,17 +415,29 @@ impl<'m> Context<'m> {
     }
 
     /// Refuses sequences that the context does not have: llama.cpp would abort the process.
-    fn check_sequence(&self, sequence: i32) -> Result<u32, Error> {
+    pub(crate) fn check_sequence(&self, sequence: i32) -> Result<u32, Error> {
         u32::try_from(sequence)
             .ok()
             .filter(|&sequence| sequence < self.options.sequences)
             .ok_or(Error::Sequence { sequence, last: self.options.sequences - 1 })
     }
 
+    /// Returns how many of these tokens a sequence begins with, each of them computed as it would be now.
+    pub(crate) fn shared(&self, sequence: i32, tokens: &[Token]) -> usize {
+        let Some(cached) = self.cached.rows(sequence) else { return 0 };
+        let (active, profile) = (self.active_profiles(), self.profile(sequence));
+        let is_same = |(index, (cached, &token)): (usize, (&CachedRow, &Token))| {
+            let position = i32::try_from(index).unwrap_or(i32::MAX);
+            let row = DecodeRow { token: token.0, position, profile, output: false };
+            cached.token == token && cached.revision == revision(&active, &row)
+        };
+        cached.iter().zip(tokens).enumerate().take_while(|&pair| is_same(pair)).count()
+    }
+
     /// Removes all sequences from the KV cache.
     pub fn clear(&mut self) {
         self.llama.clear_kv_cache();
-        self.history.clear();
+        self.cached.clear();
     }
 
     /// Removes a sequence from the KV cache from a position on.
@@ -379,9 +457,7 @@ impl<'m> Context<'m> {
                 position: i32::try_from(position).unwrap_or(i32::MAX),
             });
         }
-        if sequence == 0 {
-            self.history.truncate(position);
-        }
+        self.cached.truncate(sequence, position);
         Ok(())
     }
 
@@ -394,12 +470,16 @@ impl<'m> Context<'m> {
         self.check_sequence(from)?;
         self.check_sequence(to)?;
         if from != to {
-            // llama.cpp would add the copy to the rows of `to`. Truncating also makes generate() decode its
-            // prompt again.
+            // llama.cpp would add the copy to the rows of `to`.
             self.truncate(to, 0)?;
             self.llama.copy_cache(from, to, -1);
+            self.cached.copy(from, to);
         }
         Ok(())
+    }
+
+    pub(crate) fn llama_mut(&mut self) -> &mut LlamaContext<'m> {
+        &mut self.llama
     }
 
     /// Returns the context of `llama-cpp-2`, for what this crate does not cover. A decode through it is not
@@ -408,6 +488,17 @@ impl<'m> Context<'m> {
     pub fn llama(&self) -> &LlamaContext<'m> {
         &self.llama
     }
+}
+
+/// Returns a row as the hook wants it.
+fn decode_row((row, &profile): (&BatchRow, &Option<ProfileId>)) -> DecodeRow {
+    DecodeRow { token: row.token.0, position: row.position, profile, output: row.logits }
+}
+
+/// Returns the revision of the profile that a row is computed under, `None` if it is left alone.
+pub(crate) fn revision(active: &[ProfileInfo], row: &DecodeRow) -> Option<u64> {
+    let profile = active.iter().find(|profile| Some(profile.id) == row.profile)?;
+    (!profile.skips(row.position)).then_some(profile.revision)
 }
 
 /// Creates the llama.cpp context. Returns with it how many tokens it may hold. llama.cpp rounds that number

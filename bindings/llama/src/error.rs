@@ -115,6 +115,14 @@ pub enum Error {
     /// The hook refused caps, or a decode did not run as configured.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// A sequence that cannot be saved or restored.
+    #[error("sequence {sequence} cannot be saved or restored: {reason}; decode its tokens again instead")]
+    Saved {
+        /// The sequence.
+        sequence: i32,
+        /// Why not.
+        reason: String,
+    },
     /// A text without a single token.
     #[error("the prompt is empty: there is no token to start from; give some text")]
     EmptyPrompt,

@@ -210,8 +210,8 @@ fn rate(tokens: usize, time: Duration) -> f64 {
 /// the prompt ([`ContextOptions::ubatch`](crate::ContextOptions::ubatch)): a text that is stopped there has
 /// no tokens.
 ///
-/// The beginning of the prompt that this function decoded before under the same caps is reused from the KV
-/// cache. After a failure the context is cleared.
+/// The beginning of the prompt that the KV cache holds of the sequence is reused, as far as each of its rows
+/// was computed under the caps that it would be computed under now. After a failure the context is cleared.
 ///
 /// # Errors
 /// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::Option`], and those of [`Context::decode`].
@@ -247,12 +247,12 @@ fn run(
     mut on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
     let model = context.model();
-    let mut timings = Timings { reused: reuse(context, prompt), ..Timings::default() };
+    let mut timings = Timings { reused: reuse(context, prompt)?, ..Timings::default() };
     let started = Instant::now();
     let prefilled = prefill(context, prompt, &mut on_text)?;
     context.llama().synchronize();
     timings.prefill = started.elapsed();
-    timings.prefill_tokens = context.history.len() - timings.reused;
+    timings.prefill_tokens = context.position(0) - timings.reused;
     if prefilled.is_break() {
         let (text, tokens, margins) = (String::new(), Vec::new(), Vec::new());
         return Ok(Generated { text, tokens, margins, stop: Stop::Caller, timings });
@@ -282,13 +282,12 @@ fn run(
         if tokens.len() == max_tokens {
             break Stop::MaxTokens;
         }
-        let position = context.history.len();
+        let position = context.position(0);
         if position == context.ctx() {
             break Stop::ContextFull;
         }
         let position = i32::try_from(position).unwrap_or(i32::MAX);
         context.decode(&[BatchRow { token, position, sequence: 0, logits: true }])?;
-        context.history.push(token);
         timings.decode_tokens += 1;
     };
     context.llama().synchronize();
@@ -309,11 +308,10 @@ fn prefill(
     prompt: &[Token],
     on_text: &mut impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, Error> {
-    while context.history.len() < prompt.len() {
-        let start = context.history.len();
+    while context.position(0) < prompt.len() {
+        let start = context.position(0);
         let end = prompt.len().min(start + context.ubatch().max(1));
         context.prefill_part(&prompt[start..end], start, 0, end == prompt.len())?;
-        context.history.extend_from_slice(&prompt[start..end]);
         if end < prompt.len() && on_text("").is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -331,16 +329,16 @@ fn margin(logits: &[f32]) -> f32 {
     first - second
 }
 
-/// Truncates sequence 0 to the longest beginning it shares with the prompt and returns its length. The
-/// prompt's last token is always decoded, because its logits are needed.
-fn reuse(context: &mut Context<'_>, prompt: &[Token]) -> usize {
-    let shared = context.history.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    let shared = shared.min(prompt.len() - 1);
-    if shared == 0 || context.truncate(0, shared).is_err() {
-        context.clear();
-        return 0;
+/// Truncates sequence 0 to the longest beginning that it shares with the prompt, computed as it would be now,
+/// and returns its length. The prompt's last token is always decoded, because its logits are needed.
+fn reuse(context: &mut Context<'_>, prompt: &[Token]) -> Result<usize, Error> {
+    let shared = context.shared(0, prompt).min(prompt.len() - 1);
+    if context.truncate(0, shared).is_ok() {
+        return Ok(shared);
     }
-    shared
+    // A state cannot be cut.
+    context.truncate(0, 0)?;
+    Ok(0)
 }
 
 #[cfg(test)]

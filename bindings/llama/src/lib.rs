@@ -26,8 +26,10 @@
 
 mod backend;
 mod batch;
+mod cached;
 mod chat;
 mod context;
+mod digest;
 mod error;
 mod generate;
 mod kv_type;
@@ -38,14 +40,15 @@ mod model;
 mod modules;
 mod options;
 mod order;
+mod saved;
 mod split;
 mod threads;
 mod trace;
 mod utf8;
 
 pub use axiscap_ggml::{
-    FusedNorms, GraphCounts, Hook, HookError, ModelShape, NotFusedReason, Route, RouteChoice, RouteUse,
-    Session, Settings, Tap, TapRows,
+    FusedNorms, GraphCounts, Hook, HookError, ModelShape, NotFusedReason, ProfileId, ProfileInfo, Route,
+    RouteChoice, RouteUse, Session, Settings, Tap, TapRows,
 };
 pub use llama_cpp_2::token::LlamaToken as Token;
 
@@ -53,11 +56,13 @@ pub use crate::backend::{Build, Device, build, devices};
 pub use crate::batch::BatchRow;
 pub use crate::chat::{Chat, Message, Role, Turn};
 pub use crate::context::Context;
+pub use crate::digest::CapDigest;
 pub use crate::error::{Error, LoadFailure};
 pub use crate::generate::{GenerateOptions, Generated, Sampling, Stop, Timings, generate};
 pub use crate::kv_type::KvType;
 pub use crate::model::{Model, ModelOptions};
 pub use crate::options::{ContextOptions, ContextParams, MAX_CTX};
+pub use crate::saved::SavedSequence;
 pub use crate::split::model_files;
 pub use crate::threads::{MAX_THREADS, default_threads};
 pub use crate::trace::{AnswerMeans, TraceRow, answer_means};

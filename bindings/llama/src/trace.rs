@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use axiscap_ggml::BlockTrace;
+use axiscap_ggml::{BlockTrace, ProfileId};
 
 use crate::Token;
 use crate::batch::BatchRow;
@@ -29,6 +29,10 @@ pub struct TraceRow {
     pub engaged: bool,
     /// Whether the projection was not finite. The cap leaves such a row unchanged.
     pub non_finite: bool,
+    /// The profile of the row.
+    pub profile: ProfileId,
+    /// Whether the policy of the profile left the row alone. Its projection was measured.
+    pub skipped: bool,
 }
 
 /// What one cap saw of an answer.
@@ -48,7 +52,7 @@ pub struct AnswerMeans {
 pub fn answer_means(trace: &[TraceRow], prompt: usize, caps: usize) -> Vec<AnswerMeans> {
     let mut sums = vec![(0.0, 0.0, 0, 0); caps];
     let answer = trace.iter().filter(|row| usize::try_from(row.position).is_ok_and(|at| at >= prompt));
-    for row in answer.filter(|row| row.sequence == 0 && !row.non_finite) {
+    for row in answer.filter(|row| row.sequence == 0 && !row.non_finite && !row.skipped) {
         let Some((before, after, rows, engaged)) = sums.get_mut(row.cap) else { continue };
         *before += f64::from(row.before);
         *after += f64::from(row.after);
@@ -75,7 +79,7 @@ pub(crate) fn assemble(
     // Ordered by (row of the batch, index of the cap): caps need not ascend with their blocks.
     let mut traced = BTreeMap::new();
     for (block, passes) in by_block(passes) {
-        let found = passes.iter().map(|pass| pass.rows).sum();
+        let found = passes.iter().map(|pass| pass.rows.len()).sum();
         let outputs = rows.iter().filter(|row| row.logits).count();
         let misfit = || Error::Trace { block, found, rows: rows.len(), outputs };
         let all = found == rows.len();
@@ -83,19 +87,20 @@ pub(crate) fn assemble(
             return Err(misfit());
         }
         // Passes without rows may be missing.
-        let passes = passes.iter().filter(|pass| pass.rows > 0);
+        let passes = passes.iter().filter(|pass| !pass.rows.is_empty());
         let shown = |micro_batch: &Vec<usize>| {
             let indices = micro_batch.iter().copied().filter(|&index| all || rows[index].logits);
             indices.collect::<Vec<_>>()
         };
         let micro_batches = micro_batches.iter().map(shown).filter(|indices| !indices.is_empty());
-        if !passes.clone().map(|pass| pass.rows).eq(micro_batches.clone().map(|indices| indices.len())) {
+        if !passes.clone().map(|pass| pass.rows.len()).eq(micro_batches.clone().map(|indices| indices.len()))
+        {
             return Err(misfit());
         }
         for (pass, indices) in passes.zip(micro_batches) {
-            for (&index, stats) in indices.iter().zip(pass.stats.chunks_exact(pass.caps.len().max(1))) {
-                let row = rows[index];
-                for (&cap, stat) in pass.caps.iter().zip(stats) {
+            for (&index, traced_row) in indices.iter().zip(&pass.rows) {
+                let (row, Some(profile)) = (rows[index], traced_row.profile) else { continue };
+                for &(cap, stat) in &traced_row.caps {
                     let line = TraceRow {
                         sequence: row.sequence,
                         position: row.position,
@@ -104,8 +109,10 @@ pub(crate) fn assemble(
                         cap,
                         before: stat.before,
                         after: stat.after,
-                        engaged: stat.engaged(),
+                        engaged: stat.engaged() && !traced_row.skipped,
                         non_finite: stat.non_finite(),
+                        profile,
+                        skipped: traced_row.skipped,
                     };
                     traced.insert((index, cap), line);
                 }
@@ -128,12 +135,15 @@ fn by_block(passes: &[BlockTrace]) -> BTreeMap<usize, Vec<&BlockTrace>> {
 mod tests {
     use super::*;
     use axiscap::RowStat;
+    use axiscap_ggml::RowTrace;
 
     fn pass(block: usize, caps: &[usize], first: f32, rows: usize) -> BlockTrace {
-        let stats = (0..rows * caps.len())
-            .map(|i| RowStat { before: first + (i / caps.len()) as f32, after: 0.0, flags: 0 })
-            .collect();
-        BlockTrace { block, caps: caps.to_vec(), rows, stats }
+        let row = |row: usize| {
+            let stat = RowStat { before: first + row as f32, after: 0.0, flags: 0 };
+            let caps = caps.iter().map(|&cap| (cap, stat)).collect();
+            RowTrace { profile: Some(ProfileId::DEFAULT), skipped: false, caps }
+        };
+        BlockTrace { block, rows: (0..rows).map(row).collect() }
     }
 
     fn batch(rows: usize, logits: &[usize]) -> Vec<BatchRow> {

@@ -12,19 +12,7 @@ use axiscap_llama::{
 };
 use axiscap_testing::llama::{Description, TestModel};
 use axiscap_testing::numbers::Random;
-use support::{greedy, options};
-
-/// Attention, sliding windows, latent attention, recurrent, and hybrid ones.
-const ARCHITECTURES: [&str; 8] =
-    ["llama", "gemma3", "deepseek2", "mamba2", "rwkv7", "jamba", "qwen3next", "lfm2"];
-
-/// A model of an architecture, from a file.
-fn load(architecture: &str) -> Model {
-    let file = tempfile::NamedTempFile::with_suffix(".gguf").expect("a temporary file");
-    let experts = !axiscap_testing::llama::has_dense_form(architecture);
-    TestModel::write(&Description::new(architecture, experts), file.path()).expect("a model");
-    Model::load(file.path(), &ModelOptions::default()).expect("the model loads")
-}
+use support::{ARCHITECTURES, greedy, load, options};
 
 fn models() -> impl Iterator<Item = Model> {
     ARCHITECTURES.into_iter().map(load)

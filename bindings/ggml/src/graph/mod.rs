@@ -1,3 +1,4 @@
 //! What the hook looks for in a graph.
 
 pub(crate) mod find;
+pub(crate) mod inputs;

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use super::api::api;
 use super::layout::layout;
 use super::tensor_layout::{Op, Ops};
-use super::types::{Buffer, Dtype, F32, RawTensor};
+use super::types::{Buffer, Dtype, F32, I32, RawTensor};
 
 /// Returns the numbers of operations in this process's ggml.
 pub(crate) fn ops() -> Ops {
@@ -56,6 +56,10 @@ impl Tensor {
 
     pub(crate) fn is_f32(self) -> bool {
         self.dtype() == F32
+    }
+
+    pub(crate) fn is_i32(self) -> bool {
+        self.dtype() == I32
     }
 
     /// Returns the number of elements per dimension.

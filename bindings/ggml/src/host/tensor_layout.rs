@@ -9,7 +9,7 @@ use std::ffi::CStr;
 use super::api::{api, mismatch};
 use super::arena::Arena;
 use super::cpu::CpuBackend;
-use super::types::{Dtype, F32, RawTensor};
+use super::types::{Dtype, F32, I32, RawTensor};
 use crate::error::HookError;
 
 /// Byte offsets within `ggml_tensor`, and what its numbers mean in this build.
@@ -53,7 +53,7 @@ pub(crate) struct Ops {
 }
 
 /// Types whose numbers GGUF files fix: F32, F16, I32.
-const DTYPES: [(Dtype, &CStr); 3] = [(F32, c"f32"), (1, c"f16"), (26, c"i32")];
+const DTYPES: [(Dtype, &CStr); 3] = [(F32, c"f32"), (1, c"f16"), (I32, c"i32")];
 
 /// Tensors made for the purpose, in memory of ours: all of it is initialised, so that any word may be looked
 /// at.

@@ -72,6 +72,9 @@ pub(crate) type CustomOp =
 /// `GGML_TYPE_F32`. [`Layout::probe`](super::Layout::probe) asks ggml for its name.
 pub(crate) const F32: Dtype = 0;
 
+/// `GGML_TYPE_I32`. [`Layout::probe`](super::Layout::probe) asks ggml for its name.
+pub(crate) const I32: Dtype = 26;
+
 /// `GGML_STATUS_SUCCESS`. [`Layout::probe`](super::Layout::probe) asks ggml for its name.
 pub(crate) const SUCCESS: Status = 0;
 

@@ -10,6 +10,7 @@ use axiscap::{CapTable, RowStat};
 use super::{BlockDone, GraphCall, Result};
 use crate::error::HookError;
 use crate::graph::find::Output;
+use crate::profile::RowProfiles;
 use crate::tap::{Tap, TapRows};
 
 /// Work on one block output, shared by the threads that do it.
@@ -20,7 +21,9 @@ pub(super) struct BlockWork<'a> {
     width: usize,
     pub(super) tap: Option<&'a Tap>,
     pub(super) table: Option<&'a CapTable>,
-    /// `[rows][caps]`, written by the threads that cap the rows. Empty when nothing is recorded.
+    /// The profile of each row. `None` stands for the first of the table.
+    profiles: Option<&'a [u32]>,
+    /// `[rows][`[`BlockCaps::depth`](crate::profile::BlockCaps::depth)`]`, written by the threads that cap the rows. Empty when nothing is recorded.
     stats: Vec<UnsafeCell<RowStat>>,
     error: Mutex<Option<HookError>>,
 }
@@ -28,14 +31,19 @@ pub(super) struct BlockWork<'a> {
 impl<'a> BlockWork<'a> {
     pub(super) fn new(call: &GraphCall<'a>, index: usize, output: Output) -> Self {
         let config = call.config;
-        let caps = config.caps_of(output.block);
-        let stats = caps.filter(|_| config.records()).map_or(0, |c| c.indices.len() * output.rows());
+        let caps = call.caps_of(&output);
+        let stats = caps.filter(|_| config.records()).map_or(0, |caps| caps.depth() * output.rows());
+        let profiles = match call.profiles {
+            RowProfiles::Each(micro_batch) => micro_batch.of(output.rows()).map(|(_, indices)| indices),
+            RowProfiles::First | RowProfiles::None => None,
+        };
         Self {
             index,
             output,
             width: call.width,
             tap: config.tap_of(output.block),
-            table: caps.map(|c| &c.table),
+            table: caps.map(|caps| &caps.table),
+            profiles,
             stats: (0..stats).map(|_| UnsafeCell::default()).collect(),
             error: Mutex::new(None),
         }
@@ -84,7 +92,7 @@ impl<'a> BlockWork<'a> {
         if share.is_empty() {
             return;
         }
-        let depth = if self.stats.is_empty() { 0 } else { table.cap_count() };
+        let depth = if self.stats.is_empty() { 0 } else { table.max_caps_per_row() };
         self.guarded(|| {
             let stats = &self.stats[share.start * depth..share.end * depth];
             // SAFETY: the rows of `share` exist, and by the caller's promise only this worker uses them and
@@ -96,8 +104,13 @@ impl<'a> BlockWork<'a> {
                     std::slice::from_raw_parts_mut(UnsafeCell::raw_get(stats.as_ptr()), stats.len()),
                 )
             };
-            let job = Job::cap(rows);
-            let job = if depth == 0 { job } else { job.stats(stats) };
+            let mut job = Job::cap(rows);
+            if let Some(profiles) = self.profiles {
+                job = job.row_profiles(&profiles[share]);
+            }
+            if depth > 0 {
+                job = job.stats(stats);
+            }
             Ok(job.run(table)?)
         });
     }

@@ -147,6 +147,10 @@ pub(crate) fn compute(call: &mut GraphCall<'_>, hook: &dyn ComputeHook) -> Outco
         let route = Route::Custom(hook.describe());
         outcome.took(route);
         outcome.leave_norms(call, NotFused::Custom);
+        if !call.config.profiles().is_one_plain() && call.outputs.iter().any(|output| call.is_capped(output))
+        {
+            return Err(HookError::ProfilesUnsupported { route }.into());
+        }
         if call.config.records() && call.outputs.iter().any(|output| call.is_capped(output)) {
             return Err(HookError::StatisticsUnsupported { route }.into());
         }

@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::error::HookError;
 use crate::graph::find::Output;
 use crate::host::{Backend, Graph, SUCCESS, Status, api};
+use crate::profile::{BlockCaps, RowProfiles};
 use crate::record::Arrived;
 use crate::report::NotFused;
 
@@ -46,6 +47,8 @@ pub struct GraphCall<'a> {
     /// Width of the residual stream.
     pub(crate) width: usize,
     pub(crate) config: &'a Arc<Config>,
+    /// The profiles of the rows.
+    pub(crate) profiles: &'a RowProfiles,
     /// Host memory for rows that the host cannot reach.
     pub(crate) staging: &'a mut Vec<f32>,
     pub(crate) compute: Compute<'a>,
@@ -104,7 +107,7 @@ pub(crate) struct BlockDone {
     pub(crate) output: usize,
     pub(crate) block: usize,
     pub(crate) rows: usize,
-    /// `[rows][caps]`, or `None` while they are on a GPU.
+    /// `[rows][`[`BlockCaps::depth`]`]`, or `None` while they are on a GPU.
     pub(crate) stats: Option<Vec<RowStat>>,
 }
 
@@ -165,10 +168,15 @@ impl Cut {
     }
 }
 
-impl GraphCall<'_> {
+impl<'a> GraphCall<'a> {
+    /// Returns the caps of a block output. `None` if no row has a profile.
+    pub(crate) fn caps_of(&self, output: &Output) -> Option<&'a BlockCaps> {
+        self.config.caps_of(output.block).filter(|_| *self.profiles != RowProfiles::None)
+    }
+
     /// Whether a block output has caps.
     pub(crate) fn is_capped(&self, output: &Output) -> bool {
-        self.config.caps_of(output.block).is_some()
+        self.caps_of(output).is_some()
     }
 
     /// Computes the whole graph.

@@ -35,7 +35,7 @@ fn go_on(mut capped: Capped<'_>, subject: &Subject) {
     if subject.rolls_back {
         assert_eq!(reached, 7, "{}: the first micro-batch stays in the cache", subject.name);
         // Its rows were capped, and counted as such.
-        let first: Vec<_> = failed.iter().filter(|traced| traced.rows == 8).collect();
+        let first: Vec<_> = failed.iter().filter(|traced| traced.rows.len() == 8).collect();
         assert!(first.len() >= subject.model.blocks() - 1, "{}", subject.name);
     } else {
         capped.context.clear();

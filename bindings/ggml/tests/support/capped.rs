@@ -112,11 +112,11 @@ pub(crate) fn check_pinned(
     let outputs = batch.iter().filter(|row| row.logits).count();
     for &block in blocks {
         let seen: Vec<_> = trace.iter().filter(|traced| traced.block == block).collect();
-        let rows: usize = seen.iter().map(|traced| traced.rows).sum();
+        let rows: usize = seen.iter().map(|traced| traced.rows.len()).sum();
         if rows != batch.len() && (block + 1 != model.blocks() || rows != outputs) {
             return Err(format!("block {block} shows {rows} of {} rows", batch.len()));
         }
-        for stat in seen.iter().flat_map(|traced| &traced.stats) {
+        for stat in seen.iter().flat_map(|traced| traced.stats()) {
             if stat.non_finite() || stat.after.to_bits() != PINNED.to_bits() {
                 return Err(format!("block {block} has a row off the bound: {stat:?}"));
             }

@@ -4,12 +4,25 @@
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_llama::{ContextOptions, GenerateOptions, Model, ModelOptions, Sampling};
 
+use axiscap_testing::llama::{Description, TestModel};
 use axiscap_testing::numbers::Random;
 pub(crate) use axiscap_testing::small_model as path;
 
 /// Loads the small model. Without it a test fails.
 pub(crate) fn model() -> Model {
     Model::load(path(), &ModelOptions::default()).expect("the model loads")
+}
+
+/// Attention, sliding windows, latent attention, recurrent, and hybrid ones.
+pub(crate) const ARCHITECTURES: [&str; 8] =
+    ["llama", "gemma3", "deepseek2", "mamba2", "rwkv7", "jamba", "qwen3next", "lfm2"];
+
+/// Loads a random model of an architecture, from a file.
+pub(crate) fn load(architecture: &str) -> Model {
+    let file = tempfile::NamedTempFile::with_suffix(".gguf").expect("a temporary file");
+    let experts = !axiscap_testing::llama::has_dense_form(architecture);
+    TestModel::write(&Description::new(architecture, experts), file.path()).expect("a model");
+    Model::load(file.path(), &ModelOptions::default()).expect("the model loads")
 }
 
 /// Returns a small context on one thread, because several would spin against the other work of the machine.

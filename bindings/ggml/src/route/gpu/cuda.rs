@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use axiscap::cuda::raw::{
     Buffer, CapturedGraph, Event, EventRef, GraphExec, PinnedBuffer, Plan, Stream, gpu_of, is_done, read,
 };
-use axiscap::cuda::{CudaError, Device, DeviceTable, Job, Overlap, image, probe};
+use axiscap::cuda::{CudaError, Device, DeviceTable, Job, Overlap, RowProfileBuffer, image, probe};
 use axiscap::{CapParams, CapTable, RowStat};
 
 use super::driver::{Attempt, CaptureDriver, Driver, Kernel, Launch, Result, Ticket};
@@ -112,6 +112,8 @@ pub(super) struct Cuda {
     device: Device,
     pairs: Vec<EventPair>,
     tables: HashMap<usize, DeviceTable>,
+    /// Profiles of rows.
+    profiles: Option<RowProfileBuffer>,
     stats: Option<Buffer>,
     readbacks: HashMap<Ticket, StatsReadback>,
     idle_readbacks: Vec<StatsReadback>,
@@ -166,6 +168,7 @@ impl Cuda {
             device,
             pairs: vec![pair],
             tables: HashMap::new(),
+            profiles: None,
             stats: None,
             readbacks: HashMap::new(),
             idle_readbacks: Vec::new(),
@@ -191,7 +194,12 @@ impl Cuda {
     }
 
     fn job(&self, launch: &Launch) -> Job {
-        Job { stats: launch.stats.and_then(|first| self.stats_at(first)), ..launch.job }
+        let stats = launch.stats.and_then(|first| self.stats_at(first));
+        Job { row_profiles: launch.profiles.and_then(|first| self.profiles_at(first)), stats, ..launch.job }
+    }
+
+    fn profiles_at(&self, first: usize) -> Option<u64> {
+        self.profiles.as_ref().map(|buffer| buffer.address() + (first * size_of::<u32>()) as u64)
     }
 
     fn stats_at(&self, first: usize) -> Option<u64> {
@@ -212,6 +220,9 @@ impl Drop for Cuda {
             if let Some(stats) = self.stats.take() {
                 stats.free_without_sync();
             }
+            if let Some(profiles) = self.profiles.take() {
+                profiles.free_without_sync();
+            }
         }
     }
 }
@@ -221,7 +232,7 @@ impl Driver for Cuda {
         self.device.holds(address).map_err(|error| self.failed(error))
     }
 
-    fn reserve(&mut self, pairs: usize, stats: usize) -> Result<()> {
+    fn reserve(&mut self, pairs: usize, stats: usize, profiles: usize) -> Result<()> {
         while self.pairs.len() < pairs {
             // SAFETY: `open`'s caller promised that the backend outlives this value.
             let pair = unsafe { EventPair::new(self.backend, &self.device) };
@@ -237,7 +248,23 @@ impl Driver for Cuda {
             let buffer = Buffer::new(&self.device, bytes.next_power_of_two().max(4096));
             self.stats = Some(buffer.map_err(|error| self.failed(error))?);
         }
+        if self.profiles.as_ref().map_or(0, RowProfileBuffer::rows) < profiles {
+            if let Some(old) = self.profiles.take() {
+                self.cap_stream.synchronize().map_err(|error| self.failed(error))?;
+                // SAFETY: only the cap stream uses it, and it is idle.
+                unsafe { old.free_without_sync() };
+            }
+            let buffer = RowProfileBuffer::new(&self.device, profiles.next_power_of_two().max(1024));
+            self.profiles = Some(buffer.map_err(|error| self.failed(error))?);
+        }
         Ok(())
+    }
+
+    fn write_profiles(&mut self, profiles: &[u32]) -> Result<()> {
+        let Some(buffer) = &self.profiles else {
+            return Err(self.refused("there is no space for the profiles of rows"));
+        };
+        buffer.write(profiles, self.cap_stream.handle()).map_err(|error| self.failed(error))
     }
 
     fn hand_to_cap_stream(&mut self, pair: usize) -> Result<()> {

@@ -20,8 +20,11 @@ pub(crate) type Attempt = std::result::Result<(), String>;
 pub(crate) struct Launch {
     /// The block whose table is used.
     pub(crate) block: usize,
-    /// Rows and norm. The driver adds the address of the statistics.
+    /// Rows and norm. The driver adds the addresses of profiles and statistics.
     pub(crate) job: DeviceJob,
+    /// Index of the first row's profile among those of [`Driver::write_profiles`]. Without it every row has
+    /// the first profile of the table.
+    pub(crate) profiles: Option<usize>,
     /// Index of the first row's statistics. Without it no statistics are written.
     pub(crate) stats: Option<usize>,
 }
@@ -48,8 +51,11 @@ pub(crate) trait Driver: CaptureDriver + Debug + Send {
     /// Returns whether an address is in memory of this GPU.
     fn holds(&mut self, address: u64) -> Result<bool>;
 
-    /// Makes sure that this many event pairs and statistics are there.
-    fn reserve(&mut self, pairs: usize, stats: usize) -> Result<()>;
+    /// Makes sure that this many event pairs, statistics and profiles of rows are there.
+    fn reserve(&mut self, pairs: usize, stats: usize, profiles: usize) -> Result<()>;
+
+    /// Replaces the first profiles of rows, after all launches so far. There is space for as many.
+    fn write_profiles(&mut self, profiles: &[u32]) -> Result<()>;
 
     /// Makes the cap stream wait, by an event of the pair, for everything that the backend was given so far.
     fn hand_to_cap_stream(&mut self, pair: usize) -> Result<()>;

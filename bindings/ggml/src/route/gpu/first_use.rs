@@ -17,6 +17,7 @@ pub(super) unsafe fn launch_checked(
     driver: &mut dyn Driver,
     launch: &Launch,
     table: &CapTable,
+    profiles: Option<&[u32]>,
     device: &str,
 ) -> Result<()> {
     let (width, rows) = (table.width(), launch.job.rows);
@@ -39,7 +40,7 @@ pub(super) unsafe fn launch_checked(
     let depth = table.max_caps_per_row();
     let mut stats = vec![RowStat::default(); rows.count * depth];
     let capped = RowsMut::with_stride(&mut expected, rows.count, width, rows.stride)?;
-    let mut job = cpu::Job::cap(capped).stats(&mut stats);
+    let mut job = cpu::Job { row_profiles: profiles, ..cpu::Job::cap(capped).stats(&mut stats) };
     if let Some((norm, expected, _)) = &mut normed {
         let out = RowsMut::with_stride(expected, rows.count, width, norm.out.stride)?;
         job = job.norm(&weight, norm.epsilon, out);
@@ -61,7 +62,7 @@ pub(super) unsafe fn launch_checked(
             expected,
         });
     }
-    let Some(first) = launch.stats else { return Ok(()) };
+    let Some(first) = launch.stats.filter(|_| depth > 0) else { return Ok(()) };
     let mut reported = vec![RowStat::default(); stats.len()];
     driver.read_stats(first, &mut reported)?;
     for (i, (expected, found)) in stats.iter().zip(&reported).enumerate() {

@@ -39,6 +39,7 @@ use super::host::{cap_computed, show_computed};
 use super::{BlockDone, GraphCall, Outcome, Result, Route, compute_in_views};
 use crate::config::Config;
 use crate::error::HookError;
+use crate::profile::RowProfiles;
 use crate::record::{Arrived, BlockStats, Order, PendingStats};
 use crate::report::GraphCounts;
 use capture::Capturer;
@@ -59,6 +60,8 @@ pub(crate) struct GpuRoute {
     planner: Planner,
     capturer: Capturer,
     pending: VecDeque<Pending>,
+    /// Profiles of rows that the driver was given last. Empty if they are unknown.
+    row_profiles: Vec<u32>,
 }
 
 /// Statistics of one graph that are on the way to the host.
@@ -68,6 +71,7 @@ struct Pending {
     config: Arc<Config>,
     /// Number of the graph.
     graph: u64,
+    profiles: RowProfiles,
     plan: Arc<Plan>,
 }
 
@@ -79,6 +83,7 @@ impl GpuRoute {
             planner: Planner::default(),
             capturer: Capturer::default(),
             pending: VecDeque::new(),
+            row_profiles: Vec::new(),
         }
     }
 
@@ -91,11 +96,25 @@ impl GpuRoute {
     }
 
     fn run(&mut self, call: &mut GraphCall<'_>, capture: bool, outcome: &mut Outcome) -> Result {
-        let Self { device, driver, planner, capturer, pending } = self;
+        let Self { device, driver, planner, capturer, pending, row_profiles } = self;
         let driver = driver.as_deref_mut().ok_or_else(|| closed(device))?;
         let mut discard = |driver: &mut dyn Driver, reason| capturer.discard(driver, reason);
         planner.follow(driver, call.config, &mut discard)?;
+        let capacity = planner.profiles_capacity();
         let plan = planner.plan(driver, call, &mut discard, &mut outcome.norms)?;
+        if planner.profiles_capacity() != capacity {
+            row_profiles.clear();
+        }
+        if let RowProfiles::Each(micro_batch) = call.profiles
+            && plan.launches().next().is_some()
+            && !micro_batch.words().eq(row_profiles.iter().copied())
+        {
+            // Tokens of a batch that decodes on have the profiles of the last ones, and need no copy.
+            row_profiles.clear();
+            let words: Vec<_> = micro_batch.words().collect();
+            driver.write_profiles(&words)?;
+            *row_profiles = words;
+        }
         let mut views = |call: &mut GraphCall<'_>, driver: &mut dyn Driver, outcome: &mut Outcome| {
             run_views(device, planner, &plan, call, driver, outcome)
         };
@@ -107,8 +126,8 @@ impl GpuRoute {
         outcome.blocks.extend(plan.outputs.iter().filter_map(PlannedOutput::done));
         if call.config.records() && plan.launches().next().is_some() {
             let ticket = driver.fetch_stats(plan.stats)?;
-            let config = Arc::clone(call.config);
-            pending.push_back(Pending { ticket, config, graph: call.number, plan });
+            let (config, profiles) = (Arc::clone(call.config), call.profiles.clone());
+            pending.push_back(Pending { ticket, config, graph: call.number, profiles, plan });
         }
         Ok(())
     }
@@ -120,6 +139,11 @@ impl GpuRoute {
         while let Some(front) = self.pending.front() {
             match driver.take_stats(front.ticket, wait || self.pending.len() > MAX_PENDING) {
                 Ok(None) => break,
+                Ok(Some(stats)) if stats.iter().any(RowStat::bad_profile) => {
+                    let what = "a row went uncapped, because its profile is not on the GPU".into();
+                    let error = HookError::Device { device: self.device.clone(), what };
+                    arrived.error.get_or_insert(error);
+                }
                 Ok(Some(stats)) => arrived.stats.extend(front.blocks(&stats)),
                 Err(error) => drop(arrived.error.get_or_insert(error)),
             }
@@ -155,8 +179,9 @@ impl Pending {
     fn blocks(&self, stats: &[RowStat]) -> Vec<BlockStats> {
         let block = |(output, launch): (usize, &Launch)| {
             let caps = self.config.caps_of(launch.block)?;
-            let stats = &stats[launch.stats?..][..launch.rows() * caps.indices.len()];
+            let stats = &stats[launch.stats?..][..launch.rows() * caps.depth()];
             Some(BlockStats {
+                profiles: self.profiles.clone(),
                 order: Order { graph: self.graph, output },
                 config: Arc::clone(&self.config),
                 block: launch.block,
@@ -207,12 +232,16 @@ fn run_views(
         if let CutAction::Launch { pair, launch, unproven } = &planned.action {
             driver.hand_to_cap_stream(*pair)?;
             let check = unproven.and_then(|kernel| Some((kernel, &call.config.caps_of(launch.block)?.table)));
+            let profiles = match call.profiles {
+                RowProfiles::Each(micro_batch) => micro_batch.of(launch.rows()).map(|(_, profiles)| profiles),
+                RowProfiles::First | RowProfiles::None => None,
+            };
             // SAFETY: the rows are the block output's, in memory of the GPU. The backend has computed them
             // when the cap stream gets there, and waits for the cap stream before it continues. The planner
             // checked the weight and the rows of a norm.
             unsafe {
                 match check {
-                    Some((_, table)) => launch_checked(driver, launch, table, device)?,
+                    Some((_, table)) => launch_checked(driver, launch, table, profiles, device)?,
                     None => driver.launch(launch)?,
                 }
             }

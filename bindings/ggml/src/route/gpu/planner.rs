@@ -9,9 +9,10 @@ use axiscap::op::{DeviceJob, DeviceRows};
 use super::driver::{Driver, Kernel, Launch, Result};
 use super::fused_norm::{FollowingNorm, match_rms_norm};
 use crate::by_uid::ByUid;
-use crate::config::{BlockCaps, Config};
+use crate::config::Config;
 use crate::graph::find::Output;
 use crate::host::Tensor;
+use crate::profile::{BlockCaps, RowProfiles};
 use crate::report::NotFused;
 use crate::route::{Cut, GraphCall};
 
@@ -23,6 +24,8 @@ pub(super) struct Plan {
     pub(super) pairs: usize,
     /// Statistics that the launches write.
     pub(super) stats: usize,
+    /// Whether each row has its own profile.
+    indexed: bool,
 }
 
 // SAFETY: it points to tensors of a graph, and is kept while that graph may come again. The tensors are only
@@ -103,13 +106,22 @@ pub(super) struct Planner {
     config: Option<Arc<Config>>,
     /// Blocks whose table is on the GPU.
     uploaded: HashSet<usize>,
-    /// Blocks whose first rows were right, without and with the fused norm, by kernel.
-    proven: HashSet<(usize, bool, Kernel)>,
+    /// Launches whose first rows were right.
+    proven: HashSet<Proof>,
     residency: ResidencyCache,
     /// Plans for `config`.
     prepared: ByUid<Prepared>,
     /// Statistics that the buffer on the GPU has space for. It moves when it grows.
     stats_capacity: usize,
+    /// As `stats_capacity`, for profiles of rows.
+    profiles_capacity: usize,
+}
+
+/// A kind of launch that is compared with the CPU once: block, fused norm, profiles of rows, kernel.
+type Proof = (usize, bool, bool, Kernel);
+
+fn proof(launch: &Launch, kernel: Kernel) -> Proof {
+    (launch.block, launch.job.norm.is_some(), launch.profiles.is_some(), kernel)
 }
 
 /// A plan, and the block outputs that it was made for.
@@ -237,9 +249,14 @@ impl Planner {
         Ok(())
     }
 
+    /// Returns how many profiles of rows the buffer on the GPU has space for. It moves when that changes.
+    pub(super) fn profiles_capacity(&self) -> usize {
+        self.profiles_capacity
+    }
+
     /// Notes that the first rows of a launch were right.
     pub(super) fn proven(&mut self, launch: &Launch, kernel: Kernel) {
-        self.proven.insert((launch.block, launch.job.norm.is_some(), kernel));
+        self.proven.insert(proof(launch, kernel));
     }
 
     /// Returns the plan of a graph, and appends the blocks with their norms to `norms` if it is a new plan.
@@ -256,6 +273,7 @@ impl Planner {
         let uid = call.graph.uid();
         let outputs = || call.outputs.iter().map(OutputRows::of);
         if let Some(known) = self.prepared.get(uid)
+            && known.plan.indexed == matches!(call.profiles, RowProfiles::Each(_))
             && known.outputs.iter().copied().eq(outputs())
         {
             return Ok(Arc::clone(&known.plan));
@@ -276,12 +294,13 @@ impl Planner {
         discard: Discard<'_>,
         norms: &mut Vec<(usize, Option<NotFused>)>,
     ) -> Result<Plan> {
-        let mut plan = Plan { outputs: Vec::with_capacity(call.outputs.len()), pairs: 0, stats: 0 };
+        let indexed = matches!(call.profiles, RowProfiles::Each(_));
+        let mut plan = Plan { outputs: Vec::with_capacity(call.outputs.len()), pairs: 0, stats: 0, indexed };
         for (index, &output) in call.outputs.iter().enumerate() {
             let rows = output.rows();
             let shown = rows > 0 && call.config.tap_of(output.block).is_some();
             let mut planned = PlannedOutput { index, output, shown, action: CutAction::Nothing, norm: None };
-            if let Some(caps) = call.config.caps_of(output.block).filter(|_| rows > 0) {
+            if let Some(caps) = call.caps_of(&output).filter(|_| rows > 0) {
                 let held = self.residency.holds(driver, output.tensor)?;
                 if call.config.settings.fused_norm {
                     let norm = self.norm(driver, call, index, held)?;
@@ -289,7 +308,7 @@ impl Planner {
                     planned.norm = norm.ok();
                 }
                 planned.action = if held {
-                    self.launch(driver, call.config, &planned, caps, &mut plan)?
+                    self.launch(driver, call, &planned, caps, &mut plan)?
                 } else {
                     CutAction::Host
                 };
@@ -300,8 +319,16 @@ impl Planner {
             discard(driver, "the buffer of statistics must grow");
             self.stats_capacity = plan.stats;
         }
+        let profiles = match call.profiles {
+            RowProfiles::Each(micro_batch) => micro_batch.words().count(),
+            RowProfiles::First | RowProfiles::None => 0,
+        };
+        if profiles > self.profiles_capacity {
+            discard(driver, "the buffer of row profiles must grow");
+            self.profiles_capacity = profiles;
+        }
         // A capture uses two more pairs: one inside it and one around its replays.
-        driver.reserve(plan.pairs + 2, plan.stats)?;
+        driver.reserve(plan.pairs + 2, plan.stats, profiles)?;
         Ok(plan)
     }
 
@@ -325,7 +352,7 @@ impl Planner {
     fn launch(
         &mut self,
         driver: &mut dyn Driver,
-        config: &Config,
+        call: &GraphCall<'_>,
         planned: &PlannedOutput,
         caps: &BlockCaps,
         plan: &mut Plan,
@@ -341,13 +368,17 @@ impl Planner {
         let job = planned
             .norm
             .map_or(job, |norm| job.norm(norm.weight.data() as u64, norm.epsilon, device_rows(norm.normed)));
-        let mut launch = Launch { block: output.block, job, stats: None };
+        let profiles = match call.profiles {
+            RowProfiles::Each(micro_batch) => micro_batch.of(output.rows()).map(|(first, _)| first),
+            RowProfiles::First | RowProfiles::None => None,
+        };
+        let mut launch = Launch { block: output.block, job, profiles, stats: None };
         // A prompt does not prove a decode, whose few rows run another kernel.
         let kernel = driver.kernel(&launch)?;
-        let proven = self.proven.contains(&(output.block, launch.job.norm.is_some(), kernel));
-        if config.records() || !proven {
+        let proven = self.proven.contains(&proof(&launch, kernel));
+        if call.config.records() || !proven {
             launch.stats = Some(plan.stats);
-            plan.stats += launch.rows() * caps.indices.len();
+            plan.stats += launch.rows() * caps.depth();
         }
         let pair = plan.pairs;
         plan.pairs += 1;

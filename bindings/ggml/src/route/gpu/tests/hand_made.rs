@@ -8,6 +8,7 @@ use super::recording::{Log, Op, Recording, taken};
 use crate::backend::record_outcome;
 use crate::graph::find::Output;
 use crate::host::{Arena, Graph, SUCCESS, Status, Tensor};
+use crate::profile::RowProfiles;
 use crate::report::GraphCounts;
 use crate::route::GraphCall;
 use crate::{ModelShape, Session};
@@ -33,12 +34,14 @@ pub(super) struct Runner {
     pub(super) log: Log,
     /// Whether graphs may be captured.
     pub(super) capture: bool,
+    /// The profiles of the rows.
+    pub(super) profiles: RowProfiles,
 }
 
 impl Runner {
     pub(super) fn new(driver: Recording, log: Log, session: Session) -> Self {
         let route = GpuRoute::new("test".into(), Box::new(driver));
-        Self { route, session, log, capture: true }
+        Self { route, session, log, capture: true, profiles: RowProfiles::First }
     }
 
     pub(super) fn with_session(session: Session) -> Self {
@@ -56,22 +59,20 @@ impl Runner {
         };
         let state = &self.session.0;
         let config = state.config();
-        let number = state.record.next_graph();
-        let outcome = self.route.compute(
-            &mut GraphCall {
-                graph,
-                outputs,
-                backend: std::ptr::null_mut(),
-                device: "test",
-                number,
-                width: state.model.width,
-                config: &config,
-                staging: &mut Vec::new(),
-                compute: &compute,
-            },
-            self.capture,
-        );
-        record_outcome(&state.record, "test", &config, number, outcome)
+        let mut call = GraphCall {
+            graph,
+            outputs,
+            backend: std::ptr::null_mut(),
+            device: "test",
+            number: state.record.next_graph(),
+            width: state.model.width,
+            config: &config,
+            profiles: &self.profiles,
+            staging: &mut Vec::new(),
+            compute: &compute,
+        };
+        let outcome = self.route.compute(&mut call, self.capture);
+        record_outcome(&state.record, "test", &call, outcome)
     }
 
     /// Computes a graph, and returns the log.

@@ -30,6 +30,7 @@ pub(super) enum Op {
     },
     /// `hand_to_backend`
     ToBackend(usize),
+    WriteProfiles(usize),
     Upload(usize),
     Update(usize),
     Forget(usize),
@@ -63,6 +64,7 @@ pub(super) fn taken(log: &Log) -> Vec<Op> {
 enum Queued {
     Launch(Launch),
     Update(usize, Vec<CapParams>),
+    WriteProfiles(Vec<u32>),
     Fetch(Ticket, usize),
 }
 
@@ -71,6 +73,7 @@ pub(super) struct Recording {
     log: Log,
     tables: HashMap<usize, CapTable>,
     stats: Vec<RowStat>,
+    profiles: Vec<u32>,
     queue: VecDeque<Queued>,
     fetched: HashMap<Ticket, Vec<RowStat>>,
     tickets: u64,
@@ -135,6 +138,7 @@ impl Recording {
                         table.set_strength(i, params.strength).unwrap();
                     }
                 }
+                Queued::WriteProfiles(profiles) => self.profiles[..profiles.len()].copy_from_slice(&profiles),
                 Queued::Fetch(ticket, count) => {
                     self.fetched.insert(ticket, self.stats[..count].to_vec());
                 }
@@ -152,7 +156,10 @@ impl Recording {
         };
         let mut job = Job::cap(rows_of(launch.job.rows));
         if let Some(first) = launch.stats {
-            job = job.stats(&mut self.stats[first..][..launch.rows() * table.cap_count()]);
+            job = job.stats(&mut self.stats[first..][..launch.rows() * table.max_caps_per_row()]);
+        }
+        if let Some(first) = launch.profiles {
+            job = job.row_profiles(&self.profiles[first..][..launch.rows()]);
         }
         if let Some(norm) = launch.job.norm {
             // SAFETY: the planner's launches name weights in host memory that the test keeps alive.
@@ -203,11 +210,22 @@ impl Driver for Recording {
         Ok(!self.holds_nothing && self.not_held != Some(self.asked))
     }
 
-    fn reserve(&mut self, _: usize, stats: usize) -> Result<()> {
+    fn reserve(&mut self, _: usize, stats: usize, profiles: usize) -> Result<()> {
+        if self.profiles.len() < profiles {
+            self.run();
+            // What was written before is lost, as in a new buffer.
+            self.profiles = vec![u32::MAX; profiles];
+        }
         if self.stats.len() < stats {
             self.run();
             self.stats.resize(stats, RowStat::default());
         }
+        Ok(())
+    }
+
+    fn write_profiles(&mut self, profiles: &[u32]) -> Result<()> {
+        self.note(Op::WriteProfiles(profiles.len()));
+        self.queue.push_back(Queued::WriteProfiles(profiles.to_vec()));
         Ok(())
     }
 

@@ -1,0 +1,292 @@
+//! The decode in progress: which rows each graph computes, and under which profiles.
+//!
+//! llama.cpp computes a batch in micro-batches, each by one or more graphs in order. The output of a block
+//! comes once per micro-batch, so the number of times that it came so far says which micro-batch a graph
+//! belongs to. Tokens and positions of the graphs are compared with those of the micro-batch where they are
+//! in host memory: a batch that llama.cpp splits in another way fails the decode.
+
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::error::HookError;
+use crate::profile::{DecodeBatch, DecodeRow, MicroBatch, ProfileId, RowProfiles, is_skipped};
+
+/// A decode in progress.
+#[derive(Debug)]
+pub(crate) struct Decode {
+    pub(crate) config: Arc<Config>,
+    /// Tokens of the batch.
+    pub(crate) rows: usize,
+    order: Order,
+    /// By block, the times that its output came.
+    passes: Vec<usize>,
+}
+
+/// What is known of the order of the rows.
+#[derive(Debug)]
+enum Order {
+    /// Every row has these profiles, in whatever order they come.
+    Any(RowProfiles),
+    Known {
+        micro_batches: Vec<Planned>,
+        /// The micro-batch whose tokens came last.
+        at: Option<usize>,
+    },
+}
+
+/// A micro-batch that is to come.
+#[derive(Debug)]
+struct Planned {
+    tokens: Vec<i32>,
+    positions: Vec<i32>,
+    /// Number of rows with logits.
+    outputs: usize,
+    profiles: RowProfiles,
+}
+
+impl Decode {
+    /// A decode of so many rows, all of them under the default profile.
+    ///
+    /// # Errors
+    /// [`HookError::PositionsUnknown`].
+    pub(crate) fn of_any(config: Arc<Config>, rows: usize) -> Result<Self, HookError> {
+        let order = Order::Any(config.any_rows()?);
+        Ok(Self { passes: vec![0; config.wanted_blocks().len()], config, rows, order })
+    }
+
+    /// A decode of these rows. With `indexed` each row has an index in any case, so that launches look alike
+    /// from decode to decode.
+    ///
+    /// # Errors
+    /// [`HookError::NoProfile`], [`HookError::RowOrder`].
+    pub(crate) fn of(config: Arc<Config>, batch: DecodeBatch<'_>, indexed: bool) -> Result<Self, HookError> {
+        let mut left = vec![true; batch.rows.len()];
+        let mut micro_batches = Vec::with_capacity(batch.micro_batches.len());
+        for indices in batch.micro_batches {
+            let mut rows = Vec::with_capacity(indices.len());
+            for &index in indices {
+                match left.get_mut(index).map(std::mem::take) {
+                    Some(true) => rows.push(batch.rows[index]),
+                    _ => return Err(order_error("the micro-batches hold a row twice, or one that is none")),
+                }
+            }
+            micro_batches.push(Planned::new(&config, &rows, indexed)?);
+        }
+        if left.contains(&true) {
+            return Err(order_error("the micro-batches leave out a row"));
+        }
+        let order = Order::Known { micro_batches, at: None };
+        let rows = batch.rows.len();
+        Ok(Self { passes: vec![0; config.wanted_blocks().len()], config, rows, order })
+    }
+
+    /// Returns the profiles of the rows of a graph, and counts its block outputs, given as block and number of
+    /// rows.
+    ///
+    /// # Errors
+    /// [`HookError::RowOrder`].
+    pub(crate) fn profiles_of(&mut self, outputs: &[(usize, usize)]) -> Result<RowProfiles, HookError> {
+        let micro_batches = match &self.order {
+            Order::Any(profiles) => return Ok(profiles.clone()),
+            Order::Known { micro_batches, .. } => micro_batches,
+        };
+        let Some(&(first, _)) = outputs.first() else { return Ok(RowProfiles::None) };
+        let pass = self.passes[first];
+        for &(block, rows) in outputs {
+            if self.passes[block] != pass {
+                let what = format!("a graph has block {first} and block {block} of different micro-batches");
+                return Err(HookError::RowOrder { what });
+            }
+            self.passes[block] += 1;
+            let planned = micro_batches.get(pass);
+            if !planned.is_some_and(|planned| [planned.tokens.len(), planned.outputs].contains(&rows)) {
+                let expected = planned.map_or(0, |planned| planned.tokens.len());
+                let what =
+                    format!("block {block} has {rows} rows in micro-batch {pass}, {expected} were expected");
+                return Err(HookError::RowOrder { what });
+            }
+        }
+        Ok(micro_batches[pass].profiles.clone())
+    }
+
+    /// Compares the tokens and positions that a graph is given with those of the micro-batches to come.
+    /// Positions may be repeated by sections, of which the first counts.
+    ///
+    /// # Errors
+    /// [`HookError::RowOrder`].
+    pub(crate) fn identify(&mut self, tokens: &[i32], positions: Option<&[i32]>) -> Result<(), HookError> {
+        let Order::Known { micro_batches, at } = &mut self.order else { return Ok(()) };
+        let is = |index: usize| {
+            micro_batches.get(index).is_some_and(|planned| {
+                planned.tokens == tokens
+                    && positions.is_none_or(|found| found.get(..tokens.len()) == Some(&planned.positions))
+            })
+        };
+        // A micro-batch may need its tokens in several graphs.
+        let next = at.map_or(0, |at| at + 1);
+        if is(next) {
+            *at = Some(next);
+            return Ok(());
+        }
+        if at.is_some_and(is) {
+            return Ok(());
+        }
+        let what = format!("micro-batch {next} of {} has other tokens or positions", micro_batches.len());
+        Err(HookError::RowOrder { what })
+    }
+
+    /// Whether the order of the rows is known, and can be compared.
+    pub(crate) fn has_order(&self) -> bool {
+        matches!(self.order, Order::Known { .. })
+    }
+}
+
+impl Planned {
+    fn new(config: &Config, rows: &[DecodeRow], indexed: bool) -> Result<Self, HookError> {
+        let indices = rows.iter().map(|row| config.profiles().index_of_row(row));
+        let all = indices.collect::<Result<Box<[u32]>, _>>()?;
+        let outputs: Box<[u32]> =
+            rows.iter().zip(&all).filter(|(row, _)| row.output).map(|(_, &index)| index).collect();
+        Ok(Self {
+            tokens: rows.iter().map(|row| row.token).collect(),
+            positions: rows.iter().map(|row| row.position).collect(),
+            outputs: outputs.len(),
+            profiles: if !indexed && config.has_default() && all.iter().all(|&index| index == 1) {
+                RowProfiles::First
+            } else {
+                RowProfiles::Each(Arc::new(MicroBatch::new(all, outputs)))
+            },
+        })
+    }
+}
+
+impl Config {
+    /// Returns the profiles of rows of which nothing is known.
+    ///
+    /// # Errors
+    /// [`HookError::PositionsUnknown`].
+    pub(crate) fn any_rows(&self) -> Result<RowProfiles, HookError> {
+        match self.profiles().get(ProfileId::DEFAULT) {
+            None => Ok(RowProfiles::None),
+            Some(profile) if is_skipped(profile.policy, 0) => Err(HookError::PositionsUnknown),
+            Some(_) => Ok(RowProfiles::First),
+        }
+    }
+
+    fn has_default(&self) -> bool {
+        self.profiles().get(ProfileId::DEFAULT).is_some()
+    }
+}
+
+/// Whether a batch needs an index per row from now on: rows are under other profiles than the default one.
+/// Rows at skipped positions come once per sequence, and are not a reason.
+pub(crate) fn is_mixed(batch: DecodeBatch<'_>) -> bool {
+    batch.rows.iter().any(|row| row.profile != Some(ProfileId::DEFAULT))
+}
+
+fn order_error(what: &str) -> HookError {
+    HookError::RowOrder { what: what.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, Policy};
+
+    use super::*;
+    use crate::host::architecture::ModelShape;
+
+    fn config(policy: Policy) -> Config {
+        let model = ModelShape { architecture: "llama".into(), blocks: 3, width: 2 };
+        let axis = Axis::from_direction(&[1.0, 2.0]).unwrap();
+        let cap = |block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::NONE) };
+        let set = CapSet::new([cap(0), cap(2)]).unwrap();
+        let mut config = Config::new(3);
+        config.set_caps(Some((&set, policy)), &model).unwrap();
+        config.add_profile("other", &CapSet::new([cap(1)]).unwrap(), Policy::default(), &model).unwrap();
+        config
+    }
+
+    fn rows(profiles: &[Option<ProfileId>]) -> Vec<DecodeRow> {
+        let row = |(i, &profile): (usize, &Option<ProfileId>)| {
+            let i = i as i32;
+            DecodeRow { token: 100 + i, position: i, profile, output: i % 2 == 1 }
+        };
+        profiles.iter().enumerate().map(row).collect()
+    }
+
+    fn decode(
+        config: &Config,
+        rows: &[DecodeRow],
+        micro_batches: &[Vec<usize>],
+    ) -> Result<Decode, HookError> {
+        Decode::of(Arc::new(config.clone()), DecodeBatch { rows, micro_batches }, false)
+    }
+
+    const DEFAULT: Option<ProfileId> = Some(ProfileId::DEFAULT);
+    const OTHER: Option<ProfileId> = Some(ProfileId(1));
+
+    #[test]
+    fn rows_have_the_index_of_their_profile_and_position() {
+        let config = config(Policy::default().with_skip_positions(2));
+        // Indices: default 1, default but left alone 2, other 3.
+        let rows = rows(&[DEFAULT, DEFAULT, OTHER, None, DEFAULT]);
+        let mut decode = decode(&config, &rows, &[vec![0, 1, 2], vec![4, 3]]).unwrap();
+        let first = decode.profiles_of(&[(0, 3), (1, 3)]).unwrap();
+        assert_eq!((0..3).map(|row| first.index(3, row)).collect::<Vec<_>>(), [2, 2, 3]);
+        assert_eq!(first.index(1, 0), 2, "the row with logits");
+        let last = decode.profiles_of(&[(2, 1)]).unwrap();
+        assert_eq!(last.index(1, 0), 2);
+        let second = decode.profiles_of(&[(0, 2), (1, 2), (2, 1)]).unwrap();
+        assert_eq!((0..2).map(|row| second.index(2, row)).collect::<Vec<_>>(), [1, 0]);
+    }
+
+    #[test]
+    fn rows_under_the_default_profile_alone_need_no_index() {
+        let config = config(Policy::default().with_skip_positions(1));
+        let rows = rows(&[DEFAULT; 4]);
+        let mut decode = decode(&config, &rows, &[vec![0, 1], vec![2, 3]]).unwrap();
+        assert!(matches!(decode.profiles_of(&[(0, 2)]).unwrap(), RowProfiles::Each(_)));
+        assert_eq!(decode.profiles_of(&[(0, 2)]).unwrap(), RowProfiles::First);
+        let batch = DecodeBatch { rows: &rows, micro_batches: &[vec![0, 1, 2, 3]] };
+        let mut indexed = Decode::of(Arc::new(config.clone()), batch, true).unwrap();
+        assert!(matches!(indexed.profiles_of(&[(0, 4)]).unwrap(), RowProfiles::Each(_)));
+        assert!(!is_mixed(batch));
+        assert!(is_mixed(DecodeBatch { rows: &self::rows(&[DEFAULT, None]), micro_batches: &[] }));
+        assert!(matches!(config.any_rows(), Err(HookError::PositionsUnknown)));
+    }
+
+    #[test]
+    fn what_does_not_fit_the_batch_is_an_error() {
+        let config = config(Policy::default());
+        let refused = |rows: &[Option<ProfileId>], micro_batches: &[Vec<usize>]| {
+            decode(&config, &self::rows(rows), micro_batches).unwrap_err()
+        };
+        assert!(matches!(refused(&[Some(ProfileId(7))], &[vec![0]]), HookError::NoProfile { .. }));
+        for wrong in [vec![vec![0, 0], vec![1]], vec![vec![0]], vec![vec![0, 2], vec![1]]] {
+            assert!(matches!(refused(&[DEFAULT; 2], &wrong), HookError::RowOrder { .. }), "{wrong:?}");
+        }
+        let micro_batches = [vec![0, 1, 2], vec![3]];
+        let start = || decode(&config, &rows(&[OTHER; 4]), &micro_batches).unwrap();
+        assert!(start().profiles_of(&[(0, 4)]).is_err(), "one micro-batch more than there are rows");
+        assert!(start().profiles_of(&[(0, 2)]).is_err());
+        let mut decode = start();
+        decode.profiles_of(&[(0, 3)]).unwrap();
+        assert!(decode.profiles_of(&[(0, 1), (1, 3)]).is_err(), "blocks of two micro-batches");
+    }
+
+    #[test]
+    fn tokens_and_positions_must_be_those_of_the_micro_batch() {
+        let config = config(Policy::default());
+        let start = || decode(&config, &rows(&[OTHER; 4]), &[vec![0, 1, 2], vec![3]]).unwrap();
+        let mut decode = start();
+        decode.identify(&[100, 101, 102], None).unwrap();
+        decode.identify(&[100, 101, 102], Some(&[0, 1, 2, 0, 0, 0])).unwrap();
+        decode.identify(&[103], Some(&[3])).unwrap();
+        assert!(decode.identify(&[100, 101, 102], None).is_err(), "an earlier micro-batch");
+        assert!(start().identify(&[103], None).is_err(), "a later one");
+        assert!(start().identify(&[100, 102, 101], None).is_err());
+        assert!(start().identify(&[100, 101, 102], Some(&[0, 2, 1])).is_err());
+        assert!(start().identify(&[100, 101, 102], Some(&[0, 1])).is_err());
+        Decode::of_any(Arc::new(config), 4).unwrap().identify(&[1], None).unwrap();
+    }
+}
