@@ -5,5 +5,6 @@ mod capture;
 mod fused_norm;
 mod hand_made;
 pub(crate) mod model;
+mod profiles;
 mod recording;
 mod views;

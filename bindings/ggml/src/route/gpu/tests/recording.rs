@@ -89,6 +89,10 @@ pub(super) struct Recording {
     pub(super) holds_nothing: bool,
     /// Does not hold the address of this number, in the order in which `holds` is called.
     pub(super) not_held: Option<usize>,
+    /// After so many launches, reports their first rows as ones whose profile it does not have.
+    pub(super) loses_profiles_after: Option<usize>,
+    /// Launches that have run.
+    launched: usize,
     /// Calls of `holds`.
     asked: usize,
 }
@@ -167,6 +171,11 @@ impl Recording {
             job = job.norm(weight, norm.epsilon, rows_of(norm.out));
         }
         job.run(table).unwrap();
+        let lost = self.loses_profiles_after.is_some_and(|launches| self.launched >= launches);
+        self.launched += 1;
+        if let Some(first) = launch.stats.filter(|_| lost) {
+            self.stats[first].flags |= RowStat::BAD_PROFILE;
+        }
         let flip = |rows: DeviceRows| {
             // SAFETY: the address is that of the first row, which the test keeps alive.
             unsafe {
