@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let caps = CapSet::new([cap(1, 1.0)?, cap(1, 2.0)?, cap(0, 3.0)?])?;
     let mut file = CapFile::new(caps, ModelInfo::new("llama", 2));
     file.orientation = Some("more Assistant".into());
-    file.policy.skip_positions = 1;
+    file.caps = file.caps.with_policy(axiscap::Policy::default().with_skip_positions(1));
     file.origin.set("quantiles", vec![0.25f32, 0.5]);
     file.write(&folder.join("caps"))?;
 

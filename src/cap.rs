@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::axis::Axis;
 use crate::error::{Error, Result};
+use crate::policy::Policy;
 
 /// The interval that a projection is held in: a floor, a ceiling, or a band.
 ///
@@ -173,15 +174,17 @@ pub struct BlockCap {
     pub cap: Cap,
 }
 
-/// All caps of a model, in the order of a cap file. Caps on the same block are applied in this order.
+/// All caps of a model, in the order of a cap file, and the rows that they leave alone. Caps on the same
+/// block are applied in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CapSet {
     width: usize,
     caps: Vec<BlockCap>,
+    policy: Policy,
 }
 
 impl CapSet {
-    /// Makes a set from at least one cap. All caps must have one width.
+    /// Makes a set from at least one cap, for every row. All caps must have one width.
     ///
     /// # Errors
     /// [`Error::EmptySet`], [`Error::Width`].
@@ -199,7 +202,19 @@ impl CapSet {
                 });
             }
         }
-        Ok(Self { width, caps })
+        Ok(Self { width, caps, policy: Policy::default() })
+    }
+
+    /// Returns the same set under another policy.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Returns the policy: the rows that the caps leave alone.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy
     }
 
     /// Checks the set against a model: its width (`n_embd`), and that it has the capped blocks.
@@ -248,11 +263,22 @@ impl CapSet {
     /// only.
     #[must_use]
     pub fn with_bounds(&self, mut bound: impl FnMut(&Cap) -> Bound) -> Self {
-        let mut caps = self.caps.clone();
-        for BlockCap { cap, .. } in &mut caps {
+        let mut set = self.clone();
+        for BlockCap { cap, .. } in &mut set.caps {
             cap.bound = bound(cap);
         }
-        Self { width: self.width, caps }
+        set
+    }
+
+    /// Returns the same set with another strength of every cap.
+    ///
+    /// # Errors
+    /// [`Error::Strength`] outside `[0, 1]`.
+    pub fn with_strength(&self, strength: f32) -> Result<Self> {
+        let strength = checked_strength(strength)?;
+        let mut set = self.clone();
+        set.caps.iter_mut().for_each(|entry| entry.cap.strength = strength);
+        Ok(set)
     }
 
     /// Returns the same set with one cap changed. The changed cap keeps its axis' width.
@@ -265,7 +291,7 @@ impl CapSet {
         let changed = BlockCap { block: entry.block, cap: change(entry.cap.clone())? };
         let mut caps = self.caps.clone();
         caps[index] = changed;
-        Self::new(caps)
+        Ok(Self::new(caps)?.with_policy(self.policy))
     }
 }
 
@@ -336,10 +362,17 @@ mod tests {
     #[test]
     fn one_cap_of_a_set_can_change() {
         let cap = |block| BlockCap { block, cap: Cap::new(axis(4), Bound::NONE) };
-        let set = CapSet::new([cap(7), cap(0)]).unwrap();
+        let policy = Policy::default().with_skip_positions(1);
+        let set = CapSet::new([cap(7), cap(0)]).unwrap().with_policy(policy);
+        let half = set.with_strength(0.5).unwrap();
+        assert!(half.caps().iter().all(|entry| entry.cap.strength() == 0.5));
+        assert!(matches!(set.with_strength(f32::NAN), Err(Error::Strength(_))));
         let changed = set.with_changed(1, |cap| cap.with_strength(0.5)).unwrap();
         assert_eq!(changed.caps()[0], set.caps()[0]);
         assert_eq!((changed.caps()[1].block, changed.caps()[1].cap.strength()), (0, 0.5));
+        for other in [&changed, &half, &set.with_bounds(|_| Bound::NONE)] {
+            assert_eq!(other.policy(), policy);
+        }
         assert_eq!(set.with_changed(2, Ok), Err(Error::NoSuchCap { index: 2, caps: 2 }));
         assert!(matches!(set.with_changed(0, |cap| cap.with_strength(2.0)), Err(Error::Strength(_))));
         let other = |_| Ok(Cap::new(axis(5), Bound::NONE));

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use axiscap::Axis;
 use axiscap::file::CapFile;
+use axiscap::{Axis, Policy};
 use axiscap_lab::activations;
 use axiscap_lab::calibrate::{self, BlockFloor, DEFAULT_PERCENTILE, TABLE, default_blocks, floor_of};
 use axiscap_lab::output::write_caps;
@@ -48,6 +48,10 @@ pub(crate) struct Args {
     /// answers lie below the floor
     #[arg(long, default_value_t = DEFAULT_PERCENTILE, value_name = "P", value_parser = parse_percentile)]
     percentile: f64,
+    /// Write into the file that rows at the first N positions of each sequence are left alone (attention
+    /// sinks) [default: what the axes' file says, or else 0]
+    #[arg(long, value_name = "N")]
+    skip_positions: Option<u32>,
 
     /// Blocks to cap, 0-based and inclusive, e.g. 21-26 or 9,21-26. Default: 70 % to 90 % of the depth
     #[arg(long, value_name = "BLOCKS", value_parser = parse_blocks)]
@@ -135,7 +139,8 @@ fn work(args: Args) -> Result<()> {
     for ((block, _), projections) in axes.iter().zip(&projections) {
         results.push(floor_of(*block, projections, args.percentile, floors.get(block).copied())?);
     }
-    file.caps = calibrate::caps(results.iter().zip(axes.iter().map(|(_, axis)| axis)))?;
+    let policy = args.skip_positions.map_or(file.caps.policy(), |n| Policy::default().with_skip_positions(n));
+    file.caps = calibrate::caps(results.iter().zip(axes.iter().map(|(_, axis)| axis)))?.with_policy(policy);
     file.model = model_info(&model);
     record(&args, &mut file, &results, &answers);
     write_caps(&args.out, &file)?;

@@ -37,6 +37,9 @@ struct HoldArgs {
     /// Strength of every cap in place of the file's: 1 moves projections onto the bound, 0 only observes
     #[arg(long, value_name = "S", requires = "caps", value_parser = sampling::share)]
     strength: Option<f32>,
+    /// Leave rows at the first N positions alone, in place of what the file says
+    #[arg(long, value_name = "N", requires = "caps")]
+    skip_positions: Option<u32>,
     /// Only measure the projections, as with strength 0
     #[arg(long, requires = "caps", conflicts_with = "strength")]
     observe: bool,
@@ -62,18 +65,20 @@ pub(crate) struct LoadedCaps {
     path: PathBuf,
     file: CapFile,
     strength: Option<f32>,
+    skip_positions: Option<u32>,
     observe: bool,
 }
 
 impl LoadedCaps {
     fn read(path: &Path, hold: &HoldArgs) -> Result<Self> {
         let file = CapFile::read(path)?;
-        Ok(Self { path: path.into(), file, strength: hold.strength, observe: hold.observe })
+        let &HoldArgs { strength, skip_positions, observe } = hold;
+        Ok(Self { path: path.into(), file, strength, skip_positions, observe })
     }
 
     /// Returns the caps if they fit the model. Warnings about them go to stderr.
     pub(crate) fn check(self, model: &Model) -> Result<CheckedCaps> {
-        let Self { path, file, strength, observe } = self;
+        let Self { path, file, strength, skip_positions, observe } = self;
         check_file(&file, &path, model)?;
         if file.is_unbounded() && !observe {
             output::warning(&format!(
@@ -82,8 +87,15 @@ impl LoadedCaps {
             ));
         }
         let caps = match strength {
-            Some(strength) => with_strength(&file.caps, strength)?,
+            Some(strength) => file.caps.with_strength(strength)?,
             None => file.caps,
+        };
+        let caps = match skip_positions {
+            Some(count) => {
+                let policy = caps.policy().with_skip_positions(count);
+                caps.with_policy(policy)
+            }
+            None => caps,
         };
         Ok(CheckedCaps { caps, observe })
     }
@@ -101,16 +113,8 @@ pub(crate) struct CheckedCaps {
 impl CheckedCaps {
     /// Returns the caps with strength 0 if they only observe.
     pub(crate) fn acting(self) -> Result<CapSet> {
-        if self.observe { with_strength(&self.caps, 0.0) } else { Ok(self.caps) }
+        if self.observe { Ok(self.caps.with_strength(0.0)?) } else { Ok(self.caps) }
     }
-}
-
-fn with_strength(caps: &CapSet, strength: f32) -> Result<CapSet> {
-    let caps = caps.caps().iter().map(|entry| {
-        let cap = entry.cap.clone().with_strength(strength)?;
-        Ok(axiscap::BlockCap { block: entry.block, cap })
-    });
-    Ok(CapSet::new(caps.collect::<axiscap::Result<Vec<_>>>()?)?)
 }
 
 /// Refuses a cap file of another model's shape. Other warnings about it, on this model, go to stderr.

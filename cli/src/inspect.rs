@@ -58,6 +58,8 @@ struct Report {
     width: usize,
     model: Model,
     orientation: Option<String>,
+    /// Rows at so many first positions are left alone.
+    skip_positions: u32,
     caps: Vec<CapLine>,
     neighbours: Vec<Neighbours>,
     /// Whether llama.cpp accepts the file as a control vector.
@@ -152,6 +154,7 @@ impl Report {
                 file_type: file.model.file_type,
             },
             orientation: file.orientation,
+            skip_positions: file.caps.policy().skip_positions,
             caps,
             neighbours,
             origin: Entries(file.origin.iter().map(|(key, value)| (key.to_owned(), value.clone())).collect()),
@@ -324,6 +327,10 @@ impl std::fmt::Display for Report {
         writeln!(f, "  model           {model}")?;
         if let Some(orientation) = &self.orientation {
             writeln!(f, "  positive means  {}", printable(orientation))?;
+        }
+        if self.skip_positions > 0 {
+            let positions = counted(self.skip_positions as usize, "position");
+            writeln!(f, "  left alone      rows at the first {positions} of each sequence")?;
         }
         let blocks: Vec<_> = self.caps.iter().map(|cap| cap.block).collect();
         writeln!(f, "  caps            {} on blocks {}", self.caps.len(), ranges(blocks))?;

@@ -26,6 +26,8 @@ pub(crate) struct CapReport<'a> {
     rows: u64,
     engaged: u64,
     non_finite: u64,
+    /// Rows that the file's policy left alone. They are not part of `rows`.
+    skipped: u64,
     mean_before: Option<f64>,
     min_after: Option<f32>,
     max_after: Option<f32>,
@@ -46,6 +48,7 @@ pub(crate) fn caps<'a>(set: &'a CapSet, stats: &[CapStats]) -> Vec<CapReport<'a>
             rows: stats.rows,
             engaged: stats.engaged,
             non_finite: stats.non_finite,
+            skipped: stats.skipped,
             mean_before: stats.mean_before(),
             min_after: finite(stats.min_after),
             max_after: finite(stats.max_after),
@@ -155,6 +158,9 @@ struct TraceLine {
     engaged: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     non_finite: bool,
+    /// Whether the row was left alone because of its position. Its projection was measured.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    skipped: bool,
 }
 
 /// Writes the trace as JSON lines. The file appears whole or not at all. The first `prompt` positions are
@@ -175,6 +181,7 @@ pub(crate) fn write_trace(path: &Path, rows: &[TraceRow], prompt: usize) -> Resu
                 after: row.after,
                 engaged: row.engaged,
                 non_finite: row.non_finite,
+                skipped: row.skipped,
             };
             serde_json::to_writer(&mut out, &line)?;
             out.write_all(b"\n")?;

@@ -29,6 +29,11 @@ pub enum Error {
         /// What is accepted.
         expected: String,
     },
+    /// Caps with a policy and a baseline that caps all rows alike.
+    #[error(
+        "the caps leave rows at some positions alone, and the baselines cap every row (cb_eval, ggml's operations); compare them under caps without a policy (skip_positions 0)"
+    )]
+    BaselinePolicy,
     /// A roles file that is not JSON of the expected shape.
     // The message holds the cause, which as a source would be printed twice.
     #[error(

@@ -13,7 +13,6 @@ use crate::file::origin::Origin;
 use crate::file::output::write_atomically;
 use crate::file::warning::Warning;
 use crate::file::{decode, encode};
-use crate::policy::Policy;
 
 /// Maximum size of a file that is read or written. The caps of 80 blocks of width 8192 take 2.6 MB.
 pub(super) const MAX_BYTES: u64 = 1 << 30;
@@ -50,8 +49,6 @@ pub struct CapFile {
     pub model: ModelInfo,
     /// The meaning of a positive projection, e.g. `more Assistant`.
     pub orientation: Option<String>,
-    /// The rows that the caps leave alone.
-    pub policy: Policy,
     /// How the file was made.
     pub origin: Origin,
     /// Values under unknown keys. They are written again.
@@ -67,9 +64,9 @@ impl CapFile {
     /// Makes the content of a new file, without orientation and origin. Its caps act on every row.
     #[must_use]
     pub fn new(caps: CapSet, model: ModelInfo) -> Self {
-        let (policy, origin) = (Policy::default(), Origin::default());
+        let origin = Origin::default();
         let (unknown, warnings) = (Vec::new(), Vec::new());
-        Self { caps, model, orientation: None, policy, origin, unknown, warnings }
+        Self { caps, model, orientation: None, origin, unknown, warnings }
     }
 
     /// Reads a cap file.

@@ -40,7 +40,8 @@ pub(super) fn cap_file(mut gguf: Gguf<'_>) -> Result<CapFile> {
         other => invalid(BLOCK, "caps of one width", other.to_string(), MAKE_AGAIN),
     })?;
     let unknown = fields.rest();
-    Ok(CapFile { caps, model, orientation, policy, origin, unknown, warnings })
+    let caps = caps.with_policy(policy);
+    Ok(CapFile { caps, model, orientation, origin, unknown, warnings })
 }
 
 /// Refuses files that are no control vectors.

@@ -53,7 +53,7 @@ pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     values.add(MODEL_BLOCKS, blocks as u32);
     values.add(MODEL_WIDTH, width);
     values.add_some(MODEL_FILE_TYPE, file.model.file_type);
-    let skip_positions = file.policy.skip_positions;
+    let skip_positions = file.caps.policy().skip_positions;
     values.add_some(SKIP_POSITIONS, (skip_positions != 0).then_some(skip_positions));
     for (key, value) in file.origin.iter() {
         values.add(&format!("{ORIGIN_PREFIX}{key}"), value.clone());

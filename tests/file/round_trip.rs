@@ -69,7 +69,7 @@ prop_compose! {
         (model.name, model.file_type) = (name, file_type);
         let mut file = CapFile::new(CapSet::new(caps).unwrap(), model);
         file.orientation = orientation;
-        file.policy = Policy::default().with_skip_positions(skip_positions);
+        file.caps = file.caps.with_policy(Policy::default().with_skip_positions(skip_positions));
         for (key, value) in origin {
             file.origin.set(key, value);
         }
@@ -129,12 +129,12 @@ fn small_with(key: &str, value: impl Into<Value>) -> Vec<u8> {
 fn a_policy_reads_back_as_it_was() {
     for skip_positions in [1, 4, u32::MAX] {
         let mut file = small();
-        file.policy.skip_positions = skip_positions;
+        file.caps = file.caps.with_policy(Policy::default().with_skip_positions(skip_positions));
         let bytes = file.to_bytes().unwrap();
         // The file has no other optional values that follow it.
         assert_eq!(bytes, small_with("axiscap.policy.skip_positions", skip_positions));
         let read = CapFile::from_bytes(&bytes).unwrap();
-        assert_eq!(read.policy, Policy::default().with_skip_positions(skip_positions));
+        assert_eq!(read.caps.policy(), Policy::default().with_skip_positions(skip_positions));
         assert_eq!(read, file);
         assert!(read.unknown().is_empty());
     }
@@ -146,7 +146,7 @@ fn a_file_without_a_policy_caps_every_row_and_keeps_its_bytes() {
     let metadata = Gguf::parse(&bytes).unwrap().metadata;
     assert!(metadata.iter().all(|(key, _)| !key.contains("policy")), "{metadata:?}");
     let read = CapFile::from_bytes(&bytes).unwrap();
-    assert!(read.policy.is_default());
+    assert!(read.caps.policy().is_default());
 
     // A policy of 0 says the same as none.
     let zero = CapFile::from_bytes(&small_with("axiscap.policy.skip_positions", 0u32)).unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axiscap::{BlockCap, Cap, CapSet, Policy};
+use axiscap::{BlockCap, Cap, CapSet};
 
 use crate::error::HookError;
 use crate::graph::find::Wanted;
@@ -77,17 +77,13 @@ impl Config {
     ///
     /// # Errors
     /// [`HookError::Architecture`], and [`HookError::Caps`] when the caps do not fit the model.
-    pub(crate) fn set_caps(
-        &mut self,
-        caps: Option<(&CapSet, Policy)>,
-        model: &ModelShape,
-    ) -> Result<(), HookError> {
+    pub(crate) fn set_caps(&mut self, caps: Option<&CapSet>, model: &ModelShape) -> Result<(), HookError> {
         let mut list = self.profiles.list().to_vec();
         list.retain(|profile| profile.id != ProfileId::DEFAULT);
         self.revision += 1;
-        if let Some((set, policy)) = caps {
+        if let Some(set) = caps {
             // The first profile of the tables is that of rows without an index.
-            list.insert(0, self.checked(ProfileId::DEFAULT, DEFAULT_NAME, set, policy, model)?);
+            list.insert(0, self.checked(ProfileId::DEFAULT, DEFAULT_NAME, set, model)?);
         }
         self.set_profiles(list, model)
     }
@@ -100,7 +96,6 @@ impl Config {
         &mut self,
         name: &str,
         caps: &CapSet,
-        policy: Policy,
         model: &ModelShape,
     ) -> Result<ProfileId, HookError> {
         let taken = self.profiles.list().iter().any(|profile| *profile.name == *name);
@@ -111,7 +106,7 @@ impl Config {
         self.next_profile += 1;
         self.revision += 1;
         let mut list = self.profiles.list().to_vec();
-        list.push(self.checked(id, name, caps, policy, model)?);
+        list.push(self.checked(id, name, caps, model)?);
         self.set_profiles(list, model)?;
         Ok(id)
     }
@@ -137,13 +132,12 @@ impl Config {
         id: ProfileId,
         name: &str,
         caps: &CapSet,
-        policy: Policy,
         model: &ModelShape,
     ) -> Result<Profile, HookError> {
         block_names(model)?;
         caps.check_model(model.width, model.blocks)?;
         let (generation, revision) = (self.revision, self.revision);
-        Ok(Profile { id, name: name.into(), caps: Arc::new(caps.clone()), policy, generation, revision })
+        Ok(Profile { id, name: name.into(), caps: Arc::new(caps.clone()), generation, revision })
     }
 
     fn set_profiles(&mut self, list: Vec<Profile>, model: &ModelShape) -> Result<(), HookError> {
@@ -274,7 +268,7 @@ mod tests {
         let at = |block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::NONE) };
         let mut before = Config::new(2);
         let set = CapSet::new([at(0), at(1)]).unwrap();
-        before.set_caps(Some((&set, Policy::default())), &model).unwrap();
+        before.set_caps(Some(&set), &model).unwrap();
         let mut after = before.clone();
         after.settings.enabled = false;
         assert!(Arc::ptr_eq(&before.blocks, &after.blocks));
@@ -288,7 +282,7 @@ mod tests {
         assert_eq!(profiles[0].generation, profiles[1].generation);
         assert_ne!(profiles[0].revision, profiles[1].revision);
         // A table that is made again, for another profile, holds the changed cap.
-        after.add_profile("other", &set, Policy::default(), &model).unwrap();
+        after.add_profile("other", &set, &model).unwrap();
         let strengths: Vec<_> =
             after.caps_of(1).unwrap().table.params().iter().map(|params| params.strength).collect();
         assert_eq!(strengths, [0.5, 1.0]);

@@ -168,7 +168,7 @@ impl Config {
     pub(crate) fn any_rows(&self) -> Result<RowProfiles, HookError> {
         match self.profiles().get(ProfileId::DEFAULT) {
             None => Ok(RowProfiles::None),
-            Some(profile) if is_skipped(profile.policy, 0) => Err(HookError::PositionsUnknown),
+            Some(profile) if is_skipped(profile.caps.policy(), 0) => Err(HookError::PositionsUnknown),
             Some(_) => Ok(RowProfiles::First),
         }
     }
@@ -201,8 +201,8 @@ mod tests {
         let cap = |block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::NONE) };
         let set = CapSet::new([cap(0), cap(2)]).unwrap();
         let mut config = Config::new(3);
-        config.set_caps(Some((&set, policy)), &model).unwrap();
-        config.add_profile("other", &CapSet::new([cap(1)]).unwrap(), Policy::default(), &model).unwrap();
+        config.set_caps(Some(&set.with_policy(policy)), &model).unwrap();
+        config.add_profile("other", &CapSet::new([cap(1)]).unwrap(), &model).unwrap();
         config
     }
 

@@ -78,7 +78,6 @@ pub(crate) struct Profile {
     pub(crate) id: ProfileId,
     pub(crate) name: Arc<str>,
     pub(crate) caps: Arc<CapSet>,
-    pub(crate) policy: Policy,
     /// Number of the last change of the caps. Statistics belong to the caps of one generation.
     pub(crate) generation: u64,
     /// Number of the last change of any kind.
@@ -87,8 +86,8 @@ pub(crate) struct Profile {
 
 impl Profile {
     pub(crate) fn info(&self) -> ProfileInfo {
-        let Self { id, ref name, policy, revision, .. } = *self;
-        ProfileInfo { id, name: name.to_string(), policy, revision }
+        let Self { id, ref name, ref caps, revision, .. } = *self;
+        ProfileInfo { id, name: name.to_string(), policy: caps.policy(), revision }
     }
 }
 
@@ -114,7 +113,7 @@ impl Profiles {
         let mut slots = Vec::new();
         for (profile, entry) in list.iter().enumerate() {
             slots.push(Slot { profile, skipped: false });
-            if entry.policy.skip_positions > 0 {
+            if entry.caps.policy().skip_positions > 0 {
                 slots.push(Slot { profile, skipped: true });
             }
         }
@@ -150,7 +149,7 @@ impl Profiles {
     /// Whether every row is under the default profile and none is left alone, so that a table's first
     /// profile is that of every row.
     pub(crate) fn is_one_plain(&self) -> bool {
-        matches!(&self.list[..], [only] if only.id == ProfileId::DEFAULT && only.policy.skip_positions == 0)
+        matches!(&self.list[..], [only] if only.id == ProfileId::DEFAULT && only.caps.policy().skip_positions == 0)
     }
 
     /// Returns the index in the tables of a row.
@@ -167,7 +166,7 @@ impl Profiles {
         };
         let index = self.index_of(id).unwrap_or(0);
         // The slot of rows that are left alone follows that of the caps.
-        Ok(index + u32::from(is_skipped(profile.policy, row.position)))
+        Ok(index + u32::from(is_skipped(profile.caps.policy(), row.position)))
     }
 }
 

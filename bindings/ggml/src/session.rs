@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use axiscap::{Bound, Cap, CapSet, CapStats, Policy};
+use axiscap::{Bound, Cap, CapSet, CapStats};
 
 use crate::config::{Config, Settings};
 use crate::decode::{Decode, is_mixed};
@@ -84,24 +84,12 @@ impl Session {
         *config = Arc::new(next);
     }
 
-    /// Sets the caps of the default profile, or removes them. Its statistics and all traces start again.
+    /// Sets the caps of the default profile, or removes them. Its statistics and all traces start again. Under
+    /// a [`Policy`](axiscap::Policy) that skips positions, decodes go through [`Session::watch_batch`].
     ///
     /// # Errors
     /// [`HookError::Caps`] when the width or a block is not the model's, [`HookError::Architecture`].
     pub fn set_caps(&self, caps: Option<&CapSet>) -> Result<(), HookError> {
-        self.replace_caps(caps.map(|caps| (caps, Policy::default())))
-    }
-
-    /// As [`Session::set_caps`], with a policy. Under one that skips positions, decodes go through
-    /// [`Session::watch_batch`].
-    ///
-    /// # Errors
-    /// Those of [`Session::set_caps`].
-    pub fn set_caps_under(&self, caps: &CapSet, policy: Policy) -> Result<(), HookError> {
-        self.replace_caps(Some((caps, policy)))
-    }
-
-    fn replace_caps(&self, caps: Option<(&CapSet, Policy)>) -> Result<(), HookError> {
         let mut config = lock(&self.0.config);
         let mut next = Config::clone(&config);
         next.set_caps(caps, &self.0.model)?;
@@ -120,8 +108,8 @@ impl Session {
     ///
     /// # Errors
     /// Those of [`Session::set_caps`], and [`HookError::ProfileName`].
-    pub fn add_profile(&self, name: &str, caps: &CapSet, policy: Policy) -> Result<ProfileId, HookError> {
-        self.change_profiles(|config| config.add_profile(name, caps, policy, &self.0.model))
+    pub fn add_profile(&self, name: &str, caps: &CapSet) -> Result<ProfileId, HookError> {
+        self.change_profiles(|config| config.add_profile(name, caps, &self.0.model))
     }
 
     /// Removes a profile with its statistics. A decode in progress keeps it. A later decode with rows under it

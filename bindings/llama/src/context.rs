@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use axiscap::{CapSet, Policy};
+use axiscap::CapSet;
 use axiscap_ggml::{DecodeBatch, DecodeRow, Hook, HookError, ProfileId, ProfileInfo, Session};
 use llama_cpp_2::DecodeError;
 use llama_cpp_2::context::LlamaContext;
@@ -160,14 +160,6 @@ impl<'m> Context<'m> {
     /// [`Error::Hook`] with the reason, [`Error::NotHooked`].
     pub fn set_caps(&mut self, caps: Option<&CapSet>) -> Result<(), Error> {
         Ok(self.session()?.set_caps(caps)?)
-    }
-
-    /// Sets the caps of the default profile under a policy, for example that of a cap file.
-    ///
-    /// # Errors
-    /// Those of [`Context::set_caps`].
-    pub fn set_caps_under(&mut self, caps: &CapSet, policy: Policy) -> Result<(), Error> {
-        Ok(self.session()?.set_caps_under(caps, policy)?)
     }
 
     /// Puts a sequence under a profile from the next decode on. `None` leaves its rows uncapped. Every

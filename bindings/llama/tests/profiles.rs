@@ -32,7 +32,7 @@ fn caps(model: &Model, seed: u64) -> CapSet {
         BlockCap { block, cap: cap.with_strength(strength).expect("a strength") }
     };
     let mut set = vec![cap(0), cap(blocks - 1), cap(seed as usize % blocks), cap(0)];
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         set.remove(0);
     }
     CapSet::new(set).expect("a set")
@@ -63,15 +63,13 @@ impl<'m> Mixed<'m> {
     fn new(model: &'m Model, ubatch: u32, route: RouteChoice) -> Self {
         let options = ContextOptions { sequences: SEQUENCES as u32, ubatch, ctx: Some(256), ..options() };
         let mut context = Context::new(model, &options).expect("a context");
-        let sets = [5, 6, 7].map(|seed| caps(model, seed));
+        let sets = [(5, 1), (6, 0), (7, 3)]
+            .map(|(seed, skip)| caps(model, seed).with_policy(Policy::default().with_skip_positions(skip)));
         let seen = Seen::default();
         let session = context.session().expect("hooked");
-        session.set_caps_under(&sets[0], Policy::default().with_skip_positions(1)).expect("it fits");
-        let add = |set: usize, skip| {
-            let policy = Policy::default().with_skip_positions(skip);
-            session.add_profile(&format!("added {set}"), &sets[set], policy).expect("it fits")
-        };
-        let added = [add(1, 0), add(2, 3)];
+        session.set_caps(Some(&sets[0])).expect("it fits");
+        let add = |set: usize| session.add_profile(&format!("added {set}"), &sets[set]).expect("it fits");
+        let added = [add(1), add(2)];
         session.update(|settings| settings.route = route);
         let blocks = (0..model.shape().blocks).collect();
         let see = {
@@ -267,7 +265,7 @@ fn profiles_change_between_decodes_and_come_and_go_meanwhile() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    let id = session.add_profile("passing", &set, Policy::default()).expect("it fits");
+                    let id = session.add_profile("passing", &set).expect("it fits");
                     std::thread::yield_now();
                     session.remove_profile(id).expect("it was added");
                 }
@@ -326,12 +324,12 @@ fn wrong_names_and_profiles_are_refused() {
     let mut mixed = Mixed::new(&model, 64, RouteChoice::Auto);
     let session = mixed.context.session().expect("hooked").clone();
     for name in ["added 1", "default", ""] {
-        let error = session.add_profile(name, &mixed.sets[1], Policy::default()).unwrap_err();
+        let error = session.add_profile(name, &mixed.sets[1]).unwrap_err();
         assert!(matches!(error, HookError::ProfileName { .. }), "{error}");
     }
     let wide = Cap::new(Axis::from_direction(&[1.0, 2.0]).expect("an axis"), Bound::NONE);
     let wide = CapSet::new([BlockCap { block: 0, cap: wide }]).expect("a set");
-    let error = session.add_profile("wide", &wide, Policy::default()).unwrap_err();
+    let error = session.add_profile("wide", &wide).unwrap_err();
     assert!(matches!(error, HookError::Caps(_)), "{error}");
     let names: Vec<_> = session.profiles().iter().map(|profile| profile.name.clone()).collect();
     assert_eq!(names, ["default", "added 1", "added 2"]);
@@ -342,7 +340,7 @@ fn wrong_names_and_profiles_are_refused() {
     let error = mixed.context.set_profile(SEQUENCES as i32, None).unwrap_err();
     assert!(matches!(error, Error::Sequence { .. }), "{error}");
     // The ids of removed profiles stay theirs.
-    let id = session.add_profile("added 1", &mixed.sets[1], Policy::default()).expect("the name is free");
+    let id = session.add_profile("added 1", &mixed.sets[1]).expect("the name is free");
     assert!(!mixed.added.contains(&id));
 }
 

@@ -87,6 +87,10 @@ impl<'m> Subjects<'m> {
         options: ContextOptions,
         settings: Settings,
     ) -> Result<Self, Error> {
+        let others = ways.iter().any(|way| matches!(way, Way::EvalCallback | Way::GgmlOps));
+        if others && !caps.policy().is_default() {
+            return Err(Error::BaselinePolicy);
+        }
         let copy = ways.contains(&Way::EvalCallback).then(|| EvalModel::load(model)).transpose()?;
         Ok(Self { model, copy, caps, options, settings })
     }
