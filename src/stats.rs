@@ -100,6 +100,17 @@ impl CapStats {
         self.max_after = self.max_after.max(row.after);
     }
 
+    /// Adds the rows that another value counts.
+    pub fn merge(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.engaged += other.engaged;
+        self.non_finite += other.non_finite;
+        self.skipped += other.skipped;
+        self.sum_before += other.sum_before;
+        self.min_after = self.min_after.min(other.min_after);
+        self.max_after = self.max_after.max(other.max_after);
+    }
+
     /// Returns the mean projection before the cap, over the rows with a finite one.
     #[must_use]
     pub fn mean_before(&self) -> Option<f64> {
@@ -135,5 +146,10 @@ mod tests {
         assert_eq!(stats.mean_before(), Some(2.0));
         assert_eq!(stats.engagement(), Some(0.25));
         assert_eq!((stats.min_after, stats.max_after), (2.0, 3.0));
+        let mut twice = stats;
+        twice.skipped = 7;
+        twice.merge(&stats);
+        assert_eq!((twice.rows, twice.engaged, twice.non_finite, twice.skipped), (8, 2, 4, 7));
+        assert_eq!((twice.mean_before(), twice.min_after), (Some(2.0), 2.0));
     }
 }

@@ -59,18 +59,23 @@ impl Decode {
     ///
     /// # Errors
     /// [`HookError::NoProfile`], [`HookError::RowOrder`].
-    pub(crate) fn of(config: Arc<Config>, batch: DecodeBatch<'_>, indexed: bool) -> Result<Self, HookError> {
+    pub(crate) fn of(
+        number: u64,
+        config: Arc<Config>,
+        batch: DecodeBatch<'_>,
+        indexed: bool,
+    ) -> Result<Self, HookError> {
         let mut left = vec![true; batch.rows.len()];
         let mut micro_batches = Vec::with_capacity(batch.micro_batches.len());
         for indices in batch.micro_batches {
             let mut rows = Vec::with_capacity(indices.len());
             for &index in indices {
                 match left.get_mut(index).map(std::mem::take) {
-                    Some(true) => rows.push(batch.rows[index]),
+                    Some(true) => rows.push((index, batch.rows[index])),
                     _ => return Err(order_error("the micro-batches hold a row twice, or one that is none")),
                 }
             }
-            micro_batches.push(Planned::new(&config, &rows, indexed)?);
+            micro_batches.push(Planned::new(number, &config, &rows, indexed)?);
         }
         if left.contains(&true) {
             return Err(order_error("the micro-batches leave out a row"));
@@ -142,19 +147,27 @@ impl Decode {
 }
 
 impl Planned {
-    fn new(config: &Config, rows: &[DecodeRow], indexed: bool) -> Result<Self, HookError> {
-        let indices = rows.iter().map(|row| config.profiles().index_of_row(row));
-        let all = indices.collect::<Result<Box<[u32]>, _>>()?;
-        let outputs: Box<[u32]> =
-            rows.iter().zip(&all).filter(|(row, _)| row.output).map(|(_, &index)| index).collect();
+    /// A micro-batch of rows, given with their indices in the batch.
+    fn new(
+        number: u64,
+        config: &Config,
+        rows: &[(usize, DecodeRow)],
+        indexed: bool,
+    ) -> Result<Self, HookError> {
+        let mut listed = Vec::with_capacity(rows.len());
+        for (index, row) in rows {
+            listed.push((config.profiles().index_of_row(row)?, *index, row.output));
+        }
+        let micro_batch = Arc::new(MicroBatch::new(number, &listed));
+        let plain = !indexed && config.has_default() && micro_batch.is_all(1);
         Ok(Self {
-            tokens: rows.iter().map(|row| row.token).collect(),
-            positions: rows.iter().map(|row| row.position).collect(),
-            outputs: outputs.len(),
-            profiles: if !indexed && config.has_default() && all.iter().all(|&index| index == 1) {
-                RowProfiles::First
+            tokens: rows.iter().map(|(_, row)| row.token).collect(),
+            positions: rows.iter().map(|(_, row)| row.position).collect(),
+            outputs: rows.iter().filter(|(_, row)| row.output).count(),
+            profiles: if plain {
+                RowProfiles::First(Some(micro_batch))
             } else {
-                RowProfiles::Each(Arc::new(MicroBatch::new(all, outputs)))
+                RowProfiles::Each(micro_batch)
             },
         })
     }
@@ -169,7 +182,7 @@ impl Config {
         match self.profiles().get(ProfileId::DEFAULT) {
             None => Ok(RowProfiles::None),
             Some(profile) if is_skipped(profile.caps.policy(), 0) => Err(HookError::PositionsUnknown),
-            Some(_) => Ok(RowProfiles::First),
+            Some(_) => Ok(RowProfiles::First(None)),
         }
     }
 
@@ -219,7 +232,7 @@ mod tests {
         rows: &[DecodeRow],
         micro_batches: &[Vec<usize>],
     ) -> Result<Decode, HookError> {
-        Decode::of(Arc::new(config.clone()), DecodeBatch { rows, micro_batches }, false)
+        Decode::of(1, Arc::new(config.clone()), DecodeBatch { rows, micro_batches }, false)
     }
 
     const DEFAULT: Option<ProfileId> = Some(ProfileId::DEFAULT);
@@ -232,12 +245,14 @@ mod tests {
         let rows = rows(&[DEFAULT, DEFAULT, OTHER, None, DEFAULT]);
         let mut decode = decode(&config, &rows, &[vec![0, 1, 2], vec![4, 3]]).unwrap();
         let first = decode.profiles_of(&[(0, 3), (1, 3)]).unwrap();
-        assert_eq!((0..3).map(|row| first.index(3, row)).collect::<Vec<_>>(), [2, 2, 3]);
-        assert_eq!(first.index(1, 0), 2, "the row with logits");
+        assert_eq!((0..3).map(|row| first.profile(3, row)).collect::<Vec<_>>(), [2, 2, 3]);
+        assert_eq!(first.profile(1, 0), 2, "the row with logits");
         let last = decode.profiles_of(&[(2, 1)]).unwrap();
-        assert_eq!(last.index(1, 0), 2);
+        assert_eq!(last.profile(1, 0), 2);
         let second = decode.profiles_of(&[(0, 2), (1, 2), (2, 1)]).unwrap();
-        assert_eq!((0..2).map(|row| second.index(2, row)).collect::<Vec<_>>(), [1, 0]);
+        assert_eq!((0..2).map(|row| second.profile(2, row)).collect::<Vec<_>>(), [1, 0]);
+        assert_eq!((0..2).map(|row| second.batch_row(2, row)).collect::<Vec<_>>(), [Some(4), Some(3)]);
+        assert_eq!(second.batch_row(1, 0), Some(3));
     }
 
     #[test]
@@ -246,9 +261,9 @@ mod tests {
         let rows = rows(&[DEFAULT; 4]);
         let mut decode = decode(&config, &rows, &[vec![0, 1], vec![2, 3]]).unwrap();
         assert!(matches!(decode.profiles_of(&[(0, 2)]).unwrap(), RowProfiles::Each(_)));
-        assert_eq!(decode.profiles_of(&[(0, 2)]).unwrap(), RowProfiles::First);
+        assert!(matches!(decode.profiles_of(&[(0, 2)]).unwrap(), RowProfiles::First(Some(_))));
         let batch = DecodeBatch { rows: &rows, micro_batches: &[vec![0, 1, 2, 3]] };
-        let mut indexed = Decode::of(Arc::new(config.clone()), batch, true).unwrap();
+        let mut indexed = Decode::of(1, Arc::new(config.clone()), batch, true).unwrap();
         assert!(matches!(indexed.profiles_of(&[(0, 4)]).unwrap(), RowProfiles::Each(_)));
         assert!(!is_mixed(batch));
         assert!(is_mixed(DecodeBatch { rows: &self::rows(&[DEFAULT, None]), micro_batches: &[] }));

@@ -41,7 +41,7 @@ pub use host::Symbols;
 #[doc(hidden)]
 pub use host::architecture::BlockNames;
 pub use host::architecture::ModelShape;
-pub use profile::{DecodeBatch, DecodeRow, ProfileId, ProfileInfo};
+pub use profile::{DecodeBatch, DecodeRow, Decoding, ProfileId, ProfileInfo};
 pub use report::{BlockTrace, FusedNorms, GraphCounts, NotFusedReason, RouteUse, RowTrace};
 #[doc(hidden)]
 pub use route::{BlockOutput, ComputeError, ComputeHook, GraphCall, OwnedGraph};

@@ -33,6 +33,8 @@ pub struct ProfileInfo {
     pub name: String,
     /// Its policy.
     pub policy: Policy,
+    /// Whether any of its caps can move a row: one with a bound and a strength above 0.
+    pub acts: bool,
     /// A number that changes whenever caps, bounds, strengths or the policy of the profile change, and that
     /// no other profile of the session has. Rows that were computed under equal revisions were capped alike.
     pub revision: u64,
@@ -62,6 +64,15 @@ pub struct DecodeRow {
     pub output: bool,
 }
 
+/// A decode that is about to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Decoding<'a> {
+    /// Its number, which traces show ([`BlockTrace::decode`](crate::BlockTrace::decode)).
+    pub number: u64,
+    /// The profiles that rows are computed under. Empty while caps are switched off.
+    pub profiles: &'a [ProfileInfo],
+}
+
 /// The rows of a decode, in the order in which llama.cpp computes them.
 #[derive(Debug, Clone, Copy)]
 pub struct DecodeBatch<'a> {
@@ -87,7 +98,8 @@ pub(crate) struct Profile {
 impl Profile {
     pub(crate) fn info(&self) -> ProfileInfo {
         let Self { id, ref name, ref caps, revision, .. } = *self;
-        ProfileInfo { id, name: name.to_string(), policy: caps.policy(), revision }
+        let acts = caps.caps().iter().any(|entry| !entry.cap.bound().is_none() && entry.cap.strength() > 0.0);
+        ProfileInfo { id, name: name.to_string(), policy: caps.policy(), acts, revision }
     }
 }
 
@@ -175,57 +187,115 @@ pub(crate) fn is_skipped(policy: Policy, position: i32) -> bool {
     u32::try_from(position).is_ok_and(|position| position < policy.skip_positions)
 }
 
-/// The profiles of the rows of one micro-batch, as indices in the tables.
+/// The rows of one micro-batch.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct MicroBatch {
-    /// Of all rows.
-    all: Box<[u32]>,
-    /// Of the rows with logits.
-    outputs: Box<[u32]>,
+    /// Number of the decode.
+    pub(crate) decode: u64,
+    all: RowList,
+    /// The rows with logits.
+    outputs: RowList,
+}
+
+/// Rows in the order of computation.
+#[derive(Debug, PartialEq, Eq)]
+struct RowList {
+    /// Their profiles, as indices in the tables.
+    profiles: Box<[u32]>,
+    /// Their indices in the batch.
+    indices: Box<[usize]>,
+}
+
+impl RowList {
+    fn of(rows: impl Iterator<Item = (u32, usize)>) -> Self {
+        let (profiles, indices): (Vec<_>, Vec<_>) = rows.unzip();
+        Self { profiles: profiles.into(), indices: indices.into() }
+    }
 }
 
 impl MicroBatch {
-    pub(crate) fn new(all: Box<[u32]>, outputs: Box<[u32]>) -> Self {
-        Self { all, outputs }
+    /// Takes rows in the order of computation: profile as index in the tables, index in the batch, and whether
+    /// the row has logits.
+    pub(crate) fn new(decode: u64, rows: &[(u32, usize, bool)]) -> Self {
+        let with = |wanted: fn(bool) -> bool| {
+            let rows = rows.iter().filter(move |&&(.., output)| wanted(output));
+            RowList::of(rows.map(|&(profile, index, _)| (profile, index)))
+        };
+        Self { decode, all: with(|_| true), outputs: with(|output| output) }
     }
 
-    /// Returns the indices of a block output of so many rows, and where they begin in
+    /// Returns the rows of a block output of so many, and where their profiles begin in
     /// [`MicroBatch::words`].
-    pub(crate) fn of(&self, rows: usize) -> Option<(usize, &[u32])> {
-        if rows == self.all.len() {
+    fn list(&self, rows: usize) -> Option<(usize, &RowList)> {
+        let all = self.all.profiles.len();
+        if rows == all {
             Some((0, &self.all))
-        } else if rows == self.outputs.len() {
-            Some((self.all.len(), &self.outputs))
+        } else if rows == self.outputs.profiles.len() {
+            Some((all, &self.outputs))
         } else {
             None
         }
     }
 
-    /// Returns both lists, one after the other.
+    /// Returns the profiles of a block output of so many rows, and where they begin in
+    /// [`MicroBatch::words`].
+    pub(crate) fn of(&self, rows: usize) -> Option<(usize, &[u32])> {
+        self.list(rows).map(|(first, list)| (first, &*list.profiles))
+    }
+
+    /// Whether every row has this profile.
+    pub(crate) fn is_all(&self, profile: u32) -> bool {
+        self.all.profiles.iter().all(|&own| own == profile)
+    }
+
+    /// Returns the profiles of all rows, then those of the rows with logits.
     pub(crate) fn words(&self) -> impl Iterator<Item = u32> {
-        self.all.iter().chain(&self.outputs).copied()
+        self.all.profiles.iter().chain(&self.outputs.profiles).copied()
     }
 }
 
-/// The profiles of the rows of one graph.
+/// The profiles of the rows of one graph. The micro-batch is there if it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RowProfiles {
     /// No row has a profile.
     None,
     /// Every row has the first profile of the tables, the default one.
-    First,
+    First(Option<Arc<MicroBatch>>),
     /// Each row has its own.
     Each(Arc<MicroBatch>),
 }
 
 impl RowProfiles {
-    /// Returns the index in the tables of a row of a block output with so many rows.
-    pub(crate) fn index(&self, rows: usize, row: usize) -> u32 {
+    /// Returns the micro-batch.
+    pub(crate) fn micro_batch(&self) -> Option<&MicroBatch> {
+        match self {
+            Self::None => None,
+            Self::First(micro_batch) => micro_batch.as_deref(),
+            Self::Each(micro_batch) => Some(micro_batch),
+        }
+    }
+
+    /// Returns the list of one profile per row, where there is one.
+    pub(crate) fn each(&self) -> Option<&MicroBatch> {
+        match self {
+            Self::Each(micro_batch) => Some(micro_batch),
+            Self::None | Self::First(_) => None,
+        }
+    }
+
+    /// Returns the profile, as index in the tables, of a row of a block output of so many.
+    pub(crate) fn profile(&self, rows: usize, row: usize) -> u32 {
         match self {
             Self::None => 0,
-            Self::First => 1,
-            Self::Each(micro_batch) => micro_batch.of(rows).map_or(0, |(_, indices)| indices[row]),
+            Self::First(_) => 1,
+            Self::Each(micro_batch) => micro_batch.of(rows).map_or(0, |(_, profiles)| profiles[row]),
         }
+    }
+
+    /// Returns the index in the batch of a row of a block output of so many, if it is known.
+    pub(crate) fn batch_row(&self, rows: usize, row: usize) -> Option<usize> {
+        let (_, list) = self.micro_batch()?.list(rows)?;
+        Some(list.indices[row])
     }
 }
 

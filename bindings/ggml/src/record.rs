@@ -51,6 +51,9 @@ pub(crate) trait PendingStats: Debug + Send {
     /// Waits for all statistics that are still on the GPU, and returns them.
     fn wait_for_stats(&mut self) -> Arrived;
 
+    /// Returns the statistics that have arrived, without waiting.
+    fn arrived_stats(&mut self) -> Arrived;
+
     /// Returns how its graphs were run.
     fn graph_counts(&self) -> GraphCounts;
 }
@@ -61,6 +64,8 @@ pub(crate) struct Record {
     recorded: Mutex<Recorded>,
     /// Graphs numbered so far.
     graphs: AtomicU64,
+    /// Decodes numbered so far.
+    decodes: AtomicU64,
     /// Backends that hold statistics on a GPU.
     sources: Mutex<Vec<Weak<Mutex<dyn PendingStats>>>>,
 }
@@ -103,6 +108,7 @@ impl Record {
         Self {
             recorded: Mutex::new(Recorded { seen, claimed, ..Recorded::default() }),
             graphs: AtomicU64::new(0),
+            decodes: AtomicU64::new(0),
             sources: Mutex::default(),
         }
     }
@@ -201,6 +207,11 @@ impl Record {
         self.lock().decoding.as_mut().map_or(Ok(()), |decode| decode.identify(tokens, positions))
     }
 
+    /// Returns the number of the next decode.
+    pub(crate) fn next_decode(&self) -> u64 {
+        self.decodes.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Returns the number of the next graph.
     pub(crate) fn next_graph(&self) -> u64 {
         self.graphs.fetch_add(1, Ordering::Relaxed)
@@ -222,7 +233,7 @@ impl Record {
         let mut recorded = self.lock();
         let profiles = block.config.profiles();
         let depth = caps.depth();
-        let index_of = |row| block.profiles.index(block.rows, row);
+        let index_of = |row| block.profiles.profile(block.rows, row);
         for index in 1..=profiles.slots().len() as u32 {
             let Some((profile, slot)) = profiles.slot(index) else { continue };
             let own = caps.caps_of(index);
@@ -245,12 +256,14 @@ impl Record {
                 let slot = profiles.slot(index);
                 let stats = block.stats.get(row * depth..).unwrap_or_default();
                 RowTrace {
+                    batch_row: block.profiles.batch_row(block.rows, row),
                     profile: slot.map(|(profile, _)| profile.id),
                     skipped: slot.is_some_and(|(_, slot)| slot.skipped),
                     caps: caps.caps_of(index).iter().copied().zip(stats.iter().copied()).collect(),
                 }
             };
-            let trace = BlockTrace { block: block.block, rows: (0..block.rows).map(row).collect() };
+            let decode = block.profiles.micro_batch().map(|micro_batch| micro_batch.decode);
+            let trace = BlockTrace { decode, block: block.block, rows: (0..block.rows).map(row).collect() };
             recorded.trace.push((block.order, trace));
         }
     }
@@ -341,8 +354,13 @@ impl Record {
         self.lock().stats.values_mut().for_each(|stats| stats.caps.fill(CapStats::default()));
     }
 
-    pub(crate) fn take_trace(&self) -> Vec<BlockTrace> {
-        self.collect();
+    /// Takes the traces of all decodes, or without `wait` those that have arrived from GPUs.
+    pub(crate) fn take_trace(&self, wait: bool) -> Vec<BlockTrace> {
+        if wait {
+            self.collect();
+        } else {
+            self.each_source(|source| self.add_arrived(source.arrived_stats()));
+        }
         let mut trace = std::mem::take(&mut self.lock().trace);
         trace.sort_by_key(|(order, _)| *order);
         trace.into_iter().map(|(_, trace)| trace).collect()

@@ -11,6 +11,9 @@ use crate::route::choice::Route;
 /// What the caps of one block did to every row in one graph.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockTrace {
+    /// Number of the decode ([`Decoding::number`](crate::Decoding::number)). `None` for a decode through
+    /// [`Session::watch`](crate::Session::watch).
+    pub decode: Option<u64>,
     /// The block.
     pub block: usize,
     /// Its rows, in the order of computation.
@@ -20,6 +23,9 @@ pub struct BlockTrace {
 /// What the caps of one block did to one row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowTrace {
+    /// Index of the row in its batch. `None` for a decode through
+    /// [`Session::watch`](crate::Session::watch).
+    pub batch_row: Option<usize>,
     /// The profile of the row. `None` for a row without one.
     pub profile: Option<ProfileId>,
     /// Whether the policy of the profile left the row alone. Its projections were measured.

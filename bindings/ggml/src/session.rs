@@ -9,7 +9,7 @@ use crate::config::{Config, Settings};
 use crate::decode::{Decode, is_mixed};
 use crate::error::HookError;
 use crate::host::architecture::ModelShape;
-use crate::profile::{DecodeBatch, ProfileId, ProfileInfo};
+use crate::profile::{DecodeBatch, Decoding, ProfileId, ProfileInfo};
 use crate::record::{Record, lock};
 use crate::report::{BlockTrace, FusedNorms, GraphCounts, RouteUse};
 use crate::route::ComputeHook;
@@ -202,7 +202,14 @@ impl Session {
     /// computed.
     #[must_use]
     pub fn take_trace(&self) -> Vec<BlockTrace> {
-        self.0.record.take_trace()
+        self.0.record.take_trace(true)
+    }
+
+    /// Takes the traced rows that are there, as [`Session::take_trace`], without waiting for a GPU. The
+    /// statistics of a decode on a GPU mostly arrive while the next one runs.
+    #[must_use]
+    pub fn take_arrived_trace(&self) -> Vec<BlockTrace> {
+        self.0.record.take_trace(false)
     }
 
     /// Returns the routes that graphs took so far, by device.
@@ -254,15 +261,16 @@ impl Session {
     pub fn watch_batch<R, E: From<HookError>>(
         &self,
         batch: DecodeBatch<'_>,
-        decode: impl FnOnce(&[ProfileInfo]) -> Result<R, E>,
+        decode: impl FnOnce(Decoding<'_>) -> Result<R, E>,
     ) -> Result<R, E> {
         let config = Arc::clone(&lock(&self.0.config));
         let indexed = self.0.record.is_mixed(is_mixed(batch));
         let outputs = batch.rows.iter().filter(|row| row.output).count();
-        self.run(Decode::of(config, batch, indexed)?, outputs, |config| {
+        let number = self.0.record.next_decode();
+        self.run(Decode::of(number, config, batch, indexed)?, outputs, |config| {
             let active = if config.settings.enabled { config.profiles().list() } else { &[] };
             let profiles: Vec<_> = active.iter().map(|profile| profile.info()).collect();
-            decode(&profiles)
+            decode(Decoding { number, profiles: &profiles })
         })
     }
 
@@ -353,7 +361,7 @@ mod tests {
                 record.record_blocks([(0, 1)]);
                 let order = Order { graph: record.next_graph(), output: 0 };
                 let stats = vec![RowStat::default(); config.caps_of(0).unwrap().depth()];
-                let profiles = RowProfiles::First;
+                let profiles = RowProfiles::First(None);
                 record.add_stats(BlockStats { order, config, block: 0, rows: 1, profiles, stats });
                 Ok(())
             });

@@ -1,13 +1,13 @@
 //! Conversations: the model's chat template, and turns that decode only new tokens.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use llama_cpp_2::model::{LlamaChatMessage, LlamaChatTemplate};
 
 use crate::Token;
 use crate::context::Context;
 use crate::error::Error;
-use crate::generate::{GenerateOptions, Generated, Stop, generate};
+use crate::generate::{GenerateOptions, Generated, Stop, generate_after};
 use crate::model::Model;
 
 /// Who speaks.
@@ -117,6 +117,8 @@ pub struct Chat {
     /// The conversation so far as text and as tokens, without the markup that closes the last answer.
     text: String,
     tokens: Vec<Token>,
+    /// Where the answers are in `tokens`.
+    answers: Vec<Range<usize>>,
 }
 
 impl Chat {
@@ -158,20 +160,29 @@ impl Chat {
     ) -> Result<Turn, Error> {
         let model = context.model();
         let rendered = model.render(&self.messages, self.template.as_deref(), true)?;
-        let mut tokens = match rendered.strip_prefix(&self.text) {
+        let (mut tokens, mut answers) = match rendered.strip_prefix(&self.text) {
             // Tokenizing an answer again may cut it otherwise than the model did.
-            Some(new) if !self.tokens.is_empty() => [&self.tokens[..], &model.tokenize(new, false)?].concat(),
-            _ => model.tokenize(&rendered, true)?,
+            Some(new) if !self.tokens.is_empty() => {
+                ([&self.tokens[..], &model.tokenize(new, false)?].concat(), self.answers.clone())
+            }
+            _ => {
+                let tokens = model.tokenize(&rendered, true)?;
+                // Where earlier answers are is not known any more, so the whole prompt counts as one.
+                let has_answers = self.messages.iter().any(|message| message.role == Role::Assistant);
+                let answers = has_answers.then_some(0..tokens.len());
+                (tokens, Vec::from_iter(answers))
+            }
         };
         let prompt = tokens.len();
-        let generated = generate(context, &tokens, options, on_text)?;
+        let generated = generate_after(context, &tokens, &answers, options, on_text)?;
         let turn = Turn { prompt_tokens: prompt, generated };
         if turn.is_unanswered() {
             return Ok(turn);
         }
         let generated = &turn.generated;
         tokens.extend_from_slice(&generated.tokens);
-        self.tokens = tokens;
+        answers.push(prompt..tokens.len());
+        (self.tokens, self.answers) = (tokens, answers);
         self.text = rendered + &generated.text;
         self.messages.push(Message::new(Role::Assistant, &*generated.text));
         Ok(turn)
@@ -185,6 +196,7 @@ impl Chat {
         self.messages.truncate(question);
         self.text.clear();
         self.tokens.clear();
+        self.answers.clear();
         true
     }
 
@@ -193,6 +205,7 @@ impl Chat {
         self.messages = self.system.iter().map(|text| Message::new(Role::System, text)).collect();
         self.text.clear();
         self.tokens.clear();
+        self.answers.clear();
     }
 
     /// Returns the tokens so far, as they were decoded. Empty until the first turn, and after

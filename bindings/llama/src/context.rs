@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use axiscap::CapSet;
+use axiscap::{CapSet, CapStats};
 use axiscap_ggml::{DecodeBatch, DecodeRow, Hook, HookError, ProfileId, ProfileInfo, Session};
 use llama_cpp_2::DecodeError;
 use llama_cpp_2::context::LlamaContext;
@@ -16,7 +17,8 @@ use crate::error::Error;
 use crate::model::Model;
 use crate::options::{ContextOptions, ContextParams};
 use crate::order::Split;
-use crate::trace::{self, TraceRow};
+use crate::schedule::{Engagement, Schedule, Schedules, revision};
+use crate::trace::{TraceRow, Tracer};
 use crate::{Token, backend, log, memory};
 
 /// A context and the caps of everything it decodes.
@@ -32,13 +34,17 @@ pub struct Context<'m> {
     outputs: Vec<bool>,
     /// What the KV cache holds.
     pub(crate) cached: CachedRows,
-    /// The profiles of sequences that are not under the default one.
-    profiles: BTreeMap<i32, Option<ProfileId>>,
+    /// What sequences are under.
+    pub(crate) schedules: Schedules,
 }
 
 struct Hooked {
     session: Session,
-    trace: Vec<TraceRow>,
+    trace: Tracer,
+    /// Whether the caller wants traces.
+    tracing: bool,
+    /// Whether an alarm needs them.
+    watching: bool,
     _hook: Hook,
 }
 
@@ -78,7 +84,8 @@ impl<'m> Context<'m> {
         if !session.is_bound() {
             return Err(Error::NotBound);
         }
-        let hooked = Hooked { session, trace: Vec::new(), _hook: hook };
+        let hooked =
+            Hooked { session, trace: Tracer::default(), tracing: false, watching: false, _hook: hook };
         Ok(Self::wrap(model, options, ctx, llama, Some(hooked)))
     }
 
@@ -107,7 +114,7 @@ impl<'m> Context<'m> {
             ctx: ctx as usize,
             outputs: Vec::new(),
             cached: CachedRows::default(),
-            profiles: BTreeMap::new(),
+            schedules: Schedules::default(),
         }
     }
 
@@ -159,11 +166,15 @@ impl<'m> Context<'m> {
     /// # Errors
     /// [`Error::Hook`] with the reason, [`Error::NotHooked`].
     pub fn set_caps(&mut self, caps: Option<&CapSet>) -> Result<(), Error> {
-        Ok(self.session()?.set_caps(caps)?)
+        let hooked = self.hooked.as_mut().ok_or(Error::NotHooked)?;
+        // The session drops its traces with the caps.
+        let passes = hooked.session.take_trace();
+        hooked.trace.keep(&passes, &mut self.schedules);
+        Ok(hooked.session.set_caps(caps)?)
     }
 
-    /// Puts a sequence under a profile from the next decode on. `None` leaves its rows uncapped. Every
-    /// sequence is under [`ProfileId::DEFAULT`] until then.
+    /// Puts a sequence under a profile from the next decode on, whose caps act on every row. `None` leaves its
+    /// rows uncapped. Every sequence is under [`ProfileId::DEFAULT`] until then.
     ///
     /// Rows that the KV cache holds of the sequence stay as they are. [`generate`](crate::generate()) decodes
     /// those of other caps again.
@@ -171,23 +182,85 @@ impl<'m> Context<'m> {
     /// # Errors
     /// [`Error::Sequence`], [`Error::NotHooked`], and [`HookError::NoProfile`] as [`Error::Hook`].
     pub fn set_profile(&mut self, sequence: i32, profile: Option<ProfileId>) -> Result<(), Error> {
+        self.schedule_profile(sequence, profile, Schedule::Always)
+    }
+
+    /// As [`Context::set_profile`], with caps that act as the schedule says.
+    ///
+    /// # Errors
+    /// Those of [`Context::set_profile`], and [`Error::Option`] for a schedule out of range.
+    pub fn schedule_profile(
+        &mut self,
+        sequence: i32,
+        profile: Option<ProfileId>,
+        schedule: Schedule,
+    ) -> Result<(), Error> {
         self.check_sequence(sequence)?;
-        if let Some(id) = profile.filter(|&id| id != ProfileId::DEFAULT)
-            && !self.session()?.profiles().iter().any(|known| known.id == id)
-        {
-            return Err(HookError::NoProfile { profile: id }.into());
-        }
-        match profile {
-            Some(ProfileId::DEFAULT) => self.profiles.remove(&sequence),
-            other => self.profiles.insert(sequence, other),
-        };
+        let session = self.session()?.clone();
+        self.schedules.put(&session, sequence, profile, schedule)?;
+        self.update_tracing();
         Ok(())
+    }
+
+    /// As [`Context::schedule_profile`]. A context without the hook takes what it has by default.
+    pub(crate) fn put(
+        &mut self,
+        sequence: i32,
+        profile: Option<ProfileId>,
+        schedule: Schedule,
+    ) -> Result<(), Error> {
+        let default = profile == Some(ProfileId::DEFAULT) && schedule == Schedule::Always;
+        if self.hooked.is_none() && (default || profile.is_none()) {
+            return Ok(());
+        }
+        self.schedule_profile(sequence, profile, schedule)
     }
 
     /// Returns the profile of a sequence.
     #[must_use]
     pub fn profile(&self, sequence: i32) -> Option<ProfileId> {
-        self.profiles.get(&sequence).copied().unwrap_or(Some(ProfileId::DEFAULT))
+        self.schedules.profile(sequence)
+    }
+
+    /// Says where the model speaks in a sequence, for schedules: rows from `prompt` on are generated, and
+    /// `answers` are the rows of earlier answers within the prompt. [`generate`](crate::generate()) and
+    /// [`Chat`](crate::Chat) say it themselves. Rows of a sequence of which it was not said count as the
+    /// model's own.
+    pub fn begin_text(&mut self, sequence: i32, prompt: usize, answers: &[Range<usize>]) {
+        self.schedules.begin_text(sequence, prompt, answers);
+    }
+
+    /// Takes what alarms did since the last call ([`Schedule::OnAlarm`]).
+    pub fn take_engagements(&mut self) -> Vec<Engagement> {
+        self.schedules.take_changes()
+    }
+
+    /// Returns what each cap of a profile did, rows under the weaker profiles of its schedules included.
+    /// `None` if there is no such profile.
+    ///
+    /// # Errors
+    /// [`Error::NotHooked`].
+    pub fn profile_stats(&self, profile: ProfileId) -> Result<Option<Vec<CapStats>>, Error> {
+        let session = self.session()?;
+        let Some(mut stats) = session.profile_stats(profile) else { return Ok(None) };
+        for step in self.schedules.steps_of(profile) {
+            for (sum, stats) in stats.iter_mut().zip(session.profile_stats(step).unwrap_or_default()) {
+                sum.merge(&stats);
+            }
+        }
+        Ok(Some(stats))
+    }
+
+    /// Has the session trace if the caller wants traces or an alarm needs them.
+    fn update_tracing(&mut self) {
+        let watches = self.schedules.watches();
+        if let Some(hooked) = &mut self.hooked {
+            let tracing = hooked.tracing || watches;
+            if tracing || hooked.watching {
+                hooked.session.update(|settings| settings.tracing = tracing);
+            }
+            hooked.watching = watches;
+        }
     }
 
     /// Changes the session in a way that moves rows: caps, bounds, strengths, the switch, the fused norm. The
@@ -213,15 +286,30 @@ impl<'m> Context<'m> {
     /// [`Error::NotHooked`].
     pub fn set_tracing(&mut self, on: bool) -> Result<(), Error> {
         let hooked = self.hooked.as_mut().ok_or(Error::NotHooked)?;
+        hooked.tracing = on;
         hooked.session.update(|settings| settings.tracing = on);
         drop(hooked.session.take_trace());
+        hooked.trace = Tracer::default();
+        self.update_tracing();
         Ok(())
     }
 
     /// Returns what was recorded since the last call: the rows of each decode in order, and for each row its
-    /// caps in the order of the set.
+    /// caps in the order of the set. Waits for GPUs that are still capping rows.
     pub fn take_trace(&mut self) -> Vec<TraceRow> {
-        self.hooked.as_mut().map(|hooked| std::mem::take(&mut hooked.trace)).unwrap_or_default()
+        let Some(hooked) = &mut self.hooked else { return Vec::new() };
+        let passes = hooked.session.take_trace();
+        hooked.trace.keep(&passes, &mut self.schedules);
+        std::mem::take(&mut hooked.trace).into_lines()
+    }
+
+    /// Returns what was recorded and has arrived since the last call, as [`Context::take_trace`], without
+    /// waiting for a GPU. What a decode on a GPU shows mostly arrives while the next one runs.
+    pub fn take_arrived_trace(&mut self) -> Vec<TraceRow> {
+        let Some(hooked) = &mut self.hooked else { return Vec::new() };
+        let passes = hooked.session.take_arrived_trace();
+        hooked.trace.keep(&passes, &mut self.schedules);
+        hooked.trace.take_lines()
     }
 
     /// Decodes one batch of rows of any sequences, each under the profile of its sequence. The positions of a
@@ -235,7 +323,11 @@ impl<'m> Context<'m> {
     /// sequences of the batch that have one are empty after an error within a decode, and
     /// [`Context::position`] of them is 0.
     pub fn decode(&mut self, rows: &[BatchRow]) -> Result<(), Error> {
-        let profiles: Vec<_> = rows.iter().map(|row| self.profile(row.sequence)).collect();
+        if let Some(hooked) = &self.hooked {
+            self.schedules.follow(&hooked.session)?;
+        }
+        let profiles: Vec<_> =
+            rows.iter().map(|row| self.schedules.profile_of(row.sequence, row.position)).collect();
         self.decode_under(rows, &profiles)
     }
 
@@ -260,13 +352,15 @@ impl<'m> Context<'m> {
         let before = self.positions(rows);
         let micro_batches = Split::of(self.model).micro_batches(rows, self.llama.n_ubatch() as usize);
         tracing::trace!(rows = rows.len(), position = first.position, "decoding");
+        let mut number = None;
         let (decoded, complaints) = log::capture(|| {
             let mut decode = || self.llama.decode(&mut self.batch).map_err(Failure::Llama);
             let Some(hooked) = &self.hooked else { return decode().map(|()| vec![None; rows.len()]) };
             let decode_rows: Vec<_> = rows.iter().zip(profiles).map(decode_row).collect();
             let batch = DecodeBatch { rows: &decode_rows, micro_batches: &micro_batches };
-            hooked.session.watch_batch(batch, |active| {
-                decode().map(|()| decode_rows.iter().map(|row| revision(active, row)).collect())
+            hooked.session.watch_batch(batch, |decoding| {
+                number = Some(decoding.number);
+                decode().map(|()| decode_rows.iter().map(|row| revision(decoding.profiles, row)).collect())
             })
         });
         let revisions = match decoded {
@@ -286,12 +380,20 @@ impl<'m> Context<'m> {
             }
         };
         self.cached.extend(rows.iter().copied().zip(revisions));
+        rows.iter().for_each(|row| self.schedules.decoded(row.sequence, row.position));
         self.outputs.extend(rows.iter().map(|row| row.logits));
-        if let Some(hooked) = &mut self.hooked
+        if let (Some(hooked), Some(number)) = (&mut self.hooked, number)
             && hooked.session.settings().tracing
         {
-            let passes = hooked.session.take_trace();
-            hooked.trace.extend(trace::assemble(rows, &micro_batches, &passes)?);
+            hooked.trace.decoded(number, rows);
+            if self.schedules.watches() {
+                // What has arrived from a GPU, without a wait for the rest.
+                let passes = hooked.session.take_arrived_trace();
+                hooked.trace.keep(&passes, &mut self.schedules);
+                if !hooked.tracing {
+                    drop(hooked.trace.take_lines());
+                }
+            }
         }
         Ok(())
     }
@@ -310,9 +412,6 @@ impl<'m> Context<'m> {
                 // A state that has seen some of the rows. Removing a whole sequence always works.
                 let _ = self.truncate(sequence, 0);
             }
-        }
-        if let Some(hooked) = &self.hooked {
-            drop(hooked.session.take_trace());
         }
     }
 
@@ -416,12 +515,18 @@ impl<'m> Context<'m> {
 
     /// Returns how many of these tokens a sequence begins with, each of them computed as it would be now.
     pub(crate) fn shared(&self, sequence: i32, tokens: &[Token]) -> usize {
-        let Some(cached) = self.cached.rows(sequence) else { return 0 };
-        let (active, profile) = (self.active_profiles(), self.profile(sequence));
+        self.shared_of(sequence, sequence, tokens, true)
+    }
+
+    /// As [`Context::shared`], of the rows of any sequence. Unless `same_text`, each must be as a new text would
+    /// have it.
+    pub(crate) fn shared_of(&self, from: i32, sequence: i32, tokens: &[Token], same_text: bool) -> usize {
+        let Some(cached) = self.cached.rows(from) else { return 0 };
+        let active = self.active_profiles();
         let is_same = |(index, (cached, &token)): (usize, (&CachedRow, &Token))| {
             let position = i32::try_from(index).unwrap_or(i32::MAX);
-            let row = DecodeRow { token: token.0, position, profile, output: false };
-            cached.token == token && cached.revision == revision(&active, &row)
+            let revision = cached.revision;
+            cached.token == token && self.schedules.accepts(&active, sequence, position, revision, same_text)
         };
         cached.iter().zip(tokens).enumerate().take_while(|&pair| is_same(pair)).count()
     }
@@ -430,6 +535,7 @@ impl<'m> Context<'m> {
     pub fn clear(&mut self) {
         self.llama.clear_kv_cache();
         self.cached.clear();
+        self.schedules.clear();
     }
 
     /// Removes a sequence from the KV cache from a position on.
@@ -450,6 +556,7 @@ impl<'m> Context<'m> {
             });
         }
         self.cached.truncate(sequence, position);
+        self.schedules.truncate(sequence, position);
         Ok(())
     }
 
@@ -485,12 +592,6 @@ impl<'m> Context<'m> {
 /// Returns a row as the hook wants it.
 fn decode_row((row, &profile): (&BatchRow, &Option<ProfileId>)) -> DecodeRow {
     DecodeRow { token: row.token.0, position: row.position, profile, output: row.logits }
-}
-
-/// Returns the revision of the profile that a row is computed under, `None` if it is left alone.
-pub(crate) fn revision(active: &[ProfileInfo], row: &DecodeRow) -> Option<u64> {
-    let profile = active.iter().find(|profile| Some(profile.id) == row.profile)?;
-    (!profile.skips(row.position)).then_some(profile.revision)
 }
 
 /// Creates the llama.cpp context. Returns with it how many tokens it may hold. llama.cpp rounds that number

@@ -115,6 +115,14 @@ pub enum Error {
     /// The hook refused caps, or a decode did not run as configured.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// More requests than the queue of a batcher takes.
+    #[error(
+        "{waiting} requests are waiting, and the queue takes no more; submit again when some have ended, or give the batcher a longer queue (BatcherOptions::queue) or its context more sequences"
+    )]
+    QueueFull {
+        /// Requests in the queue.
+        waiting: usize,
+    },
     /// A sequence that cannot be saved or restored.
     #[error("sequence {sequence} cannot be saved or restored: {reason}; decode its tokens again instead")]
     Saved {

@@ -1,6 +1,6 @@
 //! Text from a context, token by token.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::{Duration, Instant};
 
 use llama_cpp_2::sampling::LlamaSampler;
@@ -172,6 +172,14 @@ pub struct Generated {
     pub timings: Timings,
 }
 
+impl Generated {
+    /// A text that was ended before its first token.
+    pub(crate) fn none() -> Self {
+        let (text, tokens, margins) = (String::new(), Vec::new(), Vec::new());
+        Self { text, tokens, margins, stop: Stop::Caller, timings: Timings::default() }
+    }
+}
+
 /// Rows decoded and the time they took, prompt and generation separately. Sampling counts as generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timings {
@@ -221,6 +229,17 @@ pub fn generate(
     options: &GenerateOptions,
     on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
+    generate_after(context, prompt, &[], options, on_text)
+}
+
+/// As [`generate`], after a prompt that has the rows of earlier answers in these places.
+pub(crate) fn generate_after(
+    context: &mut Context<'_>,
+    prompt: &[Token],
+    answers: &[Range<usize>],
+    options: &GenerateOptions,
+    on_text: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generated, Error> {
     let mut sampler = options.sampling.sampler(context.model(), prompt)?;
     if prompt.is_empty() {
         return Err(Error::EmptyPrompt);
@@ -232,7 +251,7 @@ pub fn generate(
             trained: context.model().trained_context(),
         });
     }
-    let result = run(context, prompt, options, &mut sampler, on_text);
+    let result = run(context, prompt, answers, options, &mut sampler, on_text);
     if result.is_err() {
         context.clear();
     }
@@ -242,20 +261,20 @@ pub fn generate(
 fn run(
     context: &mut Context<'_>,
     prompt: &[Token],
+    answers: &[Range<usize>],
     &GenerateOptions { max_tokens, margins: with_margins, .. }: &GenerateOptions,
     sampler: &mut LlamaSampler,
     mut on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
     let model = context.model();
-    let mut timings = Timings { reused: reuse(context, prompt)?, ..Timings::default() };
+    let mut timings = Timings { reused: reuse(context, prompt, answers)?, ..Timings::default() };
     let started = Instant::now();
     let prefilled = prefill(context, prompt, &mut on_text)?;
     context.llama().synchronize();
     timings.prefill = started.elapsed();
     timings.prefill_tokens = context.position(0) - timings.reused;
     if prefilled.is_break() {
-        let (text, tokens, margins) = (String::new(), Vec::new(), Vec::new());
-        return Ok(Generated { text, tokens, margins, stop: Stop::Caller, timings });
+        return Ok(Generated { timings, ..Generated::none() });
     }
 
     let mut utf8 = Utf8::default();
@@ -320,7 +339,7 @@ fn prefill(
 }
 
 /// Returns the largest value minus the second largest.
-fn margin(logits: &[f32]) -> f32 {
+pub(crate) fn margin(logits: &[f32]) -> f32 {
     let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
     for &logit in logits {
         second = second.max(logit.min(first));
@@ -331,14 +350,17 @@ fn margin(logits: &[f32]) -> f32 {
 
 /// Truncates sequence 0 to the longest beginning that it shares with the prompt, computed as it would be now,
 /// and returns its length. The prompt's last token is always decoded, because its logits are needed.
-fn reuse(context: &mut Context<'_>, prompt: &[Token]) -> Result<usize, Error> {
-    let shared = context.shared(0, prompt).min(prompt.len() - 1);
-    if context.truncate(0, shared).is_ok() {
-        return Ok(shared);
+fn reuse(context: &mut Context<'_>, prompt: &[Token], answers: &[Range<usize>]) -> Result<usize, Error> {
+    context.begin_text(0, prompt.len(), answers);
+    let mut shared = context.shared(0, prompt).min(prompt.len() - 1);
+    if context.truncate(0, shared).is_err() {
+        // A state cannot be cut.
+        shared = 0;
+        context.truncate(0, 0)?;
     }
-    // A state cannot be cut.
-    context.truncate(0, 0)?;
-    Ok(0)
+    // A sequence that was emptied has forgotten its text.
+    context.begin_text(0, prompt.len(), answers);
+    Ok(shared)
 }
 
 #[cfg(test)]

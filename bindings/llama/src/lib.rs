@@ -24,8 +24,10 @@
 //! A decode in which a capped block was not seen with all its rows is an error: text is never silently
 //! uncapped.
 
+mod alarm;
 mod backend;
 mod batch;
+mod batcher;
 mod cached;
 mod chat;
 mod context;
@@ -41,6 +43,7 @@ mod modules;
 mod options;
 mod order;
 mod saved;
+mod schedule;
 mod split;
 mod threads;
 mod trace;
@@ -52,8 +55,10 @@ pub use axiscap_ggml::{
 };
 pub use llama_cpp_2::token::LlamaToken as Token;
 
+pub use crate::alarm::{Alarm, AlarmRule};
 pub use crate::backend::{Build, Device, build, devices};
 pub use crate::batch::BatchRow;
+pub use crate::batcher::{Batcher, BatcherOptions, Event, Finished, Request, RequestId};
 pub use crate::chat::{Chat, Message, Role, Turn};
 pub use crate::context::Context;
 pub use crate::digest::CapDigest;
@@ -63,6 +68,7 @@ pub use crate::kv_type::KvType;
 pub use crate::model::{Model, ModelOptions};
 pub use crate::options::{ContextOptions, ContextParams, MAX_CTX};
 pub use crate::saved::SavedSequence;
+pub use crate::schedule::{Engagement, RAMP_STEPS, Schedule};
 pub use crate::split::model_files;
 pub use crate::threads::{MAX_THREADS, default_threads};
 pub use crate::trace::{AnswerMeans, TraceRow, answer_means};

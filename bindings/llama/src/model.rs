@@ -131,6 +131,13 @@ impl Model {
         Err(Error::NotGenerative { path: self.path.clone(), architecture: architecture.clone(), reason })
     }
 
+    /// Returns whether the model keeps a state of a sequence in the place of rows (recurrent and hybrid
+    /// models). Such a state cannot be cut.
+    #[must_use]
+    pub fn keeps_state(&self) -> bool {
+        self.llama.is_recurrent() || self.llama.is_hybrid()
+    }
+
     /// Returns whether llama.cpp computes one token of one sequence at a time of this model, and aborts the
     /// process on more (`plm.cpp`: its values have two dimensions, of which the KV cache takes the second for
     /// heads). A context then has micro-batches of one row.

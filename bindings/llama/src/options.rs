@@ -16,7 +16,8 @@ pub struct ContextOptions {
     /// Tokens the context holds, over all sequences. `None` means 4096, or what the model was trained on if
     /// that is less.
     pub ctx: Option<u32>,
-    /// Maximum rows of one [`Context::decode`](crate::Context::decode).
+    /// Maximum rows of one [`Context::decode`](crate::Context::decode). At least `ubatch` and `sequences` are
+    /// taken.
     pub batch: u32,
     /// Maximum rows llama.cpp computes in one pass.
     pub ubatch: u32,
@@ -88,15 +89,17 @@ impl ContextParams {
         let threads = u32::try_from(options.threads.unwrap_or_else(default_threads)).unwrap_or(u32::MAX);
         let batch = in_range("batch", options.batch, i32::MAX as u32)?;
         let mut ubatch = in_range("ubatch", options.ubatch, i32::MAX as u32)?;
+        let sequences = in_range("sequences", options.sequences, MAX_SEQUENCES)?;
         if model.is_one_token_at_a_time() {
             ubatch = 1;
-            in_range("sequences", options.sequences, 1)?;
+            in_range("sequences", sequences, 1)?;
         }
         Ok(Self {
             ctx: in_range("ctx", options.ctx.unwrap_or(default), MAX_CTX)?,
-            batch: batch.max(ubatch),
+            // llama.cpp reserves a row with logits for each sequence, and aborts where a batch has fewer rows.
+            batch: batch.max(ubatch).max(sequences),
             ubatch,
-            sequences: in_range("sequences", options.sequences, MAX_SEQUENCES)?,
+            sequences,
             threads: in_range("threads", threads, MAX_THREADS as u32)?.cast_signed(),
             kv_type_k: options.kv_type_k,
             kv_type_v: options.kv_type_v,

@@ -5,10 +5,11 @@ use llama_cpp_2::context::session::{LlamaStateSeqFlags, SeqState};
 
 use crate::Token;
 use crate::cached::CachedRow;
-use crate::context::{Context, revision};
+use crate::context::Context;
 use crate::digest::CapDigest;
 use crate::error::Error;
 use crate::model::Model;
+use crate::schedule::revision;
 
 /// The state of a sequence, kept apart from its context. It can be restored to contexts of the same model
 /// under the same caps.
@@ -103,7 +104,11 @@ impl Context<'_> {
     /// [`Error::Sequence`], and [`Error::Saved`] for another model, other caps, or a context that cannot hold
     /// the state.
     pub fn restore_sequence(&mut self, saved: &SavedSequence, sequence: i32) -> Result<(), Error> {
-        let profiles = vec![self.profile(sequence); saved.tokens.len()];
+        let profiles = (0..saved.tokens.len()).map(|position| {
+            let position = i32::try_from(position).unwrap_or(i32::MAX);
+            self.schedules.profile_of(sequence, position)
+        });
+        let profiles: Vec<_> = profiles.collect();
         self.restore_sequence_under(saved, sequence, &profiles)
     }
 

@@ -1,12 +1,12 @@
 //! What every cap did to every row, with the tokens the rows belong to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use axiscap_ggml::{BlockTrace, ProfileId};
 
 use crate::Token;
 use crate::batch::BatchRow;
-use crate::error::Error;
+use crate::schedule::Schedules;
 
 /// What one cap did to one row of a decode.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,68 +67,76 @@ pub fn answer_means(trace: &[TraceRow], prompt: usize, caps: usize) -> Vec<Answe
     sums.into_iter().map(means).collect()
 }
 
-/// Gives the traced rows of one decode their tokens.
-///
-/// llama.cpp computes a batch in micro-batches, whose rows are given as indices of the batch. The last block
-/// may have only the rows with logits.
-pub(crate) fn assemble(
-    rows: &[BatchRow],
-    micro_batches: &[Vec<usize>],
-    passes: &[BlockTrace],
-) -> Result<Vec<TraceRow>, Error> {
-    // Ordered by (row of the batch, index of the cap): caps need not ascend with their blocks.
-    let mut traced = BTreeMap::new();
-    for (block, passes) in by_block(passes) {
-        let found = passes.iter().map(|pass| pass.rows.len()).sum();
-        let outputs = rows.iter().filter(|row| row.logits).count();
-        let misfit = || Error::Trace { block, found, rows: rows.len(), outputs };
-        let all = found == rows.len();
-        if !all && found != outputs {
-            return Err(misfit());
+/// Decodes whose rows may still be traced.
+#[derive(Debug, Default)]
+pub(crate) struct Tracer {
+    /// The rows of the last decodes, by number, in order.
+    decodes: VecDeque<(u64, Vec<BatchRow>)>,
+    /// Lines that were assembled and not taken.
+    kept: Vec<TraceRow>,
+}
+
+/// Decodes that are remembered. Statistics of a GPU arrive a few decodes later at most, unless nothing takes
+/// them.
+const MAX_DECODES: usize = 1 << 16;
+
+impl Tracer {
+    /// Notes the rows of a decode that succeeded. Traces of other decodes are dropped.
+    pub(crate) fn decoded(&mut self, number: u64, rows: &[BatchRow]) {
+        if self.decodes.len() == MAX_DECODES {
+            self.decodes.pop_front();
         }
-        // Passes without rows may be missing.
-        let passes = passes.iter().filter(|pass| !pass.rows.is_empty());
-        let shown = |micro_batch: &Vec<usize>| {
-            let indices = micro_batch.iter().copied().filter(|&index| all || rows[index].logits);
-            indices.collect::<Vec<_>>()
-        };
-        let micro_batches = micro_batches.iter().map(shown).filter(|indices| !indices.is_empty());
-        if !passes.clone().map(|pass| pass.rows.len()).eq(micro_batches.clone().map(|indices| indices.len()))
-        {
-            return Err(misfit());
-        }
-        for (pass, indices) in passes.zip(micro_batches) {
-            for (&index, traced_row) in indices.iter().zip(&pass.rows) {
-                let (row, Some(profile)) = (rows[index], traced_row.profile) else { continue };
-                for &(cap, stat) in &traced_row.caps {
+        self.decodes.push_back((number, rows.to_vec()));
+    }
+
+    /// Assembles lines, shows them to the alarms, and keeps them.
+    pub(crate) fn keep(&mut self, passes: &[BlockTrace], schedules: &mut Schedules) {
+        let lines = self.assemble(passes);
+        schedules.see(&lines);
+        self.kept.extend(lines);
+    }
+
+    /// Takes the lines that were kept.
+    pub(crate) fn take_lines(&mut self) -> Vec<TraceRow> {
+        std::mem::take(&mut self.kept)
+    }
+
+    pub(crate) fn into_lines(self) -> Vec<TraceRow> {
+        self.kept
+    }
+
+    /// Returns the lines of traced rows, ordered by decode, row of the batch, and cap.
+    fn assemble(&self, passes: &[BlockTrace]) -> Vec<TraceRow> {
+        // Caps need not ascend with their blocks.
+        let mut lines = BTreeMap::new();
+        for pass in passes {
+            let Some(number) = pass.decode else { continue };
+            let Ok(decode) = self.decodes.binary_search_by_key(&number, |(number, _)| *number) else {
+                continue;
+            };
+            for traced in &pass.rows {
+                let (Some(index), Some(profile)) = (traced.batch_row, traced.profile) else { continue };
+                let Some(row) = self.decodes[decode].1.get(index) else { continue };
+                for &(cap, stat) in &traced.caps {
                     let line = TraceRow {
                         sequence: row.sequence,
                         position: row.position,
                         token: row.token,
-                        block,
+                        block: pass.block,
                         cap,
                         before: stat.before,
                         after: stat.after,
-                        engaged: stat.engaged() && !traced_row.skipped,
+                        engaged: stat.engaged() && !traced.skipped,
                         non_finite: stat.non_finite(),
                         profile,
-                        skipped: traced_row.skipped,
+                        skipped: traced.skipped,
                     };
-                    traced.insert((index, cap), line);
+                    lines.insert((number, index, cap), line);
                 }
             }
         }
+        lines.into_values().collect()
     }
-    Ok(traced.into_values().collect())
-}
-
-/// Returns the passes of each block, in order.
-fn by_block(passes: &[BlockTrace]) -> BTreeMap<usize, Vec<&BlockTrace>> {
-    let mut blocks = BTreeMap::<usize, Vec<_>>::new();
-    for pass in passes {
-        blocks.entry(pass.block).or_default().push(pass);
-    }
-    blocks
 }
 
 #[cfg(test)]
@@ -137,67 +145,57 @@ mod tests {
     use axiscap::RowStat;
     use axiscap_ggml::RowTrace;
 
-    fn pass(block: usize, caps: &[usize], first: f32, rows: usize) -> BlockTrace {
-        let row = |row: usize| {
-            let stat = RowStat { before: first + row as f32, after: 0.0, flags: 0 };
+    fn pass(decode: u64, block: usize, caps: &[usize], first: f32, rows: &[usize]) -> BlockTrace {
+        let row = |(i, &row): (usize, &usize)| {
+            let stat = RowStat { before: first + i as f32, after: 0.0, flags: 0 };
             let caps = caps.iter().map(|&cap| (cap, stat)).collect();
-            RowTrace { profile: Some(ProfileId::DEFAULT), skipped: false, caps }
+            let profile = Some(ProfileId::DEFAULT);
+            RowTrace { batch_row: Some(row), profile, skipped: false, caps }
         };
-        BlockTrace { block, rows: (0..rows).map(row).collect() }
+        BlockTrace { decode: Some(decode), block, rows: rows.iter().enumerate().map(row).collect() }
     }
 
-    fn batch(rows: usize, logits: &[usize]) -> Vec<BatchRow> {
-        let row = |i| BatchRow {
-            token: crate::Token(100 + i as i32),
-            position: 7 + i as i32,
-            sequence: 0,
-            logits: logits.contains(&i),
-        };
+    fn batch(first: i32, rows: i32) -> Vec<BatchRow> {
+        let row =
+            |i| BatchRow { token: crate::Token(100 + i), position: first + i, sequence: 0, logits: true };
         (0..rows).map(row).collect()
     }
 
     #[test]
-    fn passes_are_joined_and_rows_of_the_last_block_are_those_with_logits() {
-        // Two passes of 2 and 1 rows. Cap 1 is on an earlier block than caps 0 and 2.
+    fn rows_have_their_tokens_whatever_the_order_of_computation() {
+        let mut tracer = Tracer::default();
+        tracer.decoded(4, &batch(7, 3));
+        tracer.decoded(6, &batch(10, 1));
+        // Cap 1 is on an earlier block than caps 0 and 2. Decode 5 failed.
         let passes = [
-            pass(0, &[1], 10.0, 2),
-            pass(5, &[0, 2], 50.0, 0),
-            pass(0, &[1], 12.0, 1),
-            pass(5, &[0, 2], 50.0, 1),
+            pass(4, 0, &[1], 10.0, &[0, 2]),
+            pass(4, 5, &[0, 2], 50.0, &[2]),
+            pass(5, 0, &[1], 90.0, &[0]),
+            pass(4, 0, &[1], 12.0, &[1]),
         ];
-        let lines = assemble(&batch(3, &[2]), &[vec![0, 1], vec![2]], &passes).unwrap();
-        let seen: Vec<_> = lines.iter().map(|l| (l.position, l.cap, l.block, l.token.0, l.before)).collect();
-        assert_eq!(
-            seen,
-            [
-                (7, 1, 0, 100, 10.0),
-                (8, 1, 0, 101, 11.0),
-                (9, 0, 5, 102, 50.0),
-                (9, 1, 0, 102, 12.0),
-                (9, 2, 5, 102, 50.0)
-            ]
-        );
+        let shown = |lines: Vec<TraceRow>| -> Vec<_> {
+            lines.iter().map(|l| (l.position, l.cap, l.block, l.token.0, l.before)).collect()
+        };
+        let expected =
+            [(7, 1, 0, 100, 10.0), (8, 1, 0, 101, 12.0), (9, 0, 5, 102, 50.0), (9, 1, 0, 102, 11.0)];
+        let mut schedules = Schedules::default();
+        let mut lines = |tracer: &mut Tracer, passes: &[BlockTrace]| {
+            tracer.keep(passes, &mut schedules);
+            shown(tracer.take_lines())
+        };
+        let found = lines(&mut tracer, &passes);
+        assert_eq!(found[..4], expected);
+        assert_eq!(found[4..], [(9, 2, 5, 102, 50.0)]);
+        let late = [pass(6, 0, &[1], 1.0, &[0]), pass(4, 3, &[3], 2.0, &[0])];
+        assert_eq!(lines(&mut tracer, &late), [(7, 3, 3, 100, 2.0), (10, 1, 0, 100, 1.0)]);
     }
 
     #[test]
-    fn rows_that_were_computed_in_another_order_keep_their_tokens() {
-        let micro_batches = [vec![0, 2], vec![1]];
-        let passes =
-            [pass(0, &[0], 10.0, 2), pass(5, &[1], 50.0, 1), pass(0, &[0], 20.0, 1), pass(5, &[1], 60.0, 1)];
-        let lines = assemble(&batch(3, &[1, 2]), &micro_batches, &passes).unwrap();
-        let seen: Vec<_> = lines.iter().map(|l| (l.position, l.block, l.before)).collect();
-        assert_eq!(seen, [(7, 0, 10.0), (8, 0, 20.0), (8, 5, 60.0), (9, 0, 11.0), (9, 5, 50.0)]);
-    }
-
-    #[test]
-    fn rows_that_do_not_add_up_are_an_error() {
-        let error = assemble(&batch(3, &[0, 2]), &[vec![0, 1, 2]], &[pass(4, &[0], 0.0, 1)]).unwrap_err();
-        assert!(matches!(error, Error::Trace { block: 4, found: 1, rows: 3, outputs: 2 }), "{error}");
-        // As many rows as the batch has, in other passes than llama.cpp was taken to make.
-        let passes = [pass(4, &[0], 0.0, 1), pass(4, &[0], 0.0, 2)];
-        for micro_batches in [[vec![0, 1], vec![2]].as_slice(), &[vec![0, 1, 2]]] {
-            let error = assemble(&batch(3, &[0, 2]), micro_batches, &passes).unwrap_err();
-            assert!(matches!(error, Error::Trace { block: 4, found: 3, rows: 3, outputs: 2 }), "{error}");
-        }
+    fn decodes_are_not_remembered_without_end() {
+        let mut tracer = Tracer::default();
+        (0..MAX_DECODES as u64 + 5).for_each(|number| tracer.decoded(number, &batch(0, 1)));
+        assert_eq!(tracer.decodes.len(), MAX_DECODES);
+        assert!(tracer.assemble(&[pass(4, 0, &[0], 1.0, &[0])]).is_empty());
+        assert_eq!(tracer.assemble(&[pass(5, 0, &[0], 1.0, &[0])]).len(), 1);
     }
 }

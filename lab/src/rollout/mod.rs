@@ -1,11 +1,14 @@
 //! Many answers at once, by continuous batching over one uncapped context; what they answer, and where they
 //! are kept.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use axiscap_llama::{BatchRow, Context, ContextOptions, Message, Model, Role, Sampling, Token};
-use llama_cpp_2::sampling::LlamaSampler;
+use axiscap_llama::{
+    self as batcher, Batcher, BatcherOptions, Context, ContextOptions, Event, GenerateOptions, Message,
+    Model, Role, Sampling, Token,
+};
 
 use crate::error::Error;
 
@@ -88,7 +91,7 @@ pub struct Generator<'a> {
     prompts: Vec<Vec<Token>>,
     options: &'a RolloutOptions,
     slots: usize,
-    context: Context<'a>,
+    batcher: Batcher<'a>,
 }
 
 impl<'a> Generator<'a> {
@@ -120,7 +123,10 @@ impl<'a> Generator<'a> {
             ..ContextOptions::default()
         };
         let context = Context::uncapped(model, &context_options)?;
-        Ok(Self { requests, prompts, options, slots, context })
+        // The rows of an answer that has ended would only be in the way.
+        let queue = ROUNDS * slots;
+        let batcher = Batcher::new(context, BatcherOptions { queue, reuse: false, statistics: false })?;
+        Ok(Self { requests, prompts, options, slots, batcher })
     }
 
     /// Returns the number of answers of a group. The last group may be shorter.
@@ -145,38 +151,32 @@ impl<'a> Generator<'a> {
         first: usize,
         mut go_on: impl FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Option<Vec<Rollout>>, Error> {
-        let model = self.context.model();
         let end = self.requests.len().min(first.saturating_add(self.group_size()));
-        let mut queue: VecDeque<usize> = (first..end).collect();
-        let mut done: Vec<Option<Rollout>> = queue.iter().map(|_| None).collect();
-        let mut active: Vec<Option<Slot>> = (0..self.slots).map(|_| None).collect();
+        let mut done: Vec<Option<Rollout>> = (first..end).map(|_| None).collect();
         let mut finished = first;
-        self.context.clear();
+        self.batcher.clear();
+        let mut places = HashMap::new();
+        for index in first..end {
+            let sampling = Sampling { seed: self.requests[index].seed, ..self.options.sampling };
+            let options = GenerateOptions { max_tokens: self.options.max_tokens, sampling, margins: false };
+            let request = batcher::Request::new(self.prompts[index].clone(), options);
+            places.insert(self.batcher.submit(request)?, index);
+        }
         while finished < end {
-            for slot in active.iter_mut().filter(|slot| slot.is_none()) {
-                let Some(index) = queue.pop_front() else { break };
-                let sampling = Sampling { seed: self.requests[index].seed, ..self.options.sampling };
-                let (prompt, sampler) =
-                    (self.prompts[index].clone(), sampling.sampler(model, &self.prompts[index])?);
-                *slot = Some(Slot { index, fed: 0, prompt, response: Vec::new(), sampler });
+            let (mut ended, mut failed) = (Vec::new(), None);
+            self.batcher.step(|event| match event {
+                Event::Done { request, result: Ok(answer) } => ended.push((request, answer.generated.tokens)),
+                // All answers of a batch fail for one reason.
+                Event::Done { result: Err(error), .. } => drop(failed.get_or_insert(error)),
+                _ => {}
+            });
+            if let Some(error) = failed {
+                return Err(Arc::into_inner(error).expect("the batcher keeps no errors").into());
             }
-            let (rows, ends) = next_batch(&mut active, self.context.batch());
-            self.context.decode(&rows)?;
-            for (row, sequence) in ends {
-                let Some(slot) = &mut active[sequence] else { continue };
-                let token = slot.sampler.sample(self.context.llama(), i32::try_from(row).unwrap_or(i32::MAX));
-                let ended = model.ends_generation(token);
-                if !ended {
-                    slot.response.push(token);
-                }
-                if ended || slot.response.len() >= self.options.max_tokens {
-                    self.context.truncate(i32::try_from(sequence).unwrap_or(i32::MAX), 0)?;
-                    if let Some(slot) = active[sequence].take() {
-                        let index = slot.index;
-                        done[index - first] = Some(slot.rollout(model, &self.requests[index]));
-                        finished += 1;
-                    }
-                }
+            for (id, response) in ended {
+                let index = places[&id];
+                done[index - first] = Some(self.rollout(index, &response));
+                finished += 1;
             }
             if go_on(finished).is_break() && finished < end {
                 return Ok(None);
@@ -184,11 +184,25 @@ impl<'a> Generator<'a> {
         }
         Ok(Some(done.into_iter().flatten().collect()))
     }
+
+    fn rollout(&self, index: usize, response: &[Token]) -> Rollout {
+        let ids = |tokens: &[Token]| tokens.iter().map(|token| token.0).collect();
+        let request = &self.requests[index];
+        Rollout {
+            role: request.role.clone(),
+            system: request.system.clone(),
+            question: request.question,
+            seed: request.seed,
+            prompt: ids(&self.prompts[index]),
+            response: ids(response),
+            text: self.batcher.context().model().detokenize(response),
+        }
+    }
 }
 
 /// Returns how many answers may run side by side.
 pub(crate) fn slots(model: &Model, wanted: usize) -> usize {
-    if model.llama().is_recurrent() || model.llama().is_hybrid() || model.is_one_token_at_a_time() {
+    if model.keeps_state() || model.is_one_token_at_a_time() {
         tracing::info!("llama.cpp cannot batch this model's answers: they are decoded one at a time");
         return 1;
     }
@@ -203,102 +217,4 @@ fn prompt(model: &Model, request: &Request, template: Option<&str>) -> Result<Ve
     }
     messages.push(Message::new(Role::User, &request.text));
     Ok(model.tokenize(&model.render(&messages, template, true)?, true)?)
-}
-
-/// One answer being generated.
-struct Slot {
-    /// Index of its request.
-    index: usize,
-    /// Tokens of prompt and response that are in the KV cache.
-    fed: usize,
-    prompt: Vec<Token>,
-    response: Vec<Token>,
-    sampler: LlamaSampler,
-}
-
-impl Slot {
-    /// Returns the token at a position of the sequence.
-    fn token(&self, position: usize) -> Token {
-        self.prompt.get(position).copied().unwrap_or_else(|| self.response[position - self.prompt.len()])
-    }
-
-    fn rollout(self, model: &Model, request: &Request) -> Rollout {
-        let ids = |tokens: &[Token]| tokens.iter().map(|token| token.0).collect();
-        Rollout {
-            role: request.role.clone(),
-            system: request.system.clone(),
-            question: request.question,
-            seed: request.seed,
-            prompt: ids(&self.prompt),
-            response: ids(&self.response),
-            text: model.detokenize(&self.response),
-        }
-    }
-}
-
-/// Returns the next rows of all slots, at most `max`, and with them the rows to sample from and their
-/// sequences.
-///
-/// One token of each answer in progress comes first, then as much of the prompts as fits. A long prompt
-/// therefore delays no answer.
-fn next_batch(active: &mut [Option<Slot>], max: usize) -> (Vec<BatchRow>, Vec<(usize, usize)>) {
-    let (mut rows, mut ends) = (Vec::new(), Vec::new());
-    for answering in [true, false] {
-        for (sequence, slot) in active.iter_mut().enumerate() {
-            let Some(slot) = slot.as_mut().filter(|slot| slot.response.is_empty() != answering) else {
-                continue;
-            };
-            let length = slot.prompt.len() + slot.response.len();
-            for position in slot.fed..length.min(slot.fed + max - rows.len()) {
-                let logits = position + 1 == length;
-                if logits {
-                    ends.push((rows.len(), sequence));
-                }
-                let id = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-                let row = BatchRow {
-                    token: slot.token(position),
-                    position: id(position),
-                    sequence: id(sequence),
-                    logits,
-                };
-                rows.push(row);
-                slot.fed += 1;
-            }
-        }
-    }
-    (rows, ends)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn slot(prompt: usize, response: usize, fed: usize) -> Option<Slot> {
-        let tokens = |count: usize| (0..count).map(|i| Token(i as i32)).collect();
-        let (prompt, response) = (tokens(prompt), tokens(response));
-        Some(Slot { index: 0, fed, prompt, response, sampler: LlamaSampler::greedy() })
-    }
-
-    #[test]
-    fn a_batch_mixes_single_tokens_and_parts_of_prompts() {
-        let mut active = [slot(3, 2, 4), None, slot(10, 0, 0), slot(4, 0, 0)];
-        let (rows, ends) = next_batch(&mut active, 8);
-        assert_eq!(rows.len(), 8);
-        assert_eq!(ends, [(0, 0)]);
-        assert_eq!((rows[0].position, rows[0].token, rows[0].logits), (4, Token(1), true));
-        assert!(rows[1..].iter().all(|row| row.sequence == 2 && !row.logits));
-        let (rows, ends) = next_batch(&mut active, 8);
-        // Slot 0 waits for its next token, slot 2 continues, slot 3 starts.
-        assert_eq!(rows.iter().map(|r| (r.sequence, r.position)).next(), Some((2, 7)));
-        assert_eq!(ends, [(2, 2), (6, 3)]);
-    }
-
-    #[test]
-    fn a_long_prompt_delays_no_answer() {
-        let mut active = [slot(50, 0, 3), slot(3, 2, 4), slot(9, 0, 0), slot(5, 1, 5)];
-        let (rows, ends) = next_batch(&mut active, 6);
-        assert_eq!(ends, [(0, 1), (1, 3)]);
-        let prompt: Vec<_> = rows[2..].iter().map(|row| (row.sequence, row.position)).collect();
-        assert_eq!(prompt, [(0, 3), (0, 4), (0, 5), (0, 6)]);
-    }
 }

@@ -10,7 +10,6 @@ use axiscap::{CapTable, RowStat};
 use super::{BlockDone, GraphCall, Result};
 use crate::error::HookError;
 use crate::graph::find::Output;
-use crate::profile::RowProfiles;
 use crate::tap::{Tap, TapRows};
 
 /// Work on one block output, shared by the threads that do it.
@@ -33,17 +32,14 @@ impl<'a> BlockWork<'a> {
         let config = call.config;
         let caps = call.caps_of(&output);
         let stats = caps.filter(|_| config.records()).map_or(0, |caps| caps.depth() * output.rows());
-        let profiles = match call.profiles {
-            RowProfiles::Each(micro_batch) => micro_batch.of(output.rows()).map(|(_, indices)| indices),
-            RowProfiles::First | RowProfiles::None => None,
-        };
+        let profiles = call.profiles.each().and_then(|each| each.of(output.rows()));
         Self {
             index,
             output,
             width: call.width,
             tap: config.tap_of(output.block),
             table: caps.map(|caps| &caps.table),
-            profiles,
+            profiles: profiles.map(|(_, profiles)| profiles),
             stats: (0..stats).map(|_| UnsafeCell::default()).collect(),
             error: Mutex::new(None),
         }

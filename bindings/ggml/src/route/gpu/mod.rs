@@ -105,7 +105,7 @@ impl GpuRoute {
         if planner.profiles_capacity() != capacity {
             row_profiles.clear();
         }
-        if let RowProfiles::Each(micro_batch) = call.profiles
+        if let Some(micro_batch) = call.profiles.each()
             && plan.launches().next().is_some()
             && !micro_batch.words().eq(row_profiles.iter().copied())
         {
@@ -170,6 +170,10 @@ impl PendingStats for GpuRoute {
         self.collect(true)
     }
 
+    fn arrived_stats(&mut self) -> Arrived {
+        self.collect(false)
+    }
+
     fn graph_counts(&self) -> GraphCounts {
         self.capturer.counts()
     }
@@ -232,10 +236,8 @@ fn run_views(
         if let CutAction::Launch { pair, launch, unproven } = &planned.action {
             driver.hand_to_cap_stream(*pair)?;
             let check = unproven.and_then(|kernel| Some((kernel, &call.config.caps_of(launch.block)?.table)));
-            let profiles = match call.profiles {
-                RowProfiles::Each(micro_batch) => micro_batch.of(launch.rows()).map(|(_, profiles)| profiles),
-                RowProfiles::First | RowProfiles::None => None,
-            };
+            let profiles = call.profiles.each().and_then(|each| each.of(launch.rows()));
+            let profiles = profiles.map(|(_, profiles)| profiles);
             // SAFETY: the rows are the block output's, in memory of the GPU. The backend has computed them
             // when the cap stream gets there, and waits for the cap stream before it continues. The planner
             // checked the weight and the rows of a norm.

@@ -12,7 +12,7 @@ use crate::by_uid::ByUid;
 use crate::config::Config;
 use crate::graph::find::Output;
 use crate::host::Tensor;
-use crate::profile::{BlockCaps, RowProfiles};
+use crate::profile::BlockCaps;
 use crate::report::NotFused;
 use crate::route::{Cut, GraphCall};
 
@@ -273,7 +273,7 @@ impl Planner {
         let uid = call.graph.uid();
         let outputs = || call.outputs.iter().map(OutputRows::of);
         if let Some(known) = self.prepared.get(uid)
-            && known.plan.indexed == matches!(call.profiles, RowProfiles::Each(_))
+            && known.plan.indexed == call.profiles.each().is_some()
             && known.outputs.iter().copied().eq(outputs())
         {
             return Ok(Arc::clone(&known.plan));
@@ -294,7 +294,7 @@ impl Planner {
         discard: Discard<'_>,
         norms: &mut Vec<(usize, Option<NotFused>)>,
     ) -> Result<Plan> {
-        let indexed = matches!(call.profiles, RowProfiles::Each(_));
+        let indexed = call.profiles.each().is_some();
         let mut plan = Plan { outputs: Vec::with_capacity(call.outputs.len()), pairs: 0, stats: 0, indexed };
         for (index, &output) in call.outputs.iter().enumerate() {
             let rows = output.rows();
@@ -319,10 +319,7 @@ impl Planner {
             discard(driver, "the buffer of statistics must grow");
             self.stats_capacity = plan.stats;
         }
-        let profiles = match call.profiles {
-            RowProfiles::Each(micro_batch) => micro_batch.words().count(),
-            RowProfiles::First | RowProfiles::None => 0,
-        };
+        let profiles = call.profiles.each().map_or(0, |each| each.words().count());
         if profiles > self.profiles_capacity {
             discard(driver, "the buffer of row profiles must grow");
             self.profiles_capacity = profiles;
@@ -368,10 +365,8 @@ impl Planner {
         let job = planned
             .norm
             .map_or(job, |norm| job.norm(norm.weight.data() as u64, norm.epsilon, device_rows(norm.normed)));
-        let profiles = match call.profiles {
-            RowProfiles::Each(micro_batch) => micro_batch.of(output.rows()).map(|(first, _)| first),
-            RowProfiles::First | RowProfiles::None => None,
-        };
+        let each = call.profiles.each().and_then(|each| each.of(output.rows()));
+        let profiles = each.map(|(first, _)| first);
         let mut launch = Launch { block: output.block, job, profiles, stats: None };
         // A prompt does not prove a decode, whose few rows run another kernel.
         let kernel = driver.kernel(&launch)?;

@@ -41,7 +41,7 @@ pub(super) struct Runner {
 impl Runner {
     pub(super) fn new(driver: Recording, log: Log, session: Session) -> Self {
         let route = GpuRoute::new("test".into(), Box::new(driver));
-        Self { route, session, log, capture: true, profiles: RowProfiles::First }
+        Self { route, session, log, capture: true, profiles: RowProfiles::First(None) }
     }
 
     pub(super) fn with_session(session: Session) -> Self {

@@ -15,7 +15,9 @@ use crate::profile::{MicroBatch, RowProfiles};
 use crate::{BlockTrace, DecodeBatch, DecodeRow, Hook, HookError, ProfileId, RouteChoice, Session};
 
 fn each(profiles: &[u32]) -> RowProfiles {
-    RowProfiles::Each(Arc::new(MicroBatch::new(profiles.into(), profiles[..1].into())))
+    let rows: Vec<_> =
+        profiles.iter().zip(0..).map(|(&profile, index)| (profile, index, index == 0)).collect();
+    RowProfiles::Each(Arc::new(MicroBatch::new(0, &rows)))
 }
 
 /// Writes of profiles, launches that run, captures and replays of a log.
@@ -50,7 +52,7 @@ fn other_profiles_of_the_rows_need_no_other_graph() {
         [Op::WriteProfiles(4), Op::Replay(0)],
         "none is a profile like any other"
     );
-    runner.profiles = RowProfiles::First;
+    runner.profiles = RowProfiles::First(None);
     assert_eq!(steps(&runner.compute(&made)), [], "without indices it is another launch");
     runner.close();
     assert_eq!(runner.rows_counted(), [1 + 1 + 3; 2]);
