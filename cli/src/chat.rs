@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 use anyhow::{Result, anyhow};
 use axiscap::{BlockCap, CapSet};
 use axiscap_llama::{
-    Chat, Context, Error, GenerateOptions, Message, Role, Stop, TraceRow, Turn, answer_means,
+    Chat, Context, Engagement, Error, GenerateOptions, Message, ProfileId, Role, Schedule, Stop, TraceRow,
+    Turn, answer_means,
 };
 use serde::Serialize;
 
@@ -15,6 +16,7 @@ use crate::caps::CapsArgs;
 use crate::interrupt::{self, Interrupt, is_interrupted};
 use crate::model::ModelArgs;
 use crate::sampling::SamplingArgs;
+use crate::schedule::{self, EngagementReport};
 use crate::{input, output, remedy, report};
 
 /// Converse with the model. One line is one turn. After every answer stderr says where its projections were
@@ -48,6 +50,15 @@ pub(crate) struct Args {
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
     #[arg(long, value_name = "NAME")]
     chat_template: Option<String>,
+    /// When the caps act: always; on generated rows, not on the prompt; on the assistant's own turns; with a
+    /// strength that grows from one position to another; or from an alarm until its end (see `axiscap drift`)
+    #[arg(
+        long,
+        value_name = "always|generated|assistant|ramp=FROM..TO|alarm=WEIGHT,ENGAGE,RELEASE",
+        requires = "caps",
+        value_parser = schedule::schedule
+    )]
+    when: Option<Schedule>,
     /// Print one JSON object per turn, as a line, in place of the text
     #[arg(long)]
     json: bool,
@@ -66,6 +77,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     model.render(&beginning, args.chat_template.as_deref(), true)?;
     let mut context = Context::new(&model, &args.model.context(&model))?;
     context.set_caps(caps.as_ref())?;
+    if let Some(when) = args.when {
+        context.schedule_profile(0, Some(ProfileId::DEFAULT), when)?;
+    }
     context.set_tracing(caps.is_some())?;
     let interactive = io::stdin().is_terminal() && !args.json;
     let mut repl = Repl {
@@ -148,6 +162,9 @@ struct TurnReport<'a> {
     reused_tokens: usize,
     decode_tokens_per_second: f64,
     caps: Vec<CapTurn>,
+    /// What the alarm of --when did.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    engagements: Vec<EngagementReport>,
 }
 
 /// What one cap saw in one answer.
@@ -269,7 +286,14 @@ impl Repl<'_> {
         self.turn += 1;
         let trace = self.context.take_trace();
         let caps = self.caps.as_ref().map(|caps| caps_of_answer(caps, &trace, turn.prompt_tokens));
-        if self.json { self.print_json(text, turn, caps.unwrap_or_default()) } else { self.print(turn, caps) }
+        let engagements = self.context.take_engagements();
+        if self.json {
+            self.print_json(text, turn, caps.unwrap_or_default(), &engagements)
+        } else {
+            self.print(turn, caps)?;
+            schedule::note(&engagements);
+            Ok(())
+        }
     }
 
     fn print(&self, turn: &Turn, caps: Option<Vec<CapTurn>>) -> Result<()> {
@@ -299,7 +323,13 @@ impl Repl<'_> {
         Ok(())
     }
 
-    fn print_json(&self, user: &str, turn: &Turn, caps: Vec<CapTurn>) -> Result<()> {
+    fn print_json(
+        &self,
+        user: &str,
+        turn: &Turn,
+        caps: Vec<CapTurn>,
+        engagements: &[Engagement],
+    ) -> Result<()> {
         let generated = &turn.generated;
         output::json(&TurnReport {
             turn: self.turn,
@@ -313,6 +343,7 @@ impl Repl<'_> {
             reused_tokens: generated.timings.reused,
             decode_tokens_per_second: generated.timings.decode_tokens_per_second(),
             caps,
+            engagements: engagements.iter().map(EngagementReport::from).collect(),
         })
     }
 }

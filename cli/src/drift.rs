@@ -7,9 +7,9 @@ use anyhow::{Context as _, Error, Result};
 use axiscap::CapSet;
 use axiscap_lab::bench::{BenchOptions, Ratio, bench};
 use axiscap_lab::charts::{LineChart, Series};
-use axiscap_lab::drift::{Conversation, DriftTurn, Mode, Script, TurnProjection};
+use axiscap_lab::drift::{Conversation, DriftTurn, Mode, Moved, Script, TurnProjection, default_alarm};
 use axiscap_lab::output::write_atomically;
-use axiscap_llama::{Context, GenerateOptions, Message, Model, Role, Stop};
+use axiscap_llama::{Alarm, AlarmRule, Context, GenerateOptions, Message, Model, Role, Stop};
 use serde_json::json;
 
 use crate::bos::{self, Writer};
@@ -19,12 +19,13 @@ use crate::model::ModelArgs;
 use crate::output::{self, counted};
 use crate::progress::Progress;
 use crate::sampling::SamplingArgs;
+use crate::schedule::{EngagementReport, alarm_rule};
 use crate::{input, report};
 
-/// Have a scripted conversation twice, uncapped and capped, and follow the projection of the answers
+/// Have a scripted conversation uncapped, capped, and capped on alarm, and follow the projection of the answers
 ///
 /// The user's messages are fixed. The model answers each of them, first with caps that only observe, then
-/// with caps that hold. The projection of a turn is the mean over its response tokens, at the last capped
+/// with caps that always hold, then with caps that hold from an alarm until its end. The projection of a turn is the mean over its response tokens, at the last capped
 /// block unless another is named. Plotted and compared is the projection after that block's cap, which is
 /// what the rest of the model sees.
 #[derive(Debug, clap::Args)]
@@ -53,6 +54,12 @@ pub(crate) struct Args {
     /// Where to draw the projections
     #[arg(long, value_name = "FILE.svg", default_value = "drift.svg")]
     plot: PathBuf,
+    /// The alarm of the third conversation: an exponentially weighted average, per generated token, of how far
+    /// the projection before the first cap of the lowest capped block lies beyond the bound. A weight, the
+    /// average at which the caps engage, and the lower one at which they let go; `off` leaves the conversation
+    /// out [default: 0.1, the bound, and a quarter of the standard deviation within it]
+    #[arg(long, value_name = "WEIGHT,ENGAGE,RELEASE", value_parser = alarm, allow_hyphen_values = true)]
+    alarm: Option<AlarmArg>,
     /// Pairs of the short speed comparison; 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = 7)]
     speed_pairs: usize,
@@ -91,13 +98,23 @@ pub(crate) fn run(args: Args) -> Result<()> {
     warn_of_two_bos(&args, &model, &script);
     let interrupt = Interrupt::new()?;
     let caught = interrupt.catch();
-    let Turns { uncapped, capped, unfinished, interrupted } =
-        both(&args, &model, &script, &caps, &options, &caught)?;
+    let Turns { uncapped, capped, on_alarm, alarm, unfinished, interrupted } =
+        converse(&args, &model, &script, &caps, &options, &caught)?;
     let speed = if interrupted { None } else { speed(&args, &model, &caps, &caught)? };
     let measured = speed.as_ref().map_or(0, |speed| speed.pairs.len());
     let interrupted = interrupted || caught.stopped() && measured < args.speed_pairs;
-    let report =
-        Report { script: &script, caps: &caps, cap, uncapped, capped, speed, unfinished, interrupted };
+    let report = Report {
+        script: &script,
+        caps: &caps,
+        cap,
+        uncapped,
+        capped,
+        on_alarm,
+        alarm,
+        speed,
+        unfinished,
+        interrupted,
+    };
     for cut in report.cut_short() {
         output::warning(&cut);
     }
@@ -135,19 +152,33 @@ fn warn_of_two_bos(args: &Args, model: &Model, script: &Script) {
     }
 }
 
-/// The turns of the two conversations.
+/// The alarm of the third conversation.
+#[derive(Debug, Clone, Copy)]
+enum AlarmArg {
+    Off,
+    Rule(AlarmRule),
+}
+
+fn alarm(text: &str) -> Result<AlarmArg, String> {
+    if text == "off" { Ok(AlarmArg::Off) } else { alarm_rule(text).map(AlarmArg::Rule) }
+}
+
+/// The turns of the conversations.
 struct Turns {
     uncapped: Vec<DriftTurn>,
     capped: Vec<DriftTurn>,
+    on_alarm: Vec<DriftTurn>,
+    /// The alarm, if there was a third conversation.
+    alarm: Option<Alarm>,
     /// Where and why they ended early, if they did.
     unfinished: Option<Error>,
     /// Whether a signal ended them early.
     interrupted: bool,
 }
 
-/// Has the two conversations one after the other in one context. The capped one has at most as many turns as
-/// the uncapped one. The two are compared turn by turn: unless there was a signal, they have equally many.
-fn both(
+/// Has the conversations one after the other in one context. Each has at most as many turns as the one before.
+/// They are compared turn by turn: unless there was a signal, they have equally many.
+fn converse(
     args: &Args,
     model: &Model,
     script: &Script,
@@ -157,40 +188,53 @@ fn both(
 ) -> Result<Turns> {
     let mut context = Context::new(model, &args.model.context(model))?;
     let turns = script.turns.len();
-    let progress = Progress::new("turns", 2 * turns);
+    let conversations = if matches!(args.alarm, Some(AlarmArg::Off)) { 2 } else { 3 };
+    let progress = Progress::new("turns", conversations * turns);
     let template = args.chat_template.as_deref();
-    let observed = Conversation { script, template, caps, mode: Mode::Observe, options: *options };
-    let go_on = |done| {
-        progress.set(done);
-        caught.go_on()
-    };
-    let is_cut = |held: &[DriftTurn], planned: usize| {
-        let last = held.last().is_some_and(|turn| turn.stop == Stop::Caller);
-        caught.stopped() && (held.len() < planned || last)
-    };
-    let (mut uncapped, first) = observed.run(&mut context, go_on)?;
-    let mut capped = Vec::new();
-    let mut second = None;
-    let mut interrupted = first.is_none() && is_cut(&uncapped, turns);
-    if !interrupted {
-        let mut script = script.clone();
-        script.turns.truncate(uncapped.len());
-        let held = Conversation { script: &script, mode: Mode::Cap, ..observed };
-        (capped, second) = held.run(&mut context, |done| go_on(turns + done))?;
-        interrupted = second.is_none() && is_cut(&capped, script.turns.len());
+    let mut script = script.clone();
+    let mut held: [Vec<DriftTurn>; 3] = Default::default();
+    let (mut alarm, mut unfinished, mut interrupted) = (None, None, false);
+    for (index, which) in ["uncapped", "capped", "on alarm"].into_iter().enumerate().take(conversations) {
+        let mode = match index {
+            0 => Mode::Observe,
+            1 => Mode::Cap,
+            _ => {
+                alarm = match args.alarm {
+                    Some(AlarmArg::Rule(rule)) => Some(Alarm { cap: None, rule }),
+                    _ => default_alarm(caps, &held[0]),
+                };
+                // Caps that only measure need no alarm.
+                let Some(alarm) = alarm else { break };
+                Mode::OnAlarm(alarm)
+            }
+        };
+        let conversation = Conversation { script: &script, template, caps, mode, options: *options };
+        let (had, ended) = conversation.run(&mut context, |done| {
+            progress.set(index * turns + done);
+            caught.go_on()
+        })?;
+        if let Some(end) = ended {
+            let place = format!("{which}, turn {} of {turns}", end.turn);
+            unfinished = Some(Error::from(end.error).context(place));
+        } else {
+            let cut = had.last().is_some_and(|turn| turn.stop == Stop::Caller);
+            interrupted = caught.stopped() && (had.len() < script.turns.len() || cut);
+        }
+        script.turns.truncate(had.len());
+        held[index] = had;
+        if interrupted || script.turns.is_empty() {
+            break;
+        }
     }
     progress.clear();
+    let [mut uncapped, mut capped, on_alarm] = held;
     if !interrupted {
-        uncapped.truncate(capped.len());
+        uncapped.truncate(script.turns.len());
+        capped.truncate(script.turns.len());
     }
-    let ended = second.map(|end| ("capped", end)).or(first.map(|end| ("uncapped", end)));
-    let unfinished = ended.map(|(which, end)| {
-        let place = format!("{which}, turn {} of {turns}", end.turn);
-        Error::from(end.error).context(place)
-    });
     match unfinished {
-        Some(error) if capped.is_empty() && !interrupted => Err(error),
-        unfinished => Ok(Turns { uncapped, capped, unfinished, interrupted }),
+        Some(error) if script.turns.is_empty() && !interrupted => Err(error),
+        unfinished => Ok(Turns { uncapped, capped, on_alarm, alarm, unfinished, interrupted }),
     }
 }
 
@@ -223,6 +267,8 @@ struct Report<'a> {
     cap: usize,
     uncapped: Vec<DriftTurn>,
     capped: Vec<DriftTurn>,
+    on_alarm: Vec<DriftTurn>,
+    alarm: Option<Alarm>,
     speed: Option<Ratio>,
     /// Where and why the conversation ended before the script did.
     unfinished: Option<Error>,
@@ -244,7 +290,7 @@ impl Report<'_> {
 
     /// Returns a warning for each answer that ended because the context was full.
     fn cut_short(&self) -> Vec<String> {
-        let which = [("uncapped", &self.uncapped), ("capped", &self.capped)];
+        let which = [("uncapped", &self.uncapped), ("capped", &self.capped), ("on alarm", &self.on_alarm)];
         let cut = which.into_iter().flat_map(|(name, turns)| {
             let full = turns.iter().zip(1..).filter(|(turn, _)| turn.stop == Stop::ContextFull);
             full.map(move |(_, number)| {
@@ -266,7 +312,11 @@ impl Report<'_> {
         let all = self.script.turns.len();
         let (uncapped, capped) = (self.uncapped.len(), self.capped.len());
         let mut text = format!("{uncapped} of {all} turns uncapped, {capped} capped");
-        for (which, turns) in [("uncapped", &self.uncapped), ("capped", &self.capped)] {
+        if self.alarm.is_some() {
+            text += &format!(", {} on alarm", self.on_alarm.len());
+        }
+        let which = [("uncapped", &self.uncapped), ("capped", &self.capped), ("on-alarm", &self.on_alarm)];
+        for (which, turns) in which {
             if turns.last().is_some_and(|turn| turn.stop == Stop::Caller) {
                 text += &format!("; the last {which} answer is cut short");
             }
@@ -277,14 +327,19 @@ impl Report<'_> {
         }
     }
 
-    /// Returns the share of response tokens, over all turns and caps, that were outside the bounds. `None`
-    /// without tokens.
-    fn engagement(&self) -> Option<f64> {
-        let all =
-            || self.capped.iter().flat_map(|turn| turn.projections.iter().map(|p| (p, turn.tokens as f64)));
+    /// Returns the share of response tokens, over all turns and caps, on which caps acted. `None` without
+    /// tokens.
+    fn engagement(turns: &[DriftTurn]) -> Option<f64> {
+        let all = || turns.iter().flat_map(|turn| turn.projections.iter().map(|p| (p, turn.tokens as f64)));
         let tokens: f64 = all().map(|(_, tokens)| tokens).sum();
         let engaged = all().map(|(projection, tokens)| projection.engaged * tokens).sum::<f64>();
         (tokens > 0.0).then(|| engaged / tokens)
+    }
+
+    /// Returns the mean over the turns of the shown projection after the caps. `None` without tokens.
+    fn mean_after(&self, turns: &[DriftTurn]) -> Option<f64> {
+        let shown: Vec<f64> = turns.iter().filter_map(|turn| Some(self.shown(turn)?.after)).collect();
+        (!shown.is_empty()).then(|| shown.iter().sum::<f64>() / shown.len() as f64)
     }
 
     fn text(&self, args: &Args) -> Result<String> {
@@ -300,6 +355,9 @@ impl Report<'_> {
             if let Some(capped) = self.capped.get(index) {
                 writeln!(text, "capped:\n{}", indented(&capped.answer))?;
             }
+            if let Some(on_alarm) = self.on_alarm.get(index) {
+                writeln!(text, "capped on alarm:\n{}", indented(&on_alarm.answer))?;
+            }
             writeln!(text)?;
         }
         let bound = self.caps.caps()[self.cap].cap.bound();
@@ -308,23 +366,46 @@ impl Report<'_> {
             "Mean projection of each answer on the axis of block {} (positive = more Assistant; cap: {bound})",
             self.block()
         )?;
-        writeln!(text, "turn  uncapped  capped: before   after  engaged")?;
+        let alarm = if self.alarm.is_some() { "  on alarm: after  engaged" } else { "" };
+        writeln!(text, "turn  uncapped  capped: before   after  engaged{alarm}")?;
         for (index, uncapped) in self.uncapped.iter().enumerate() {
             let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
             let capped = self.capped.get(index).and_then(|capped| self.shown(capped));
-            writeln!(
+            let share = |seen: Option<TurnProjection>| {
+                seen.map_or("-".into(), |p| format!("{:.0} %", 100.0 * p.engaged))
+            };
+            write!(
                 text,
                 "{:>4} {:>9} {:>15} {:>7} {:>8}",
                 index + 1,
                 number(self.shown(uncapped).map(|p| p.after)),
                 number(capped.map(|p| p.before)),
                 number(capped.map(|p| p.after)),
-                capped.map_or("-".into(), |p| format!("{:.0} %", 100.0 * p.engaged)),
+                share(capped),
             )?;
+            if self.alarm.is_some() {
+                let seen = self.on_alarm.get(index).and_then(|turn| self.shown(turn));
+                write!(text, " {:>16} {:>8}", number(seen.map(|p| p.after)), share(seen))?;
+            }
+            writeln!(text)?;
         }
-        if let Some(share) = self.engagement() {
+        if let Some(share) = Self::engagement(&self.capped) {
             let caps = counted(self.caps.caps().len(), "cap");
             writeln!(text, "engagement, all {caps}: {:.0} % of the response tokens", 100.0 * share)?;
+        }
+        if self.alarm.is_some() {
+            let names = ["always", "on alarm"];
+            for (name, turns) in names.into_iter().zip([&self.capped, &self.on_alarm]) {
+                if let (Some((share, distance)), Some(mean)) =
+                    (Moved::over(turns).means(), self.mean_after(turns))
+                {
+                    writeln!(
+                        text,
+                        "capped {name}: {:.0} % of all rows moved, prompts included, by {distance:.3} on the mean over all; mean of the answers {mean:.3}",
+                        100.0 * share
+                    )?;
+                }
+            }
         }
         if let Some(speed) = &self.speed {
             writeln!(
@@ -348,6 +429,8 @@ impl Report<'_> {
                     "tokens": turn.tokens,
                     "stop": crate::run::stop_name(turn.stop),
                     "projections": turn.projections,
+                    "moved": turn.moved,
+                    "engagements": turn.engagements.iter().map(EngagementReport::from).collect::<Vec<_>>(),
                     "decode_tokens_per_second": turn.timings.decode_tokens_per_second(),
                 })
             };
@@ -359,7 +442,12 @@ impl Report<'_> {
             "seed": args.sampling.options().sampling.seed,
             "uncapped": turns(&self.uncapped),
             "capped": turns(&self.capped),
-            "engagement": self.engagement(),
+            "on_alarm": self.alarm.map(|_| turns(&self.on_alarm)),
+            "alarm": self.alarm.map(alarm_json),
+            "engagement": Self::engagement(&self.capped),
+            "engagement_on_alarm": Self::engagement(&self.on_alarm),
+            "moved": moved(&self.capped),
+            "moved_on_alarm": moved(&self.on_alarm),
             "decode": self.speed.as_ref().map(crate::bench::ratio),
             "plot": self.has_points().then(|| args.plot.display().to_string()),
             "interrupted": self.interrupted,
@@ -380,8 +468,30 @@ impl Report<'_> {
             title: format!("Projection on the Assistant axis, block {}", self.block()),
             x_label: "turn".into(),
             y_label: "mean projection of the answer".into(),
-            series: vec![line("uncapped", &self.uncapped), line("capped", &self.capped)],
+            series: [("uncapped", &self.uncapped), ("capped", &self.capped), ("on alarm", &self.on_alarm)]
+                .into_iter()
+                .filter(|(name, _)| *name != "on alarm" || self.alarm.is_some())
+                .map(|(name, turns)| line(name, turns))
+                .collect(),
             level: floor.is_finite().then(|| (format!("floor {floor:.3}"), f64::from(floor))),
+        }
+    }
+}
+
+/// Returns what caps moved over a conversation, `null` without rows.
+fn moved(turns: &[DriftTurn]) -> serde_json::Value {
+    let sum = Moved::over(turns);
+    let means = sum.means();
+    json!(means.map(|(share, distance)| json!({"rows": sum.rows, "share": share, "mean_distance": distance})))
+}
+
+fn alarm_json(alarm: Alarm) -> serde_json::Value {
+    match alarm.rule {
+        AlarmRule::Ewma { weight, engage, release } => {
+            json!({"cap": alarm.cap, "weight": weight, "engage": engage, "release": release})
+        }
+        AlarmRule::Cusum { slack, engage, release } => {
+            json!({"cap": alarm.cap, "slack": slack, "engage": engage, "release": release})
         }
     }
 }

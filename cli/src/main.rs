@@ -23,6 +23,7 @@ mod report;
 mod route;
 mod run;
 mod sampling;
+mod schedule;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use axiscap_llama::{Context, GenerateOptions, Generated, Message, Model, Role, Stop, generate};
+use axiscap_llama::{
+    Context, GenerateOptions, Generated, Message, Model, ProfileId, Role, Schedule, Stop, generate,
+};
 use serde::Serialize;
 
 use crate::bos::{self, Writer};
@@ -16,6 +18,7 @@ use crate::prompt::PromptArgs;
 use crate::report::{self, CapReport, EngineReport, FusedNormReport};
 use crate::route::RouteArg;
 use crate::sampling::SamplingArgs;
+use crate::schedule::{self, EngagementReport};
 
 /// Write an answer, or with --raw go on with a text. The text goes to stdout as it is written, statistics to
 /// stderr.
@@ -49,6 +52,15 @@ pub(crate) struct Args {
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
     #[arg(long, value_name = "NAME", conflicts_with = "raw")]
     chat_template: Option<String>,
+    /// When the caps act: always; on generated rows, not on the prompt; on the assistant's own turns; with a
+    /// strength that grows from one position to another; or from an alarm until its end (see `axiscap drift`)
+    #[arg(
+        long,
+        value_name = "always|generated|assistant|ramp=FROM..TO|alarm=WEIGHT,ENGAGE,RELEASE",
+        requires = "caps",
+        value_parser = schedule::schedule
+    )]
+    when: Option<Schedule>,
     /// How graphs are computed with their caps; no effect without caps
     #[arg(long, alias = "engine", value_name = "HOW", value_enum, default_value_t = RouteArg::Auto)]
     route: RouteArg,
@@ -87,6 +99,9 @@ struct Report<'a> {
     /// After which capped blocks the norm ran with the caps, with --fused-norm.
     #[serde(skip_serializing_if = "Option::is_none")]
     fused_norm: Option<FusedNormReport>,
+    /// What the alarm of --when did.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    engagements: Vec<EngagementReport>,
     backend: String,
     engines: Vec<EngineReport<'a>>,
     model: ModelReport<'a>,
@@ -127,6 +142,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         });
         session.set_caps(caps.as_ref())
     })?;
+    if let Some(when) = args.when {
+        context.schedule_profile(0, Some(ProfileId::DEFAULT), when)?;
+    }
     context.set_tracing(args.trace.is_some())?;
     let mut written = Ok(());
     let options = GenerateOptions { margins: args.margins, ..args.sampling.options() };
@@ -144,8 +162,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if !interrupted {
         written?;
     }
+    let engagements = context.take_engagements();
+    let stats = context.profile_stats(ProfileId::DEFAULT)?.unwrap_or_default();
     let session = context.session()?;
-    let (stats, routes) = (session.stats(), session.routes_used());
+    let routes = session.routes_used();
     let fused_norm = args.fused_norm.then(|| FusedNormReport::from(&session.fused_norms()));
     if args.json {
         let printed = output::json(&Report {
@@ -164,6 +184,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             prefill_tokens_per_second: generated.timings.prefill_tokens_per_second(),
             caps: caps.as_ref().map(|set| report::caps(set, &stats)).unwrap_or_default(),
             fused_norm,
+            engagements: engagements.iter().map(EngagementReport::from).collect(),
             backend: report::backend(&context)?,
             engines: report::engines(&routes),
             model: describe(&model),
@@ -175,6 +196,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return ended;
     }
     summarise(&generated, prompt.len(), report::engagement(&stats), stats.len());
+    schedule::note(&engagements);
     args.sampling.report_seed();
     if args.route != RouteArg::Auto {
         for used in routes {

@@ -3,7 +3,10 @@
 use std::ops::ControlFlow;
 
 use axiscap::{Bound, CapSet};
-use axiscap_llama::{Chat, Context, GenerateOptions, Stop, Timings, TraceRow, answer_means};
+use axiscap_llama::{
+    Alarm, AlarmRule, Chat, Context, Engagement, GenerateOptions, ProfileId, Schedule, Stop, Timings,
+    TraceRow, answer_means,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -58,8 +61,53 @@ pub struct TurnProjection {
     pub before: f64,
     /// Mean projection after it.
     pub after: f64,
-    /// Share of the response tokens on which the projection was outside the bounds.
+    /// Standard deviation of the projections before this cap.
+    pub deviation: f64,
+    /// Share of the response tokens on which the projection was outside the bounds, and the cap acted.
     pub engaged: f64,
+}
+
+/// What caps moved, over all rows that were decoded: those of the prompt and those of the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Moved {
+    /// Rows times caps.
+    pub rows: u64,
+    /// Those of them whose projection a cap changed.
+    pub moved: u64,
+    /// Sum of the distances by which projections changed.
+    pub distance: f64,
+}
+
+impl Moved {
+    fn of(trace: &[TraceRow]) -> Self {
+        trace.iter().fold(Self::default(), |sum, row| {
+            let distance = f64::from(row.after) - f64::from(row.before);
+            let moved = distance != 0.0 && distance.is_finite();
+            Self {
+                rows: sum.rows + 1,
+                moved: sum.moved + u64::from(moved),
+                distance: sum.distance + if moved { distance.abs() } else { 0.0 },
+            }
+        })
+    }
+
+    /// Returns the sum over the turns of a conversation.
+    #[must_use]
+    pub fn over(turns: &[DriftTurn]) -> Self {
+        turns.iter().fold(Self::default(), |sum, DriftTurn { moved, .. }| Self {
+            rows: sum.rows + moved.rows,
+            moved: sum.moved + moved.moved,
+            distance: sum.distance + moved.distance,
+        })
+    }
+
+    /// Returns the share of rows and caps that were moved, and the mean distance over all of them. `None`
+    /// without rows.
+    #[must_use]
+    pub fn means(&self) -> Option<(f64, f64)> {
+        let rows = self.rows as f64;
+        (self.rows > 0).then(|| (self.moved as f64 / rows, self.distance / rows))
+    }
 }
 
 /// One turn of a conversation.
@@ -75,6 +123,10 @@ pub struct DriftTurn {
     pub stop: Stop,
     /// Per cap, in the order of the set. Empty for an answer without tokens.
     pub projections: Vec<TurnProjection>,
+    /// What the caps moved in this turn.
+    pub moved: Moved,
+    /// When an alarm had the caps act and let go, under [`Mode::OnAlarm`].
+    pub engagements: Vec<Engagement>,
     /// How long the turn took.
     pub timings: Timings,
 }
@@ -93,12 +145,38 @@ pub struct Unfinished {
 }
 
 /// Whether the caps of a conversation act.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Mode {
     /// The caps only observe the projections.
     Observe,
     /// The caps hold the projections.
     Cap,
+    /// The caps hold the projections from an alarm until its end.
+    OnAlarm(Alarm),
+}
+
+/// Weight of a new row in the average of [`default_alarm`]. The average is over the last ten or so.
+const ALARM_WEIGHT: f64 = 0.1;
+
+/// How far the average must be within the bound before the alarm of [`default_alarm`] ends, in standard
+/// deviations of the projections.
+const ALARM_RELEASE: f64 = 0.25;
+
+/// Returns an alarm on the first cap of the lowest capped block: it begins when the average of the projections
+/// reaches the bound, and ends a quarter of a standard deviation within it. The deviation is that of the
+/// answers of an uncapped conversation. `None` if the cap has no bound, or the answers have no tokens.
+#[must_use]
+pub fn default_alarm(caps: &CapSet, uncapped: &[DriftTurn]) -> Option<Alarm> {
+    let cap = *caps.blocks().values().next()?.first()?;
+    let entry = caps.caps().get(cap)?;
+    let seen = || uncapped.iter().filter_map(|turn| Some((turn.tokens as f64, turn.projections.get(cap)?)));
+    let tokens: f64 = seen().map(|(tokens, _)| tokens).sum();
+    if entry.cap.bound().is_none() || entry.cap.strength() == 0.0 || tokens == 0.0 {
+        return None;
+    }
+    let variance = seen().map(|(tokens, seen)| tokens * seen.deviation.powi(2)).sum::<f64>() / tokens;
+    let release = -(ALARM_RELEASE * variance.sqrt()).max(1e-6);
+    Some(Alarm { cap: Some(cap), rule: AlarmRule::Ewma { weight: ALARM_WEIGHT, engage: 0.0, release } })
 }
 
 /// A scripted conversation with a model.
@@ -133,9 +211,16 @@ impl Conversation<'_> {
     ) -> Result<(Vec<DriftTurn>, Option<Unfinished>), Error> {
         let observing = self.caps.with_bounds(|_| Bound::NONE);
         context.set_caps(Some(match self.mode {
-            Mode::Cap => self.caps,
+            Mode::Cap | Mode::OnAlarm(_) => self.caps,
             Mode::Observe => &observing,
         }))?;
+        let schedule = match self.mode {
+            Mode::OnAlarm(alarm) => Schedule::OnAlarm(alarm),
+            Mode::Cap | Mode::Observe => Schedule::Always,
+        };
+        context.truncate(0, 0)?;
+        context.schedule_profile(0, Some(ProfileId::DEFAULT), schedule)?;
+        drop(context.take_engagements());
         context.set_tracing(true)?;
         let mut chat = Chat::new(self.script.system.as_deref(), self.template);
         let mut turns = Vec::new();
@@ -161,6 +246,8 @@ impl Conversation<'_> {
                 tokens: answered.generated.tokens.len(),
                 stop: answered.generated.stop,
                 projections: projections(&trace, answered.prompt_tokens, self.caps),
+                moved: Moved::of(&trace),
+                engagements: context.take_engagements(),
                 timings: answered.generated.timings,
                 answer: answered.generated.text,
             });
@@ -169,6 +256,7 @@ impl Conversation<'_> {
             }
         }
         context.set_tracing(false)?;
+        context.set_profile(0, Some(ProfileId::DEFAULT))?;
         Ok((turns, unfinished))
     }
 }
@@ -179,7 +267,7 @@ fn projections(trace: &[TraceRow], prompt: usize, caps: &CapSet) -> Vec<TurnProj
     let turns = caps.caps().iter().zip(means).filter_map(|(entry, seen)| {
         let (before, after) = seen.means?;
         let engaged = seen.engaged as f64 / seen.rows as f64;
-        Some(TurnProjection { block: entry.block, before, after, engaged })
+        Some(TurnProjection { block: entry.block, before, after, deviation: seen.deviation, engaged })
     });
     turns.collect()
 }
@@ -188,7 +276,7 @@ fn projections(trace: &[TraceRow], prompt: usize, caps: &CapSet) -> Vec<TurnProj
 mod tests {
     use super::*;
     use axiscap::{Axis, BlockCap, Cap};
-    use axiscap_llama::{ProfileId, Token};
+    use axiscap_llama::Token;
 
     #[test]
     fn the_builtin_script_has_eight_turns() {
@@ -202,6 +290,35 @@ mod tests {
         assert!(refuse(r#"{"name": "x", "turns": []}"#).contains("\"turns\""));
         assert!(refuse(r#"{"name": "x", "turns": ["a", ""]}"#).contains("\"turns\"[1]"));
         assert!(refuse(r#"{"name": "x", "turns": ["a"], "turn": 1}"#).contains("unknown field"));
+    }
+
+    #[test]
+    fn the_default_alarm_lets_go_within_the_bound() {
+        let axis = Axis::from_direction(&[1.0]).unwrap();
+        let cap = |block, bound| BlockCap { block, cap: Cap::new(axis.clone(), bound) };
+        let caps = |bound| CapSet::new([cap(5, Bound::floor(9.0).unwrap()), cap(3, bound)]).unwrap();
+        let turn = |tokens, deviation| {
+            let seen = |block| TurnProjection { block, before: 0.0, after: 0.0, deviation, engaged: 0.0 };
+            DriftTurn {
+                user: String::new(),
+                answer: String::new(),
+                tokens,
+                stop: Stop::MaxTokens,
+                projections: vec![seen(5), seen(3)],
+                moved: Moved::default(),
+                engagements: Vec::new(),
+                timings: Timings::default(),
+            }
+        };
+        let turns = [turn(30, 1.0), turn(10, 3.0)];
+        let alarm = default_alarm(&caps(Bound::floor(2.0).unwrap()), &turns).unwrap();
+        let release = -0.25 * 3.0_f64.sqrt();
+        assert_eq!(
+            alarm,
+            Alarm { cap: Some(1), rule: AlarmRule::Ewma { weight: 0.1, engage: 0.0, release } }
+        );
+        assert_eq!(default_alarm(&caps(Bound::NONE), &turns), None);
+        assert_eq!(default_alarm(&caps(Bound::floor(2.0).unwrap()), &[]), None);
     }
 
     #[test]
@@ -224,6 +341,10 @@ mod tests {
         };
         let trace = [row(1, 0, 99.0, true), row(2, 0, 1.0, true), row(3, 0, 3.0, false)];
         let means = projections(&trace, 2, &caps);
-        assert_eq!(means, [TurnProjection { block: 3, before: 2.0, after: 3.0, engaged: 0.5 }]);
+        let moved = Moved::of(&trace);
+        assert_eq!((moved.rows, moved.moved, moved.distance), (3, 3, 3.0));
+        assert_eq!((moved.means(), Moved::default().means()), (Some((1.0, 1.0)), None));
+        let expected = TurnProjection { block: 3, before: 2.0, after: 3.0, deviation: 1.0, engaged: 0.5 };
+        assert_eq!(means, [expected]);
     }
 }

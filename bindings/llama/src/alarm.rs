@@ -56,7 +56,7 @@ impl Alarm {
             AlarmRule::Cusum { slack, .. } if !slack.is_finite() => {
                 return refuse("the slack of the alarm", slack, "a finite number".into());
             }
-            AlarmRule::Cusum { engage, .. } if !(engage > 0.0) => {
+            AlarmRule::Cusum { engage, .. } if engage.is_nan() || engage <= 0.0 => {
                 return refuse("the beginning of the alarm", engage, "above 0".into());
             }
             AlarmRule::Cusum { release, .. } if release < 0.0 => {

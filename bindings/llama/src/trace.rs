@@ -44,25 +44,28 @@ pub struct AnswerMeans {
     pub engaged: usize,
     /// Mean projection before the cap and after it. `None` without rows.
     pub means: Option<(f64, f64)>,
+    /// Standard deviation of the projections before the cap.
+    pub deviation: f64,
 }
 
 /// Returns what each of `caps` caps saw of an answer on sequence 0, the rows from position `prompt` on. These
 /// are the generated tokens that were decoded: of an answer that was cut off, all but the last.
 #[must_use]
 pub fn answer_means(trace: &[TraceRow], prompt: usize, caps: usize) -> Vec<AnswerMeans> {
-    let mut sums = vec![(0.0, 0.0, 0, 0); caps];
+    let mut sums = vec![(0.0, 0.0, 0.0, 0, 0); caps];
     let answer = trace.iter().filter(|row| usize::try_from(row.position).is_ok_and(|at| at >= prompt));
     for row in answer.filter(|row| row.sequence == 0 && !row.non_finite && !row.skipped) {
-        let Some((before, after, rows, engaged)) = sums.get_mut(row.cap) else { continue };
+        let Some((before, squares, after, rows, engaged)) = sums.get_mut(row.cap) else { continue };
         *before += f64::from(row.before);
+        *squares += f64::from(row.before).powi(2);
         *after += f64::from(row.after);
         *rows += 1;
         *engaged += usize::from(row.engaged);
     }
-    let means = |(before, after, rows, engaged): (f64, f64, usize, usize)| AnswerMeans {
-        rows,
-        engaged,
-        means: (rows > 0).then(|| (before / rows as f64, after / rows as f64)),
+    let means = |(before, squares, after, rows, engaged): (f64, f64, f64, usize, usize)| {
+        let count = rows.max(1) as f64;
+        let deviation = (squares / count - (before / count).powi(2)).max(0.0).sqrt();
+        AnswerMeans { rows, engaged, means: (rows > 0).then(|| (before / count, after / count)), deviation }
     };
     sums.into_iter().map(means).collect()
 }

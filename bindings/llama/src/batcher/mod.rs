@@ -430,8 +430,8 @@ impl<'m> Batcher<'m> {
         for line in self.context.take_trace() {
             let slot = usize::try_from(line.sequence).ok().and_then(|sequence| self.slots.get_mut(sequence));
             let Some(Some(slot)) = slot else { continue };
-            let flags =
-                u32::from(line.engaged) * RowStat::ENGAGED | u32::from(line.non_finite) * RowStat::NON_FINITE;
+            let flags = (u32::from(line.engaged) * RowStat::ENGAGED)
+                | (u32::from(line.non_finite) * RowStat::NON_FINITE);
             slot.count(line.cap, line.skipped, &RowStat { before: line.before, after: line.after, flags });
         }
     }
