@@ -3,7 +3,7 @@
 
 use axiscap::file::gguf::{self, Gguf, Value};
 use axiscap::file::{CapFile, FileError, ModelInfo};
-use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
+use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, Policy};
 
 /// The parts of a file, from which a file with one wrong part is made.
 struct Parts {
