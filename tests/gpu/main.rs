@@ -7,13 +7,15 @@ use std::process::Command;
 
 use axiscap::cpu::{self, Rows, RowsMut};
 use axiscap::cuda::raw::KernelPath;
-use axiscap::cuda::{CudaError, Device, DriverError, Limits, Overlap, probe};
+use axiscap::cuda::{
+    self, CudaError, Device, DeviceRows, DriverError, Limits, Overlap, RowProfileBuffer, probe,
+};
 use axiscap::interop::cudarc::Job;
-use axiscap::{Bound, CapTable, Dtype, Operation};
+use axiscap::{Axis, Bound, Cap, CapTable, Dtype, Operation, RowStat};
 use axiscap_testing::case::{self, Case, Profiles, Setup};
 use axiscap_testing::numbers::Random;
 use axiscap_testing::sweep::Space;
-use cudarc::driver::{CudaSlice, sys};
+use cudarc::driver::{CudaSlice, DevicePtrMut, sys};
 use device::{can_launch, check, device, device_alone, run};
 
 /// Makes a case whose other properties depend on `turn`.
@@ -203,6 +205,128 @@ fn a_captured_launch_sees_new_bounds() {
     let found = stream.clone_dtoh(&rows).expect("a copy back");
     stream.synchronize().expect("a copy back");
     assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
+}
+
+/// A captured launch is replayed while the rows' profiles change, without a new launch or graph. A few rows
+/// and many have different kernels.
+#[test]
+fn a_captured_launch_sees_new_profiles() {
+    let Some(device) = device_alone() else { return };
+    for rows in [7, 600] {
+        replay_with_new_profiles(&device, rows, 4096);
+    }
+}
+
+/// Makes a table in which two profiles have the same axis with disjoint bands, and the third has two caps.
+fn table_of_three_profiles(width: usize, random: &mut Random) -> CapTable {
+    let mut axis = || {
+        let direction: Vec<f32> = (0..width).map(|_| random.signed()).collect();
+        Axis::from_direction(&direction).expect("a direction")
+    };
+    let (first, second) = (axis(), axis());
+    let cap = |axis: &Axis, lo, hi| Cap::new(axis.clone(), Bound::band(lo, hi).expect("a bound"));
+    let (low, high) = (cap(&first, 0.25, 0.5), cap(&first, 1.0, 1.5));
+    let (other, last) = (cap(&second, -0.5, -0.25), cap(&first, 0.75, 2.0));
+    CapTable::with_profiles(&[&[&low], &[&high], &[&other, &last]]).expect("a table")
+}
+
+/// Replays a captured launch, each time after other indices were written, and compares the rows and
+/// statistics of every replay with the CPU's. The caller's slice is in page-locked memory, which the GPU
+/// could read later. It changes after each call, while the GPU is still busy.
+fn replay_with_new_profiles(device: &Device, rows: usize, width: usize) {
+    // More turns than updates that can be in progress.
+    const TURNS: usize = 12;
+    let mut random = Random(23);
+    let table = table_of_three_profiles(width, &mut random);
+    let values: Vec<f32> = (0..rows * width).map(|_| random.value()).collect();
+    let old = RowStat { before: 77.0, after: 77.0, flags: 77 };
+    let mut expected_stats = vec![old; rows * table.max_caps_per_row()];
+    // cudarc would record its events into the capture, where they have no effect later.
+    let _untracked = Untracked::new(device);
+    let stream = device.context().new_stream().expect("a stream");
+    let on_gpu = device.upload(&table).expect("a table");
+    let buffer = RowProfileBuffer::new(device, rows).expect("a buffer");
+    assert_eq!(buffer.rows(), rows);
+    let mut h = stream.clone_htod(&values).expect("device memory");
+    let mut stats = stream.clone_htod(&expected_stats).expect("device memory");
+    let mut ballast = stream.alloc_zeros::<u8>(256 << 20).expect("device memory");
+    let mut results: Vec<_> = (0..TURNS)
+        .map(|_| {
+            (stream.clone_dtod(&h).expect("device memory"), stream.clone_dtod(&stats).expect("device memory"))
+        })
+        .collect();
+    let mut indices = vec![u32::MAX; rows];
+    let bytes = size_of_val(&indices[..]);
+    // SAFETY: the memory is the slice's. It is unregistered below, and the vector is not reallocated in
+    // between.
+    let register = unsafe { sys::cuMemHostRegister_v2(indices.as_mut_ptr().cast(), bytes, 0) };
+    assert_eq!(register, sys::CUresult::CUDA_SUCCESS);
+    stream.synchronize().expect("a copy");
+
+    let address = h.device_ptr_mut(&stream).0;
+    let job = cuda::Job::cap(DeviceRows { dtype: Dtype::F32, address, count: rows, stride: width })
+        .row_profiles(buffer.address())
+        .stats(stats.device_ptr_mut(&stream).0);
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).expect("a capture");
+    // SAFETY: the job's memory lives until the stream is synchronised below, and only this stream uses it.
+    unsafe { job.launch(&on_gpu, (&*stream).into(), Overlap::None) }.expect("a launch");
+    assert_eq!(buffer.write(&vec![0; rows], (&*stream).into()), Err(CudaError::Capturing));
+    let flags = sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).expect("a graph").expect("a graph");
+    let too_many = buffer.write(&vec![0; rows + 1], (&*stream).into());
+    assert!(matches!(too_many, Err(CudaError::TableShape { .. })), "{too_many:?}");
+
+    // Every third turn replaces the indices of the first half only.
+    let changed = |turn: usize| if turn % 3 == 2 { rows / 2 } else { rows };
+    let profile = |turn: usize, row: usize| ((row * (turn + 1) + turn) % 4) as u32;
+    // The GPU is busy while the first turns are submitted.
+    for _ in 0..30 {
+        stream.memset_zeros(&mut ballast).expect("a memset");
+    }
+    for (turn, (rows_after, stats_after)) in results.iter_mut().enumerate() {
+        let written = &mut indices[..changed(turn)];
+        written.iter_mut().enumerate().for_each(|(row, index)| *index = profile(turn, row));
+        buffer.write(written, (&*stream).into()).expect("an update");
+        // No profile of the table. A row that gets it would be a fault.
+        indices.fill(u32::MAX);
+        graph.launch().expect("a replay");
+        stream.memcpy_dtod(&h, rows_after).expect("a copy");
+        stream.memcpy_dtod(&stats, stats_after).expect("a copy");
+    }
+    stream.synchronize().expect("the replays");
+    // SAFETY: the memory was registered above.
+    let unregister = unsafe { sys::cuMemHostUnregister(indices.as_mut_ptr().cast()) };
+    assert_eq!(unregister, sys::CUresult::CUDA_SUCCESS);
+    assert_eq!(on_gpu.faults((&*stream).into()), Ok(None));
+
+    let (mut expected, mut profiles) = (values, vec![0; rows]);
+    let (mut capped, mut let_be) = (0, 0);
+    for (turn, (rows_after, stats_after)) in results.iter().enumerate() {
+        let (found, found_stats) = (stream.clone_dtoh(rows_after), stream.clone_dtoh(stats_after));
+        let (found, found_stats) = (found.expect("a copy back"), found_stats.expect("a copy back"));
+        stream.synchronize().expect("a copy back");
+        for (row, index) in profiles[..changed(turn)].iter_mut().enumerate() {
+            *index = profile(turn, row);
+        }
+        let to = RowsMut::from_slice(&mut expected, width).expect("rows");
+        let job = cpu::Job::cap(to).row_profiles(&profiles).stats(&mut expected_stats);
+        job.run(&table).expect("the CPU");
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&found) == bits(&expected), "{rows} rows, turn {turn}");
+        let differs = found_stats.iter().zip(&expected_stats).position(|(a, b)| {
+            a.before.to_bits() != b.before.to_bits()
+                || a.after.to_bits() != b.after.to_bits()
+                || a.flags != b.flags
+        });
+        assert_eq!(differs, None, "{rows} rows, turn {turn}, statistics");
+        capped += expected_stats.iter().filter(|stat| stat.engaged()).count();
+        let_be += profiles.iter().filter(|&&profile| profile == 0).count();
+    }
+    assert!(capped > TURNS && let_be > TURNS, "{capped} times a cap engaged, {let_be} rows had profile 0");
+    println!(
+        "{TURNS} replays on {rows} rows gave the CPU's bits; caps engaged {capped} times, profile 0 left {let_be} rows"
+    );
 }
 
 fn current() -> sys::CUcontext {
