@@ -3,7 +3,7 @@
 use axiscap::cuda::ProfileFaults;
 use axiscap::cuda::raw::{PackedTable, Plan, TableView};
 use axiscap::{CapTable, Dtype};
-use axiscap_testing::case::{Buffer, Case, Setup, Value};
+use axiscap_testing::case::{Buffer, Case, Profiles, Setup, Value};
 use half::{bf16, f16};
 
 use crate::machine;
@@ -37,22 +37,25 @@ impl TableImage {
     }
 }
 
-/// Runs a launch in the emulator. False if the path cannot take it or there are no rows.
-fn emulate<E: Value>(setup: &mut Setup<E>, case: &Case) -> Result<bool, String> {
+/// Runs a launch in the emulator, and returns its kernel. `None` if the path cannot take it or there are no
+/// rows.
+fn emulate<E: Value>(setup: &mut Setup<E>, case: &Case) -> Result<Option<String>, String> {
     let mut image = TableImage::new(&setup.table);
     let view = image.view();
     let plan = Plan::on_path(&setup.job(case), &view, &case.limits, case.path).map_err(|e| e.to_string())?;
-    let Some(plan) = plan else { return Ok(false) };
+    let Some(plan) = plan else { return Ok(None) };
     // SAFETY: every buffer outlives the call, and only this call uses it.
     unsafe { machine::run(&plan, case.schedule) }?;
     setup.faults = ProfileFaults::from_bytes(&bytemuck::cast(image.record));
-    Ok(true)
+    Ok(Some(plan.kernel()))
 }
 
 /// The outcome of a case.
 pub(crate) struct Outcome {
-    /// Whether there was a launch.
-    pub(crate) ran: bool,
+    /// The kernel, if there was a launch.
+    pub(crate) kernel: Option<String>,
+    /// Whether rows of profile 0 and capped rows were in one launch.
+    pub(crate) mixed: bool,
     /// Number of times that a cap acted.
     pub(crate) acted: usize,
 }
@@ -72,9 +75,12 @@ fn check_rows<E: Value>(case: &Case) -> Outcome {
     let acted = expected.define(case);
     twin.on_twin(case);
     twin.same(&expected).unwrap_or_else(|e| panic!("the twin, {case:?}: {e}"));
-    let ran = emulate(&mut setup, case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
-    if ran {
+    let kernel = emulate(&mut setup, case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+    if kernel.is_some() {
         setup.same(&expected).unwrap_or_else(|e| panic!("{case:?}: {e}"));
     }
-    Outcome { ran, acted }
+    let capped = |&profile: &u32| setup.table.profile(profile).is_some_and(|caps| !caps.is_empty());
+    let mixed =
+        case.profiles != Profiles::One && setup.profiles.contains(&0) && setup.profiles.iter().any(capped);
+    Outcome { kernel, mixed, acted }
 }
