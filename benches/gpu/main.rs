@@ -1,5 +1,5 @@
 //! The kernels on a GPU, compared with a copy, with the unfused chain, and with the addition and the norm
-//! alone.
+//! alone. Launches with an index of profiles are compared with launches without one.
 //!
 //!     cargo bench --bench gpu --features gpu-bench [-- --json FILE]
 //!
@@ -14,16 +14,34 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use axiscap::cuda::{Device, DeviceRows, DeviceTable, Job, Overlap};
+use axiscap::cuda::{Device, DeviceRows, DeviceTable, Job, Overlap, RowProfileBuffer};
 use axiscap::{Axis, Bound, Cap, CapTable, Dtype, Epsilon, RowStat};
 use baselines::Baselines;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys};
-use harness::{Report, Sample, time, time_node, warm_up};
+use harness::{Pair, Report, Sample, time, time_node, time_node_pair, time_pair, warm_up};
 
 const RUNS: usize = 60;
 const NODES: usize = 200;
 /// Nodes that each follow a memset.
 const COLD_NODES: usize = 20;
+/// Nodes of launches with and without an index of profiles.
+const INDEX_NODES: usize = 50;
+
+/// Launches whose rows have profile indices: the name, the number of profiles with one cap each, which the
+/// rows have in turn, and whether the caps act.
+type Indexed = (&'static str, usize, bool);
+const INDEXED: [Indexed; 4] = [
+    ("cap, none acts, profile 1", 1, false),
+    ("cap, all act, profile 1", 1, true),
+    ("cap, none acts, 4 profiles", 4, false),
+    ("cap, all act, 4 profiles", 4, true),
+];
+const INDEXED_NODES: [Indexed; 4] = [
+    ("node: cap, none acts, profile 1", 1, false),
+    ("node: cap, all act, profile 1", 1, true),
+    ("node: cap, none acts, 4 profiles", 4, false),
+    ("node: cap, all act, 4 profiles", 4, true),
+];
 
 struct Bench {
     device: Device,
@@ -80,12 +98,13 @@ fn main() -> ExitCode {
     let mut bench = Bench { device, stream, baselines: Baselines::load(), report, json };
 
     type Phase = (&'static str, fn(&mut Bench));
-    let phases: [Phase; 6] = [
+    let phases: [Phase; 7] = [
         ("the copy", |bench| bench.copy("copy", true)),
         ("8192 x 8192", |bench| bench.bytes_bound(8192, 8192)),
         ("8192 x 4096", |bench| bench.bytes_bound(8192, 4096)),
         ("half precision", |bench| bench.halves(8192, 8192)),
         ("nodes", |bench| [4096, 5120, 8192].into_iter().for_each(|width| bench.latency(width))),
+        ("the index of profiles", Bench::index),
         ("the copy again", |bench| bench.copy("copy, at the end", false)),
     ];
     let last = phases.len() - 1;
@@ -118,15 +137,27 @@ fn values(count: usize, seed: u32) -> Vec<f32> {
 
 /// Makes `caps` caps that act on every row in every run (a far floor, approached by a millionth per run), or
 /// on no row.
-fn table(width: usize, caps: usize, acts: bool) -> CapTable {
-    let caps: Vec<Cap> = (0..caps)
+fn caps(width: usize, caps: usize, acts: bool) -> Vec<Cap> {
+    (0..caps)
         .map(|k| {
             let axis = Axis::from_direction(&values(width, 77 + k as u32)).expect("an axis");
             let bound = if acts { Bound::floor(1e6).expect("a bound") } else { Bound::NONE };
             Cap::new(axis, bound).with_strength(if acts { 1e-9 } else { 1.0 }).expect("a strength")
         })
-        .collect();
-    CapTable::new(&caps).expect("a table")
+        .collect()
+}
+
+/// Makes a table with one profile of `count` caps.
+fn table(width: usize, count: usize, acts: bool) -> CapTable {
+    CapTable::new(&caps(width, count, acts)).expect("a table")
+}
+
+/// Makes a table with `count` profiles of one cap.
+fn table_of_profiles(width: usize, count: usize, acts: bool) -> CapTable {
+    let caps = caps(width, count, acts);
+    let profiles: Vec<[&Cap; 1]> = caps.iter().map(|cap| [cap]).collect();
+    let profiles: Vec<&[&Cap]> = profiles.iter().map(|profile| &profile[..]).collect();
+    CapTable::with_profiles(&profiles).expect("a table")
 }
 
 fn epsilon() -> Epsilon {
@@ -138,7 +169,7 @@ impl Bench {
         let shape = format!("{} x {}", shape[0], shape[1]);
         let (name, bytes) = (name.to_owned(), bytes as u64);
         eprintln!("{name} {shape}: {:.2} us", microseconds[1]);
-        self.report.samples.push(Sample { name, shape, microseconds, bytes, runs: RUNS });
+        self.report.samples.push(Sample { name, shape, microseconds, bytes, runs: RUNS, ratios: Vec::new() });
     }
 
     fn buffer(&self, elements: usize, seed: u32) -> CudaSlice<f32> {
@@ -347,5 +378,56 @@ impl Bench {
             });
             self.add(&name.replace("node:", "cold:"), shape, t.map(|t| t - alone), 0);
         }
+    }
+
+    /// Measures what an index of profiles costs: launches in place with one, beside the same launches
+    /// without.
+    fn index(&mut self) {
+        let (rows, width) = (8192, 8192);
+        let first = self.buffer(rows * width, 1);
+        let copies = 1..self.turns(rows * width * 4);
+        let copies: Vec<_> = copies.map(|_| self.stream.clone_dtod(&first).expect("device memory")).collect();
+        let addresses: Vec<_> = copies.iter().chain([&first]).map(|slice| self.address(slice)).collect();
+        for launches in INDEXED {
+            self.indexed(launches, [rows, width], &addresses, None);
+        }
+        drop((first, copies));
+        for (rows, width) in [(1, 8192), (16, 4096), (512, 4096)] {
+            let h = self.buffer(rows * width, 1);
+            let address = self.address(&h);
+            // A single row has one profile.
+            for launches in INDEXED_NODES.into_iter().filter(|&(_, profiles, _)| profiles <= rows) {
+                self.indexed(launches, [rows, width], &[address], Some(INDEX_NODES));
+            }
+        }
+    }
+
+    /// Measures launches with an index beside launches without, on buffers in turn, or as nodes of a graph on
+    /// one buffer. Without an index every row has profile 1.
+    fn indexed(&mut self, launches: Indexed, shape: [usize; 2], addresses: &[u64], nodes: Option<usize>) {
+        let ((name, profiles, acts), [rows, width]) = (launches, shape);
+        let stream = self.stream.clone();
+        let table = self.device.upload(&table_of_profiles(width, profiles, acts)).expect("a table");
+        let index = RowProfileBuffer::new(&self.device, rows).expect("an index");
+        let profile_of = |row: usize| (row % profiles) as u32 + 1;
+        let indices: Vec<u32> = (0..rows).map(profile_of).collect();
+        index.write(&indices, (&*stream).into()).expect("an update");
+        let without = |turn: usize| {
+            let address = addresses[turn % addresses.len()];
+            Job::cap(DeviceRows { dtype: Dtype::F32, address, count: rows, stride: width })
+        };
+        let with = |turn| without(turn).row_profiles(index.address());
+        let launch = |job: &Job| self.launch(job, &table, Overlap::None);
+        let pair = match nodes {
+            None => time_pair(&stream, RUNS, |turn| launch(&without(turn)), |turn| launch(&with(turn))),
+            Some(nodes) => time_node_pair(&stream, nodes, RUNS, || launch(&without(0)), || launch(&with(0))),
+        };
+        self.check(name, &with(0), &table, rows, acts);
+        assert_eq!(table.faults((&*stream).into()), Ok(None), "{name}");
+        let Pair { microseconds, ratios } = pair;
+        let passes = if acts { 2 } else { 1 };
+        let bytes = if nodes.is_some() { 0 } else { passes * rows * width * 4 };
+        self.add(name, shape, microseconds, bytes);
+        self.report.samples.last_mut().expect("the sample").ratios = ratios;
     }
 }

@@ -5,8 +5,8 @@
 - no interval: too few values for one;
 - faster than memory: the bytes cannot have moved in that time.
 
-The interval of speeds is the 95 % interval of the median (sign test). The kernels' benchmark reports quartiles of 60
-runs, which are wider and take its place.
+The interval of speeds, and of launches with an index of profiles over launches without, is the 95 % interval of the
+median (sign test). Elsewhere the kernels' benchmark reports quartiles of 60 runs, which are wider and take its place.
 """
 
 import math
@@ -113,6 +113,17 @@ KERNELS: list[tuple[str, list[str], str | None, list[str], float]] = [
     ("one row, 5 caps / one, none acts", ["node: 5 caps, none acts"], "node: cap, none acts", WIDTHS, 1.25),
     ("one row, 5 caps / one, all act", ["node: 5 caps, all act"], "node: cap, all act", WIDTHS, 1.25),
 ]
+# What an index of profiles costs: what it is about, a sample, its shape, and the most that is aimed at. The sample has
+# the ratios of launches with the index over the same launches without. Without it every row has profile 1.
+INDEX: list[tuple[str, str, str, float | None]] = [
+    *((f"index / none, {profiles}, {acts}", f"cap, {acts}, {profiles}", MANY[0], 1.01 if profiles == "profile 1" else None)
+      for profiles in ("profile 1", "4 profiles") for acts in ("none acts", "all act")),
+    # Nodes of a graph. A single row has one profile.
+    *((f"index / none, {rows}, {profiles}, {acts}", f"node: cap, {acts}, {profiles}", shape, None)
+      for rows, shape in (("1 row", "1 x 8192"), ("16 rows", "16 x 4096"), ("512 rows", "512 x 4096"))
+      for profiles in ("profile 1", "4 profiles") for acts in ("none acts", "all act")
+      if (rows, profiles) != ("1 row", "4 profiles")),
+]
 
 
 def kernels(bench: Data | None) -> list[Row]:
@@ -140,6 +151,9 @@ def kernels(bench: Data | None) -> list[Row]:
         elif len(found) < len(wanted):
             row.of += f", {len(found)} of {len(wanted)} samples"
             row.verdict = MISSED if row.verdict == MISSED else NO_INTERVAL
+    for what, name, shape, index_aim in INDEX:
+        ratios = [number(ratio) for ratio in samples.get((name, shape), {}).get("ratios", [])]
+        rows.append(judged(what, ratios, index_aim, at_least=False, of=f"pairs, {shape}"))
     return rows
 
 

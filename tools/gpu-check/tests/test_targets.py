@@ -127,8 +127,38 @@ class Kernels(unittest.TestCase):
         peers[1] = self.sample("cap, all act", "1 x 4096", 4.0, peer="eager")
         self.assertEqual(targets.peers(ours, peers, [{"ratio": 0.5}])[0].verdict, MISSED)
 
+    def test_an_index_of_profiles_costs_at_most_a_hundredth(self):
+        what, shape = "index / none, profile 1, none acts", "8192 x 8192"
+        for ratios, verdict in [([1.002, 1.008] * 30, HELD), ([1.002, 1.012] * 30, MISSED), ([1.02] * 60, MISSED),
+                                ([1.002] * 5, NO_INTERVAL), ([1.002] * 59 + [NAN], targets.BROKEN), ([], "not measured")]:
+            row = self.row(what, self.sample("cap, none acts, profile 1", shape, 66.0, ratios=ratios))
+            self.assertEqual((row.verdict, row.aim), (verdict, "<= 1.01"))
+        self.assertEqual(row.what, what)
+        # Its quartiles are far apart. Only the ratios count, and not the samples of another shape.
+        apart = self.sample("cap, none acts, profile 1", shape, 66.0, spread=0.5, ratios=[1.0] * 60)
+        row = self.row(what, apart, self.sample("cap, none acts, profile 1", "16 x 4096", 4.0, ratios=[2.0] * 60))
+        self.assertEqual((row.verdict, row.median, row.of), (HELD, 1.0, "60 pairs, 8192 x 8192"))
+
+    def test_an_index_on_few_rows_or_of_several_profiles_has_no_aim(self):
+        aims = {(name, shape): aim for _, name, shape, aim in targets.INDEX}
+        self.assertEqual({one for one, aim in aims.items() if aim},
+                         {("cap, none acts, profile 1", "8192 x 8192"), ("cap, all act, profile 1", "8192 x 8192")})
+        row = self.row("index / none, 16 rows, 4 profiles, all act",
+                       self.sample("node: cap, all act, 4 profiles", "16 x 4096", 4.0, ratios=[1.5] * 60))
+        self.assertEqual((row.verdict, row.aim, row.median, row.interval), ("", "", 1.5, (1.5, 1.5)))
+
+    def test_the_table_holds_every_line_of_the_index(self):
+        whats = [what for what, *_ in targets.INDEX]
+        self.assertEqual(len(whats), len(set(whats)))
+        # The columns of the table.
+        self.assertLess(max(map(len, whats)), 47)
+        self.assertLessEqual(max(len(f"60 pairs, {shape}") for _, _, shape, _ in targets.INDEX), 26)
+
     def test_the_names_are_the_benchmarks(self):
         text = (Path(__file__).resolve().parents[3] / "benches/gpu/main.rs").read_text()
+        for _, name, shape, _ in targets.INDEX:
+            self.assertIn(f'"{name}"', text)
+            self.assertIn("({}, {})".format(*shape.split(" x ")), text)
         for _, names, over, _, _ in targets.KERNELS:
             for name in filter(None, [*names, over]):
                 self.assertIn(f'"{name}"', text)
