@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use axiscap_lab::bench::{BenchOptions, BenchReport, Comparison, Ratio, bench};
+use axiscap_lab::bench::{BenchOptions, BenchReport, Comparison, ProfileComparison, Ratio, bench};
 use axiscap_llama::{GraphCounts, MAX_CTX, RouteChoice, default_threads, devices};
 use clap::builder::RangedU64ValueParser;
 use clap::{ValueEnum, value_parser};
@@ -24,7 +24,8 @@ use crate::route::RouteArg;
 #[command(after_help = "\
 Examples:
   axiscap bench --model M.gguf --caps C.gguf
-  axiscap bench --model M.gguf --caps C.gguf --pairs 40 --compare idle,cb-eval --json")]
+  axiscap bench --model M.gguf --caps C.gguf --pairs 40 --compare idle,cb-eval --json
+  axiscap bench --model M.gguf --caps C.gguf --sequences 16 --profiles 4")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -46,6 +47,10 @@ pub(crate) struct Args {
     /// Sequences decoded at once; tokens per second are of all of them together
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=256))]
     sequences: u32,
+    /// Also measure the sequences under N profiles in turn, against the same sequences under one profile; each
+    /// profile needs a sequence. 1 measures nothing more
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one())]
+    profiles: usize,
     /// Do not count what the caps do
     #[arg(long)]
     no_statistics: bool,
@@ -89,8 +94,8 @@ pub(crate) struct RatioReport<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio_ci95_note: Option<String>,
     ratio_range: [f64; 2],
-    uncapped_tps: f64,
-    capped_tps: f64,
+    #[serde(flatten)]
+    speeds: Speeds,
     pairs: usize,
     ratios: &'a [f64],
     /// By total time: every interruption counts.
@@ -98,10 +103,40 @@ pub(crate) struct RatioReport<'a> {
     total_ratio_ci95: Option<[f64; 2]>,
 }
 
+/// Tokens per second of a baseline and of what is compared with it.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Speeds {
+    /// Against the context that the hook never touched.
+    Capped { uncapped_tps: f64, capped_tps: f64 },
+    /// Against the capped context.
+    Profiles { one_profile_tps: f64, this_tps: f64 },
+}
+
 #[derive(Debug, Serialize)]
 struct ComparisonReport<'a> {
     decode: RatioReport<'a>,
     prefill: RatioReport<'a>,
+}
+
+/// Sequences under several profiles in turn against the same sequences under one profile, both capped.
+#[derive(Debug, Serialize)]
+struct ProfilesReport<'a> {
+    count: usize,
+    baseline: &'static str,
+    #[serde(flatten)]
+    mixed: ComparisonReport<'a>,
+    /// Of the several profiles. That of the baseline is the report's own. Equal ones mean equal work per row.
+    engagement: Option<f64>,
+    /// One profile, with an index per row as several profiles need it.
+    indexed: IndexedReport<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct IndexedReport<'a> {
+    #[serde(flatten)]
+    comparison: ComparisonReport<'a>,
+    engagement: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -114,6 +149,9 @@ struct Report<'a> {
     cb_eval: Option<ComparisonReport<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stock_chain: Option<ComparisonReport<'a>>,
+    /// With --profiles 2 or more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profiles: Option<ProfilesReport<'a>>,
     /// Whether a signal ended the measurement before all pairs were measured.
     interrupted: bool,
     pairs_planned: usize,
@@ -153,6 +191,12 @@ struct GraphReport {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
+    if args.profiles > args.sequences as usize {
+        return Err(output::wrong_usage(format!(
+            "--profiles {0} with --sequences {1}: each profile needs a sequence; give --sequences {0} or more, or fewer profiles",
+            args.profiles, args.sequences
+        )));
+    }
     let caps = args.caps.read()?;
     let model = args.model.load()?;
     let caps = caps.check(&model)?.acting()?;
@@ -162,6 +206,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         prompts: args.prompts,
         generate_tokens: args.generate_tokens,
         sequences: args.sequences,
+        profiles: args.profiles,
         statistics: !args.no_statistics,
         context: args.model.context(&model),
         route: args.route.into(),
@@ -206,6 +251,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         idle: measured.idle.as_ref().map(comparison),
         cb_eval: measured.eval_callback.as_ref().map(comparison),
         stock_chain: measured.ggml_ops.as_ref().map(comparison),
+        profiles: measured.profiles.as_ref().map(profiles),
         interrupted,
         pairs_planned: args.pairs,
         baseline: "a context of the same llama.cpp that the hook never touched",
@@ -242,14 +288,39 @@ fn comparison(measured: &Comparison) -> ComparisonReport<'_> {
     ComparisonReport { decode: ratio(&measured.decode), prefill: ratio(&measured.prefill) }
 }
 
+fn profiles(measured: &ProfileComparison) -> ProfilesReport<'_> {
+    ProfilesReport {
+        count: measured.count,
+        baseline: "the capped context, whose sequences are all under one profile",
+        mixed: of_profiles(&measured.mixed),
+        engagement: measured.mixed_engagement,
+        indexed: IndexedReport {
+            comparison: of_profiles(&measured.indexed),
+            engagement: measured.indexed_engagement,
+        },
+    }
+}
+
+fn of_profiles(measured: &Comparison) -> ComparisonReport<'_> {
+    let [decode, prefill] = [&measured.decode, &measured.prefill].map(|ratio| {
+        let (one_profile_tps, this_tps) = (ratio.baseline_tps, ratio.tps);
+        with_speeds(ratio, Speeds::Profiles { one_profile_tps, this_tps })
+    });
+    ComparisonReport { decode, prefill }
+}
+
 pub(crate) fn ratio(measured: &Ratio) -> RatioReport<'_> {
+    let (uncapped_tps, capped_tps) = (measured.baseline_tps, measured.tps);
+    with_speeds(measured, Speeds::Capped { uncapped_tps, capped_tps })
+}
+
+fn with_speeds(measured: &Ratio, speeds: Speeds) -> RatioReport<'_> {
     RatioReport {
         ratio_median: measured.median,
         ratio_ci95: measured.ci95.map(Into::into),
         ratio_ci95_note: few(measured),
         ratio_range: measured.range.into(),
-        uncapped_tps: measured.uncapped_tps,
-        capped_tps: measured.capped_tps,
+        speeds,
         pairs: measured.pairs.len(),
         ratios: &measured.pairs,
         total_ratio_median: measured.total_median,
@@ -295,9 +366,27 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
     }
     let interval = few(&measured.capped.decode)
         .map_or_else(|| "95 % interval".into(), |note| format!("95 % interval ({note})"));
-    text += &format!("{:<41}{:>11}{:>11}{:>9}   {interval}\n", "", "uncapped", "this", "ratio");
+    text += &part("uncapped", &rows, &interval);
+    if let Some(profiles) = &measured.profiles {
+        let mixed = format!("{} profiles in turn", profiles.count);
+        let rows =
+            [(mixed.as_str(), Some(&profiles.mixed)), ("one profile, indexed", Some(&profiles.indexed))];
+        let engaged = |share: f64| format!(", engaged on {:.1} % of rows", 100.0 * share);
+        let _ = writeln!(
+            text,
+            "\ncapped in both, against one profile for all sequences{}",
+            profiles.mixed_engagement.map(engaged).unwrap_or_default(),
+        );
+        text += &part("1 profile", &rows, &interval);
+    }
+    text
+}
+
+/// Returns the table of comparisons with one baseline.
+fn part(baseline: &str, rows: &[(&str, Option<&Comparison>)], interval: &str) -> String {
+    let mut text = format!("{:<41}{baseline:>11}{:>11}{:>9}   {interval}\n", "", "this", "ratio");
     for (phase, part) in [("decode", decode as fn(&Comparison) -> &Ratio), ("prefill", prefill)] {
-        for (name, comparison) in rows {
+        for &(name, comparison) in rows {
             let Some(ratio) = comparison.map(part) else { continue };
             let interval =
                 ratio.ci95.map_or_else(|| "-".into(), |(low, high)| format!("[{low:.4}, {high:.4}]"));
@@ -305,8 +394,8 @@ fn table(measured: &BenchReport, report: &Report<'_>) -> String {
                 text,
                 "{:<41}{:>9.1}/s{:>9.1}/s{:>9.4}   {interval}",
                 format!("{phase}, {name}"),
-                ratio.uncapped_tps,
-                ratio.capped_tps,
+                ratio.baseline_tps,
+                ratio.tps,
                 ratio.median,
             );
         }

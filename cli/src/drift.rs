@@ -412,8 +412,8 @@ impl Report<'_> {
                 text,
                 "speed, capped / uncapped: {:.3} ({:.0} / {:.0} tokens per second; {}; axiscap bench measures it properly)",
                 speed.median,
-                speed.capped_tps,
-                speed.uncapped_tps,
+                speed.tps,
+                speed.baseline_tps,
                 counted(speed.pairs.len(), "short pair")
             )?;
         }

@@ -81,6 +81,46 @@ fn six_pairs_have_an_interval_without_assumptions() {
 }
 
 #[test]
+fn several_profiles_are_measured_against_one() {
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    let entries: Vec<_> =
+        (10..14).map(|block| (block, block as u64, Bound::band(-0.2, 0.2).unwrap(), 1.0)).collect();
+    caps(&file, &entries);
+    let args = ["--caps", arg(&file), "--pairs", "1", "--prompts", "1", "--prompt-tokens", "8"];
+    let args = [&args[..], &["--generate-tokens", "4", "--sequences", "2"]].concat();
+    let report = json(axiscap("bench", &[&args[..], &["--profiles", "2", "--json"]].concat()));
+    let profiles = &report["profiles"];
+    assert_eq!((&profiles["count"], &report["sequences"]), (&2.into(), &2.into()));
+    assert!(profiles["baseline"].as_str().unwrap().contains("one profile"), "{profiles}");
+    for comparison in [profiles, &profiles["indexed"]] {
+        for phase in [&comparison["decode"], &comparison["prefill"]] {
+            assert_eq!(phase["pairs"], 1);
+            check_interval(phase, "ratio_range");
+            assert!(phase["one_profile_tps"].as_f64().unwrap() > 0.0, "{phase}");
+            assert!(phase["this_tps"].as_f64().unwrap() > 0.0, "{phase}");
+            assert!(phase.get("uncapped_tps").is_none() && phase.get("capped_tps").is_none(), "{phase}");
+        }
+        // The profiles do the same to a row.
+        assert_eq!(comparison["engagement"], report["engagement"]);
+    }
+    assert!(report["engagement"].as_f64().unwrap() > 0.0 && report["decode"]["uncapped_tps"].is_number());
+
+    let table = succeed(axiscap("bench", &[&args[..], &["--profiles", "2"]].concat()));
+    for what in
+        ["decode, capped", "1 profile ", "decode, 2 profiles in turn", "prefill, one profile, indexed"]
+    {
+        assert!(table.contains(what), "no {what:?} in {table}");
+    }
+    let one = json(axiscap("bench", &[&args[..], &["--profiles", "1", "--json"]].concat()));
+    assert!(one.get("profiles").is_none() && one["decode"]["pairs"] == 1, "{one}");
+
+    let refused = axiscap("bench", &[&args[..], &["--profiles", "3"]].concat());
+    misuse(refused, &["--profiles 3 with --sequences 2", "give --sequences 3 or more"]);
+    misuse(axiscap("bench", &["--caps", arg(&file), "--profiles", "0"]), &["--profiles"]);
+}
+
+#[test]
 fn doctor_lists_what_the_machine_has_and_what_is_missing() {
     let report = json(program(&["doctor", "--json"], ""));
     assert!(report["cpu"]["path"].is_string());

@@ -14,7 +14,7 @@ use axiscap_llama::{ContextOptions, FusedNorms, GraphCounts, Model, RouteUse, Se
 use crate::error::Error;
 use cb_eval::{EvalContext, EvalModel};
 use ggml_ops::GgmlOps;
-use hooked::{baseline, hooked};
+use hooked::{baseline, hooked, indexed, mixed};
 
 /// A way to run the caps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,13 +25,17 @@ pub(crate) enum Way {
     Capped,
     /// The hook, with its caps switched off.
     Idle,
+    /// The hook, with its sequences under so many profiles in turn. Each changes a row to the same bits.
+    Mixed { profiles: usize },
+    /// The hook, with one profile that each row names by an index.
+    Indexed,
     /// llama.cpp's `cb_eval`, with a host synchronisation per capped block.
     EvalCallback,
     /// ggml's own operations between views. Counts nothing and fuses no norm.
     GgmlOps,
 }
 
-/// What a subject's caps did.
+/// What a subject's caps did, over all profiles.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outcome {
     /// Rows times caps.
@@ -109,6 +113,8 @@ impl<'m> Subjects<'m> {
                 })?;
                 Box::new(context)
             }
+            Way::Mixed { profiles } => Box::new(mixed(model, options, caps, *settings, profiles)?),
+            Way::Indexed => Box::new(indexed(model, options, caps, *settings)?),
             Way::GgmlOps => {
                 let mut settings = *settings;
                 (settings.statistics, settings.fused_norm) = (false, false);

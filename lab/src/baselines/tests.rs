@@ -1,18 +1,20 @@
 //! The baselines on a real model, computed by the CPU backend. The rows of ggml's own operations before and
 //! after the caps are compared with f64, the tokens of the evaluation callback with the hook's.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_ggml::{Tap, TapRows};
 use axiscap_llama::{
-    BatchRow, Context, ContextOptions, Error, HookError, Model, ModelOptions, ModelShape, Route, RouteUse,
-    Token,
+    BatchRow, Context, ContextOptions, Error, HookError, Model, ModelOptions, ModelShape, ProfileId, Route,
+    RouteUse, Settings, Token,
 };
 
 use super::Subject;
 use super::cb_eval::{EvalContext, EvalModel};
 use super::ggml_ops::GgmlOps;
+use super::hooked::{hooked as hooked_with, indexed, mixed};
 
 static MODEL: LazyLock<Model> = LazyLock::new(|| {
     Model::load(axiscap_testing::small_model(), &ModelOptions { gpu_layers: Some(0) })
@@ -238,6 +240,38 @@ fn infinite_bounds_change_no_token_and_contexts_do_not_disturb_each_other() {
     drop(a);
     b.clear();
     assert_eq!(generate(&mut b, 8), capped);
+}
+
+#[test]
+fn sequences_under_several_profiles_decode_the_bits_of_one() {
+    let set = caps();
+    let options = ContextOptions { sequences: 5, ..options(256) };
+    let settings = Settings::default();
+    let (prompt, count) = (prompt(), options.sequences);
+    let run = |mut context: Context<'static>| {
+        context.prefill(&prompt, 0, 0).unwrap();
+        Subject::spread(&mut context, count).unwrap();
+        context.step(&prompt[..count as usize], prompt.len()).unwrap();
+        let row = |row| context.logits(row).unwrap().iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
+        let logits: Vec<_> = (0..count as usize).map(row).collect();
+        let profiles: Vec<_> = (0..count.cast_signed()).map(|sequence| context.profile(sequence)).collect();
+        (logits, profiles, context.outcome())
+    };
+    let (logits, of_one, one) = run(hooked_with(&MODEL, &options, &set, settings).unwrap());
+    assert!(one.engaged > 0);
+    assert_eq!(of_one, [Some(ProfileId::DEFAULT); 5]);
+    for (context, distinct) in [
+        (mixed(&MODEL, &options, &set, settings, 2).unwrap(), 2),
+        (mixed(&MODEL, &options, &set, settings, 3).unwrap(), 3),
+        (indexed(&MODEL, &options, &set, settings).unwrap(), 1),
+    ] {
+        let (found, profiles, outcome) = run(context);
+        assert_eq!(profiles.iter().collect::<BTreeSet<_>>().len(), distinct);
+        assert_ne!(profiles[distinct - 1], Some(ProfileId::DEFAULT), "{profiles:?}");
+        assert_eq!(profiles[..5 - distinct], profiles[distinct..], "in turn");
+        assert!(found == logits, "{distinct} profiles");
+        assert_eq!((outcome.rows, outcome.engaged), (one.rows, one.engaged));
+    }
 }
 
 #[test]

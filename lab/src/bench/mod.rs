@@ -7,6 +7,9 @@
 //! machine slows all of them alike. With several sequences a step decodes one token of each. They continue
 //! from one prompt with different tokens.
 //!
+//! Several profiles in one batch are compared with the capped context, whose sequences are all under one
+//! profile.
+//!
 //! A round's ratio is the median over its prompts or tokens, which one interruption does not move. The ratio
 //! of total times is given beside it.
 
@@ -38,6 +41,9 @@ pub struct BenchOptions {
     pub generate_tokens: usize,
     /// Sequences decoded at once, 1 or more. This is the number of rows of a decode step.
     pub sequences: u32,
+    /// Profiles of a further context, 1 to `sequences`. From 2 on its sequences are measured under so many
+    /// profiles in turn, against the capped context ([`BenchReport::profiles`]).
+    pub profiles: usize,
     /// How the contexts are made. `ctx` is raised as needed.
     pub context: ContextOptions,
     /// How the capped context computes a graph with its caps.
@@ -65,6 +71,7 @@ impl Default for BenchOptions {
             prompts: 3,
             generate_tokens: 64,
             sequences: 1,
+            profiles: 1,
             context: ContextOptions::default(),
             route: RouteChoice::Auto,
             statistics: true,
@@ -102,6 +109,9 @@ impl BenchOptions {
     /// Returns what is measured. The first is the baseline, and [`CAPPED`] the index of the capped context.
     fn ways(&self) -> Vec<Way> {
         let mut ways = vec![Way::Uncapped, Way::Capped];
+        if self.profiles > 1 {
+            ways.extend([Way::Mixed { profiles: self.profiles }, Way::Indexed]);
+        }
         ways.extend(self.idle.then_some(Way::Idle));
         ways.extend(self.eval_callback.then_some(Way::EvalCallback));
         ways.extend(self.ggml_ops.then_some(Way::GgmlOps));
@@ -115,10 +125,18 @@ impl BenchOptions {
             ("generate_tokens", self.generate_tokens),
             ("prompts", self.prompts),
             ("sequences", self.sequences as usize),
+            ("profiles", self.profiles),
         ] {
             if value == 0 {
                 return Err(Error::Option { option, value: value.to_string(), expected: "1 or more".into() });
             }
+        }
+        if self.profiles > self.sequences as usize {
+            return Err(Error::Option {
+                option: "profiles",
+                value: self.profiles.to_string(),
+                expected: format!("at most {}, the number of sequences", self.sequences),
+            });
         }
         let needed = self.needed_context();
         if needed > MAX_CTX as usize {
@@ -132,13 +150,28 @@ impl BenchOptions {
     }
 }
 
-/// Capped against uncapped.
+/// One way to decode against its baseline.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
     /// Token by token.
     pub decode: Ratio,
     /// The prompt.
     pub prefill: Ratio,
+}
+
+/// Several profiles in one batch against one. The baseline is the capped context.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProfileComparison {
+    /// Number of profiles.
+    pub count: usize,
+    /// Sequences under the profiles in turn. The prompt is one sequence, so one profile.
+    pub mixed: Comparison,
+    /// As [`BenchReport::engagement`], over all profiles.
+    pub mixed_engagement: Option<f64>,
+    /// One profile that each row names by an index. What mixed batches lose beyond it is due to the profiles.
+    pub indexed: Comparison,
+    /// As [`BenchReport::engagement`].
+    pub indexed_engagement: Option<f64>,
 }
 
 /// What was measured.
@@ -152,7 +185,9 @@ pub struct BenchReport {
     pub eval_callback: Option<Comparison>,
     /// The context that caps through ggml's own operations against the baseline.
     pub ggml_ops: Option<Comparison>,
-    /// Share of rows (times caps) on which a cap engaged. `None` without statistics.
+    /// Several profiles against the capped context. `None` unless [`BenchOptions::profiles`] asks for it.
+    pub profiles: Option<ProfileComparison>,
+    /// Share of rows (times caps) on which a cap of the capped context engaged. `None` without statistics.
     pub engagement: Option<f64>,
     /// Where the capped context ran its caps, and how.
     pub routes: Vec<RouteUse>,
@@ -168,6 +203,25 @@ struct Sample {
     prefill: Vec<Duration>,
     /// Per token.
     decode: Vec<Duration>,
+}
+
+/// How often caps engaged.
+#[derive(Debug, Clone, Copy, Default)]
+struct Engaged {
+    /// Rows times caps.
+    rows: u64,
+    engaged: u64,
+}
+
+impl Engaged {
+    fn add(&mut self, outcome: &Outcome) {
+        self.rows += outcome.rows;
+        self.engaged += outcome.engaged;
+    }
+
+    fn share(&self) -> Option<f64> {
+        (self.rows > 0).then(|| self.engaged as f64 / self.rows as f64)
+    }
 }
 
 /// Measures what `caps` cost on `model`. `go_on` is called with the rounds done and their number, between any
@@ -188,7 +242,7 @@ pub fn bench(
     let subjects = Subjects::new(model, caps, &ways, options.context(), options.settings())?;
 
     let mut rounds = Vec::with_capacity(options.pairs);
-    let (mut rows, mut engaged, mut graphs) = (0, 0, GraphCounts::default());
+    let (mut engaged, mut graphs) = (vec![Engaged::default(); ways.len()], GraphCounts::default());
     let mut last = Outcome::default();
     for number in 0..options.pairs {
         let turned = number % 2 == 1;
@@ -201,7 +255,9 @@ pub fn bench(
         let Some(samples) = round(&mut made, &text, options, turned, &mut goes_on)? else { break };
         rounds.push(samples);
         last = made[CAPPED].outcome();
-        (rows, engaged) = (rows + last.rows, engaged + last.engaged);
+        for (engaged, subject) in engaged.iter_mut().zip(&made) {
+            engaged.add(&subject.outcome());
+        }
         graphs += last.graphs;
         if go_on(number + 1, options.pairs).is_break() {
             break;
@@ -211,27 +267,43 @@ pub fn bench(
         return Ok(None);
     }
 
-    let compare = |subject: usize| {
+    let compare = |baseline: usize, subject: usize| {
         let pairs = |times: fn(&Sample) -> &[Duration]| -> Vec<(&[Duration], &[Duration])> {
-            rounds.iter().map(|round: &Vec<Sample>| (times(&round[0]), times(&round[subject]))).collect()
+            rounds
+                .iter()
+                .map(|round: &Vec<Sample>| (times(&round[baseline]), times(&round[subject])))
+                .collect()
         };
         Comparison {
             decode: Ratio::of(&pairs(|sample| &sample.decode), options.sequences as usize),
             prefill: Ratio::of(&pairs(|sample| &sample.prefill), options.prompt_tokens),
         }
     };
-    let compare_way = |way: Way| ways.iter().position(|&measured| measured == way).map(compare);
+    let index_of = |way: Way| ways.iter().position(|&measured| measured == way);
+    let compare_way = |way: Way| index_of(way).map(|index| compare(UNCAPPED, index));
+    let mixed = index_of(Way::Mixed { profiles: options.profiles });
+    let profiles = mixed.zip(index_of(Way::Indexed)).map(|(mixed, indexed)| ProfileComparison {
+        count: options.profiles,
+        mixed: compare(CAPPED, mixed),
+        mixed_engagement: engaged[mixed].share(),
+        indexed: compare(CAPPED, indexed),
+        indexed_engagement: engaged[indexed].share(),
+    });
     Ok(Some(BenchReport {
-        capped: compare(CAPPED),
+        capped: compare(UNCAPPED, CAPPED),
         idle: compare_way(Way::Idle),
         eval_callback: compare_way(Way::EvalCallback),
         ggml_ops: compare_way(Way::GgmlOps),
-        engagement: (rows > 0).then(|| engaged as f64 / rows as f64),
+        profiles,
+        engagement: engaged[CAPPED].share(),
         routes: last.routes,
         graphs,
         fused_norms: last.fused_norms,
     }))
 }
+
+/// Index of the untouched context among what is measured.
+const UNCAPPED: usize = 0;
 
 /// Index of the capped context among what is measured.
 const CAPPED: usize = 1;
@@ -332,6 +404,15 @@ mod tests {
         assert!(message(BenchOptions { pairs: 0, ..options.clone() }).contains("pairs is 0"));
         let two = BenchOptions { sequences: 2, ..options.clone() };
         assert_eq!(two.needed_context(), 512 + 2 * 64);
+        // Each profile needs a sequence.
+        let profiles = |profiles| BenchOptions { profiles, ..two.clone() };
+        assert!(profiles(2).check().is_ok());
+        assert!(
+            message(profiles(3)).contains("profiles is 3; it must be at most 2, the number of sequences")
+        );
+        assert!(message(profiles(0)).contains("profiles is 0; it must be 1 or more"));
+        assert_eq!(profiles(1).ways(), [Way::Uncapped, Way::Capped]);
+        assert_eq!(profiles(2).ways()[2..], [Way::Mixed { profiles: 2 }, Way::Indexed]);
         // Too much in total names the options that add up, and neither the pairs nor a context that was not
         // given.
         let far = message(BenchOptions { generate_tokens: usize::MAX, sequences: 3, ..options });

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// Capped tokens per second over uncapped tokens per second, from pairs measured side by side.
+/// Tokens per second of a way to decode over those of its baseline, from pairs measured side by side.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ratio {
-    /// Median of the pairs' ratios. Below 1: capping costs time.
+    /// Median of the pairs' ratios. Below 1: the way takes more time than its baseline.
     pub median: f64,
     /// Interval that holds the true median with at least 95 % confidence ([`median_interval`]). `None` for a
     /// single pair.
@@ -13,9 +13,9 @@ pub struct Ratio {
     /// The smallest and the largest ratio of a pair.
     pub range: (f64, f64),
     /// Median tokens per second of the baseline.
-    pub uncapped_tps: f64,
-    /// Median tokens per second of the capped context.
-    pub capped_tps: f64,
+    pub baseline_tps: f64,
+    /// Median tokens per second of the way that is compared with it.
+    pub tps: f64,
     /// Every pair's ratio, in the order measured.
     pub pairs: Vec<f64>,
     /// Median of the pairs' ratios of total time. An interruption moves this one.
@@ -28,12 +28,12 @@ impl Ratio {
     /// Minimum pairs of an interval that makes no assumption about the distribution.
     pub const MIN_PAIRS: usize = 6;
 
-    /// Takes pairs of (baseline, capped) times. A pair holds the times of the same steps, of `tokens` tokens
+    /// Takes pairs of (baseline, compared) times. A pair holds the times of the same steps, of `tokens` tokens
     /// each, measured side by side. Its ratio is the median of its steps' ratios.
     pub(super) fn of(pairs: &[(&[Duration], &[Duration])], tokens: usize) -> Self {
-        let ratio = |&(base, capped): &(Duration, Duration)| seconds(base) / seconds(capped);
-        let steps = |&(base, capped): &(&[Duration], &[Duration])| -> Vec<(Duration, Duration)> {
-            base.iter().copied().zip(capped.iter().copied()).collect()
+        let ratio = |&(base, compared): &(Duration, Duration)| seconds(base) / seconds(compared);
+        let steps = |&(base, compared): &(&[Duration], &[Duration])| -> Vec<(Duration, Duration)> {
+            base.iter().copied().zip(compared.iter().copied()).collect()
         };
         let ratios: Vec<f64> =
             pairs.iter().map(|pair| median(&sorted(steps(pair).iter().map(ratio).collect()))).collect();
@@ -48,8 +48,8 @@ impl Ratio {
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), &ratio| (min.min(ratio), max.max(ratio)));
         let (median, ci95) = median_interval(ratios.clone());
         let (total_median, total_ci95) = median_interval(totals);
-        let (uncapped_tps, capped_tps) = (speed(|step| step.0), speed(|step| step.1));
-        Self { median, ci95, range, uncapped_tps, capped_tps, pairs: ratios, total_median, total_ci95 }
+        let (baseline_tps, tps) = (speed(|step| step.0), speed(|step| step.1));
+        Self { median, ci95, range, baseline_tps, tps, pairs: ratios, total_median, total_ci95 }
     }
 }
 
@@ -157,8 +157,8 @@ mod tests {
         );
         assert_eq!((ratio.median, ratio.ci95), (ratio.total_median, ratio.total_ci95));
         assert_eq!(Ratio::of(&pairs[..1], 10).ci95, None);
-        assert!((ratio.uncapped_tps - 200.0).abs() < 1e-9);
-        assert!((ratio.capped_tps - 100.0).abs() < 1e-9);
+        assert!((ratio.baseline_tps - 200.0).abs() < 1e-9);
+        assert!((ratio.tps - 100.0).abs() < 1e-9);
 
         let six = Ratio::of(&[pairs[0], pairs[1], pairs[2], pairs[0], pairs[1], pairs[2]], 10);
         assert_eq!((six.ci95, six.total_ci95), (Some(ratio.range), Some(ratio.range)));
