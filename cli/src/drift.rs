@@ -57,7 +57,7 @@ pub(crate) struct Args {
     /// The alarm of the third conversation: an exponentially weighted average, per generated token, of how far
     /// the projection before the first cap of the lowest capped block lies beyond the bound. A weight, the
     /// average at which the caps engage, and the lower one at which they let go; `off` leaves the conversation
-    /// out [default: 0.1, the bound, and a quarter of the standard deviation within it]
+    /// out [default: 0.1, one standard deviation beyond the bound, and the bound]
     #[arg(long, value_name = "WEIGHT,ENGAGE,RELEASE", value_parser = alarm, allow_hyphen_values = true)]
     alarm: Option<AlarmArg>,
     /// Pairs of the short speed comparison; 0 leaves it out
@@ -200,7 +200,10 @@ fn converse(
             1 => Mode::Cap,
             _ => {
                 alarm = match args.alarm {
-                    Some(AlarmArg::Rule(rule)) => Some(Alarm { cap: None, rule }),
+                    Some(AlarmArg::Rule(rule)) => {
+                        let cap = caps.blocks().values().next().and_then(|caps| caps.first().copied());
+                        Some(Alarm { cap, rule })
+                    }
                     _ => default_alarm(caps, &held[0]),
                 };
                 // Caps that only measure need no alarm.

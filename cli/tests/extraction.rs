@@ -64,7 +64,23 @@ fn answers_lead_to_axes_to_caps_and_to_drift() {
             }
         }
     }
-    assert!(std::fs::read_to_string(&plot).unwrap().contains("capped"));
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("on alarm"));
+    // The alarm watches the lowest block, from whose answers its thresholds come.
+    assert_eq!(report["alarm"]["cap"], 0);
+    assert!(report["alarm"]["release"].as_f64().unwrap() < report["alarm"]["engage"].as_f64().unwrap());
+    assert_eq!(report["on_alarm"].as_array().unwrap().len(), 2);
+    let share = |key: &str| report[key]["share"].as_f64().unwrap();
+    assert!(share("moved_on_alarm") <= share("moved"), "{report}");
+    let off =
+        json(axiscap("drift", &[&args[..], &["--speed-pairs", "0", "--alarm", "off", "--json"]].concat()));
+    assert!(off["alarm"].is_null() && off["on_alarm"].is_null(), "{off}");
+    let given = ["--speed-pairs", "0", "--alarm", "1,-1e9,-2e9", "--json"];
+    let given = json(axiscap("drift", &[&args[..], &given].concat()));
+    let first = &given["on_alarm"][0]["engagements"][0];
+    assert_eq!((first["engaged"].as_bool(), first["threshold"].as_f64()), (Some(true), Some(-1e9)));
+    for wrong in ["on", "1,2", "0,0,-1", "1,0,0"] {
+        misuse(axiscap("drift", &[&args[..], &["--alarm", wrong]].concat()), &["--alarm", wrong]);
+    }
     let text = succeed(axiscap("drift", &[&args[..], &["--speed-pairs", "1", "--block", "20"]].concat()));
     assert!(text.contains("block 20") && text.contains("engagement") && text.contains("speed"), "{text}");
     assert!(text.trim_end().ends_with("drift.svg"), "{text}");

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use axiscap::Bound;
 use serde_json::Value;
-use support::{BLOCKS, Entry, arg, axiscap, caps, folder, json};
+use support::{BLOCKS, Entry, arg, axiscap, caps, folder, json, program};
 
 /// One line of a trace.
 #[derive(Debug)]
@@ -211,4 +211,62 @@ fn a_prompt_in_many_passes_gives_the_same_rows() {
     for (a, b) in lines.iter().zip(&pieces).filter(|(a, _)| a.block == 0 && !a.generated) {
         assert!((a.before - b.before).abs() < 0.05, "{a:?} {b:?}");
     }
+}
+
+/// Rows at skipped positions are shown, and left alone.
+#[test]
+fn skipped_positions_are_traced_as_left_alone() {
+    let folder = folder();
+    let bound = Bound::floor(1e4).unwrap();
+    let entries: [Entry; 2] = [(7, 1, bound, 1.0), (3, 2, bound, 1.0)];
+    let (report, lines) = run(folder.path(), &entries, &["--skip-positions", "2"]);
+    let text = std::fs::read_to_string(folder.path().join("trace.jsonl")).unwrap();
+    let skipped: Vec<bool> = text.lines().map(|line| line.contains("\"skipped\":true")).collect();
+    assert_eq!(skipped.len(), lines.len());
+    for (line, skipped) in lines.iter().zip(skipped) {
+        assert_eq!(skipped, line.position < 2, "{line:?}");
+        assert_eq!(line.after != line.before, !skipped, "{line:?}");
+        assert_eq!(line.engaged, !skipped, "{line:?}");
+    }
+    for cap in report["caps"].as_array().unwrap() {
+        let rows = cap["rows"].as_u64().unwrap();
+        assert_eq!((cap["skipped"].as_u64(), cap["min_after"].as_f64()), (Some(2), Some(1e4)));
+        assert_eq!(rows + 2, lines.iter().filter(|line| line.cap == 0).count() as u64);
+    }
+    // As a policy of the file, which is shown.
+    let file = folder.path().join("test.caps.gguf");
+    let mut caps = axiscap::file::CapFile::read(&file).unwrap();
+    caps.caps = caps.caps.with_policy(axiscap::Policy::default().with_skip_positions(2));
+    caps.write(&file).unwrap();
+    let shown = json(program(&["inspect", arg(&file), "--json"], ""));
+    assert_eq!(shown["skip_positions"], 2);
+    let args =
+        ["--caps", arg(&file), "--raw", "--prompt", PROMPT, "--temp", "0", "--max-tokens", "6", "--json"];
+    let of_file = json(axiscap("run", &[&args[..], &["--ctx", "256"]].concat()));
+    assert_eq!((&of_file["tokens"], &of_file["caps"]), (&report["tokens"], &report["caps"]));
+}
+
+#[test]
+fn a_schedule_says_which_rows_are_capped() {
+    let folder = folder();
+    let bound = Bound::floor(1e4).unwrap();
+    let moved = |when: &str| {
+        let (report, lines) = run(folder.path(), &[(7, 1, bound, 1.0)], &["--when", when]);
+        let moved = lines.iter().filter(|line| line.after != line.before).map(|line| line.position);
+        (moved.collect::<Vec<_>>(), report)
+    };
+    let (all, report) = moved("always");
+    let prompt = report["prompt_tokens"].as_u64().unwrap() as usize;
+    assert_eq!(all, (0..prompt + GENERATED - 1).collect::<Vec<_>>());
+    assert!(report["engagements"].is_null());
+    assert_eq!(moved("generated").0, (prompt..prompt + GENERATED - 1).collect::<Vec<_>>());
+    assert_eq!(moved("ramp=4..8").0, (5..prompt + GENERATED - 1).collect::<Vec<_>>());
+    let (rows, report) = moved("alarm=1,0,-1");
+    assert_eq!(rows, (prompt + 1..prompt + GENERATED - 1).collect::<Vec<_>>());
+    let engagement = &report["engagements"][0];
+    assert_eq!(
+        (engagement["position"].as_u64(), engagement["engaged"].as_bool()),
+        (Some(prompt as u64 + 1), Some(true))
+    );
+    assert_eq!(report["caps"][0]["engaged"].as_u64(), Some(GENERATED as u64 - 2));
 }

@@ -158,13 +158,9 @@ pub enum Mode {
 /// Weight of a new row in the average of [`default_alarm`]. The average is over the last ten or so.
 const ALARM_WEIGHT: f64 = 0.1;
 
-/// How far the average must be within the bound before the alarm of [`default_alarm`] ends, in standard
-/// deviations of the projections.
-const ALARM_RELEASE: f64 = 0.25;
-
 /// Returns an alarm on the first cap of the lowest capped block: it begins when the average of the projections
-/// reaches the bound, and ends a quarter of a standard deviation within it. The deviation is that of the
-/// answers of an uncapped conversation. `None` if the cap has no bound, or the answers have no tokens.
+/// lies a standard deviation beyond the bound, and ends when it is back at the bound. The deviation is that of
+/// the answers of an uncapped conversation. `None` if the cap has no bound, or the answers have no tokens.
 #[must_use]
 pub fn default_alarm(caps: &CapSet, uncapped: &[DriftTurn]) -> Option<Alarm> {
     let cap = *caps.blocks().values().next()?.first()?;
@@ -175,8 +171,8 @@ pub fn default_alarm(caps: &CapSet, uncapped: &[DriftTurn]) -> Option<Alarm> {
         return None;
     }
     let variance = seen().map(|(tokens, seen)| tokens * seen.deviation.powi(2)).sum::<f64>() / tokens;
-    let release = -(ALARM_RELEASE * variance.sqrt()).max(1e-6);
-    Some(Alarm { cap: Some(cap), rule: AlarmRule::Ewma { weight: ALARM_WEIGHT, engage: 0.0, release } })
+    let engage = variance.sqrt().max(1e-6);
+    Some(Alarm { cap: Some(cap), rule: AlarmRule::Ewma { weight: ALARM_WEIGHT, engage, release: 0.0 } })
 }
 
 /// A scripted conversation with a model.
@@ -293,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_alarm_lets_go_within_the_bound() {
+    fn the_default_alarm_lets_go_at_the_bound() {
         let axis = Axis::from_direction(&[1.0]).unwrap();
         let cap = |block, bound| BlockCap { block, cap: Cap::new(axis.clone(), bound) };
         let caps = |bound| CapSet::new([cap(5, Bound::floor(9.0).unwrap()), cap(3, bound)]).unwrap();
@@ -312,11 +308,8 @@ mod tests {
         };
         let turns = [turn(30, 1.0), turn(10, 3.0)];
         let alarm = default_alarm(&caps(Bound::floor(2.0).unwrap()), &turns).unwrap();
-        let release = -0.25 * 3.0_f64.sqrt();
-        assert_eq!(
-            alarm,
-            Alarm { cap: Some(1), rule: AlarmRule::Ewma { weight: 0.1, engage: 0.0, release } }
-        );
+        let rule = AlarmRule::Ewma { weight: 0.1, engage: 3.0_f64.sqrt(), release: 0.0 };
+        assert_eq!(alarm, Alarm { cap: Some(1), rule });
         assert_eq!(default_alarm(&caps(Bound::NONE), &turns), None);
         assert_eq!(default_alarm(&caps(Bound::floor(2.0).unwrap()), &[]), None);
     }
