@@ -279,7 +279,7 @@ fn replay_with_new_profiles(device: &Device, rows: usize, width: usize) {
 
     // Every third turn replaces the indices of the first half only.
     let changed = |turn: usize| if turn % 3 == 2 { rows / 2 } else { rows };
-    let profile = |turn: usize, row: usize| ((row * (turn + 1) + turn) % 4) as u32;
+    let profile = |turn: usize, row: usize| Random((turn * rows + row) as u64).below(4) as u32;
     // The GPU is busy while the first turns are submitted.
     for _ in 0..30 {
         stream.memset_zeros(&mut ballast).expect("a memset");
