@@ -275,10 +275,17 @@ impl CapSet {
     /// # Errors
     /// [`Error::Strength`] outside `[0, 1]`.
     pub fn with_strength(&self, strength: f32) -> Result<Self> {
-        let strength = checked_strength(strength)?;
-        let mut set = self.clone();
-        set.caps.iter_mut().for_each(|entry| entry.cap.strength = strength);
-        Ok(set)
+        self.with_each(|cap| cap.with_strength(strength))
+    }
+
+    /// Returns the same set with every cap changed, under the same policy.
+    ///
+    /// # Errors
+    /// [`Error::Width`] for axes of different widths, and the error of `change`.
+    pub fn with_each(&self, mut change: impl FnMut(Cap) -> Result<Cap>) -> Result<Self> {
+        let entries = self.caps.iter().cloned();
+        let caps = entries.map(|BlockCap { block, cap }| Ok(BlockCap { block, cap: change(cap)? }));
+        Ok(Self::new(caps.collect::<Result<Vec<_>>>()?)?.with_policy(self.policy))
     }
 
     /// Returns the same set with one cap changed. The changed cap keeps its axis' width.
@@ -287,11 +294,10 @@ impl CapSet {
     /// [`Error::NoSuchCap`], [`Error::Width`], and the error of `change`.
     pub fn with_changed(&self, index: usize, change: impl FnOnce(Cap) -> Result<Cap>) -> Result<Self> {
         let caps = self.caps.len();
-        let entry = self.caps.get(index).ok_or(Error::NoSuchCap { index, caps })?;
-        let changed = BlockCap { block: entry.block, cap: change(entry.cap.clone())? };
-        let mut caps = self.caps.clone();
-        caps[index] = changed;
-        Ok(Self::new(caps)?.with_policy(self.policy))
+        let mut set = self.clone();
+        let entry = set.caps.get_mut(index).ok_or(Error::NoSuchCap { index, caps })?;
+        entry.cap = change(entry.cap.clone())?;
+        Ok(Self::new(set.caps)?.with_policy(self.policy))
     }
 }
 

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use axiscap::CapSet;
 use axiscap::file::CapFile;
-use axiscap_llama::Model;
+use axiscap_llama::{Context, Model, ProfileId, Schedule};
 use clap::Args;
 
 use crate::model::model_info;
-use crate::{output, sampling};
+use crate::{output, sampling, schedule};
 
 /// Which caps, if any, and how strongly they hold.
 #[derive(Debug, Args)]
@@ -19,6 +19,15 @@ pub(crate) struct CapsArgs {
     pub(crate) caps: Option<PathBuf>,
     #[command(flatten)]
     hold: HoldArgs,
+    /// When the caps act: always; on generated rows, not on the prompt; on the assistant's own turns; with a
+    /// strength that grows from one position to another; or from an alarm until its end (see `axiscap drift`)
+    #[arg(
+        long,
+        value_name = "always|generated|assistant|ramp=FROM..TO|alarm=WEIGHT,ENGAGE,RELEASE",
+        requires = "caps",
+        value_parser = schedule::schedule
+    )]
+    when: Option<Schedule>,
 }
 
 /// Which caps, for commands that need some, and how strongly they hold.
@@ -49,6 +58,14 @@ impl CapsArgs {
     /// Reads the cap file.
     pub(crate) fn read(&self) -> Result<Option<LoadedCaps>> {
         self.caps.as_deref().map(|path| LoadedCaps::read(path, &self.hold)).transpose()
+    }
+
+    /// Has the caps of a context act as --when says.
+    pub(crate) fn schedule(&self, context: &mut Context<'_>) -> Result<()> {
+        match self.when {
+            Some(when) => Ok(context.schedule_profile(0, Some(ProfileId::DEFAULT), when)?),
+            None => Ok(()),
+        }
     }
 }
 

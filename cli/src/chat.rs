@@ -6,8 +6,7 @@ use std::ops::ControlFlow;
 use anyhow::{Result, anyhow};
 use axiscap::{BlockCap, CapSet};
 use axiscap_llama::{
-    Chat, Context, Engagement, Error, GenerateOptions, Message, ProfileId, Role, Schedule, Stop, TraceRow,
-    Turn, answer_means,
+    Chat, Context, Engagement, Error, GenerateOptions, Message, Role, Stop, TraceRow, Turn, answer_means,
 };
 use serde::Serialize;
 
@@ -50,15 +49,6 @@ pub(crate) struct Args {
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
     #[arg(long, value_name = "NAME")]
     chat_template: Option<String>,
-    /// When the caps act: always; on generated rows, not on the prompt; on the assistant's own turns; with a
-    /// strength that grows from one position to another; or from an alarm until its end (see `axiscap drift`)
-    #[arg(
-        long,
-        value_name = "always|generated|assistant|ramp=FROM..TO|alarm=WEIGHT,ENGAGE,RELEASE",
-        requires = "caps",
-        value_parser = schedule::schedule
-    )]
-    when: Option<Schedule>,
     /// Print one JSON object per turn, as a line, in place of the text
     #[arg(long)]
     json: bool,
@@ -77,9 +67,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     model.render(&beginning, args.chat_template.as_deref(), true)?;
     let mut context = Context::new(&model, &args.model.context(&model))?;
     context.set_caps(caps.as_ref())?;
-    if let Some(when) = args.when {
-        context.schedule_profile(0, Some(ProfileId::DEFAULT), when)?;
-    }
+    args.caps.schedule(&mut context)?;
     context.set_tracing(caps.is_some())?;
     let interactive = io::stdin().is_terminal() && !args.json;
     let mut repl = Repl {

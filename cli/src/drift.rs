@@ -200,10 +200,7 @@ fn converse(
             1 => Mode::Cap,
             _ => {
                 alarm = match args.alarm {
-                    Some(AlarmArg::Rule(rule)) => {
-                        let cap = caps.blocks().values().next().and_then(|caps| caps.first().copied());
-                        Some(Alarm { cap, rule })
-                    }
+                    Some(AlarmArg::Rule(rule)) => Some(Alarm { cap: None, rule }),
                     _ => default_alarm(caps, &held[0]),
                 };
                 // Caps that only measure need no alarm.
@@ -446,7 +443,7 @@ impl Report<'_> {
             "uncapped": turns(&self.uncapped),
             "capped": turns(&self.capped),
             "on_alarm": self.alarm.map(|_| turns(&self.on_alarm)),
-            "alarm": self.alarm.map(alarm_json),
+            "alarm": self.alarm.map(|alarm| alarm_json(&alarm, self.caps)),
             "engagement": Self::engagement(&self.capped),
             "engagement_on_alarm": Self::engagement(&self.on_alarm),
             "moved": moved(&self.capped),
@@ -488,13 +485,14 @@ fn moved(turns: &[DriftTurn]) -> serde_json::Value {
     json!(means.map(|(share, distance)| json!({"rows": sum.rows, "share": share, "mean_distance": distance})))
 }
 
-fn alarm_json(alarm: Alarm) -> serde_json::Value {
+fn alarm_json(alarm: &Alarm, caps: &CapSet) -> serde_json::Value {
+    let cap = alarm.watched(caps);
     match alarm.rule {
         AlarmRule::Ewma { weight, engage, release } => {
-            json!({"cap": alarm.cap, "weight": weight, "engage": engage, "release": release})
+            json!({"cap": cap, "weight": weight, "engage": engage, "release": release})
         }
         AlarmRule::Cusum { slack, engage, release } => {
-            json!({"cap": alarm.cap, "slack": slack, "engage": engage, "release": release})
+            json!({"cap": cap, "slack": slack, "engage": engage, "release": release})
         }
     }
 }

@@ -4,9 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use axiscap_llama::{
-    Context, GenerateOptions, Generated, Message, Model, ProfileId, Role, Schedule, Stop, generate,
-};
+use axiscap_llama::{Context, GenerateOptions, Generated, Message, Model, ProfileId, Role, Stop, generate};
 use serde::Serialize;
 
 use crate::bos::{self, Writer};
@@ -52,15 +50,6 @@ pub(crate) struct Args {
     /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
     #[arg(long, value_name = "NAME", conflicts_with = "raw")]
     chat_template: Option<String>,
-    /// When the caps act: always; on generated rows, not on the prompt; on the assistant's own turns; with a
-    /// strength that grows from one position to another; or from an alarm until its end (see `axiscap drift`)
-    #[arg(
-        long,
-        value_name = "always|generated|assistant|ramp=FROM..TO|alarm=WEIGHT,ENGAGE,RELEASE",
-        requires = "caps",
-        value_parser = schedule::schedule
-    )]
-    when: Option<Schedule>,
     /// How graphs are computed with their caps; no effect without caps
     #[arg(long, alias = "engine", value_name = "HOW", value_enum, default_value_t = RouteArg::Auto)]
     route: RouteArg,
@@ -142,9 +131,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         });
         session.set_caps(caps.as_ref())
     })?;
-    if let Some(when) = args.when {
-        context.schedule_profile(0, Some(ProfileId::DEFAULT), when)?;
-    }
+    args.caps.schedule(&mut context)?;
     context.set_tracing(args.trace.is_some())?;
     let mut written = Ok(());
     let options = GenerateOptions { margins: args.margins, ..args.sampling.options() };

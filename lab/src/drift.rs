@@ -163,7 +163,11 @@ const ALARM_WEIGHT: f64 = 0.1;
 /// the answers of an uncapped conversation. `None` if the cap has no bound, or the answers have no tokens.
 #[must_use]
 pub fn default_alarm(caps: &CapSet, uncapped: &[DriftTurn]) -> Option<Alarm> {
-    let cap = *caps.blocks().values().next()?.first()?;
+    let alarm = |engage| {
+        let rule = AlarmRule::Ewma { weight: ALARM_WEIGHT, engage, release: 0.0 };
+        Alarm { cap: None, rule }
+    };
+    let cap = alarm(1.0).watched(caps);
     let entry = caps.caps().get(cap)?;
     let seen = || uncapped.iter().filter_map(|turn| Some((turn.tokens as f64, turn.projections.get(cap)?)));
     let tokens: f64 = seen().map(|(tokens, _)| tokens).sum();
@@ -171,8 +175,7 @@ pub fn default_alarm(caps: &CapSet, uncapped: &[DriftTurn]) -> Option<Alarm> {
         return None;
     }
     let variance = seen().map(|(tokens, seen)| tokens * seen.deviation.powi(2)).sum::<f64>() / tokens;
-    let engage = variance.sqrt().max(1e-6);
-    Some(Alarm { cap: Some(cap), rule: AlarmRule::Ewma { weight: ALARM_WEIGHT, engage, release: 0.0 } })
+    Some(alarm(variance.sqrt().max(1e-6)))
 }
 
 /// A scripted conversation with a model.
@@ -309,7 +312,8 @@ mod tests {
         let turns = [turn(30, 1.0), turn(10, 3.0)];
         let alarm = default_alarm(&caps(Bound::floor(2.0).unwrap()), &turns).unwrap();
         let rule = AlarmRule::Ewma { weight: 0.1, engage: 3.0_f64.sqrt(), release: 0.0 };
-        assert_eq!(alarm, Alarm { cap: Some(1), rule });
+        assert_eq!(alarm, Alarm { cap: None, rule });
+        assert_eq!(alarm.watched(&caps(Bound::NONE)), 1, "the deviation is that of the lower block");
         assert_eq!(default_alarm(&caps(Bound::NONE), &turns), None);
         assert_eq!(default_alarm(&caps(Bound::floor(2.0).unwrap()), &[]), None);
     }

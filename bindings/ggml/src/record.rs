@@ -183,7 +183,9 @@ impl Record {
     ) -> Result<RowProfiles, HookError> {
         let mut recorded = self.lock();
         let Recorded { decoding, claimed, .. } = &mut *recorded;
-        let Some(decode) = decoding else { return config.any_rows() };
+        let Some(decode) = decoding else {
+            return if outputs.is_empty() { Ok(RowProfiles::None) } else { config.any_rows() };
+        };
         for &(block, rows) in outputs {
             let (first, claimed) = claimed[block].get_or_insert((backend, 0));
             *claimed += rows;

@@ -113,11 +113,14 @@ impl Session {
     }
 
     /// Removes a profile with its statistics. A decode in progress keeps it. A later decode with rows under it
-    /// is an error.
+    /// is an error. Without the default profile, as after `set_caps(None)`, its rows are uncapped.
     ///
     /// # Errors
     /// [`HookError::NoProfile`].
     pub fn remove_profile(&self, profile: ProfileId) -> Result<(), HookError> {
+        if profile == ProfileId::DEFAULT {
+            return self.set_caps(None);
+        }
         self.change_profiles(|config| config.remove_profile(profile, &self.0.model))
     }
 
@@ -345,6 +348,20 @@ mod tests {
         let axis = Axis::from_direction(&[1.0, 2.0]).unwrap();
         CapSet::new((0..count).map(|_| BlockCap { block: 0, cap: Cap::new(axis.clone(), Bound::NONE) }))
             .unwrap()
+    }
+
+    #[test]
+    fn a_graph_without_block_outputs_needs_no_positions() {
+        let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 1, width: 2 });
+        let policy = axiscap::Policy::default().with_skip_positions(1);
+        session.set_caps(Some(&caps(1).with_policy(policy))).unwrap();
+        let (record, config) = (&session.0.record, session.0.config());
+        assert_eq!(record.claim_blocks(1, &config, &[]), Ok(RowProfiles::None));
+        assert_eq!(record.claim_blocks(1, &config, &[(0, 1)]), Err(HookError::PositionsUnknown));
+        assert_eq!(session.watch(1, 1, || Ok::<_, HookError>(())), Err(HookError::PositionsUnknown));
+        session.remove_profile(ProfileId::DEFAULT).unwrap();
+        assert_eq!(session.profiles(), []);
+        assert_eq!(session.watch(1, 1, || Ok::<_, HookError>(())), Ok(()), "as after set_caps(None)");
     }
 
     #[test]

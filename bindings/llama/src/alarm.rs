@@ -43,6 +43,13 @@ pub enum AlarmRule {
 }
 
 impl Alarm {
+    /// Returns the watched cap of a set, which may not be there.
+    #[must_use]
+    pub fn watched(&self, caps: &CapSet) -> usize {
+        let first = || caps.blocks().values().next().and_then(|caps| caps.first().copied());
+        self.cap.or_else(first).unwrap_or(0)
+    }
+
     /// Checks the rule.
     fn check(&self) -> Result<(), Error> {
         let refuse = |option, value: f64, expected: String| {
@@ -101,8 +108,7 @@ impl Monitor {
     /// [`Error::Option`] for numbers out of range, and a cap that is not there or has no bound.
     pub(crate) fn new(alarm: &Alarm, caps: &CapSet) -> Result<Self, Error> {
         alarm.check()?;
-        let first = caps.blocks().values().next().and_then(|caps| caps.first().copied());
-        let cap = alarm.cap.or(first).unwrap_or(0);
+        let cap = alarm.watched(caps);
         Ok(Self { rule: alarm.rule, cap, bound: bound_of(caps, cap)?, value: None, engaged: false })
     }
 

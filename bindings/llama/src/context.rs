@@ -300,7 +300,7 @@ impl<'m> Context<'m> {
         let Some(hooked) = &mut self.hooked else { return Vec::new() };
         let passes = hooked.session.take_trace();
         hooked.trace.keep(&passes, &mut self.schedules);
-        std::mem::take(&mut hooked.trace).into_lines()
+        std::mem::take(&mut hooked.trace).take_lines()
     }
 
     /// Returns what was recorded and has arrived since the last call, as [`Context::take_trace`], without
@@ -325,6 +325,10 @@ impl<'m> Context<'m> {
     pub fn decode(&mut self, rows: &[BatchRow]) -> Result<(), Error> {
         if let Some(hooked) = &self.hooked {
             self.schedules.follow(&hooked.session)?;
+            // An alarm that sees no rows would leave them uncapped.
+            if hooked.watching && !hooked.session.settings().tracing {
+                self.update_tracing();
+            }
         }
         let profiles: Vec<_> =
             rows.iter().map(|row| self.schedules.profile_of(row.sequence, row.position)).collect();
@@ -380,7 +384,7 @@ impl<'m> Context<'m> {
             }
         };
         self.cached.extend(rows.iter().copied().zip(revisions));
-        rows.iter().for_each(|row| self.schedules.decoded(row.sequence, row.position));
+        rows.iter().for_each(|row| self.schedules.decoded(row.sequence, row.position, number));
         self.outputs.extend(rows.iter().map(|row| row.logits));
         if let (Some(hooked), Some(number)) = (&mut self.hooked, number)
             && hooked.session.settings().tracing
@@ -513,13 +517,16 @@ impl<'m> Context<'m> {
             .ok_or(Error::Sequence { sequence, last: self.options.sequences - 1 })
     }
 
-    /// Returns how many of these tokens a sequence begins with, each of them computed as it would be now.
-    pub(crate) fn shared(&self, sequence: i32, tokens: &[Token]) -> usize {
-        self.shared_of(sequence, sequence, tokens, true)
+    /// Whether a text begins with all that a sequence holds, and so goes on with it.
+    pub(crate) fn goes_on(&self, sequence: i32, tokens: &[Token]) -> bool {
+        let cached = self.cached.rows(sequence).unwrap_or_default();
+        !cached.is_empty()
+            && cached.len() <= tokens.len()
+            && cached.iter().zip(tokens).all(|(cached, &token)| cached.token == token)
     }
 
-    /// As [`Context::shared`], of the rows of any sequence. Unless `same_text`, each must be as a new text would
-    /// have it.
+    /// Returns how many of these tokens the rows of `from` begin with, each of them computed as it would be now
+    /// in `sequence`. Unless `same_text`, each must be as a new text would have it.
     pub(crate) fn shared_of(&self, from: i32, sequence: i32, tokens: &[Token], same_text: bool) -> usize {
         let Some(cached) = self.cached.rows(from) else { return 0 };
         let active = self.active_profiles();

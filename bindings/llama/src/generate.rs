@@ -351,15 +351,19 @@ pub(crate) fn margin(logits: &[f32]) -> f32 {
 /// Truncates sequence 0 to the longest beginning that it shares with the prompt, computed as it would be now,
 /// and returns its length. The prompt's last token is always decoded, because its logits are needed.
 fn reuse(context: &mut Context<'_>, prompt: &[Token], answers: &[Range<usize>]) -> Result<usize, Error> {
+    // A conversation goes on also where its last turn was taken back, or where it is decoded again.
+    let same_text = !answers.is_empty() || context.goes_on(0, prompt);
+    let alarm = context.schedules.monitor(0).filter(|_| same_text);
     context.begin_text(0, prompt.len(), answers);
-    let mut shared = context.shared(0, prompt).min(prompt.len() - 1);
+    let mut shared = context.shared_of(0, 0, prompt, same_text).min(prompt.len() - 1);
     if context.truncate(0, shared).is_err() {
         // A state cannot be cut.
         shared = 0;
         context.truncate(0, 0)?;
     }
-    // A sequence that was emptied has forgotten its text.
+    // A sequence that was emptied has forgotten its text and its alarm.
     context.begin_text(0, prompt.len(), answers);
+    context.schedules.set_monitor(0, alarm);
     Ok(shared)
 }
 

@@ -90,6 +90,8 @@ struct SequenceCaps {
     text: Option<Text>,
     /// One past the last position that was decoded.
     decoded: usize,
+    /// Rows of decodes up to this number may have been removed since, and say nothing about the text.
+    removed: Option<u64>,
 }
 
 /// Where the model speaks in a sequence.
@@ -108,6 +110,8 @@ pub(crate) struct Schedules {
     sequences: BTreeMap<i32, SequenceCaps>,
     steps: BTreeMap<(ProfileId, usize), Steps>,
     changes: Vec<Engagement>,
+    /// Number of the last decode.
+    last: Option<u64>,
 }
 
 impl Schedules {
@@ -143,7 +147,9 @@ impl Schedules {
         } else {
             let old = self.sequences.remove(&sequence);
             let (text, decoded) = old.map_or((None, 0), |old| (old.text, old.decoded));
-            self.sequences.insert(sequence, SequenceCaps { profile, schedule, monitor, text, decoded });
+            let removed = self.last;
+            let caps = SequenceCaps { profile, schedule, monitor, text, decoded, removed };
+            self.sequences.insert(sequence, caps);
         }
         self.follow(session)
     }
@@ -164,6 +170,7 @@ impl Schedules {
     pub(crate) fn truncate(&mut self, sequence: i32, position: usize) {
         let Some(caps) = self.sequences.get_mut(&sequence) else { return };
         caps.decoded = caps.decoded.min(position);
+        caps.removed = self.last;
         if position == 0 {
             caps.text = None;
             caps.monitor.iter_mut().for_each(Monitor::reset);
@@ -195,7 +202,9 @@ impl Schedules {
         let profiles = session.profiles();
         let current = |id: ProfileId| profiles.iter().find(|profile| profile.id == id);
         let stale = |key: &(ProfileId, usize), steps: &Steps| {
-            current(key.0).is_none_or(|profile| profile.revision != steps.revision)
+            let is_same = current(key.0).is_some_and(|profile| profile.revision == steps.revision);
+            // Someone else may have removed one of them.
+            !is_same || steps.profiles.iter().any(|&step| current(step).is_none())
         };
         let removed: Vec<_> =
             self.steps.iter().filter(|(key, steps)| stale(key, steps)).map(|(key, _)| *key).collect();
@@ -273,20 +282,36 @@ impl Schedules {
         }
     }
 
-    /// Notes the rows that were decoded.
-    pub(crate) fn decoded(&mut self, sequence: i32, position: i32) {
+    /// Takes the alarm of a sequence as it is, for a text that is decoded again.
+    pub(crate) fn monitor(&self, sequence: i32) -> Option<Monitor> {
+        self.sequences.get(&sequence)?.monitor.clone()
+    }
+
+    /// Puts back an alarm, or resets it for another text.
+    pub(crate) fn set_monitor(&mut self, sequence: i32, state: Option<Monitor>) {
+        let Some(monitor) = self.sequences.get_mut(&sequence).and_then(|caps| caps.monitor.as_mut()) else {
+            return;
+        };
+        match state {
+            Some(state) => *monitor = state,
+            None => monitor.reset(),
+        }
+    }
+
+    /// Notes a row that was decoded, with the number of the decode.
+    pub(crate) fn decoded(&mut self, sequence: i32, position: i32, number: Option<u64>) {
+        self.last = number.or(self.last);
         if let Some(caps) = self.sequences.get_mut(&sequence) {
             caps.decoded = usize::try_from(position).unwrap_or(0) + 1;
         }
     }
 
-    /// Shows traced rows to the alarms. They may be rows of earlier decodes.
-    pub(crate) fn see(&mut self, lines: &[TraceRow]) {
-        for line in lines.iter().filter(|line| !line.skipped) {
+    /// Shows traced rows to the alarms, with the numbers of their decodes, which may be earlier ones.
+    pub(crate) fn see<'t>(&mut self, lines: impl IntoIterator<Item = (u64, &'t TraceRow)>) {
+        for (number, line) in lines.into_iter().filter(|(_, line)| !line.skipped) {
             let Some(caps) = self.sequences.get_mut(&line.sequence) else { continue };
             let position = usize::try_from(line.position).unwrap_or(0);
-            // Rows that were removed since say nothing about the text that is there now.
-            if caps.is_prompt(position) || position >= caps.decoded {
+            if caps.is_prompt(position) || caps.removed.is_some_and(|removed| number <= removed) {
                 continue;
             }
             let Some(monitor) = caps.monitor.as_mut().filter(|monitor| monitor.cap == line.cap) else {
@@ -299,7 +324,7 @@ impl Schedules {
                 position: caps.decoded,
                 value: change.value,
                 threshold: change.threshold,
-                late: caps.decoded - 1 - position,
+                late: caps.decoded.saturating_sub(1 + position),
             };
             tracing::info!(
                 sequence = change.sequence,
@@ -343,16 +368,12 @@ fn weakened(caps: &CapSet, step: usize, steps: usize) -> Result<CapSet, Error> {
     if step == 0 {
         return Ok(caps.with_bounds(|_| Bound::NONE));
     }
-    let mut weaker = caps.clone();
-    for index in 0..caps.caps().len() {
-        let share = step as f32 / steps as f32;
-        let changed = weaker.with_changed(index, |cap| {
-            let strength = cap.strength() * share;
-            cap.with_strength(strength)
-        });
-        weaker = changed.map_err(axiscap_ggml::HookError::from)?;
-    }
-    Ok(weaker)
+    let share = step as f32 / steps as f32;
+    let weaker = caps.with_each(|cap| {
+        let strength = cap.strength() * share;
+        cap.with_strength(strength)
+    });
+    Ok(weaker.map_err(axiscap_ggml::HookError::from)?)
 }
 
 /// Returns the revision of the profile that moves a row. `None` for a row that none moves: it is left alone, or
@@ -395,12 +416,17 @@ mod tests {
             profile: ProfileId::DEFAULT,
             skipped: false,
         };
-        schedules.decoded(3, 20);
-        schedules.see(&[line(9, 0.0), line(15, 5.0), line(30, 0.0)]);
+        let see = |schedules: &mut Schedules, number, line: TraceRow| schedules.see([(number, &line)]);
+        schedules.decoded(3, 19, Some(6));
+        schedules.truncate(3, 15);
+        schedules.decoded(3, 20, Some(8));
+        see(&mut schedules, 7, line(9, 0.0));
+        see(&mut schedules, 6, line(16, 0.0));
+        see(&mut schedules, 7, line(15, 5.0));
         assert_eq!(schedules.take_changes(), []);
         let measured = schedules.profile_of(3, 21);
         assert_ne!(measured, Some(ProfileId::DEFAULT));
-        schedules.see(&[line(16, 0.0)]);
+        see(&mut schedules, 7, line(16, 0.0));
         let expected =
             Engagement { sequence: 3, engaged: true, position: 21, value: 1.0, threshold: 0.0, late: 4 };
         assert_eq!(schedules.take_changes(), [expected]);

@@ -83,6 +83,10 @@ pub(crate) struct Tracer {
 /// them.
 const MAX_DECODES: usize = 1 << 16;
 
+/// Decodes between one whose statistics have arrived and an earlier one whose statistics have not. The hook
+/// waits for a GPU that is 256 graphs behind.
+const MAX_LATE: u64 = 1024;
+
 impl Tracer {
     /// Notes the rows of a decode that succeeded. Traces of other decodes are dropped.
     pub(crate) fn decoded(&mut self, number: u64, rows: &[BatchRow]) {
@@ -95,8 +99,14 @@ impl Tracer {
     /// Assembles lines, shows them to the alarms, and keeps them.
     pub(crate) fn keep(&mut self, passes: &[BlockTrace], schedules: &mut Schedules) {
         let lines = self.assemble(passes);
-        schedules.see(&lines);
-        self.kept.extend(lines);
+        schedules.see(lines.iter().map(|((number, ..), line)| (*number, line)));
+        // Nothing arrives as late as this any more.
+        if let Some(((newest, ..), _)) = lines.last_key_value() {
+            while self.decodes.front().is_some_and(|(number, _)| number + MAX_LATE < *newest) {
+                self.decodes.pop_front();
+            }
+        }
+        self.kept.extend(lines.into_values());
     }
 
     /// Takes the lines that were kept.
@@ -104,12 +114,8 @@ impl Tracer {
         std::mem::take(&mut self.kept)
     }
 
-    pub(crate) fn into_lines(self) -> Vec<TraceRow> {
-        self.kept
-    }
-
     /// Returns the lines of traced rows, ordered by decode, row of the batch, and cap.
-    fn assemble(&self, passes: &[BlockTrace]) -> Vec<TraceRow> {
+    fn assemble(&self, passes: &[BlockTrace]) -> BTreeMap<(u64, usize, usize), TraceRow> {
         // Caps need not ascend with their blocks.
         let mut lines = BTreeMap::new();
         for pass in passes {
@@ -138,7 +144,7 @@ impl Tracer {
                 }
             }
         }
-        lines.into_values().collect()
+        lines
     }
 }
 
@@ -200,5 +206,8 @@ mod tests {
         assert_eq!(tracer.decodes.len(), MAX_DECODES);
         assert!(tracer.assemble(&[pass(4, 0, &[0], 1.0, &[0])]).is_empty());
         assert_eq!(tracer.assemble(&[pass(5, 0, &[0], 1.0, &[0])]).len(), 1);
+        // While statistics arrive, those of the last ones are enough.
+        tracer.keep(&[pass(9000, 0, &[0], 1.0, &[0])], &mut Schedules::default());
+        assert_eq!(tracer.decodes.front().map(|(number, _)| *number), Some(9000 - MAX_LATE));
     }
 }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, Policy};
 use axiscap_llama::{
-    Alarm, AlarmRule, BatchRow, Context, ContextOptions, Engagement, Error, GenerateOptions, Model,
+    Alarm, AlarmRule, BatchRow, Chat, Context, ContextOptions, Engagement, Error, GenerateOptions, Model,
     ProfileId, RAMP_STEPS, Sampling, Schedule, Token, TraceRow, generate,
 };
 use axiscap_testing::numbers::Random;
@@ -212,4 +212,61 @@ fn schedules_out_of_range_are_refused() {
     let error = context.schedule_profile(0, Some(ProfileId::DEFAULT), Schedule::Generated).unwrap_err();
     assert!(matches!(error, Error::Hook(_)), "{error}");
     context.set_profile(0, Some(ProfileId::DEFAULT)).expect("the default profile may be empty");
+}
+
+/// A conversation that is decoded again keeps its alarm, and another text begins without.
+#[test]
+fn an_alarm_is_that_of_its_conversation() {
+    let model = load("llama");
+    let rule = AlarmRule::Ewma { weight: 1.0, engage: 0.0, release: -1e9 };
+    let alarm = Schedule::OnAlarm(Alarm { cap: None, rule });
+    let mut context = context(&model, &caps(&model, floor(50.0)), alarm);
+    let (tokens, trace) = write(&mut context, &prompt(12), 4);
+    // The first generated row raises it for good.
+    assert_eq!(acted(&trace), [13, 14]);
+    let longer = [&prompt(12)[..], &tokens[..3], &prompt(2)].concat();
+    let (_, trace) = write(&mut context, &longer, 3);
+    assert_eq!(acted(&trace), [15, 16, 17, 18], "the text goes on");
+    let session = context.session().expect("hooked").clone();
+    context.update(|session| session.set_strength(1, 0.5)).expect("a cap");
+    let longer = [&longer[..], &prompt(1)].concat();
+    let (_, trace) = write(&mut context, &longer, 4);
+    assert_eq!(acted(&trace), [19, 20], "its rows are not known any more, and so neither is the text");
+    // Tracing that was switched off elsewhere, and a step that was removed.
+    context.clear();
+    session.update(|settings| settings.tracing = false);
+    let step = session.profiles().last().expect("a step").id;
+    session.remove_profile(step).expect("it is there");
+    let (_, trace) = write(&mut context, &prompt(12), 4);
+    assert_eq!(acted(&trace), [13, 14]);
+    let (_, trace) = write(&mut context, &prompt(5), 4);
+    assert_eq!(acted(&trace), [6, 7], "another text");
+}
+
+/// The whole conversation is decoded again, and none of it escapes the alarm that it raised.
+#[test]
+fn a_conversation_that_is_decoded_again_keeps_its_alarm() {
+    let model = support::model();
+    let rule = AlarmRule::Ewma { weight: 1.0, engage: 0.0, release: -1e9 };
+    let alarm = Schedule::OnAlarm(Alarm { cap: None, rule });
+    let set = support::caps([3, 4], 7, floor(50.0));
+    let mut context = context(&model, &set, alarm);
+    let mut chat = Chat::new(None, None);
+    let say = |context: &mut Context<'_>, chat: &mut Chat, text: &str| {
+        drop(context.take_trace());
+        let turn = chat.say(context, text, &greedy(4), |_| ControlFlow::Continue(())).expect("a turn");
+        (turn.prompt_tokens, acted(&context.take_trace()))
+    };
+    let (prompt, rows) = say(&mut context, &mut chat, "Hi.");
+    let prompt = prompt as i32;
+    assert_eq!(rows[0], prompt + 1);
+    context.update(|session| session.set_strength(1, 0.5)).expect("a cap");
+    let (second, rows) = say(&mut context, &mut chat, "Who are you?");
+    assert_eq!(rows[..second], (0..second as i32).collect::<Vec<_>>());
+    assert!(chat.undo());
+    let (again, rows) = say(&mut context, &mut chat, "Why?");
+    assert!(rows.contains(&(again as i32 - 1)), "a turn that was taken back");
+    chat.reset();
+    let (prompt, rows) = say(&mut context, &mut chat, "Hi.");
+    assert_eq!(rows[0], prompt as i32 + 1, "another conversation");
 }

@@ -1,6 +1,6 @@
 //! Contexts of `axiscap-llama`: capped by the hook, or untouched.
 
-use axiscap::{BlockCap, CapSet};
+use axiscap::CapSet;
 use axiscap_llama::{BatchRow, Context, ContextOptions, Model, ProfileId, Settings, Token};
 
 use super::{Outcome, Subject};
@@ -36,8 +36,7 @@ pub(super) fn mixed<'m>(
     settings: Settings,
     count: usize,
 ) -> Result<Context<'m>, Error> {
-    let opposite = caps.caps().iter().map(|entry| BlockCap { block: entry.block, cap: entry.cap.negated() });
-    let opposite = CapSet::new(opposite)?.with_policy(caps.policy());
+    let opposite = caps.with_each(|cap| Ok(cap.negated()))?;
     let mut context = hooked(model, options, caps, settings)?;
     let profiles = context.update(|session| {
         let added = (1..count).map(|number| {

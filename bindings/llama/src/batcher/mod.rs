@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::generate::{GenerateOptions, Generated, Stop};
 use crate::schedule::{Engagement, Schedule};
 use fill::fill;
-use slot::Slot;
+use slot::{Sampled, Slot};
 
 /// How requests are batched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,19 +233,20 @@ impl<'m> Batcher<'m> {
     pub fn step(&mut self, mut on_event: impl FnMut(Event<'_>)) -> bool {
         self.steps += 1;
         self.admit(&mut on_event);
-        let (rows, ends) = loop {
+        let ends = loop {
             self.fail_without_profile(&mut on_event);
-            let filled = fill(&mut self.slots, self.context.ubatch().min(self.context.batch()), self.steps);
-            if filled.0.is_empty() {
+            let max = self.context.ubatch().min(self.context.batch());
+            let (rows, ends) = fill(&mut self.slots, max, self.steps);
+            if rows.is_empty() {
                 return !self.queue.is_empty();
             }
             let started = Instant::now();
-            match self.context.decode(&filled.0) {
+            match self.context.decode(&rows) {
                 Ok(()) => {
                     self.context.llama().synchronize();
                     let took = started.elapsed();
                     self.slots.iter_mut().flatten().for_each(|slot| slot.took(took));
-                    break filled;
+                    break ends;
                 }
                 Err(error) => {
                     self.slots.iter_mut().flatten().for_each(Slot::unfeed);
@@ -253,7 +254,6 @@ impl<'m> Batcher<'m> {
                 }
             }
         };
-        debug_assert!(!rows.is_empty(), "a decode has rows");
         self.show_rows();
         for engagement in self.context.take_engagements() {
             let slot =
@@ -272,9 +272,7 @@ impl<'m> Batcher<'m> {
     fn sample(&mut self, row: usize, sequence: usize, on_event: &mut impl FnMut(Event<'_>)) {
         let Some(slot) = self.slots[sequence].as_mut() else { return };
         let request = slot.id;
-        let before = slot.answered();
-        let (stop, mut text) = slot.sample(&self.context, row);
-        let token = slot.last_token().filter(|_| slot.answered() > before);
+        let Sampled { token, mut text, stop } = slot.sample(&self.context, row);
         let finished = stop.and_then(|stop| {
             let (rest, finished) = self.release(sequence)?.finish(stop);
             text.push_str(&rest);

@@ -29,6 +29,16 @@ pub(super) struct Slot {
     stats: Vec<CapStats>,
 }
 
+/// What sampling gave.
+pub(super) struct Sampled {
+    /// The token, if it is one of the text.
+    pub(super) token: Option<Token>,
+    /// Its text, whole characters.
+    pub(super) text: String,
+    /// Why the text ended, if it did.
+    pub(super) stop: Option<Stop>,
+}
+
 impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Slot").field("id", &self.id).field("fed", &self.fed).finish_non_exhaustive()
@@ -105,23 +115,23 @@ impl Slot {
         self.feeding = 0;
     }
 
-    /// Samples the next token from a row of the last batch. Returns why the text ended, if it did, and the
-    /// text of the token.
-    pub(super) fn sample(&mut self, context: &Context<'_>, row: usize) -> (Option<Stop>, String) {
+    /// Samples the next token from a row of the last batch.
+    pub(super) fn sample(&mut self, context: &Context<'_>, row: usize) -> Sampled {
         let options = &self.request.options;
+        let ended = |stop| Sampled { token: None, text: String::new(), stop: Some(stop) };
         if options.max_tokens == 0 {
-            return (Some(Stop::MaxTokens), String::new());
+            return ended(Stop::MaxTokens);
         }
         let token = self.sampler.sample(context.llama(), i32::try_from(row).unwrap_or(i32::MAX));
         if options.margins {
             self.margins.push(margin(context.logits(row).unwrap_or_default()));
         }
         if context.model().ends_generation(token) {
-            return (Some(Stop::End(token)), String::new());
+            return ended(Stop::End(token));
         }
         self.tokens.push(token);
-        let piece = self.utf8.push(&context.model().piece(token));
-        self.text.push_str(&piece);
+        let text = self.utf8.push(&context.model().piece(token));
+        self.text.push_str(&text);
         let stop = if self.tokens.len() >= options.max_tokens {
             Some(Stop::MaxTokens)
         } else if self.fed >= context.ctx() {
@@ -129,16 +139,7 @@ impl Slot {
         } else {
             None
         };
-        (stop, piece)
-    }
-
-    /// Returns the number of tokens generated.
-    pub(super) fn answered(&self) -> usize {
-        self.tokens.len()
-    }
-
-    pub(super) fn last_token(&self) -> Option<Token> {
-        self.tokens.last().copied()
+        Sampled { token: Some(token), text, stop }
     }
 
     #[cfg(test)]
