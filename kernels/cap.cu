@@ -4,3 +4,6 @@
 #include "operation.cuh"
 
 AXISCAP_OPERATION(cap, false, false)
+AXISCAP_PAIRS(f32, F32)
+AXISCAP_PAIRS(f16, F16)
+AXISCAP_PAIRS(bf16, BF16)

@@ -3,7 +3,7 @@
 // Under nvcc each function is one or two instructions. Any other compiler gets the emulator's version
 // (emulate/hardware.hpp), which runs the same kernel source on a CPU and checks it.
 //
-// Arithmetic is written as intrinsics (add, mul, fma, div, sqrt), each rounded once, to nearest even. No
+// Arithmetic is written as intrinsics (add, mul, fma, div, reciprocal, sqrt), each rounded once, to nearest even. No
 // compiler flag can contract or reassociate them.
 #pragma once
 
@@ -32,6 +32,7 @@ AXISCAP_DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
 AXISCAP_DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
 AXISCAP_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 AXISCAP_DEVICE float div(float a, float b) { return __fdiv_rn(a, b); }
+AXISCAP_DEVICE float reciprocal(float a) { return __frcp_rn(a); }
 AXISCAP_DEVICE float sqrt(float a) { return __fsqrt_rn(a); }
 AXISCAP_DEVICE float from_bits(u32 bits) { return __uint_as_float(bits); }
 AXISCAP_DEVICE u32 to_bits(float value) { return __float_as_uint(value); }
@@ -73,6 +74,9 @@ AXISCAP_DEVICE void barrier() {
             : "memory");
     }
 }
+
+// Waits until all threads of the block have arrived.
+AXISCAP_DEVICE void block_barrier() { __syncthreads(); }
 
 // Returns the launch's dynamic shared memory. The kernels have no static shared memory.
 AXISCAP_DEVICE unsigned char* shared_memory() {
@@ -116,8 +120,9 @@ AXISCAP_DEVICE unsigned short load_row(const unsigned short* p) {
     asm volatile("ld.global.u16 %0, [%1];" : "=h"(value) : "l"(p));
     return value;
 }
+// The kernels read no row again from L1. A row that was allocated there would evict axes.
 AXISCAP_DEVICE void store_row_quad(void* p, Quad q) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(q.w[0]), "r"(q.w[1]), "r"(q.w[2]),
+    asm volatile("st.global.L1::no_allocate.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(q.w[0]), "r"(q.w[1]), "r"(q.w[2]),
                  "r"(q.w[3])
                  : "memory");
 }
@@ -162,6 +167,13 @@ AXISCAP_DEVICE void copy_async(void* to, const void* from, bool inside) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
                  "r"(inside ? 16 : 0)
                  : "memory");
+}
+// Copies 16 bytes of a table, also before the wait for the previous kernel. Any thread may read them after a
+// barrier that follows await_copies. Copies of rows ask L2 for 128 bytes and these do not, by which
+// scripts/check-device-code tells them apart.
+AXISCAP_DEVICE void copy_table_async(void* to, const void* from) {
+    u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }
 AXISCAP_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `Newer` of the committed groups are incomplete.

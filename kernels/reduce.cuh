@@ -132,6 +132,25 @@ struct SlotsByShuffle {
     }
 };
 
+// Returns in thread 4 k of each warp the sum of the slots [warp][value] of value k. At most 16 warps.
+AXISCAP_DEVICE float sum_slots_each(const float* set, u32 warps) {
+    const u32 t = hw::thread() % WARP;
+    // Each thread adds the slots t % 4, t % 4 + 4, ...; shuffles then add the four partial sums.
+    auto slot = [&](u32 i) {
+        u32 s = t % 4 + 4 * i;
+        return s < warps ? hw::load_shared(set + s * MAX_TOGETHER + t / 4) : 0.0f;
+    };
+    float sum = slot(0);
+    if (warps > 8) {
+        sum = hw::add(hw::add(sum, slot(2)), hw::add(slot(1), slot(3)));
+    } else if (warps > 4) {
+        sum = hw::add(sum, slot(1));
+    }
+    if (warps > 2) sum = hw::add(sum, hw::shuffle_xor(sum, 2));
+    if (warps > 1) sum = hw::add(sum, hw::shuffle_xor(sum, 1));
+    return sum;
+}
+
 // Sums over the warps of a group, with one barrier per sum.
 //
 // Two sets of slots alternate. A thread that writes a set for sum i + 2 has passed the barrier of sum i + 1,
@@ -170,19 +189,7 @@ class GroupSum {
         u32 t = hw::thread() % WARP, warp = hw::thread() / WARP;
         if (t % 4 == 0) hw::store_shared(set + warp * MAX_TOGETHER + t / 4, sum);
         hw::barrier<Groups>();
-        // Each thread adds the slots t % 4, t % 4 + 4, ...; shuffles then add the four partial sums.
-        auto slot = [&](u32 i) {
-            u32 s = t % 4 + 4 * i;
-            return s < warps() ? hw::load_shared(set + s * MAX_TOGETHER + t / 4) : 0.0f;
-        };
-        sum = slot(0);
-        if (warps() > 8) {
-            sum = hw::add(hw::add(sum, slot(2)), hw::add(slot(1), slot(3)));
-        } else if (warps() > 4) {
-            sum = hw::add(sum, slot(1));
-        }
-        if (warps() > 2) sum = hw::add(sum, hw::shuffle_xor(sum, 2));
-        return hw::add(sum, hw::shuffle_xor(sum, 1));
+        return sum_slots_each(set, warps());
     }
 
   private:

@@ -1,6 +1,11 @@
 //! `axiscap bench`: what capping costs.
 
 use std::fmt::Write;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Result;
 use axiscap_lab::bench::{BenchOptions, BenchReport, Comparison, ProfileComparison, Ratio, bench};
@@ -10,7 +15,8 @@ use clap::{ValueEnum, value_parser};
 use serde::Serialize;
 
 use crate::caps::RequiredCapsArgs;
-use crate::interrupt::{self, Interrupt};
+use crate::input;
+use crate::interrupt::{self, Catch, Interrupt};
 use crate::model::ModelArgs;
 use crate::output::{self, counted};
 use crate::progress::Progress;
@@ -64,6 +70,10 @@ pub(crate) struct Args {
     /// Caps on a GPU do the norm after their block too, where the graph allows it
     #[arg(long)]
     fused_norm: bool,
+    /// Take turns with other processes: before each pair, write a line that begins with `ready for pair` to
+    /// stderr and wait for a line on stdin. The end of stdin ends the measurement as Ctrl-C does
+    #[arg(long)]
+    turns: bool,
     /// Print one JSON object in place of the table
     #[arg(long)]
     json: bool,
@@ -95,7 +105,7 @@ pub(crate) struct RatioReport<'a> {
     ratio_ci95_note: Option<String>,
     ratio_range: [f64; 2],
     #[serde(flatten)]
-    speeds: Speeds,
+    speeds: Speeds<'a>,
     pairs: usize,
     ratios: &'a [f64],
     /// By total time: every interruption counts.
@@ -106,9 +116,9 @@ pub(crate) struct RatioReport<'a> {
 /// Tokens per second of a baseline and of what is compared with it.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Speeds {
-    /// Against the context that the hook never touched.
-    Capped { uncapped_tps: f64, capped_tps: f64 },
+enum Speeds<'a> {
+    /// Against the context that the hook never touched. Those of every pair are in the order of its ratios.
+    Capped { uncapped_tps: f64, capped_tps: f64, uncapped_tps_pairs: &'a [f64], capped_tps_pairs: &'a [f64] },
     /// Against the capped context.
     Profiles { one_profile_tps: f64, this_tps: f64 },
 }
@@ -152,7 +162,8 @@ struct Report<'a> {
     /// With --profiles 2 or more.
     #[serde(skip_serializing_if = "Option::is_none")]
     profiles: Option<ProfilesReport<'a>>,
-    /// Whether a signal ended the measurement before all pairs were measured.
+    /// Whether a signal, or with --turns the end of stdin, ended the measurement before all pairs were
+    /// measured.
     interrupted: bool,
     pairs_planned: usize,
     baseline: &'static str,
@@ -221,12 +232,21 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let interrupt = Interrupt::new()?;
     let measuring = interrupt.catch();
-    let progress = Progress::new("pairs", args.pairs);
-    let measured = bench(&model, &caps, &options, |done, _| {
-        progress.set(done);
-        measuring.go_on()
+    let mut turns = args.turns.then(Turns::new);
+    // The lines of turns are a progress of their own.
+    let progress = (!args.turns).then(|| Progress::new("pairs", args.pairs));
+    let measured = bench(&model, &caps, &options, |done, pairs| {
+        if let Some(progress) = &progress {
+            progress.set(done);
+        }
+        match &mut turns {
+            Some(turns) => turns.wait(done, pairs, &measuring),
+            None => measuring.go_on(),
+        }
     });
-    progress.clear();
+    if let Some(progress) = progress {
+        progress.clear();
+    }
     let Some(measured) = measured? else {
         let none = serde_json::json!({
             "interrupted": true,
@@ -284,6 +304,50 @@ pub(crate) fn run(args: Args) -> Result<()> {
     interrupt::end(printed, &format!("{pairs} of {} pairs were measured{few}", args.pairs))
 }
 
+/// Pairs that another process allows, one by one.
+#[derive(Debug)]
+struct Turns {
+    /// A message per line on stdin, and none after its end.
+    lines: Receiver<()>,
+    /// Number of pairs that were allowed.
+    allowed: usize,
+}
+
+impl Turns {
+    /// Time between two looks for a signal. A line ends a wait at once.
+    const LOOK: Duration = Duration::from_millis(50);
+
+    /// Begins to read stdin, in a thread of its own: a signal does not end a read.
+    fn new() -> Self {
+        let (sender, lines) = sync_channel(1);
+        thread::spawn(move || {
+            let mut stdin = io::stdin().lock();
+            // What cannot be read has ended.
+            while let Ok(Some(_)) = input::line(&mut stdin, "stdin") {
+                if sender.send(()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { lines, allowed: 0 }
+    }
+
+    /// Waits until the pair after the `done` ones is allowed. Returns whether the measurement goes on.
+    fn wait(&mut self, done: usize, pairs: usize, measuring: &Catch) -> ControlFlow<()> {
+        if done == self.allowed {
+            output::note(&format!("ready for pair {} of {pairs}", done + 1));
+        }
+        while done == self.allowed && !measuring.stopped() {
+            match self.lines.recv_timeout(Self::LOOK) {
+                Ok(()) => self.allowed += 1,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
+            }
+        }
+        measuring.go_on()
+    }
+}
+
 fn comparison(measured: &Comparison) -> ComparisonReport<'_> {
     ComparisonReport { decode: ratio(&measured.decode), prefill: ratio(&measured.prefill) }
 }
@@ -310,11 +374,16 @@ fn of_profiles(measured: &Comparison) -> ComparisonReport<'_> {
 }
 
 pub(crate) fn ratio(measured: &Ratio) -> RatioReport<'_> {
-    let (uncapped_tps, capped_tps) = (measured.baseline_tps, measured.tps);
-    with_speeds(measured, Speeds::Capped { uncapped_tps, capped_tps })
+    let speeds = Speeds::Capped {
+        uncapped_tps: measured.baseline_tps,
+        capped_tps: measured.tps,
+        uncapped_tps_pairs: &measured.baseline_tps_pairs,
+        capped_tps_pairs: &measured.tps_pairs,
+    };
+    with_speeds(measured, speeds)
 }
 
-fn with_speeds(measured: &Ratio, speeds: Speeds) -> RatioReport<'_> {
+fn with_speeds<'a>(measured: &'a Ratio, speeds: Speeds<'a>) -> RatioReport<'a> {
     RatioReport {
         ratio_median: measured.median,
         ratio_ci95: measured.ci95.map(Into::into),

@@ -41,6 +41,7 @@ inline float sub(float a, float b) { return a - b; }
 inline float mul(float a, float b) { return a * b; }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline float div(float a, float b) { return a / b; }
+inline float reciprocal(float a) { return 1.0f / a; }
 inline float sqrt(float a) { return std::sqrt(a); }
 inline float from_bits(u32 bits) {
     float value;
@@ -72,6 +73,7 @@ template <u32 Groups>
 inline void barrier() {
     emulate::machine().barrier(group(), Groups, threads());
 }
+inline void block_barrier() { emulate::machine().barrier(0, 1, threads() * groups()); }
 
 inline unsigned char* shared_memory() { return emulate::machine().shared.data(); }
 inline float load_shared(const float* p) {
@@ -142,6 +144,11 @@ inline void copy_async(void* to, const void* from, bool inside) {
     emulate::machine().check_shared(to, 16, 16);
     emulate::check_aligned(from, 16);
     emulate::self().copy(to, from, inside);
+}
+inline void copy_table_async(void* to, const void* from) {
+    emulate::machine().check_shared(to, 16, 16);
+    emulate::check_aligned(from, 16);
+    emulate::self().copy(to, from, true);
 }
 inline void commit_copies() { emulate::self().commit(); }
 template <int Newer>

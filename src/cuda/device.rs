@@ -191,7 +191,7 @@ impl Loaded {
         let mut loaded = Self { info, context: ManuallyDrop::new(context), module, kernels: HashMap::new() };
         for operation in Operation::ALL {
             for dtype in Dtype::ALL {
-                for path in KernelPath::ALL {
+                for path in KernelPath::ALL.into_iter().filter(|path| path.has(operation)) {
                     let kernel = loaded.load(operation, dtype, path)?;
                     loaded.kernels.insert((operation, dtype, path), kernel);
                 }
@@ -218,7 +218,7 @@ impl Loaded {
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS;
         // SAFETY: the function is of the current context, and the pointer is valid.
         check("cuFuncGetAttribute", unsafe { sys::cuFuncGetAttribute(&mut registers, attribute, kernel) })?;
-        if path == KernelPath::Staged {
+        if path.shares_much() {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let max = self.info.limits.shared_per_block as i32;
             // SAFETY: the function is of the current context.

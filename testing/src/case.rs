@@ -57,6 +57,28 @@ pub struct Case {
     pub seed: u64,
 }
 
+impl Case {
+    /// Whether the case's path takes such rows: docs/cuda.md. Without a path every case is taken.
+    #[must_use]
+    pub fn is_for_its_path(&self) -> bool {
+        let Some(path) = self.path else { return true };
+        let aligned = self.offset == 0 && self.width.is_multiple_of(16 / self.dtype.size());
+        match path {
+            KernelPath::Single => {
+                aligned && self.width.is_multiple_of(512) && self.width <= 8192 && self.caps <= 1
+            }
+            KernelPath::Direct => aligned && self.width <= 8192,
+            // The axes leave room for two rows in the shared memory of a Hopper GPU.
+            KernelPath::Pairs => {
+                let same = self.operation == Operation::Cap && self.profiles == Profiles::One;
+                aligned && same && self.caps <= 8 && self.width <= 8192 && self.width * self.caps <= 5 * 8192
+            }
+            KernelPath::Staged => aligned && self.width <= 16384,
+            KernelPath::General => true,
+        }
+    }
+}
+
 /// Rows in a separate buffer, with a guard zone on either side.
 ///
 /// A clone may have another alignment. Clones are only compared, and never used in a launch.

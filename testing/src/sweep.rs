@@ -21,8 +21,14 @@ const ALIASED: usize = 9;
 const SCHEDULE: usize = 10;
 const FACTORS: usize = 11;
 
-const PATHS: [Option<KernelPath>; 4] =
-    [None, Some(KernelPath::Direct), Some(KernelPath::Staged), Some(KernelPath::General)];
+const PATHS: [Option<KernelPath>; 6] = [
+    None,
+    Some(KernelPath::Single),
+    Some(KernelPath::Direct),
+    Some(KernelPath::Pairs),
+    Some(KernelPath::Staged),
+    Some(KernelPath::General),
+];
 const GAPS: [usize; 3] = [0, 1, 16];
 const OFFSETS: [usize; 2] = [0, 1];
 // The direct kernels hold fewer than 7 in registers.
@@ -79,19 +85,10 @@ impl Space {
         }
     }
 
-    /// Whether a launch with these levels exists. Only a sum has a summand to alias, and only aligned rows
-    /// within a maximum length stay in registers.
+    /// Whether a launch with these levels exists. Only a sum has a summand to alias.
     fn exists(&self, levels: &Levels) -> bool {
-        let width = self.widths[levels[WIDTH]];
-        let vector = 16 / Dtype::ALL[levels[DTYPE]].size();
-        let longest = match PATHS[levels[PATH]] {
-            None | Some(KernelPath::General) => usize::MAX,
-            Some(KernelPath::Direct) => 8192,
-            Some(KernelPath::Staged) => 16384,
-        };
-        let resident = OFFSETS[levels[OFFSET]] == 0 && width.is_multiple_of(vector) && width <= longest;
-        (levels[ALIASED] == 0 || Operation::ALL[levels[OPERATION]].adds())
-            && (resident || longest == usize::MAX)
+        let aliases = levels[ALIASED] == 0 || Operation::ALL[levels[OPERATION]].adds();
+        aliases && self.case(levels, 0).is_for_its_path()
     }
 
     fn case(&self, levels: &Levels, seed: u64) -> Case {
@@ -251,7 +248,7 @@ impl Triples {
 fn example(space: &Space, factors: [usize; 3], at: [usize; 3], random: &mut Random) -> Option<Levels> {
     let mut levels: Levels = std::array::from_fn(|factor| random.below(space.levels(factor)));
     (0..3).for_each(|i| levels[factors[i]] = at[i]);
-    let asked = [OPERATION, DTYPE, WIDTH, PATH, OFFSET, ALIASED];
+    let asked = [OPERATION, DTYPE, WIDTH, PATH, OFFSET, CAPS, PROFILES, ALIASED];
     let counts = asked.map(|factor| if factors.contains(&factor) { 1 } else { space.levels(factor) });
     (0..counts.iter().product()).find_map(|index: usize| {
         let (mut found, mut rest) = (levels, index);

@@ -224,8 +224,10 @@ impl Engaged {
     }
 }
 
-/// Measures what `caps` cost on `model`. `go_on` is called with the rounds done and their number, between any
-/// two decodes. If it asks to stop, the report is on the rounds that are complete, and `None` without one.
+/// Measures what `caps` cost on `model`. `go_on` is called with the rounds done and their number, before every
+/// round and between any two decodes. If it asks to stop, the report is on the rounds that are complete, and
+/// `None` without one. Before a round it may wait for other processes: the round's contexts are not made yet,
+/// and those of the round before are gone.
 ///
 /// # Errors
 /// [`Error::Option`] for zero pairs or tokens and for more than a context can hold, and those of making and
@@ -245,6 +247,9 @@ pub fn bench(
     let (mut engaged, mut graphs) = (vec![Engaged::default(); ways.len()], GraphCounts::default());
     let mut last = Outcome::default();
     for number in 0..options.pairs {
+        if go_on(number, options.pairs).is_break() {
+            break;
+        }
         let turned = number % 2 == 1;
         let mut made: Vec<Option<Box<dyn Subject + '_>>> = ways.iter().map(|_| None).collect();
         for index in order(ways.len(), turned) {
@@ -259,9 +264,6 @@ pub fn bench(
             engaged.add(&subject.outcome());
         }
         graphs += last.graphs;
-        if go_on(number + 1, options.pairs).is_break() {
-            break;
-        }
     }
     if rounds.is_empty() {
         return Ok(None);

@@ -18,6 +18,10 @@ pub struct Ratio {
     pub tps: f64,
     /// Every pair's ratio, in the order measured.
     pub pairs: Vec<f64>,
+    /// Every pair's median tokens per second of the baseline, in the same order.
+    pub baseline_tps_pairs: Vec<f64>,
+    /// Every pair's median tokens per second of the way that is compared with it.
+    pub tps_pairs: Vec<f64>,
     /// Median of the pairs' ratios of total time. An interruption moves this one.
     pub total_median: f64,
     /// Its interval, as `ci95`.
@@ -39,17 +43,28 @@ impl Ratio {
             pairs.iter().map(|pair| median(&sorted(steps(pair).iter().map(ratio).collect()))).collect();
         let total = |times: &[Duration]| times.iter().sum::<Duration>();
         let totals = pairs.iter().map(|pair| ratio(&(total(pair.0), total(pair.1)))).collect();
-        let speed = |of: fn(&(Duration, Duration)) -> Duration| {
+        let speed = |pairs: &[(&[Duration], &[Duration])], of: fn(&(Duration, Duration)) -> Duration| {
             let times = pairs.iter().flat_map(steps).map(|step| seconds(of(&step))).collect();
             tokens as f64 / median(&sorted(times))
         };
+        let speeds = |of| pairs.chunks(1).map(|pair| speed(pair, of)).collect();
         let range = ratios
             .iter()
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), &ratio| (min.min(ratio), max.max(ratio)));
         let (median, ci95) = median_interval(ratios.clone());
         let (total_median, total_ci95) = median_interval(totals);
-        let (baseline_tps, tps) = (speed(|step| step.0), speed(|step| step.1));
-        Self { median, ci95, range, baseline_tps, tps, pairs: ratios, total_median, total_ci95 }
+        Self {
+            median,
+            ci95,
+            range,
+            baseline_tps: speed(pairs, |step| step.0),
+            tps: speed(pairs, |step| step.1),
+            pairs: ratios,
+            baseline_tps_pairs: speeds(|step| step.0),
+            tps_pairs: speeds(|step| step.1),
+            total_median,
+            total_ci95,
+        }
     }
 }
 
@@ -159,6 +174,11 @@ mod tests {
         assert_eq!(Ratio::of(&pairs[..1], 10).ci95, None);
         assert!((ratio.baseline_tps - 200.0).abs() < 1e-9);
         assert!((ratio.tps - 100.0).abs() < 1e-9);
+        let near = |speeds: &[f64], expected: [f64; 3]| {
+            speeds.len() == 3 && speeds.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9)
+        };
+        assert!(near(&ratio.baseline_tps_pairs, [10.0 / 0.099, 200.0, 1000.0]), "{ratio:?}");
+        assert!(near(&ratio.tps_pairs, [100.0, 200.0, 10.0 / 0.9]), "{ratio:?}");
 
         let six = Ratio::of(&[pairs[0], pairs[1], pairs[2], pairs[0], pairs[1], pairs[2]], 10);
         assert_eq!((six.ci95, six.total_ci95), (Some(ratio.range), Some(ratio.range)));
@@ -169,6 +189,7 @@ mod tests {
         let ratio = Ratio::of(&[(&steps, &interrupted)], 1);
         assert!((ratio.median - 0.9).abs() < 1e-12);
         assert!((ratio.total_median - 27.0 / 520.0).abs() < 1e-12);
+        assert!((ratio.tps_pairs[0] - 100.0).abs() < 1e-9, "the pair's speed is the median's");
         assert_eq!(median(&[1.0, 2.0, 3.0, 4.0]), 2.5);
     }
 }

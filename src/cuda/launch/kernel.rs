@@ -2,11 +2,16 @@
 
 use crate::op::{Dtype, Operation};
 
-/// The way a kernel goes through the rows: kernels/direct.cuh, kernels/staged.cuh or kernels/general.cuh.
+/// The way a kernel goes through the rows: the file of this name in kernels/.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KernelPath {
+    /// Few rows of whole segments, at most 8192 elements, with at most one cap each. A block per row.
+    Single,
     /// Few rows of at most 8192 elements, loaded directly into registers.
     Direct,
+    /// Many rows of at most 8192 elements with the same caps, eight at most, in place. The axes stay in shared
+    /// memory, and two rows are capped at a time.
+    Pairs,
     /// Many rows of at most 16384 elements. The next rows are copied to shared memory while one is worked on.
     Staged,
     /// Longer or unaligned rows, which are read again for each cap.
@@ -15,13 +20,21 @@ pub enum KernelPath {
 
 impl KernelPath {
     /// All paths.
-    pub const ALL: [Self; 3] = [Self::Direct, Self::Staged, Self::General];
+    pub const ALL: [Self; 5] = [Self::Single, Self::Direct, Self::Pairs, Self::Staged, Self::General];
+
+    /// Whether the image has kernels of this path for an operation.
+    #[must_use]
+    pub fn has(self, operation: Operation) -> bool {
+        self != Self::Pairs || operation == Operation::Cap
+    }
 
     /// The path's part of a kernel's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Single => "single",
             Self::Direct => "direct",
+            Self::Pairs => "pairs",
             Self::Staged => "staged",
             Self::General => "general",
         }
@@ -31,7 +44,7 @@ impl KernelPath {
     #[must_use]
     pub fn max_threads(self) -> u32 {
         match self {
-            Self::Direct => 512,
+            Self::Single | Self::Direct | Self::Pairs => 512,
             Self::Staged | Self::General => 1024,
         }
     }
@@ -41,20 +54,25 @@ impl KernelPath {
     #[must_use]
     pub fn registers(self) -> u32 {
         match self {
-            Self::Direct => 128,
+            Self::Single | Self::Direct | Self::Pairs => 128,
             Self::Staged | Self::General => 64,
         }
     }
 
     /// Returns the maximum number of hardware barriers of a block, which is also the maximum number of groups
-    /// of several warps in a staged block. The compiled kernels are checked against it
-    /// (tests/device-code.json).
+    /// of several warps in a staged block, and of groups in a block of pairs. The compiled kernels are checked
+    /// against it (tests/device-code.json).
     #[must_use]
     pub fn barriers(self) -> u32 {
         match self {
-            Self::Staged => 4,
-            Self::Direct | Self::General => 1,
+            Self::Pairs | Self::Staged => 4,
+            Self::Single | Self::Direct | Self::General => 1,
         }
+    }
+
+    /// Whether blocks may use all shared memory that the device has.
+    pub(crate) fn shares_much(self) -> bool {
+        matches!(self, Self::Pairs | Self::Staged)
     }
 }
 

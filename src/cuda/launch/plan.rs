@@ -55,6 +55,8 @@ impl Plan {
             rows: rows.count,
             width: layout.width,
             aligned,
+            max_caps: layout.max_caps_per_row,
+            same_caps: job.row_profiles.is_none().then_some(layout.count),
         };
         let Some(shape) = Shape::choose(&problem, limits, path) else { return Ok(None) };
         if shape.path == KernelPath::General && layout.max_caps_per_row > MAX_STEPS {

@@ -20,7 +20,7 @@ pub struct Shape {
     pub groups: u32,
     /// Dynamic shared memory of a block in bytes.
     pub shared_bytes: u32,
-    /// Rows in flight per group; 0 for kernels without stages.
+    /// Rows, or pairs of rows, in flight per group; 0 for kernels without stages.
     pub stages: u32,
 }
 
@@ -46,6 +46,12 @@ const BYTES_IN_FLIGHT: u32 = 96 << 10;
 /// Threads of a block that several short rows share, approximately.
 const GROUPED_THREADS: u32 = 256;
 
+/// Maximum number of caps of a row on the path of pairs: `MAX_TOGETHER` in kernels/reduce.cuh.
+const MAX_PAIRED_CAPS: usize = 8;
+
+/// Threads of a multiprocessor without which the path of pairs does not hide the latency of memory.
+const PAIRED_THREADS: u32 = 256;
+
 /// How many waves of blocks a launch may have. The blocks of one wave are all resident at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waves {
@@ -62,6 +68,10 @@ pub(crate) struct Problem {
     pub(crate) width: usize,
     /// Whether every pointer and stride is a multiple of 16 bytes and the width of a vector.
     pub(crate) aligned: bool,
+    /// Maximum number of caps of a row.
+    pub(crate) max_caps: usize,
+    /// Number of caps, if all rows have the same ones.
+    pub(crate) same_caps: Option<usize>,
 }
 
 impl Shape {
@@ -69,13 +79,39 @@ impl Shape {
     /// cannot take the problem.
     pub(crate) fn choose(problem: &Problem, limits: &Limits, path: Option<KernelPath>) -> Option<Self> {
         match path {
+            Some(KernelPath::Single) => Self::single(problem, limits, Waves::Any),
             Some(KernelPath::Direct) => Self::direct(problem, limits, Waves::Any),
+            Some(KernelPath::Pairs) => Self::pairs(problem, limits),
             Some(KernelPath::Staged) => Self::staged(problem, limits),
             Some(KernelPath::General) => Some(Self::general(problem, limits)),
-            None => Self::direct(problem, limits, Waves::One)
+            None => Self::single(problem, limits, Waves::One)
+                .or_else(|| Self::direct(problem, limits, Waves::One))
+                .or_else(|| Self::pairs_if_faster(problem, limits))
                 .or_else(|| Self::staged(problem, limits))
                 .or_else(|| Some(Self::general(problem, limits))),
         }
+    }
+
+    /// Returns the shape of the single kernel: one block per row, for any number of rows.
+    fn single(problem: &Problem, limits: &Limits, waves: Waves) -> Option<Self> {
+        let whole = problem.width.is_multiple_of(SEGMENT) && problem.width <= MAX_DIRECT_WIDTH;
+        if !problem.aligned || !whole || problem.max_caps > 1 {
+            return None;
+        }
+        let threads = 32 * segments(problem.width);
+        let resident = limits.multiprocessors * limits.blocks(KernelPath::Single, threads, SLOT_BYTES);
+        let blocks = u32::try_from(problem.rows).ok().filter(|&blocks| i32::try_from(blocks).is_ok())?;
+        if waves == Waves::One && blocks > resident {
+            return None;
+        }
+        Some(Self {
+            path: KernelPath::Single,
+            blocks,
+            threads,
+            groups: 1,
+            shared_bytes: SLOT_BYTES,
+            stages: 0,
+        })
     }
 
     /// Returns the shape of the direct kernel: one block per row.
@@ -98,6 +134,49 @@ impl Shape {
             shared_bytes,
             stages: 0,
         })
+    }
+
+    /// Returns the shape of the kernel for pairs: as many groups as shared memory has room for, beside the axes.
+    fn pairs(problem: &Problem, limits: &Limits) -> Option<Self> {
+        let caps = problem.same_caps.filter(|&caps| (1..=MAX_PAIRED_CAPS).contains(&caps))?;
+        let fits = problem.aligned && problem.width <= MAX_DIRECT_WIDTH;
+        if !fits || !KernelPath::Pairs.has(problem.operation) {
+            return None;
+        }
+        let warps = segments(problem.width);
+        let threads = 32 * warps;
+        let row_elements = warps * SEGMENT as u32;
+        let axes = caps as u32 * row_elements * 4;
+        // Slots of single sums and of sums together (`group_floats` in kernels/pairs.cuh), and two rows.
+        let group = (4 * 32 + 4 * 8 * warps) * 4 + 2 * row_elements * problem.dtype.size() as u32;
+        let most = (KernelPath::Pairs.max_threads() / threads).min(KernelPath::Pairs.barriers());
+        let shape = |groups: u32| {
+            let shared_bytes = axes + groups * group;
+            if shared_bytes > limits.shared_per_block {
+                return None;
+            }
+            let blocks = limits.blocks(KernelPath::Pairs, groups * threads, shared_bytes);
+            (blocks > 0).then_some((groups, blocks, shared_bytes))
+        };
+        let (groups, blocks, shared_bytes) = (1..=most).rev().find_map(shape)?;
+        Some(Self {
+            path: KernelPath::Pairs,
+            blocks: at_most(limits.multiprocessors * blocks, problem.rows.div_ceil(2 * groups as usize)),
+            threads,
+            groups,
+            shared_bytes,
+            stages: 1,
+        })
+    }
+
+    /// Returns the shape for pairs if that path is faster than the staged one: each row has several caps, and
+    /// enough threads fit beside the axes.
+    fn pairs_if_faster(problem: &Problem, limits: &Limits) -> Option<Self> {
+        let shape =
+            Self::pairs(problem, limits).filter(|_| problem.same_caps.is_some_and(|caps| caps > 1))?;
+        let threads = shape.groups * shape.threads;
+        let resident = limits.blocks(KernelPath::Pairs, threads, shape.shared_bytes) * threads;
+        (resident >= PAIRED_THREADS).then_some(shape)
     }
 
     fn staged(problem: &Problem, limits: &Limits) -> Option<Self> {
@@ -161,7 +240,7 @@ mod tests {
     use super::*;
 
     fn problem(operation: Operation, dtype: Dtype, rows: usize, width: usize) -> Problem {
-        Problem { operation, dtype, rows, width, aligned: true }
+        Problem { operation, dtype, rows, width, aligned: true, max_caps: 2, same_caps: None }
     }
 
     #[test]
@@ -172,6 +251,51 @@ mod tests {
         let shape =
             Shape::choose(&problem(Operation::Cap, Dtype::F32, 1, 576), &Limits::HOPPER, None).unwrap();
         assert_eq!((shape.blocks, shape.threads), (1, 64));
+    }
+
+    /// A block needs no more than one cap, and whole segments, to take the shortest way.
+    #[test]
+    fn rows_with_one_cap_take_the_single_path() {
+        let path = |rows, width, max_caps| {
+            let problem = Problem { max_caps, ..problem(Operation::CapNorm, Dtype::F32, rows, width) };
+            Shape::choose(&problem, &Limits::HOPPER, None).unwrap().path
+        };
+        assert_eq!(path(1, 4096, 1), KernelPath::Single);
+        assert_eq!(path(1, 4096, 0), KernelPath::Single);
+        assert_eq!(path(1, 4096, 2), KernelPath::Direct);
+        assert_eq!(path(1, 576, 1), KernelPath::Direct);
+        assert_eq!(path(1, 16384, 1), KernelPath::Staged);
+        assert_eq!(path(2 * 132, 4096, 1), KernelPath::Single);
+        assert_eq!(path(2 * 132 + 1, 4096, 1), KernelPath::Staged);
+        let unaligned =
+            Problem { aligned: false, max_caps: 1, ..problem(Operation::Cap, Dtype::F32, 1, 4096) };
+        assert_eq!(Shape::choose(&unaligned, &Limits::HOPPER, None).unwrap().path, KernelPath::General);
+    }
+
+    #[test]
+    fn many_rows_with_several_caps_go_in_pairs() {
+        let shape = |limits, operation, width, caps: usize| {
+            let problem = Problem {
+                max_caps: caps,
+                same_caps: Some(caps),
+                ..problem(operation, Dtype::F32, 8192, width)
+            };
+            Shape::choose(&problem, &limits, None).unwrap()
+        };
+        let hopper = |operation, width, caps| shape(Limits::HOPPER, operation, width, caps);
+        let five = hopper(Operation::Cap, 8192, 5);
+        assert_eq!((five.path, five.blocks, five.threads, five.groups), (KernelPath::Pairs, 132, 512, 1));
+        let shorter = hopper(Operation::Cap, 4096, 5);
+        assert_eq!((shorter.path, shorter.blocks, shorter.groups), (KernelPath::Pairs, 132, 2));
+        // One cap stays in registers, six axes of 8192 elements leave no room for rows, and nine sums are too
+        // many for one barrier.
+        assert_eq!(hopper(Operation::Cap, 8192, 1).path, KernelPath::Staged);
+        assert_eq!(hopper(Operation::Cap, 8192, 6).path, KernelPath::Staged);
+        assert_eq!(hopper(Operation::Cap, 1024, 9).path, KernelPath::Staged);
+        assert_eq!(hopper(Operation::CapNorm, 4096, 5).path, KernelPath::Staged);
+        assert_eq!(shape(Limits::ADA, Operation::Cap, 8192, 5).path, KernelPath::Staged);
+        let several = Problem { max_caps: 5, ..problem(Operation::Cap, Dtype::F32, 8192, 4096) };
+        assert_eq!(Shape::choose(&several, &Limits::HOPPER, None).unwrap().path, KernelPath::Staged);
     }
 
     #[test]
@@ -205,8 +329,10 @@ mod tests {
         };
         for limits in [Limits::HOPPER, Limits::ADA, rtx_50] {
             for width in [32, 512, 576, 1024, 1536, 2048, 2560, 4096, 8192] {
-                for path in KernelPath::ALL {
-                    let problem = problem(Operation::Cap, Dtype::F32, 1 << 20, width);
+                // The single path has a block per row, of which a wave need not be resident.
+                for path in [KernelPath::Direct, KernelPath::Pairs, KernelPath::Staged, KernelPath::General] {
+                    let problem =
+                        Problem { same_caps: Some(1), ..problem(Operation::Cap, Dtype::F32, 1 << 20, width) };
                     let shape = Shape::choose(&problem, &limits, Some(path)).unwrap();
                     let resident = shape.blocks / limits.multiprocessors;
                     assert!(resident * path.barriers() <= limits.barriers_per_multiprocessor, "{shape:?}");
@@ -230,13 +356,17 @@ mod tests {
                     for width in [1, 31, 512, 513, 4096, 8192, 8193, 16384, 16385, 50000] {
                         for rows in [1, 2, 19, 1000, 1 << 31] {
                             for aligned in [true, false] {
-                                for path in [
-                                    None,
-                                    Some(KernelPath::Direct),
-                                    Some(KernelPath::Staged),
-                                    Some(KernelPath::General),
-                                ] {
-                                    let problem = Problem { operation, dtype, rows, width, aligned };
+                                for path in [None].into_iter().chain(KernelPath::ALL.map(Some)) {
+                                    let caps = if path == Some(KernelPath::Single) { 1 } else { 5 };
+                                    let problem = Problem {
+                                        operation,
+                                        dtype,
+                                        rows,
+                                        width,
+                                        aligned,
+                                        max_caps: caps,
+                                        same_caps: Some(caps),
+                                    };
                                     let Some(shape) = Shape::choose(&problem, &limits, path) else {
                                         continue;
                                     };
@@ -246,11 +376,12 @@ mod tests {
                                         shape.groups * shape.threads <= shape.path.max_threads(),
                                         "{what}"
                                     );
-                                    let meeting = if shape.threads > 32 { shape.groups } else { 1 };
+                                    let alone = shape.threads == 32 && shape.path == KernelPath::Staged;
+                                    let meeting = if alone { 1 } else { shape.groups };
                                     assert!(meeting <= shape.path.barriers(), "{what}");
                                     assert!(shape.shared_bytes <= limits.shared_per_block, "{what}");
                                     assert!(shape.path == KernelPath::General || aligned, "{what}");
-                                    assert_eq!(shape.stages > 0, shape.path == KernelPath::Staged, "{what}");
+                                    assert_eq!(shape.stages > 0, shape.path.shares_much(), "{what}");
                                 }
                             }
                         }

@@ -11,7 +11,10 @@ MAX = 11000
 
 
 def merged(files: list[Path]) -> list[Data]:
-    """Reads results, and merges those of the same programs and kind of GPU. A passed step outweighs any other."""
+    """Reads results, and merges those of the same programs and kind of GPU.
+
+    A passed step outweighs any other, and one that failed or measured something outweighs one that did not.
+    """
     groups: list[Data] = []
     for file in files:
         result = json.loads(file.read_text())
@@ -20,10 +23,15 @@ def merged(files: list[Path]) -> list[Data]:
             groups.append(result)
             continue
         for name, step in result["steps"].items():
-            if group["steps"].get(name, {}).get("status") != PASSED or step["status"] == PASSED:
+            if _weight(step) >= _weight(group["steps"].get(name, {})):
                 group["steps"][name] = step
         group["visit"] += f", {result['visit']}"
     return groups
+
+
+def _weight(step: Data) -> int:
+    status = step.get("status")
+    return 2 if status == PASSED else int(status == FAILED or status == STOPPED and "report" in step)
 
 
 def text(result: Data, steps: dict[str, Data]) -> str:

@@ -79,7 +79,9 @@ SPEEDS: list[tuple[str, str, str, str, str, float | None]] = [
     ("8B, all blocks, decode, one graph", "8b-all", speed.GRAPH, "decode", "", 0.99),
     ("8B, all blocks, decode, one graph, fused norm", "8b-all", speed.FUSED, "decode", "", 1.0),
     ("8B, 8 blocks, prefill of 512", "8b-8-prefill", speed.VIEWS, "prefill", "", 0.995),
-    ("8B, 8 blocks, batch 16", "8b-8-batch16", speed.VIEWS, "decode", "", 0.995),
+    ("8B, 8 blocks, batch 16, views", "8b-8-batch16", speed.VIEWS, "decode", "", 0.995),
+    ("8B, 8 blocks, batch 16, one graph", "8b-8-batch16", speed.GRAPH, "decode", "", 0.995),
+    ("8B, 8 blocks, batch 16, one graph, fused norm", "8b-8-batch16", speed.FUSED, "decode", "", 0.995),
     ("1B, 8 blocks, decode, views", "1b-8", speed.VIEWS, "decode", "", 0.99),
     ("1B, 8 blocks, decode, one graph", "1b-8", speed.GRAPH, "decode", "", 0.99),
     ("1B, 8 blocks, decode, one graph, fused norm", "1b-8", speed.FUSED, "decode", "", 1.0),
@@ -93,9 +95,10 @@ STATISTICS_AIM = 0.002
 def speeds(steps: dict[str, Data]) -> list[Row]:
     """Judges the measured speeds of capped over uncapped decoding."""
     rows = [judged(what, speed.ratios(steps, case, mode, phase, other), aim,
-                   of="rounds" if speed.MODES[mode].graph else "pairs") for what, case, mode, phase, other, aim in SPEEDS]
-    cost = speed.statistics_cost(steps, "8b-8-statistics")
-    return [*rows, judged("8B, 8 blocks, cost of statistics", cost, STATISTICS_AIM, at_least=False, of="rounds")]
+                   of=speed.unit(steps, case) if speed.MODES[mode].graph else "pairs")
+            for what, case, mode, phase, other, aim in SPEEDS]
+    return [*rows, judged("8B, 8 blocks, cost of statistics", speed.statistics_cost(steps, "8b-8-statistics"),
+                          STATISTICS_AIM, at_least=False, of=speed.unit(steps, "8b-8-statistics"))]
 
 
 MANY, WIDTHS = ["8192 x 8192"], ["1 x 4096", "1 x 8192"]

@@ -31,7 +31,7 @@ class Failed(Exception):
 
 
 class OutOfTime(Exception):
-    """The visit's time ended."""
+    """The visit's time ended, or what the message says."""
 
 
 class Unavailable(Exception):
@@ -152,35 +152,43 @@ class Visit:
 
         `work` fills in the step's results. What it filled in stays if it fails or is stopped.
         """
-        if name in self.known:
+        return self.together([name], lambda steps: work(steps[0]), seconds)
+
+    def together(self, names: list[str], work: Callable[[list[Data]], None], seconds: float = 1) -> str:
+        """Runs steps that only make sense beside each other, unless all are known. They share status and seconds."""
+        if all(name in self.known for name in names):
             return PASSED
-        step: Data = {"status": RUNNING, "seconds": 0.0, "visit": self.name, "card": self.card}
-        self.result["steps"][name] = step
+        shared: Data = {"status": RUNNING, "seconds": 0.0, "visit": self.name, "card": self.card}
         if self.left() < seconds:
-            step["status"], step["why"] = NOT_RUN, "no time left"
-            self.save()
-            return NOT_RUN
+            shared |= {"status": NOT_RUN, "why": "no time left"}
+        steps = [dict(shared) for _ in names]
+        self.result["steps"] |= zip(names, steps, strict=True)
         self.save()
+        if shared["status"] == NOT_RUN:
+            return NOT_RUN
         begun = time.monotonic()
         try:
-            work(step)
-            step["status"] = PASSED
+            work(steps)
+            shared["status"] = PASSED
         except Failed as error:
-            step["status"], step["why"] = FAILED, str(error)
-        except OutOfTime:
-            step["status"], step["why"] = STOPPED, "the visit's time ended"
+            shared["status"], shared["why"] = FAILED, str(error)
+        except OutOfTime as error:
+            shared["status"], shared["why"] = STOPPED, str(error) or "the visit's time ended"
         except Unavailable as error:
-            step["status"], step["why"] = NOT_RUN, str(error)
+            shared["status"], shared["why"] = NOT_RUN, str(error)
         except Exception as error:  # noqa: BLE001
-            (self.logs / f"{name}.log").open("a").write(traceback.format_exc())
-            step["status"], step["why"] = FAILED, f"gpu-check itself: {type(error).__name__}: {error}"
+            (self.logs / f"{names[0].replace('/', '-')}.log").open("a").write(traceback.format_exc())
+            shared["status"], shared["why"] = FAILED, f"gpu-check itself: {type(error).__name__}: {error}"
         finally:
-            step["seconds"] = round(time.monotonic() - begun, 1)
+            shared["seconds"] = round(time.monotonic() - begun, 1)
+            for step in steps:
+                step |= shared
             self.save()
-            why = f": {step['why'][:300]}" if "why" in step else ""
-            print(f"[{time.monotonic() - self.begun:4.0f} s] {name}: {step['status']}{why}", file=sys.stderr, flush=True)
+            why = f": {shared['why'][:300]}" if "why" in shared else ""
+            print(f"[{time.monotonic() - self.begun:4.0f} s] {', '.join(names)}: {shared['status']}{why}", file=sys.stderr,
+                  flush=True)
         self.archive()
-        return str(step["status"])
+        return str(shared["status"])
 
     def save(self) -> None:
         """Writes the results to the output folder, and to the work folder for a later run on the same machine."""

@@ -11,7 +11,10 @@ NAN = float("nan")
 
 
 def step(ratios, uncapped=200.0, capped=200.0, **more):
-    part = {"ratios": ratios, "uncapped_tps": uncapped, "capped_tps": capped, "ratio_median": ratios[0]}
+    """Makes a step with speeds of pairs, or of the whole process as older results have them."""
+    part = {"ratios": ratios, "ratio_median": ratios[0]}
+    for what, speeds in (("uncapped_tps", uncapped), ("capped_tps", capped)):
+        part |= {f"{what}_pairs": speeds, what: speeds[0]} if isinstance(speeds, list) else {what: speeds}
     return {"status": "passed", "visit": "1", "card": "a", "report": {"decode": part, "prefill": part}, **more}
 
 
@@ -41,7 +44,24 @@ class Speed(unittest.TestCase):
         steps["8b-8/views/2"] = step([0.5], status="failed")
         self.assertEqual(self.row(steps, "8B, 8 blocks, decode, views").verdict, NO_INTERVAL)
 
-    def test_one_graph_is_held_to_the_stock_baseline_of_its_round(self):
+    def test_one_graph_is_held_to_the_stock_baseline_of_its_turn(self):
+        what = "8B, 8 blocks, decode, one graph"
+        # Its own baseline has no graphs, which says nothing. The machine is slower in every other turn.
+        graph = {f"8b-8/graph/{number}": step([1.05] * 4, uncapped=[190.0, 152.0] * 2, capped=[199.5, 159.6] * 2)
+                 for number in (1, 2)}
+        self.assertEqual(self.row(graph, what).verdict, "not measured")
+        views = {f"8b-8/views/{number}": step([0.99] * 4, uncapped=[200.0, 160.0] * 2, capped=[198.0, 158.4] * 2)
+                 for number in (1, 2)}
+        row = self.row(graph | views, what)
+        self.assertEqual((row.verdict, [round(end, 4) for end in row.interval], row.of), (HELD, [0.9975] * 2, "8 pairs"))
+        # A round that was stopped may have a pair more in one of them.
+        stopped = graph | views | {"8b-8/graph/2": step([1.05] * 3, capped=[199.5, 159.6, 199.5], status="stopped")}
+        self.assertEqual(self.row(stopped, what).of, "7 pairs")
+        for other in ({"visit": "2"}, {"card": "b"}, {"status": "failed"}):
+            views["8b-8/views/2"] = step([0.99] * 4, uncapped=[200.0] * 4, capped=[198.0] * 4, **other)
+            self.assertEqual(self.row(graph | views, what).of, "4 pairs")
+
+    def test_in_older_results_one_graph_is_held_to_the_stock_baseline_of_its_round(self):
         what = "8B, 8 blocks, decode, one graph"
         # Its own baseline has no graphs and is slow, which says nothing.
         graph = {f"8b-8/graph/{turn}": step([1.05], uncapped=190.0, capped=199.5) for turn in range(1, 7)}
@@ -53,11 +73,17 @@ class Speed(unittest.TestCase):
             views["8b-8/views/6"] = step([0.99], **other)
             self.assertEqual(self.row(graph | views, what).of, "5 rounds")
 
-    def test_statistics_cost_the_difference_of_a_round(self):
-        steps = {f"8b-8-statistics/{mode}/{turn}": step([ratio]) for turn in range(1, 7)
+    def test_statistics_cost_the_difference_of_a_pair(self):
+        what = "8B, 8 blocks, cost of statistics"
+        steps = {f"8b-8-statistics/{mode}/{number}": step(ratios, [1.0] * 4, [1.0] * 4) for number in (1, 2)
+                 for mode, ratios in (("views", [0.998, 0.898] * 2), ("uncounted", [0.999, 0.899] * 2))}
+        row = self.row(steps, what)
+        self.assertEqual((row.verdict, round(row.median, 4), row.of), (HELD, 0.001, "8 pairs"))
+        # Older results have no turns.
+        older = {f"8b-8-statistics/{mode}/{number}": step([ratio, 0.5]) for number in range(1, 7)
                  for mode, ratio in (("views", 0.998), ("uncounted", 0.999))}
-        row = self.row(steps, "8B, 8 blocks, cost of statistics")
-        self.assertEqual((row.verdict, round(row.median, 4)), (HELD, 0.001))
+        row = self.row(older, what)
+        self.assertEqual((row.verdict, round(row.median, 4), row.of), (HELD, 0.001, "6 rounds"))
 
     def test_another_measurement_of_the_same_report(self):
         report = step([1.0])

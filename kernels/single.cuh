@@ -1,0 +1,182 @@
+// The single path, for few rows of whole segments with at most one cap each, where latency counts. It is the
+// usual launch of a decode: one cap per block, one row per sequence.
+//
+// Grid: one block per row. Block: (32 * width / 512, 1), at most 16 warps. Data layout: resident.cuh, and the
+// width is a multiple of 512.
+//
+// Improves on direct.cuh by code that is a sixth as long. A launch of one row executes each instruction once,
+// so fetching instructions takes a large part of its time. Therefore there are no bounds checks, the slots are
+// summed without branches, and the norm's two sums go through the same instructions.
+#pragma once
+
+#include "resident.cuh"
+
+namespace axiscap {
+
+template <class E, bool Add, bool Norm>
+class SingleRows : ResidentRows<E> {
+    typedef ResidentRows<E> Base;
+    typedef typename Base::Bits Bits;
+    using Base::args_;
+    using Base::at;
+    using Base::start_;
+
+  public:
+    AXISCAP_DEVICE SingleRows(const CapArgs& args) : Base(args) {}
+
+    AXISCAP_DEVICE void run() {
+        hw::allow_next_kernel();
+        float axis[VALUES], weight[VALUES];
+        CapParams params = {0.0f, 0.0f, 0.0f};
+        CapRange caps = {args_.first, args_.count};
+        const bool same = args_.profile == nullptr;
+        if (same) load_cap(caps, axis, params);
+        if constexpr (Norm) load_padded<E>(args_.weight + start_, weight);
+        pad_slots();
+        hw::wait_for_previous_kernel();
+
+        const u32 row = hw::block();
+        float h[VALUES];
+        load(row, h);
+        if (!same) {
+            caps = caps_of_row(args_, row);
+            load_cap(caps, axis, params);
+        }
+        if constexpr (Norm) {
+            float factor = norm_factor(args_, cap_and_square(row, caps, params, h, axis));
+            Bits* to = const_cast<Bits*>(at(args_.y, args_.y_stride, row));
+#pragma unroll
+            for (int q = 0; q < E::QUADS; q++) {
+                float y[E::V];
+#pragma unroll
+                for (int j = 0; j < E::V; j++) {
+                    y[j] = hw::mul(hw::mul(h[q * E::V + j], factor), weight[q * E::V + j]);
+                }
+                hw::store_row_quad(to + q * QUAD_STEP<E>, E::pack(y));
+            }
+        } else {
+            cap(row, caps, params, h, axis);
+        }
+        if (hw::thread() == 0) end_row(args_, row, caps.count);
+    }
+
+  private:
+    // A set holds the slots of two sums: the projection and the sum of squares. A row needs two sets at most.
+    static constexpr u32 SLOTS = 16;
+    static constexpr u32 SET = 2 * SLOTS;
+    static_assert(2 * SET * sizeof(float) <= SLOT_BYTES, "the slots of src/cuda/launch/shape.rs");
+
+    AXISCAP_DEVICE float* slots() const { return reinterpret_cast<float*>(hw::shared_memory()); }
+
+    // Fills the slots that no warp writes. Those of docs/operation.md are +0. The others are -0, and adding
+    // -0 changes no value, not even the sign of a zero. The sum of 16 slots therefore has the bits of the sum
+    // of fewer. The barrier of the first sum orders these stores before any read.
+    AXISCAP_DEVICE void pad_slots() const {
+        const u32 t = hw::thread(), warps = hw::threads() / WARP;
+        if (t < warps || t >= SLOTS) return;
+        u32 halved = 1;
+        while (halved < warps) halved *= 2;
+        const float pad = t < halved ? 0.0f : -0.0f;
+#pragma unroll
+        for (u32 set = 0; set < (Norm ? 4 : 1); set++) hw::store_shared(slots() + set * SLOTS + t, pad);
+    }
+
+    AXISCAP_DEVICE static float sum_of_slots(const float* slots) {
+        float x[4];
+        halve_quads<SLOTS / 4>(slots, 0, 1, x);
+        return halve<4>(x);
+    }
+
+    AXISCAP_DEVICE void load_cap(CapRange caps, float (&axis)[VALUES], CapParams& params) const {
+        if (caps.count == 0) return;
+        Base::load_axis(caps.first, axis);
+        params = load_params(args_, caps.first);
+    }
+
+    AXISCAP_DEVICE void load_quads(const void* base, i64 stride, u32 row, Quad (&raw)[E::QUADS]) const {
+        const Bits* from = at(base, stride, row);
+#pragma unroll
+        for (int q = 0; q < E::QUADS; q++) raw[q] = hw::load_row_quad(from + q * QUAD_STEP<E>);
+    }
+
+    AXISCAP_DEVICE void load(u32 row, float (&h)[VALUES]) const {
+        Quad a[E::QUADS];
+        if constexpr (Add) {
+            // All loads are issued before the first value is used.
+            Quad b[E::QUADS];
+            load_quads(args_.x, args_.x_stride, row, a);
+            load_quads(args_.r, args_.r_stride, row, b);
+#pragma unroll
+            for (int q = 0; q < E::QUADS; q++) {
+                float x[E::V], r[E::V];
+                E::unpack(a[q], x);
+                E::unpack(b[q], r);
+#pragma unroll
+                for (int j = 0; j < E::V; j++) h[q * E::V + j] = hw::add(x[j], r[j]);
+            }
+        } else {
+            load_quads(args_.h, args_.h_stride, row, a);
+#pragma unroll
+            for (int q = 0; q < E::QUADS; q++) E::unpack(a[q], &h[q * E::V]);
+        }
+    }
+
+    AXISCAP_DEVICE void store(u32 row, const float (&h)[VALUES]) const {
+        Bits* to = const_cast<Bits*>(at(args_.h, args_.h_stride, row));
+#pragma unroll
+        for (int q = 0; q < E::QUADS; q++) hw::store_row_quad(to + q * QUAD_STEP<E>, E::pack(&h[q * E::V]));
+    }
+
+    // Caps the row and stores it if it changed, or is new.
+    AXISCAP_DEVICE void cap(u32 row, CapRange caps, const CapParams& params, float (&h)[VALUES],
+                            const float (&axis)[VALUES]) const {
+        bool acts = false;
+        if (caps.count > 0) {
+            float part = warp_sum(thread_dot<E>(h, axis));
+            if (hw::thread() % WARP == 0) hw::store_shared(slots() + hw::thread() / WARP, part);
+            hw::barrier<1>();
+            acts = step(row, sum_of_slots(slots()), params, h, axis);
+        }
+        if (Add || acts) store(row, h);
+    }
+
+    // Caps the row, stores it if it changed or is new, and returns its sum of squares. One barrier gives the
+    // projection and the sum of squares. If the cap acts, the second sum is that of the changed row, and a
+    // second pass through the same instructions gives it.
+    AXISCAP_DEVICE float cap_and_square(u32 row, CapRange caps, const CapParams& params, float (&h)[VALUES],
+                                        const float (&axis)[VALUES]) const {
+        const u32 t = hw::thread() % WARP, warp = hw::thread() / WARP;
+        float* set = slots();
+        for (;;) {
+            float parts[2] = {caps.count > 0 ? thread_dot<E>(h, axis) : 0.0f, thread_dot<E>(h, h)};
+            // The lower half of the warp sums the projection, the upper half the squares.
+            fold<1>(parts, WARP / 2);
+            float sum = parts[0];
+#pragma unroll
+            for (int distance = WARP / 4; distance > 0; distance /= 2) {
+                sum = hw::add(sum, hw::shuffle_xor(sum, distance));
+            }
+            static_assert(SLOTS == WARP / 2, "thread 16 writes to the slots of the second sum");
+            if (t % SLOTS == 0) hw::store_shared(set + t + warp, sum);
+            hw::barrier<1>();
+            const float squares = sum_of_slots(set + SLOTS);
+            const bool again = set != slots();
+            if (again) return squares;
+            const bool acts = caps.count > 0 && step(row, sum_of_slots(set), params, h, axis);
+            if (Add || acts) store(row, h);
+            if (!acts) return squares;
+            set += SET;
+        }
+    }
+
+    // Applies the cap, given the row's projection. Returns whether it acted.
+    AXISCAP_DEVICE bool step(u32 row, float p, const CapParams& params, float (&h)[VALUES],
+                             const float (&axis)[VALUES]) const {
+        CapStep step = clamp_projection(p, params);
+        if (step.acts) move_along(h, step.delta, axis);
+        if (hw::thread() == 0) write_stat(args_, row, 0, {p, step.after, step.flags});
+        return step.acts;
+    }
+};
+
+}  // namespace axiscap
