@@ -38,13 +38,22 @@ struct CapRange {
     u32 first, count;
 };
 
-// Returns the caps of a row's profile. A profile that does not exist has no caps, and end_row records it.
-AXISCAP_DEVICE CapRange caps_of_row(const CapArgs& args, u32 row) {
+// Returns the profile that a row names, or 0 if rows name none, and for rows past the last one.
+AXISCAP_DEVICE u32 profile_of_row(const CapArgs& args, u32 row) {
+    return args.profile == nullptr || row >= args.rows ? 0 : hw::load_row(args.profile + row);
+}
+
+// Returns the caps of a row that names `profile`. A profile that does not exist has no caps, and end_row records
+// it.
+AXISCAP_DEVICE CapRange caps_of_profile(const CapArgs& args, u32 profile) {
     if (args.profile == nullptr) return {args.first, args.count};
-    u32 profile = hw::load_row(args.profile + row);
     if (profile == 0 || profile >= args.profiles) return {0, 0};
     u32 first = hw::load_table(args.ends + profile - 1);
     return {first, hw::load_table(args.ends + profile) - first};
+}
+
+AXISCAP_DEVICE CapRange caps_of_row(const CapArgs& args, u32 row) {
+    return caps_of_profile(args, profile_of_row(args, row));
 }
 
 AXISCAP_DEVICE void write_stat(const CapArgs& args, u32 row, u32 k, const RowStat& stat) {

@@ -44,12 +44,16 @@ class StagedRows : ResidentRows<E> {
         u32 stage = 0;
 #pragma unroll 1
         for (u32 s = 0; s < args_.stages; s++) fetch(row + s * groups, s);
+        // The next row's profile is loaded while this row is capped. Each row would wait for its own.
+        u32 next_profile = profile_of_row(args_, row);
         for (; row < args_.rows; row += groups) {
             float h[VALUES];
             take(stage, h);
             fetch(row + args_.stages * groups, stage);
             stage = stage + 1 == args_.stages ? 0 : stage + 1;
-            bool acted = apply_caps(row, h, axis, loaded);
+            const u32 profile = next_profile;
+            next_profile = profile_of_row(args_, row + groups);
+            bool acted = apply_caps(row, profile, h, axis, loaded);
             if constexpr (Norm) {
                 // The weight overwrites the registers of the axis.
                 Base::load_weight(axis);
@@ -122,8 +126,8 @@ class StagedRows : ResidentRows<E> {
     }
 
     // Applies the caps of a row. Returns whether any of them changed the row.
-    AXISCAP_DEVICE bool apply_caps(u32 row, float (&h)[VALUES], float (&axis)[VALUES], u32& loaded) {
-        CapRange caps = caps_of_row(args_, row);
+    AXISCAP_DEVICE bool apply_caps(u32 row, u32 profile, float (&h)[VALUES], float (&axis)[VALUES], u32& loaded) {
+        CapRange caps = caps_of_profile(args_, profile);
         bool acted = false;
         if (KEEPS_AXIS && caps.count > 0 && loaded != caps.first) Base::load_axis(caps.first, axis);
         for (u32 k = 0; k < caps.count; k++) {

@@ -171,7 +171,7 @@ struct Report<'a> {
     device: String,
     engine: Option<String>,
     engines: Vec<EngineReport<'a>>,
-    /// How the capped context's graphs were run on a GPU, with --route one-graph.
+    /// How the capped context's graphs were run on a GPU, if it was asked to capture them.
     #[serde(skip_serializing_if = "Option::is_none")]
     graphs: Option<GraphReport>,
     /// After which capped blocks the norm ran with the caps, with --fused-norm.
@@ -279,10 +279,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
         device: device.map_or_else(|| name.to_owned(), |device| device.description.clone()),
         engine,
         engines: report::engines(&measured.routes),
-        graphs: (options.route == RouteChoice::OneGraph).then(|| {
-            let GraphCounts { captures, updates, replays, eager, resets } = measured.graphs;
-            GraphReport { captures, updates, replays, eager, resets }
-        }),
+        graphs: (options.route == RouteChoice::OneGraph || measured.graphs != GraphCounts::default()).then(
+            || {
+                let GraphCounts { captures, updates, replays, eager, resets } = measured.graphs;
+                GraphReport { captures, updates, replays, eager, resets }
+            },
+        ),
         fused_norm: args.fused_norm.then(|| FusedNormReport::from(&measured.fused_norms)),
         engagement: measured.engagement,
         caps: caps.caps().len(),

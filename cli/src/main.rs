@@ -15,6 +15,7 @@ mod inspect;
 mod interrupt;
 mod llama_flags;
 mod model;
+mod one_graph;
 mod output;
 mod progress;
 mod prompt;

@@ -19,7 +19,7 @@ pub(crate) struct ModelArgs {
     pub(crate) model: PathBuf,
     /// Layers to put on a GPU: a number, or all, or auto [default: all, where there is a GPU]
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = gpu_layers)]
-    gpu_layers: Option<GpuLayers>,
+    pub(crate) gpu_layers: Option<GpuLayers>,
     /// Threads for the CPU [default: physical cores]
     #[arg(long, short = 't', value_name = "N", value_parser = thread_counts())]
     threads: Option<usize>,

@@ -58,10 +58,15 @@ struct Situation {
 }
 
 impl Situation {
-    /// Whether the caller asks for one graph per token on a backend other than the CPU, which runs no
-    /// captured graphs.
+    /// Whether the caller asks for one graph per token, or leaves the choice to a process in which it is
+    /// possible. The CPU backend runs no captured graphs.
     fn wants_capture(&self) -> bool {
-        self.choice == RouteChoice::OneGraph && !self.is_cpu && self.hook.is_none()
+        let asked = match self.choice {
+            RouteChoice::OneGraph => true,
+            RouteChoice::Auto => self.ggml_graphs_off,
+            RouteChoice::Inserted | RouteChoice::Views => false,
+        };
+        asked && !self.is_cpu && self.hook.is_none()
     }
 
     /// Chooses the route. [`Route::GpuViews`] stands for both kinds of views on a GPU.
@@ -332,7 +337,7 @@ mod tests {
             (Gpu, For(Views), [untouched, untouched, Route::GpuViews]),
             (Gpu, For(OneGraph), [untouched, untouched, Route::GpuViews]),
             (Gpu, Hook, [untouched, custom, custom]),
-            (GpuWithoutGgmlGraphs, For(Auto), [untouched, untouched, Route::GpuViews]),
+            (GpuWithoutGgmlGraphs, For(Auto), [Route::OneGraph, Route::OneGraph, Route::OneGraph]),
             (GpuWithoutGgmlGraphs, For(Inserted), [untouched, untouched, Route::GpuViews]),
             (GpuWithoutGgmlGraphs, For(Views), [untouched, untouched, Route::GpuViews]),
             (GpuWithoutGgmlGraphs, For(OneGraph), [Route::OneGraph, Route::OneGraph, Route::OneGraph]),

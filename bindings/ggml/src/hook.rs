@@ -214,7 +214,7 @@ impl Hook {
         HookReport {
             ggml: ggml_version(),
             slots: named_offsets(self.0.layout),
-            devices: self.0.devices.iter().map(|&d| device_report(d)).collect(),
+            devices: self.0.devices.iter().map(|&d| device_report(d, self.0.ggml_graphs_off)).collect(),
         }
     }
 }
@@ -240,7 +240,7 @@ impl Drop for Installed {
     }
 }
 
-fn device_report(device: Device) -> DeviceReport {
+fn device_report(device: Device, ggml_graphs_off: bool) -> DeviceReport {
     // SAFETY: the description is a NUL-terminated string that lives as long as the device.
     let description = unsafe { CStr::from_ptr((api().ggml_backend_dev_description)(device)) }
         .to_string_lossy()
@@ -248,6 +248,7 @@ fn device_report(device: Device) -> DeviceReport {
     let (route, reason) = match CudaDrivers.usable(device) {
         _ if is_cpu(device) => (Route::Inserted, None),
         None => (Route::HostViews, None),
+        Some(Ok(())) if ggml_graphs_off => (Route::OneGraph, None),
         Some(Ok(())) => (Route::GpuViews, None),
         Some(Err(reason)) => (Route::HostViews, Some(reason)),
     };
