@@ -81,7 +81,10 @@ fn answers_lead_to_axes_to_caps_and_to_drift() {
     for wrong in ["on", "1,2", "0,0,-1", "1,0,0"] {
         misuse(axiscap("drift", &[&args[..], &["--alarm", wrong]].concat()), &["--alarm", wrong]);
     }
-    let text = succeed(axiscap("drift", &[&args[..], &["--speed-pairs", "1", "--block", "20"]].concat()));
+    let text = succeed(axiscap(
+        "drift",
+        &[&args[..], &["--speed-pairs", "1", "--alarm", "off", "--block", "20"]].concat(),
+    ));
     assert!(text.contains("block 20") && text.contains("engagement") && text.contains("speed"), "{text}");
     assert!(text.trim_end().ends_with("drift.svg"), "{text}");
     let few = json(axiscap("drift", &[&args[..], &["--speed-pairs", "1", "--json"]].concat()));

@@ -171,8 +171,8 @@ fn the_turns_of_a_conversation_so_far_are_kept_with_their_chart() {
 
     // Within the first capped prompt: the uncapped conversation alone is drawn.
     fs::remove_file(&plot).unwrap();
-    talk(&[&"word ".repeat(3200)]);
-    let slow = [&args[..], &["-ub", "32", "-n", "2"]].concat();
+    talk(&[&"word ".repeat(1600)]);
+    let slow = [&args[..], &["-ub", "16", "-n", "2"]].concat();
     let output = stop("drift", &slow, (DECODING, 105), &["INT"]);
     let report = json(&interrupted(output, &["1 of 1 turns uncapped, 0 capped", "d.svg"]));
     assert!(report["capped"].as_array().unwrap().is_empty() && report["interrupted"] == true, "{report}");

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from . import kernels, speed
+from . import compare, kernels, speed
 from .models import Models
 from .programs import Programs
-from .visit import Data, OutOfTime, Unavailable, Visit
+from .visit import Data, Failed, OutOfTime, Unavailable, Visit
 
 BENCH, PEERS, HOOK, SANITIZERS = "kernel-bench", "peers", "hook-tests", "sanitizers"
+DEFAULT = "default-route"
 # The name under which the tests look for their model. A synthetic one of the same shape stands in.
 TEST_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Seconds without which a step is not worth beginning.
@@ -26,6 +27,7 @@ PLAN = {
     "8b-8-prefill": 20,
     "8b-8-batch16": 70,
     "1b-8": 60,
+    DEFAULT: 10,
     "8b-8-cb-eval": 30,
     "8b-8-ggml-ops": 20,
     "8b-8-statistics": 60,
@@ -47,6 +49,7 @@ def run(visit: Visit, programs: Programs, models: Models, wheels: Path) -> None:
     """Runs the plan as far as there is time. A later step that fits is run even if an earlier one does not fit."""
     others: dict[str, Callable[[Data], None]] = {
         BENCH: partial(kernels.bench, visit, programs),
+        DEFAULT: partial(_default_route, visit, programs, models),
         PEERS: partial(_peers, visit, programs, wheels),
         HOOK: partial(_hook_tests, visit, programs, models),
     }
@@ -88,6 +91,16 @@ def _peers(visit: Visit, programs: Programs, wheels: Path, step: Data) -> None:
         raise OutOfTime
     if not step.get("samples"):
         raise Unavailable(f"no peer was measured: {'; '.join(step.get('notes', [])) or done.text[-300:]}")
+
+
+def _default_route(visit: Visit, programs: Programs, models: Models, step: Data) -> None:
+    """Checks that a user who asks for nothing gets one graph per token: the program starts itself so."""
+    command = [*programs.axiscap, "run", "--model", models.wait("1b"), "--caps", models.caps("1b", 8), "--raw",
+               "--prompt", "The sea", "--temp", "0", "--max-tokens", "16", "--ctx", "512", "--json"]
+    report = visit.run_json(DEFAULT, command, 60, programs.gpu)
+    step["engines"] = report["engines"]
+    if not visit.rehearsal and (elsewhere := compare.on_gpu(report, one_graph=True, fused=False)):
+        raise Failed(elsewhere)
 
 
 def _hook_tests(visit: Visit, programs: Programs, models: Models, step: Data) -> None:

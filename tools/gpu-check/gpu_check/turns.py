@@ -123,9 +123,9 @@ class Process:
 def run(visit: Visit, commands: dict[str, Command], limit: float) -> tuple[dict[str, Data], bool]:
     """Runs processes that each print a JSON object, for at most `limit` seconds. Their logs have their names.
 
-    All load their models at once. Then each has a turn, in this order and the next time in the opposite one. Returns
-    the objects, and whether all turns were taken. When the time ends, a process prints what it has measured. If one
-    fails, all are killed.
+    All load their models at once. Then each has a turn, again and again in this order, so that none follows itself: on
+    an H200 a process was 3 % slower right after its own turn than after another's. Returns the objects, and whether all
+    turns were taken. When the time ends, a process prints what it has measured. If one fails, all are killed.
     """
     end = time.monotonic() + min(limit, visit.left()) - END_SECONDS
     if end < time.monotonic():
@@ -156,7 +156,7 @@ def _take_turns(processes: list[Process], end: float) -> bool:
                 process.go()
                 if process.is_ready(end):
                     remaining.append(process)
-            waiting = remaining[::-1]
+            waiting = remaining
     except OutOfTime:
         return False
     return True

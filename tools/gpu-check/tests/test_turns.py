@@ -41,10 +41,10 @@ class Turns(Folder):
         processes = (self.folder / "processes").read_text().split()
         self.assertEqual((len(processes), [one for one in processes if alive(one)]), (3, []))
 
-    def test_one_at_a_time_in_alternating_order(self):
+    def test_one_at_a_time_and_none_after_itself(self):
         reports, complete = self.run_turns()
         self.assertEqual((reports, complete), ({f"x/{name}": {"pairs": 3} for name in "abc"}, True))
-        self.assertEqual(self.taken(), [f"{name} {what}" for name in "abccbaabc" for what in ("begins", "ends")])
+        self.assertEqual(self.taken(), [f"{name} {what}" for name in "abcabcabc" for what in ("begins", "ends")])
         self.assert_gone()
 
     def test_the_end_of_the_time_keeps_the_pairs_that_are_complete(self):
