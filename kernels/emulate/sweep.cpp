@@ -80,13 +80,17 @@ template <class E>
 void check(const char* type, bool add, bool norm, const Shape& shape, u32 width, u32 rows, u32 caps, u32 offset,
            Schedule schedule) {
     typedef typename E::Bits Bits;
-    bool general = std::string(shape.path) == "general", staged = std::string(shape.path) == "staged";
+    const std::string path = shape.path;
+    const bool general = path == "general", staged = path == "staged", single = path == "single", pairs = path == "pairs";
     size_t vector = 16 / sizeof(Bits);
     bool wide = offset == 0 && width % vector == 0;
     if (!general && (!wide || width > (staged ? 16384u : 8192u))) return;
+    if (single && width % 512 != 0) return;
+    if (pairs && (add || norm)) return;
+    if (single) caps = 1;
     u32 segments = (width + 511) / 512, warps = segments < 32 ? segments : 32;
     u32 groups = general ? 1 : shape.groups;
-    if (groups * warps > 32) return;
+    if (groups * warps > (pairs ? 16 : 32)) return;
     u32 axis_stride = segments * 512;
 
     Exact<Bits> h(rows * width, offset), x(rows * width, offset), r(rows * width, offset), y(rows * width, offset);
@@ -146,10 +150,13 @@ void check(const char* type, bool add, bool norm, const Shape& shape, u32 width,
     args.axes = axes.data, args.params = params.data, args.stats = stats.data, args.faults = faults.data;
     args.axis_stride = axis_stride, args.count = caps, args.depth = caps, args.rows = rows, args.width = width;
     args.eps = eps, args.stages = stages, args.wide = wide;
-    Launch launch{2, 32 * warps, groups, groups * SLOT_BYTES};
+    // As src/cuda/launch/shape.rs.
+    Launch launch{single ? rows : 2, 32 * warps, groups, groups * SLOT_BYTES};
+    const u32 row_bytes = axis_stride * static_cast<u32>(sizeof(Bits));
     if (general) launch.shared_bytes += MAX_STEPS * 8;
-    else if (staged) launch.shared_bytes += stages * groups * inputs * axis_stride * static_cast<u32>(sizeof(Bits));
-    else launch.shared_bytes += TOGETHER_BYTES * warps;
+    else if (staged) launch.shared_bytes += stages * groups * inputs * row_bytes;
+    else if (pairs) launch.shared_bytes = caps * axis_stride * 4 + groups * ((128 + 32 * warps) * 4 + 2 * row_bytes);
+    else if (!single) launch.shared_bytes += TOGETHER_BYTES * warps;
     std::string name = std::string("axiscap_") + (add ? "add_cap" : "cap") + (norm ? "_norm_" : "_") + type + "_" + shape.path;
     std::string error = machine().run(kernels().at(name).run, args, launch, schedule);
     if (error.empty() && std::memcmp(h.data, want_h.data(), h.count * sizeof(Bits)) != 0) error = "h differs";
@@ -167,8 +174,9 @@ void check(const char* type, bool add, bool norm, const Shape& shape, u32 width,
 }  // namespace
 
 int main() {
-    const Shape shapes[] = {{"direct", 1, 0}, {"staged", 1, 1}, {"staged", 2, 2}, {"staged", 1, 3}, {"general", 1, 0}};
-    const u32 widths[] = {1, 3, 8, 111, 576, 1000, 1023, 3584, 4096, 5120, 8191, 16384, 16400};
+    const Shape shapes[] = {{"single", 1, 0}, {"direct", 1, 0}, {"pairs", 1, 0}, {"pairs", 2, 0}, {"staged", 1, 1},
+                            {"staged", 2, 2}, {"staged", 1, 3}, {"general", 1, 0}};
+    const u32 widths[] = {1, 3, 8, 111, 512, 576, 1000, 1023, 3584, 4096, 5120, 8191, 16384, 16400};
     u32 turn = 0;
     for (u32 width : widths) {
         for (const Shape& shape : shapes) {
