@@ -39,7 +39,7 @@ impl TableImage {
 
 /// Runs a launch in the emulator, and returns its kernel. `None` if the path cannot take it or there are no
 /// rows.
-fn emulate<E: Value>(setup: &mut Setup<E>, case: &Case) -> Result<Option<String>, String> {
+pub(crate) fn emulate<E: Value>(setup: &mut Setup<E>, case: &Case) -> Result<Option<String>, String> {
     let mut image = TableImage::new(&setup.table);
     let view = image.view();
     let plan = Plan::on_path(&setup.job(case), &view, &case.limits, case.path).map_err(|e| e.to_string())?;

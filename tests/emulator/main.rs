@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 use axiscap::cuda::raw::{KernelPath, Plan, TableLayout, TableView};
 use axiscap::cuda::{DeviceRows, Job, Limits};
-use axiscap::{Dtype, Operation};
+use axiscap::{Axis, Bound, Cap, CapTable, Dtype, Operation};
 use axiscap_testing::case::{self, Case, Profiles, Setup};
 use axiscap_testing::numbers::Random;
 use axiscap_testing::sweep::Space;
@@ -221,6 +221,43 @@ fn blocks_have_several_rows() {
         }
         assert_eq!(rows_per_kernel.len(), 39, "{rows_per_kernel:?}");
         assert!(rows_per_kernel.values().all(|&rows| rows >= min), "{rows_per_kernel:?}");
+    }
+}
+
+/// Products that underflow leave sums of -0. A slot without a segment is +0 only if the definition has it.
+#[test]
+fn sums_of_negative_zeros_keep_their_sign() {
+    for path in KernelPath::ALL {
+        for segments in [1, 2, 3, 4, 5, 8, 11, 16] {
+            let case = Case {
+                operation: Operation::Cap,
+                dtype: Dtype::F32,
+                rows: 3,
+                width: 512 * segments,
+                caps: 1,
+                gap: 0,
+                offset: 0,
+                profiles: Profiles::One,
+                aliased: false,
+                path: Some(path),
+                limits: Limits::HOPPER,
+                schedule: 3,
+                seed: 5,
+            };
+            let mut setup = Setup::<f32>::new(&case);
+            let axis = Axis::from_direction(&vec![1.0; case.width]).expect("an axis");
+            setup.table = CapTable::new(&[Cap::new(axis, Bound::NONE)]).expect("a table");
+            (0..case.rows).for_each(|row| setup.h.row_mut(row).fill(-f32::from_bits(1)));
+            let mut twin = setup.clone();
+            twin.on_twin(&case);
+            assert!(emulate::emulate(&mut setup, &case).expect("a launch").is_some());
+            let signs = |setup: &Setup<f32>| {
+                setup.stats[..case.rows].iter().map(|stat| stat.before.to_bits()).collect::<Vec<_>>()
+            };
+            let expected = if segments.is_power_of_two() { -0.0f32 } else { 0.0 };
+            assert_eq!(signs(&twin), vec![expected.to_bits(); case.rows], "the twin, {segments} segments");
+            assert_eq!(signs(&setup), signs(&twin), "{path:?}, {segments} segments");
+        }
     }
 }
 
