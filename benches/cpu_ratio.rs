@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use axiscap::cpu::{Element, Isa, Job, Rows, RowsMut};
-use axiscap::{CapTable, Epsilon};
+use axiscap::{Bound, CapTable, Epsilon};
 use axiscap_testing::median::{interval, median, sorted};
 use half::{bf16, f16};
 
@@ -199,6 +199,53 @@ fn many_caps(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: u
     ));
 }
 
+/// Compares rows that name a profile each with rows that all have the first one. The ratio is the time without
+/// names over the time with them.
+fn indexed(harness: &mut Harness, isa: Isa, rows: usize, width: usize, profiles: usize) {
+    let mut values = Aligned::<f32>::noise(rows * width, 7);
+    let memory = Memory::of(&mut values);
+    let names: Vec<u32> = (0..rows).map(|row| (row % profiles) as u32 + 1).collect();
+    let run = |table: &CapTable, row_profiles: Option<&[u32]>| {
+        let rows = RowsMut::from_slice(memory.get(), width).expect("whole rows");
+        Job { row_profiles, ..Job::cap(rows) }.run_on(isa, black_box(table)).expect("rows");
+    };
+    let case = |name: &str, bytes, plain, kernel| Case {
+        name: format!("{name} {isa} {rows}x{width} profiles={profiles}"),
+        against: "rows without a profile each",
+        isa,
+        rows,
+        width,
+        caps: 1,
+        bytes,
+        plain,
+        kernel,
+    };
+    let wide = support::profiles(width, profiles, Bound::band(-1e30, 1e30).expect("a band"));
+    harness.measure(case(
+        "profiles-idle",
+        rows * width * 4,
+        Box::new(|| run(&wide, None)),
+        Box::new(|| run(&wide, Some(&names))),
+    ));
+    // Every cap acts on every row, as in `support::engaged`.
+    let [up, down] =
+        [5.0, -5.0].map(|p| support::profiles(width, profiles, Bound::band(p, p).expect("a band")));
+    let tables = [up, down];
+    let (mut turn, mut other) = (0, 0);
+    harness.measure(case(
+        "profiles-engaged",
+        rows * width * 8,
+        Box::new(|| {
+            turn += 1;
+            run(&tables[turn % 2], None);
+        }),
+        Box::new(|| {
+            other += 1;
+            run(&tables[other % 2], Some(&names));
+        }),
+    ));
+}
+
 fn half<E: Element>(harness: &mut Harness, kind: &str, isa: Isa, rows: usize, width: usize, caps: usize) {
     let mut values = Aligned::<E>::noise(rows * width, 7);
     let memory = Memory::of(&mut values);
@@ -332,6 +379,9 @@ fn main() {
     }
     for (rows, caps) in [(1, 5), (16, 5), (512, 2), (512, 5), (16384, 2), (16384, 5)] {
         many_caps(&mut harness, best, rows, 4096, caps);
+    }
+    for (rows, profiles) in [(1, 1), (16, 1), (16, 4), (512, 1), (512, 4), (16384, 1), (16384, 4)] {
+        indexed(&mut harness, best, rows, 4096, profiles);
     }
     for caps in [1, 5] {
         half::<f16>(&mut harness, "f16", best, 512, 4096, caps);

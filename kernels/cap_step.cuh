@@ -56,6 +56,18 @@ AXISCAP_DEVICE CapRange caps_of_row(const CapArgs& args, u32 row) {
     return caps_of_profile(args, profile_of_row(args, row));
 }
 
+// Returns the same where all threads of a warp have the same row, with one wait for memory in place of two: each
+// thread loads one end while the row's profile is on its way.
+AXISCAP_DEVICE CapRange caps_of_row_by_warp(const CapArgs& args, u32 row) {
+    if (args.profile == nullptr || args.profiles > 32) return caps_of_row(args, row);
+    const u32 lane = hw::thread() % 32, last = args.profiles - 1;
+    const float end = hw::from_bits(hw::load_table(args.ends + (lane < last ? lane : last)));
+    const u32 profile = hw::load_row(args.profile + row);
+    if (profile == 0 || profile > last) return {0, 0};
+    const u32 first = hw::to_bits(hw::shuffle(end, profile - 1));
+    return {first, hw::to_bits(hw::shuffle(end, profile)) - first};
+}
+
 AXISCAP_DEVICE void write_stat(const CapArgs& args, u32 row, u32 k, const RowStat& stat) {
     if (args.stats == nullptr || k >= args.depth) return;
     u32* to = reinterpret_cast<u32*>(args.stats + static_cast<u64>(row) * args.depth + k);

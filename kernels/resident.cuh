@@ -1,6 +1,6 @@
-// Common base of direct.cuh (few rows) and staged.cuh (many rows), for rows of at most 16384 elements. A
-// group of ceil(width / 512) warps works on a row. The row is read once, stays in registers for all of its
-// caps, and is written at most once.
+// Common base of single.cuh and direct.cuh (few rows), pairs.cuh and staged.cuh (many rows), for rows of at most
+// 16384 elements. A group of ceil(width / 512) warps works on a row. The row is read once, stays in registers
+// for all of its caps, and is written at most once.
 //
 // Data layout: every pointer and stride is a multiple of 16 bytes and the width is a multiple of E::V. A
 // warp's 16-byte loads then cover 512 contiguous bytes, and a quad lies either inside the row or outside.
