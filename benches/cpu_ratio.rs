@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use axiscap::cpu::{Element, Isa, Job, Rows, RowsMut};
-use axiscap::{Bound, CapTable, Epsilon};
+use axiscap::{Axis, Bound, Cap, CapTable, Epsilon};
 use axiscap_testing::median::{interval, median, sorted};
 use half::{bf16, f16};
 
@@ -199,6 +199,19 @@ fn many_caps(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: u
     ));
 }
 
+/// Makes a table of `count` profiles of one cap each, all with this bound and with axes of their own.
+fn profiles_of(width: usize, count: usize, bound: Bound) -> CapTable {
+    let caps: Vec<Cap> = (0..count)
+        .map(|k| {
+            let direction: Vec<f32> = support::noise(width, k as u64 + 1).collect();
+            Cap::new(Axis::from_direction(&direction).expect("noise has a direction"), bound)
+        })
+        .collect();
+    let each: Vec<[&Cap; 1]> = caps.iter().map(|cap| [cap]).collect();
+    let each: Vec<&[&Cap]> = each.iter().map(|cap| &cap[..]).collect();
+    CapTable::with_profiles(&each).expect("caps of one width")
+}
+
 /// Compares rows that name a profile each with rows that all have the first one. The ratio is the time without
 /// names over the time with them.
 fn indexed(harness: &mut Harness, isa: Isa, rows: usize, width: usize, profiles: usize) {
@@ -220,7 +233,7 @@ fn indexed(harness: &mut Harness, isa: Isa, rows: usize, width: usize, profiles:
         plain,
         kernel,
     };
-    let wide = support::profiles(width, profiles, Bound::band(-1e30, 1e30).expect("a band"));
+    let wide = profiles_of(width, profiles, Bound::band(-1e30, 1e30).expect("a band"));
     harness.measure(case(
         "profiles-idle",
         rows * width * 4,
@@ -228,8 +241,7 @@ fn indexed(harness: &mut Harness, isa: Isa, rows: usize, width: usize, profiles:
         Box::new(|| run(&wide, Some(&names))),
     ));
     // Every cap acts on every row, as in `support::engaged`.
-    let [up, down] =
-        [5.0, -5.0].map(|p| support::profiles(width, profiles, Bound::band(p, p).expect("a band")));
+    let [up, down] = [5.0, -5.0].map(|p| profiles_of(width, profiles, Bound::band(p, p).expect("a band")));
     let tables = [up, down];
     let (mut turn, mut other) = (0, 0);
     harness.measure(case(
@@ -321,9 +333,9 @@ fn fused(harness: &mut Harness, isa: Isa, rows: usize, width: usize) {
         Box::new(|| support::add(isa, &x, &residual, sum.get())),
         Box::new(|| add_cap(&idle)),
     ));
-    let norm_alone = CapTable::new(&[axiscap::Cap::new(
-        axiscap::Axis::from_direction(&weight).expect("noise has a direction"),
-        axiscap::Bound::NONE,
+    let norm_alone = CapTable::new(&[Cap::new(
+        Axis::from_direction(&weight).expect("noise has a direction"),
+        Bound::NONE,
     )])
     .expect("a table");
     // Profile 0 has no cap, so the same code gives the norm alone.

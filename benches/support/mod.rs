@@ -216,16 +216,3 @@ pub(crate) fn idle(width: usize, caps: usize) -> CapTable {
 pub(crate) fn engaged(width: usize, caps: usize) -> [CapTable; 2] {
     [5.0, -5.0].map(|p| table(width, caps, Bound::band(p, p).expect("a band")))
 }
-
-/// Makes a table of `count` profiles of one cap each, all with this bound and with axes of their own.
-pub(crate) fn profiles(width: usize, count: usize, bound: Bound) -> CapTable {
-    let caps: Vec<Cap> = (0..count)
-        .map(|k| {
-            let direction: Vec<f32> = noise(width, k as u64 + 1).collect();
-            Cap::new(Axis::from_direction(&direction).expect("noise has a direction"), bound)
-        })
-        .collect();
-    let each: Vec<[&Cap; 1]> = caps.iter().map(|cap| [cap]).collect();
-    let each: Vec<&[&Cap]> = each.iter().map(|cap| &cap[..]).collect();
-    CapTable::with_profiles(&each).expect("caps of one width")
-}

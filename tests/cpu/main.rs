@@ -38,6 +38,7 @@ mod arguments;
 mod batch;
 mod definition;
 mod oracle;
+mod profiles;
 mod properties;
 mod random;
 mod support;

@@ -194,20 +194,17 @@ impl<E: Element> Pass<'_, E> {
         self.table.profile(profile).unwrap_or(0..0)
     }
 
-    /// Returns the whole pass as one kernel, if it is one cap on long rows of f32 in place.
+    /// Returns the whole pass as one kernel, if it is one cap at most on long rows of f32 in place.
     fn one_cap(&mut self) -> Option<CapRows<'_>> {
-        let plain = E::IS_F32 && self.add.is_none() && self.norm.is_none() && self.profiles.is_none();
-        let one_stat = self.stats.is_none() || self.table.max_caps_per_row() == 1;
-        if !plain || !one_stat {
-            return None;
-        }
-        let caps = self.caps(0);
-        (caps.len() == 1 && self.alone(0)).then(|| CapRows {
+        let plain = E::IS_F32 && self.add.is_none() && self.norm.is_none();
+        let max_caps = self.table.max_caps_per_row();
+        let one_stat = self.stats.is_none() || max_caps == 1;
+        let caps = if self.profiles.is_some() { max_caps } else { self.caps(0).len() };
+        (plain && one_stat && caps == 1 && self.long()).then(|| CapRows {
             rows: self.rows.cast(),
             count: self.count,
-            width: self.table.width(),
-            axis: self.table.axis(caps.start).as_ptr(),
-            params: self.table.params()[caps.start],
+            table: self.table,
+            profiles: self.profiles,
             stats: self.stats.as_deref_mut(),
         })
     }
@@ -216,7 +213,12 @@ impl<E: Element> Pass<'_, E> {
     /// neighbours, and memory is faster in the order of its addresses.
     #[inline(always)]
     fn alone(&self, row: usize) -> bool {
-        self.caps(row).len() <= 1 && self.table.width() >= ROWS_AT_ONCE * SEGMENT
+        self.caps(row).len() <= 1 && self.long()
+    }
+
+    #[inline(always)]
+    fn long(&self) -> bool {
+        self.table.width() >= ROWS_AT_ONCE * SEGMENT
     }
 
     /// Whether the first cap finds the row in scratch.
