@@ -201,12 +201,7 @@ fn many_caps(harness: &mut Harness, isa: Isa, rows: usize, width: usize, caps: u
 
 /// Makes a table of `count` profiles of one cap each, all with this bound and with axes of their own.
 fn profiles_of(width: usize, count: usize, bound: Bound) -> CapTable {
-    let caps: Vec<Cap> = (0..count)
-        .map(|k| {
-            let direction: Vec<f32> = support::noise(width, k as u64 + 1).collect();
-            Cap::new(Axis::from_direction(&direction).expect("noise has a direction"), bound)
-        })
-        .collect();
+    let caps = support::caps(width, count, bound);
     let each: Vec<[&Cap; 1]> = caps.iter().map(|cap| [cap]).collect();
     let each: Vec<&[&Cap]> = each.iter().map(|cap| &cap[..]).collect();
     CapTable::with_profiles(&each).expect("caps of one width")

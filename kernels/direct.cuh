@@ -37,9 +37,6 @@ class DirectRows : ResidentRows<E> {
     typedef ResidentRows<E> Base;
     typedef typename Base::Bits Bits;
     using Base::args_;
-    using Base::at;
-    using Base::inside;
-    using Base::start_;
 
   public:
     AXISCAP_DEVICE DirectRows(const CapArgs& args) : Base(args) {}
@@ -56,7 +53,7 @@ class DirectRows : ResidentRows<E> {
 
         for (u32 row = hw::block(); row < args_.rows; row += hw::blocks()) {
             float h[VALUES];
-            load(row, h);
+            Base::template load<Add, false>(row, h);
             CapRange caps = caps_of_row(args_, row);
             if (!loaded) load_axes(caps, axes);
             bool acted = apply_caps(row, caps, h, axes);
@@ -77,37 +74,6 @@ class DirectRows : ResidentRows<E> {
         for_each_axis<TOGETHER>([&](auto k) {
             if (k.value < caps.count) this->load_axis(caps.first + k.value, axes[k.value]);
         });
-    }
-
-    AXISCAP_DEVICE void load_rows(const void* base, i64 stride, u32 row, Quad (&raw)[E::QUADS]) const {
-        const Bits* from = at(base, stride, row);
-#pragma unroll
-        for (int q = 0; q < E::QUADS; q++) {
-            raw[q] = Quad{{0, 0, 0, 0}};
-            if (inside(q)) raw[q] = hw::load_row_quad(from + q * QUAD_STEP<E>);
-        }
-    }
-
-    AXISCAP_DEVICE void load(u32 row, float (&h)[VALUES]) const {
-        Quad a[E::QUADS];
-        if constexpr (Add) {
-            // All loads are issued before the first value is used.
-            Quad b[E::QUADS];
-            load_rows(args_.x, args_.x_stride, row, a);
-            load_rows(args_.r, args_.r_stride, row, b);
-#pragma unroll
-            for (int q = 0; q < E::QUADS; q++) {
-                float x[E::V], r[E::V];
-                E::unpack(a[q], x);
-                E::unpack(b[q], r);
-#pragma unroll
-                for (int j = 0; j < E::V; j++) h[q * E::V + j] = hw::add(x[j], r[j]);
-            }
-        } else {
-            load_rows(args_.h, args_.h_stride, row, a);
-#pragma unroll
-            for (int q = 0; q < E::QUADS; q++) E::unpack(a[q], &h[q * E::V]);
-        }
     }
 
     // Applies the caps of a row. Returns whether any of them changed the row.

@@ -3,8 +3,8 @@
 // Under nvcc each function is one or two instructions. Any other compiler gets the emulator's version
 // (emulate/hardware.hpp), which runs the same kernel source on a CPU and checks it.
 //
-// Arithmetic is written as intrinsics (add, mul, fma, div, reciprocal, sqrt), each rounded once, to nearest even. No
-// compiler flag can contract or reassociate them.
+// Arithmetic is written as intrinsics (add, mul, fma, div, reciprocal, sqrt), each rounded once, to nearest
+// even. No compiler flag can contract or reassociate them.
 #pragma once
 
 #include "args.cuh"

@@ -50,6 +50,44 @@ class ResidentRows {
         return static_cast<const Bits*>(base) + row * stride + start_;
     }
 
+    // Loads this thread's values of a row, or of the sum of two. With `Whole` every quad is inside.
+    template <bool Add, bool Whole>
+    AXISCAP_DEVICE void load(u32 row, float (&h)[VALUES]) const {
+        Quad a[E::QUADS];
+        if constexpr (Add) {
+            // All loads are issued before the first value is used.
+            Quad b[E::QUADS];
+            load_quads<Whole>(args_.x, args_.x_stride, row, a);
+            load_quads<Whole>(args_.r, args_.r_stride, row, b);
+#pragma unroll
+            for (int q = 0; q < E::QUADS; q++) {
+                float x[E::V], r[E::V];
+                E::unpack(a[q], x);
+                E::unpack(b[q], r);
+#pragma unroll
+                for (int j = 0; j < E::V; j++) h[q * E::V + j] = hw::add(x[j], r[j]);
+            }
+        } else {
+            load_quads<Whole>(args_.h, args_.h_stride, row, a);
+#pragma unroll
+            for (int q = 0; q < E::QUADS; q++) E::unpack(a[q], &h[q * E::V]);
+        }
+    }
+
+    template <bool Whole>
+    AXISCAP_DEVICE void load_quads(const void* base, i64 stride, u32 row, Quad (&raw)[E::QUADS]) const {
+        const Bits* from = at(base, stride, row);
+#pragma unroll
+        for (int q = 0; q < E::QUADS; q++) {
+            if constexpr (Whole) {
+                raw[q] = hw::load_row_quad(from + q * QUAD_STEP<E>);
+            } else {
+                raw[q] = Quad{{0, 0, 0, 0}};
+                if (inside(q)) raw[q] = hw::load_row_quad(from + q * QUAD_STEP<E>);
+            }
+        }
+    }
+
     AXISCAP_DEVICE void load_weight(float (&weight)[VALUES]) const {
         const float* from = args_.weight + start_;
 #pragma unroll

@@ -4,9 +4,9 @@
 // Grid: one block per row. Block: (32 * width / 512, 1), at most 16 warps. Data layout: resident.cuh, and the
 // width is a multiple of 512.
 //
-// Improves on direct.cuh by code that is a fifth as long, with the norm a third. A launch of one row executes each instruction once,
-// so fetching instructions takes a large part of its time. Therefore there are no bounds checks, the slots are
-// summed without branches, and the norm's two sums go through the same instructions.
+// Improves on direct.cuh by code that is a fifth as long, with the norm a third. A launch of one row executes
+// each instruction once, so fetching instructions takes a large part of its time. Therefore there are no bounds
+// checks, the slots are summed without branches, and the norm's two sums go through the same instructions.
 #pragma once
 
 #include "resident.cuh"
@@ -37,7 +37,7 @@ class SingleRows : ResidentRows<E> {
 
         const u32 row = hw::block();
         float h[VALUES];
-        load(row, h);
+        Base::template load<Add, true>(row, h);
         if (!same) {
             caps = caps_of_row_by_warp(args_, row);
             load_cap(caps, axis, params);
@@ -91,34 +91,6 @@ class SingleRows : ResidentRows<E> {
         if (caps.count == 0) return;
         Base::load_axis(caps.first, axis);
         params = load_params(args_, caps.first);
-    }
-
-    AXISCAP_DEVICE void load_quads(const void* base, i64 stride, u32 row, Quad (&raw)[E::QUADS]) const {
-        const Bits* from = at(base, stride, row);
-#pragma unroll
-        for (int q = 0; q < E::QUADS; q++) raw[q] = hw::load_row_quad(from + q * QUAD_STEP<E>);
-    }
-
-    AXISCAP_DEVICE void load(u32 row, float (&h)[VALUES]) const {
-        Quad a[E::QUADS];
-        if constexpr (Add) {
-            // All loads are issued before the first value is used.
-            Quad b[E::QUADS];
-            load_quads(args_.x, args_.x_stride, row, a);
-            load_quads(args_.r, args_.r_stride, row, b);
-#pragma unroll
-            for (int q = 0; q < E::QUADS; q++) {
-                float x[E::V], r[E::V];
-                E::unpack(a[q], x);
-                E::unpack(b[q], r);
-#pragma unroll
-                for (int j = 0; j < E::V; j++) h[q * E::V + j] = hw::add(x[j], r[j]);
-            }
-        } else {
-            load_quads(args_.h, args_.h_stride, row, a);
-#pragma unroll
-            for (int q = 0; q < E::QUADS; q++) E::unpack(a[q], &h[q * E::V]);
-        }
     }
 
     AXISCAP_DEVICE void store(u32 row, const float (&h)[VALUES]) const {

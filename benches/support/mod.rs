@@ -195,15 +195,18 @@ pub(crate) fn noise(len: usize, seed: u64) -> impl Iterator<Item = f32> {
     })
 }
 
-/// Makes a table of `caps` caps, all with this bound.
-pub(crate) fn table(width: usize, caps: usize, bound: Bound) -> CapTable {
-    let caps: Vec<Cap> = (0..caps)
-        .map(|k| {
-            let direction: Vec<f32> = noise(width, k as u64 + 1).collect();
-            Cap::new(Axis::from_direction(&direction).expect("noise has a direction"), bound)
-        })
-        .collect();
-    CapTable::new(&caps).expect("caps of one width")
+/// Makes caps with axes of their own, all with this bound.
+pub(crate) fn caps(width: usize, count: usize, bound: Bound) -> Vec<Cap> {
+    let axis = |k: usize| {
+        let direction: Vec<f32> = noise(width, k as u64 + 1).collect();
+        Axis::from_direction(&direction).expect("noise has a direction")
+    };
+    (0..count).map(|k| Cap::new(axis(k), bound)).collect()
+}
+
+/// Makes a table of `count` caps, all with this bound.
+pub(crate) fn table(width: usize, count: usize, bound: Bound) -> CapTable {
+    CapTable::new(&caps(width, count, bound)).expect("caps of one width")
 }
 
 /// Makes a table that engages no row.
