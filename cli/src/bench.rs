@@ -1,11 +1,6 @@
 //! `axiscap bench`: what capping costs.
 
 use std::fmt::Write;
-use std::io;
-use std::ops::ControlFlow;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::thread;
-use std::time::Duration;
 
 use anyhow::Result;
 use axiscap_lab::bench::{BenchOptions, BenchReport, Comparison, ProfileComparison, Ratio, bench};
@@ -15,8 +10,7 @@ use clap::{ValueEnum, value_parser};
 use serde::Serialize;
 
 use crate::caps::RequiredCapsArgs;
-use crate::input;
-use crate::interrupt::{self, Catch, Interrupt};
+use crate::interrupt::{self, Interrupt};
 use crate::model::ModelArgs;
 use crate::output::{self, counted};
 use crate::progress::Progress;
@@ -70,10 +64,6 @@ pub(crate) struct Args {
     /// Caps on a GPU do the norm after their block too, where the graph allows it
     #[arg(long)]
     fused_norm: bool,
-    /// Take turns with other processes: before each pair, write a line that begins with `ready for pair` to
-    /// stderr and wait for a line on stdin. The end of stdin ends the measurement as Ctrl-C does
-    #[arg(long)]
-    turns: bool,
     /// Print one JSON object in place of the table
     #[arg(long)]
     json: bool,
@@ -162,8 +152,7 @@ struct Report<'a> {
     /// With --profiles 2 or more.
     #[serde(skip_serializing_if = "Option::is_none")]
     profiles: Option<ProfilesReport<'a>>,
-    /// Whether a signal, or with --turns the end of stdin, ended the measurement before all pairs were
-    /// measured.
+    /// Whether a signal ended the measurement before all pairs were measured.
     interrupted: bool,
     pairs_planned: usize,
     baseline: &'static str,
@@ -232,21 +221,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let interrupt = Interrupt::new()?;
     let measuring = interrupt.catch();
-    let mut turns = args.turns.then(Turns::new);
-    // The lines of turns are a progress of their own.
-    let progress = (!args.turns).then(|| Progress::new("pairs", args.pairs));
-    let measured = bench(&model, &caps, &options, |done, pairs| {
-        if let Some(progress) = &progress {
-            progress.set(done);
-        }
-        match &mut turns {
-            Some(turns) => turns.wait(done, pairs, &measuring),
-            None => measuring.go_on(),
-        }
+    let progress = Progress::new("pairs", args.pairs);
+    let measured = bench(&model, &caps, &options, |done, _| {
+        progress.set(done);
+        measuring.go_on()
     });
-    if let Some(progress) = progress {
-        progress.clear();
-    }
+    progress.clear();
     let Some(measured) = measured? else {
         let none = serde_json::json!({
             "interrupted": true,
@@ -304,50 +284,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let few = few(&measured.capped.decode).map_or(String::new(), |note| format!("; {note}"));
     interrupt::end(printed, &format!("{pairs} of {} pairs were measured{few}", args.pairs))
-}
-
-/// Pairs that another process allows, one by one.
-#[derive(Debug)]
-struct Turns {
-    /// A message per line on stdin, and none after its end.
-    lines: Receiver<()>,
-    /// Number of pairs that were allowed.
-    allowed: usize,
-}
-
-impl Turns {
-    /// Time between two looks for a signal. A line ends a wait at once.
-    const LOOK: Duration = Duration::from_millis(50);
-
-    /// Begins to read stdin, in a thread of its own: a signal does not end a read.
-    fn new() -> Self {
-        let (sender, lines) = sync_channel(1);
-        thread::spawn(move || {
-            let mut stdin = io::stdin().lock();
-            // What cannot be read has ended.
-            while let Ok(Some(_)) = input::line(&mut stdin, "stdin") {
-                if sender.send(()).is_err() {
-                    break;
-                }
-            }
-        });
-        Self { lines, allowed: 0 }
-    }
-
-    /// Waits until the pair after the `done` ones is allowed. Returns whether the measurement goes on.
-    fn wait(&mut self, done: usize, pairs: usize, measuring: &Catch) -> ControlFlow<()> {
-        if done == self.allowed {
-            output::note(&format!("ready for pair {} of {pairs}", done + 1));
-        }
-        while done == self.allowed && !measuring.stopped() {
-            match self.lines.recv_timeout(Self::LOOK) {
-                Ok(()) => self.allowed += 1,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
-            }
-        }
-        measuring.go_on()
-    }
 }
 
 fn comparison(measured: &Comparison) -> ComparisonReport<'_> {

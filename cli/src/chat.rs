@@ -6,8 +6,7 @@ use std::ops::ControlFlow;
 use anyhow::{Result, anyhow};
 use axiscap::{BlockCap, CapSet};
 use axiscap_llama::{
-    Chat, Context, Engagement, Error, GenerateOptions, Message, Role, RouteChoice, Stop, TraceRow, Turn,
-    answer_means,
+    Chat, Context, Engagement, Error, GenerateOptions, Message, Role, Stop, TraceRow, Turn, answer_means,
 };
 use serde::Serialize;
 
@@ -15,7 +14,6 @@ use crate::bos::{self, Writer};
 use crate::caps::CapsArgs;
 use crate::interrupt::{self, Interrupt, is_interrupted};
 use crate::model::ModelArgs;
-use crate::one_graph;
 use crate::sampling::SamplingArgs;
 use crate::schedule::{self, EngagementReport};
 use crate::{input, output, remedy, report};
@@ -58,7 +56,6 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    one_graph::prefer(args.caps.caps.is_some(), RouteChoice::Auto, args.model.gpu_layers);
     let caps = args.caps.read()?;
     let model = args.model.load()?;
     let caps = caps.map(|caps| caps.check(&model)).transpose()?;

@@ -15,7 +15,6 @@ mod inspect;
 mod interrupt;
 mod llama_flags;
 mod model;
-mod one_graph;
 mod output;
 mod progress;
 mod prompt;

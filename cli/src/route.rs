@@ -6,14 +6,13 @@ use clap::ValueEnum;
 /// How a graph is computed with its caps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RouteArg {
-    /// What suits the backend: inserted on the CPU, one-graph on CUDA where it can be, views elsewhere
+    /// What suits the backend: inserted on the CPU, one-graph on CUDA, views elsewhere
     Auto,
     /// Caps as nodes of ggml's own graph; on the CPU only, elsewhere as views
     Inserted,
     /// Caps between pieces of the graph
     Views,
-    /// Graph and caps as one CUDA graph; needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment, without it and
-    /// elsewhere as views
+    /// Graph and caps as one CUDA graph; on CUDA only, elsewhere as auto
     #[value(alias = "device-graph")]
     OneGraph,
 }

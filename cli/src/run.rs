@@ -11,7 +11,6 @@ use crate::bos::{self, Writer};
 use crate::caps::CapsArgs;
 use crate::interrupt::{self, Interrupt};
 use crate::model::ModelArgs;
-use crate::one_graph;
 use crate::output::{self, counted};
 use crate::prompt::PromptArgs;
 use crate::report::{self, CapReport, EngineReport, FusedNormReport};
@@ -109,7 +108,6 @@ struct ModelReport<'a> {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    one_graph::prefer(args.caps.caps.is_some(), args.route.into(), args.model.gpu_layers);
     let caps = args.caps.read()?;
     let text = args.prompt.read(args.raw)?;
     let model = args.model.load()?;

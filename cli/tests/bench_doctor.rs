@@ -3,7 +3,7 @@
 mod support;
 
 use axiscap::Bound;
-use support::{arg, axiscap, caps, folder, interrupted, json, misuse, notes, program, succeed, with_stdin};
+use support::{arg, axiscap, caps, folder, json, misuse, notes, program, succeed};
 
 #[test]
 fn bench_measures_pairs_against_an_untouched_context() {
@@ -91,53 +91,6 @@ fn six_pairs_have_an_interval_without_assumptions() {
     }
     let table = succeed(axiscap("bench", &args));
     assert!(table.contains("   95 % interval\n"), "{table}");
-}
-
-#[test]
-fn a_pair_waits_for_its_turn() {
-    let folder = folder();
-    let file = folder.path().join("c.gguf");
-    caps(&file, &[(12, 1, Bound::band(-0.2, 0.2).unwrap(), 1.0)]);
-    let args = ["--caps", arg(&file), "--prompts", "1", "--prompt-tokens", "8", "--generate-tokens", "4"];
-    let args = [&args[..], &["--turns", "--json", "--pairs"]].concat();
-    let ready = |notes: &str| notes.lines().filter(|line| line.starts_with("ready for pair ")).count();
-
-    let all = with_stdin("bench", &[&args[..], &["2"]].concat(), "\n\n");
-    let text = notes(&all);
-    assert!(text.contains("ready for pair 1 of 2\n") && text.contains("ready for pair 2 of 2\n"), "{text}");
-    assert_eq!(ready(&text), 2, "{text}");
-    let report = json(all);
-    assert_eq!((&report["interrupted"], &report["decode"]["pairs"]), (&false.into(), &2.into()));
-
-    // The end of stdin, which comes in place of the third line.
-    let early = with_stdin("bench", &[&args[..], &["100000"]].concat(), "\n\n");
-    assert_eq!(ready(&String::from_utf8_lossy(&early.stderr)), 3);
-    let report: serde_json::Value =
-        serde_json::from_str(&interrupted(early, &["2 of 100000 pairs were measured"])).unwrap();
-    assert_eq!((&report["interrupted"], &report["decode"]["pairs"]), (&true.into(), &2.into()));
-    for phase in [&report["decode"], &report["prefill"]] {
-        check_speeds(phase, "uncapped_tps", 2);
-        check_speeds(phase, "capped_tps", 2);
-    }
-    let none = with_stdin("bench", &[&args[..], &["2"]].concat(), "");
-    let report: serde_json::Value =
-        serde_json::from_str(&interrupted(none, &["no pair was complete"])).unwrap();
-    assert_eq!((&report["interrupted"], &report["pairs"]), (&true.into(), &0.into()));
-}
-
-#[cfg(unix)]
-#[test]
-fn ctrl_c_ends_the_wait_for_a_turn() {
-    let folder = folder();
-    let file = folder.path().join("c.gguf");
-    caps(&file, &[(12, 1, Bound::band(-0.2, 0.2).unwrap(), 1.0)]);
-    let model = support::model();
-    let args = ["bench", "--model", arg(&model), "-vv", "--caps", arg(&file), "--prompts", "1"];
-    let more = ["--prompt-tokens", "8", "--generate-tokens", "4", "--turns", "--pairs", "3"];
-    // The line of the second turn does not come, and stdin stays open.
-    let ready = ("ready for pair 2", 1);
-    let output = support::signalled(&[&args[..], &more].concat(), "\n", ready, &["INT"]);
-    assert!(interrupted(output, &["1 of 3 pairs were measured"]).contains("1 pair, 1 sequence"));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use crate::error::HookError;
 use crate::graph::find::{Finder, Output};
 use crate::graph::inputs::InputFinder;
-use crate::host::{self, Arena, Device, FAILED, Graph, SUCCESS, Status};
+use crate::host::{self, Arena, Device, FAILED, Graph, OwnGraphs, SUCCESS, Status};
 use crate::record::{BlockStats, Order, Record, lock};
 use crate::route::gpu::{BackendGpu, DriverFactory};
 use crate::route::{
@@ -23,8 +23,7 @@ pub(crate) struct Backend {
     /// ggml's name of the device.
     device: String,
     is_cpu: bool,
-    /// Whether ggml's CUDA backend makes no CUDA graphs of its own.
-    ggml_graphs_off: bool,
+    own_graphs: OwnGraphs,
     tools: Mutex<Tools>,
 }
 
@@ -49,8 +48,7 @@ struct Situation {
     is_cpu: bool,
     /// Whether the backend has a GPU that caps can run on.
     gpu: bool,
-    /// Whether ggml's CUDA backend makes no CUDA graphs of its own. It would abort in a capture of ours.
-    ggml_graphs_off: bool,
+    own_graphs: OwnGraphs,
     /// Whether the graph has capped or tapped block outputs.
     blocks: bool,
     /// Whether one of them has rows.
@@ -58,22 +56,25 @@ struct Situation {
 }
 
 impl Situation {
-    /// Whether the caller asks for one graph per token, or leaves the choice to a process in which it is
-    /// possible. The CPU backend runs no captured graphs.
+    /// Whether the caller asks for one graph per token, or leaves the choice to the hook. The CPU backend runs
+    /// no captured graphs.
     fn wants_capture(&self) -> bool {
-        let asked = match self.choice {
-            RouteChoice::OneGraph => true,
-            RouteChoice::Auto => self.ggml_graphs_off,
-            RouteChoice::Inserted | RouteChoice::Views => false,
-        };
-        asked && !self.is_cpu && self.hook.is_none()
+        matches!(self.choice, RouteChoice::OneGraph | RouteChoice::Auto)
+            && !self.is_cpu
+            && self.hook.is_none()
     }
 
     /// Chooses the route. [`Route::GpuViews`] stands for both kinds of views on a GPU.
     fn route(&self) -> Route {
-        let capture = self.wants_capture() && self.ggml_graphs_off && self.gpu;
+        let capture = self.wants_capture()
+            && self.gpu
+            && match self.own_graphs {
+                // ggml does not capture a graph without rows to cap either.
+                OwnGraphs::Off => true,
+                OwnGraphs::NoneOfNewGraphs => self.rows,
+                OwnGraphs::On => false,
+            };
         match self.hook {
-            // ggml does not capture a graph without block outputs either, while its own graphs are off.
             _ if capture => Route::OneGraph,
             _ if !self.blocks => Route::Untouched,
             Some(text) => Route::Custom(text),
@@ -106,7 +107,7 @@ impl Backend {
         device: Device,
         name: String,
         is_cpu: bool,
-        ggml_graphs_off: bool,
+        own_graphs: OwnGraphs,
         drivers: &Arc<dyn DriverFactory>,
     ) -> Result<Self, HookError> {
         let tools = Tools {
@@ -117,7 +118,7 @@ impl Backend {
             gpu: BackendGpu::new(device, drivers),
             hook: None,
         };
-        Ok(Self { session, device: name, is_cpu, ggml_graphs_off, tools: Mutex::new(tools) })
+        Ok(Self { session, device: name, is_cpu, own_graphs, tools: Mutex::new(tools) })
     }
 
     /// Computes a graph with its caps.
@@ -152,7 +153,7 @@ impl Backend {
             hook: hook.as_ref().map(|hook| hook.describe()),
             is_cpu: self.is_cpu,
             gpu: gpu.is_there(),
-            ggml_graphs_off: self.ggml_graphs_off,
+            own_graphs: self.own_graphs,
             blocks: !outputs.is_empty(),
             rows: outputs.iter().any(|output| output.rows() > 0),
         };
@@ -172,6 +173,8 @@ impl Backend {
             profiles: &profiles,
             staging,
             compute,
+            own_graphs: self.own_graphs,
+            capturing: false,
         };
         let mut outcome = match (route, gpu.route(), &hook) {
             (Route::Untouched, ..) => compute_untouched(&call),
@@ -290,8 +293,8 @@ fn own_address(graph: &Graph) -> Option<u64> {
     own.find_map(|node| (node.data() != 0).then_some(node.data() as u64))
 }
 
-const NEEDS_GRAPHS_OFF: &str = "one graph per token was asked for, but ggml makes graphs of its own; start the \
-    program with GGML_CUDA_DISABLE_GRAPHS=1";
+const NEEDS_GRAPHS_OFF: &str = "a token is not one CUDA graph, because this version of ggml may make graphs of its \
+    own; start the program with GGML_CUDA_DISABLE_GRAPHS=1";
 
 const NO_KERNELS: &str = "axiscap has no kernels for this backend";
 
@@ -304,8 +307,7 @@ mod tests {
         Cpu,
         /// Neither the CPU nor a GPU that caps can run on.
         Other,
-        Gpu,
-        GpuWithoutGgmlGraphs,
+        Gpu(OwnGraphs),
     }
 
     #[derive(Debug, Clone, Copy)]
@@ -317,9 +319,17 @@ mod tests {
     #[test]
     fn every_situation_has_its_route() {
         use Asked::{For, Hook};
-        use On::{Cpu, Gpu, GpuWithoutGgmlGraphs, Other};
+        use On::{Cpu, Gpu, Other};
+        use OwnGraphs::{NoneOfNewGraphs, Off, On as Unknown};
         use RouteChoice::{Auto, Inserted, OneGraph, Views};
         let (custom, untouched) = (Route::Custom("test"), Route::Untouched);
+        let views_in_a_process_with = |own_graphs| {
+            [
+                (Gpu(own_graphs), For(Inserted), [untouched, untouched, Route::GpuViews]),
+                (Gpu(own_graphs), For(Views), [untouched, untouched, Route::GpuViews]),
+                (Gpu(own_graphs), Hook, [untouched, custom, custom]),
+            ]
+        };
         // Routes of a graph without block outputs, with block outputs without rows, and with rows.
         let table = [
             (Cpu, For(Auto), [untouched, Route::Inserted, Route::Inserted]),
@@ -332,17 +342,16 @@ mod tests {
             (Other, For(Views), [untouched, untouched, Route::HostViews]),
             (Other, For(OneGraph), [untouched, untouched, Route::HostViews]),
             (Other, Hook, [untouched, custom, custom]),
-            (Gpu, For(Auto), [untouched, untouched, Route::GpuViews]),
-            (Gpu, For(Inserted), [untouched, untouched, Route::GpuViews]),
-            (Gpu, For(Views), [untouched, untouched, Route::GpuViews]),
-            (Gpu, For(OneGraph), [untouched, untouched, Route::GpuViews]),
-            (Gpu, Hook, [untouched, custom, custom]),
-            (GpuWithoutGgmlGraphs, For(Auto), [Route::OneGraph, Route::OneGraph, Route::OneGraph]),
-            (GpuWithoutGgmlGraphs, For(Inserted), [untouched, untouched, Route::GpuViews]),
-            (GpuWithoutGgmlGraphs, For(Views), [untouched, untouched, Route::GpuViews]),
-            (GpuWithoutGgmlGraphs, For(OneGraph), [Route::OneGraph, Route::OneGraph, Route::OneGraph]),
-            (GpuWithoutGgmlGraphs, Hook, [untouched, custom, custom]),
+            (Gpu(Unknown), For(Auto), [untouched, untouched, Route::GpuViews]),
+            (Gpu(Unknown), For(OneGraph), [untouched, untouched, Route::GpuViews]),
+            (Gpu(NoneOfNewGraphs), For(Auto), [untouched, untouched, Route::OneGraph]),
+            (Gpu(NoneOfNewGraphs), For(OneGraph), [untouched, untouched, Route::OneGraph]),
+            (Gpu(Off), For(Auto), [Route::OneGraph; 3]),
+            (Gpu(Off), For(OneGraph), [Route::OneGraph; 3]),
         ];
+        let table = table
+            .into_iter()
+            .chain([Unknown, NoneOfNewGraphs, Off].into_iter().flat_map(views_in_a_process_with));
         for (device, asked, routes) in table {
             for (route, (blocks, rows)) in
                 routes.into_iter().zip([(false, false), (true, false), (true, true)])
@@ -355,8 +364,8 @@ mod tests {
                     choice,
                     hook,
                     is_cpu: matches!(device, Cpu),
-                    gpu: matches!(device, Gpu | GpuWithoutGgmlGraphs),
-                    ggml_graphs_off: matches!(device, GpuWithoutGgmlGraphs),
+                    gpu: matches!(device, Gpu(_)),
+                    own_graphs: if let Gpu(own_graphs) = device { own_graphs } else { Off },
                     blocks,
                     rows,
                 };

@@ -8,12 +8,11 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 
 use crate::backend::Backend;
 use crate::error::HookError;
-use crate::host::environment::ggml_graphs_off;
 #[cfg(feature = "linked")]
 use crate::host::use_linked_host;
 use crate::host::{
-    self, Api, Device, FAILED, Graph, Layout, RawGraph, Status, Symbols, api, ggml_version, named_offsets,
-    use_host,
+    self, Api, Device, FAILED, Graph, Layout, OwnGraphs, RawGraph, Status, Symbols, api, ggml_version,
+    named_offsets, use_host,
 };
 use crate::route::Route;
 use crate::route::gpu::{CudaDrivers, DriverFactory, between_captures};
@@ -55,8 +54,7 @@ pub struct DeviceReport {
 #[derive(Debug)]
 struct Installed {
     layout: &'static Layout,
-    /// Whether ggml's CUDA backend makes no CUDA graphs of its own.
-    ggml_graphs_off: bool,
+    own_graphs: OwnGraphs,
     devices: Vec<Device>,
 }
 
@@ -178,8 +176,8 @@ impl Hook {
             // holds a valid function before and after.
             unsafe { init_slot(device, layout).write(Some(OURS)) };
         }
-        let ggml_graphs_off = ggml_graphs_off();
-        let installed = Arc::new(Installed { layout, ggml_graphs_off, devices });
+        let own_graphs = OwnGraphs::of_this_process();
+        let installed = Arc::new(Installed { layout, own_graphs, devices });
         *slot = Arc::downgrade(&installed);
         Ok(Self(installed))
     }
@@ -214,7 +212,7 @@ impl Hook {
         HookReport {
             ggml: ggml_version(),
             slots: named_offsets(self.0.layout),
-            devices: self.0.devices.iter().map(|&d| device_report(d, self.0.ggml_graphs_off)).collect(),
+            devices: self.0.devices.iter().map(|&d| device_report(d, self.0.own_graphs)).collect(),
         }
     }
 }
@@ -240,7 +238,7 @@ impl Drop for Installed {
     }
 }
 
-fn device_report(device: Device, ggml_graphs_off: bool) -> DeviceReport {
+fn device_report(device: Device, own_graphs: OwnGraphs) -> DeviceReport {
     // SAFETY: the description is a NUL-terminated string that lives as long as the device.
     let description = unsafe { CStr::from_ptr((api().ggml_backend_dev_description)(device)) }
         .to_string_lossy()
@@ -248,8 +246,8 @@ fn device_report(device: Device, ggml_graphs_off: bool) -> DeviceReport {
     let (route, reason) = match CudaDrivers.usable(device) {
         _ if is_cpu(device) => (Route::Inserted, None),
         None => (Route::HostViews, None),
-        Some(Ok(())) if ggml_graphs_off => (Route::OneGraph, None),
-        Some(Ok(())) => (Route::GpuViews, None),
+        Some(Ok(())) if own_graphs == OwnGraphs::On => (Route::GpuViews, None),
+        Some(Ok(())) => (Route::OneGraph, None),
         Some(Err(reason)) => (Route::HostViews, Some(reason)),
     };
     DeviceReport { name: device_name(device), description, route, reason }
@@ -329,12 +327,12 @@ unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding
         });
     };
     let state = Arc::clone(&session.0);
-    let (name, graphs_off) = (device_name(device), installed.ggml_graphs_off);
+    let (name, own_graphs) = (device_name(device), installed.own_graphs);
     let hooked = Hooked {
         installed: Arc::clone(installed),
         free,
         graph_compute,
-        backend: Backend::new(state, device, name, is_cpu(device), graphs_off, drivers)?,
+        backend: Backend::new(state, device, name, is_cpu(device), own_graphs, drivers)?,
     };
     BACKENDS.write().unwrap_or_else(PoisonError::into_inner).insert(backend as usize, Arc::new(hooked));
     // SAFETY: the slots are where ggml itself reads them. From here on our functions find the entry.

@@ -226,8 +226,7 @@ impl Engaged {
 
 /// Measures what `caps` cost on `model`. `go_on` is called with the rounds done and their number, before every
 /// round and between any two decodes. If it asks to stop, the report is on the rounds that are complete, and
-/// `None` without one. Before a round it may wait for other processes: the round's contexts are not made yet,
-/// and those of the round before are gone.
+/// `None` without one.
 ///
 /// # Errors
 /// [`Error::Option`] for zero pairs or tokens and for more than a context can hold, and those of making and

@@ -19,9 +19,9 @@ def _die_with_parent() -> None:
 
 
 def start(command: list[Any], output: Any, environment: dict[str, str] | None = None,
-          errors: Any = subprocess.STDOUT, given: Any = subprocess.DEVNULL) -> "subprocess.Popen[bytes]":
+          errors: Any = subprocess.STDOUT) -> "subprocess.Popen[bytes]":
     """Starts a process in its own session, which can be killed as a whole."""
-    return subprocess.Popen([str(part) for part in command], stdin=given, stdout=output, stderr=errors,
+    return subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
                             env={**os.environ, **(environment or {})}, start_new_session=True,
                             preexec_fn=_die_with_parent)
 

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from . import compare, kernels, speed
+from . import kernels, speed
 from .models import Models
 from .programs import Programs
-from .visit import Data, Failed, OutOfTime, Unavailable, Visit
+from .visit import Data, OutOfTime, Unavailable, Visit
 
 BENCH, PEERS, HOOK, SANITIZERS = "kernel-bench", "peers", "hook-tests", "sanitizers"
-DEFAULT = "default-route"
 # The name under which the tests look for their model. A synthetic one of the same shape stands in.
 TEST_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Seconds without which a step is not worth beginning.
@@ -23,24 +22,22 @@ LEAST = 20
 PLAN = {
     "8b-8": 110,
     BENCH: 60,
-    "8b-all": 150,
+    "8b-all": 130,
     "8b-8-prefill": 20,
     "8b-8-batch16": 70,
     "1b-8": 60,
-    DEFAULT: 10,
     "8b-8-cb-eval": 30,
     "8b-8-ggml-ops": 20,
-    "8b-8-statistics": 60,
+    "8b-8-statistics": 50,
     PEERS: 130,
     HOOK: 30,
     SANITIZERS: 60,
 }
 
 
-def steps(rehearsal: bool) -> list[str]:
+def steps() -> list[str]:
     """Returns the names of all steps of this tier."""
-    found = {name: [part for parts in case.parts(name, rehearsal) for part in parts]
-             for name, case in speed.CASES.items()}
+    found = {name: list(case.parts(name)) for name, case in speed.CASES.items()}
     found[SANITIZERS] = [f"sanitizer-{tool}" for tool in kernels.TOOLS]
     return [part for name in PLAN for part in found.get(name, [name])]
 
@@ -49,7 +46,6 @@ def run(visit: Visit, programs: Programs, models: Models, wheels: Path) -> None:
     """Runs the plan as far as there is time. A later step that fits is run even if an earlier one does not fit."""
     others: dict[str, Callable[[Data], None]] = {
         BENCH: partial(kernels.bench, visit, programs),
-        DEFAULT: partial(_default_route, visit, programs, models),
         PEERS: partial(_peers, visit, programs, wheels),
         HOOK: partial(_hook_tests, visit, programs, models),
     }
@@ -91,16 +87,6 @@ def _peers(visit: Visit, programs: Programs, wheels: Path, step: Data) -> None:
         raise OutOfTime
     if not step.get("samples"):
         raise Unavailable(f"no peer was measured: {'; '.join(step.get('notes', [])) or done.text[-300:]}")
-
-
-def _default_route(visit: Visit, programs: Programs, models: Models, step: Data) -> None:
-    """Checks that a user who asks for nothing gets one graph per token: the program starts itself so."""
-    command = [*programs.axiscap, "run", "--model", models.wait("1b"), "--caps", models.caps("1b", 8), "--raw",
-               "--prompt", "The sea", "--temp", "0", "--max-tokens", "16", "--ctx", "512", "--json"]
-    report = visit.run_json(DEFAULT, command, 60, programs.gpu)
-    step["engines"] = report["engines"]
-    if not visit.rehearsal and (elsewhere := compare.on_gpu(report, one_graph=True, fused=False)):
-        raise Failed(elsewhere)
 
 
 def _hook_tests(visit: Visit, programs: Programs, models: Models, step: Data) -> None:

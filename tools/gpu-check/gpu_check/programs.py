@@ -13,7 +13,7 @@ from . import device
 BACKEND, MANIFEST = "cuda/libggml-cuda.so", "manifest.json"
 # Variables that change what llama.cpp does.
 NOT_INHERITED = ("GGML_", "LLAMA_", "AXISCAP_")
-# ggml reads this one only once per process. One graph per token needs it.
+# ggml reads this one only once per process. With versions that the hook does not know, one graph per token needs it.
 GGML_GRAPHS_OFF = {"GGML_CUDA_DISABLE_GRAPHS": "1"}
 Command = list[Any]
 

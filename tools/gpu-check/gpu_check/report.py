@@ -46,7 +46,7 @@ def text(result: Data, steps: dict[str, Data]) -> str:
     parts = ["REHEARSAL: tiny models on the CPU, the numbers mean nothing"] if result["rehearsal"] else []
     parts += [targets.table(rows) for rows in tables if any(row.median is not None for row in rows)]
     parts += [f"note of the peers: {note[:200]}" for note in peers.get("notes", [])]
-    wanted = [*smoke.SECONDS, smoke.NAME, *measure.steps(result["rehearsal"])]
+    wanted = [*smoke.SECONDS, smoke.NAME, *measure.steps()]
     failed = [name for name, step in steps.items() if step["status"] == FAILED]
     # A step that was killed is still marked as running.
     remaining = [name for name in wanted if steps.get(name, {}).get("status") in (None, STOPPED, NOT_RUN, RUNNING)]
@@ -54,7 +54,7 @@ def text(result: Data, steps: dict[str, Data]) -> str:
     reasons: dict[str, list[str]] = {}
     for name in remaining:
         reasons.setdefault(steps.get(name, {}).get("why", "not reached"), []).append(name)
-    lines += [f"open, {' '.join(why.split())[:200]}: {_short(names)}" for why, names in reasons.items()]
+    lines += [f"open, {' '.join(why.split())[:200]}: {', '.join(names)}" for why, names in reasons.items()]
     passed = sum(step["status"] == PASSED for step in steps.values())
     verdict = "passed" if steps.get(smoke.NAME, {}).get("status") == PASSED else "NOT PASSED"
     seconds = " ".join(f"{name} {step['seconds']:g}" for name, step in steps.items() if name in smoke.SECONDS)
@@ -62,10 +62,3 @@ def text(result: Data, steps: dict[str, Data]) -> str:
     last = f"smoke {verdict}; {passed} steps passed, {len(failed)} failed, {len(remaining)} open"
     return "\n\n".join(parts)[: MAX - len(last)] + f"\n{last}"
 
-
-def _short(names: list[str]) -> str:
-    """Lists steps, with the rounds of one measurement as a number."""
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name.rsplit("/", 1)[0]] = counts.get(name.rsplit("/", 1)[0], 0) + 1
-    return ", ".join(name if count == 1 else f"{name} ({count} rounds)" for name, count in counts.items())

@@ -13,7 +13,7 @@ from .visit import PASSED, Data, Failed, Visit
 
 NAME = "smoke"
 # Seconds that each kind is expected to take, with the model's load times.
-SECONDS = {"kernel-tests": 45, "doctor": 5, **{f"text-{way}": 7 for way in WAYS}}
+SECONDS = {"kernel-tests": 45, "doctor": 5, **{f"text-{way}": 6 for way in WAYS}}
 Work = Callable[[Data], None]
 
 

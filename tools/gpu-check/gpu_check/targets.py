@@ -72,19 +72,12 @@ def _verdict(row: Row, aim: float | None, at_least: bool) -> Row:
 
 # What it is about, the case, its mode, which phase, the other measurement in the report, and the aim.
 SPEEDS: list[tuple[str, str, str, str, str, float | None]] = [
-    ("8B, 8 blocks, decode, views", "8b-8", speed.VIEWS, "decode", "", 0.995),
-    ("8B, 8 blocks, decode, one graph", "8b-8", speed.GRAPH, "decode", "", 0.995),
-    ("8B, 8 blocks, decode, one graph, fused norm", "8b-8", speed.FUSED, "decode", "", 1.0),
-    ("8B, all blocks, decode, views", "8b-all", speed.VIEWS, "decode", "", 0.99),
-    ("8B, all blocks, decode, one graph", "8b-all", speed.GRAPH, "decode", "", 0.99),
-    ("8B, all blocks, decode, one graph, fused norm", "8b-all", speed.FUSED, "decode", "", 1.0),
-    ("8B, 8 blocks, prefill of 512", "8b-8-prefill", speed.VIEWS, "prefill", "", 0.995),
-    ("8B, 8 blocks, batch 16, views", "8b-8-batch16", speed.VIEWS, "decode", "", 0.995),
-    ("8B, 8 blocks, batch 16, one graph", "8b-8-batch16", speed.GRAPH, "decode", "", 0.995),
-    ("8B, 8 blocks, batch 16, one graph, fused norm", "8b-8-batch16", speed.FUSED, "decode", "", 0.995),
-    ("1B, 8 blocks, decode, views", "1b-8", speed.VIEWS, "decode", "", 0.99),
-    ("1B, 8 blocks, decode, one graph", "1b-8", speed.GRAPH, "decode", "", 0.99),
-    ("1B, 8 blocks, decode, one graph, fused norm", "1b-8", speed.FUSED, "decode", "", 1.0),
+    *((f"{what}, decode, {way}", case, mode, "decode", "", fused_aim if mode == speed.FUSED else aim)
+      for what, case, aim, fused_aim in (("8B, 8 blocks", "8b-8", 0.995, 1.0), ("8B, all blocks", "8b-all", 0.99, 1.0),
+                                         ("8B, 8 blocks, batch 16", "8b-8-batch16", 0.995, 0.995),
+                                         ("1B, 8 blocks", "1b-8", 0.99, 1.0))
+      for way, mode in (("one graph", speed.GRAPH), ("fused norm", speed.FUSED), ("views", speed.VIEWS))),
+    ("8B, 8 blocks, prefill of 512", "8b-8-prefill", speed.GRAPH, "prefill", "", 0.995),
     ("8B, 8 blocks, hook with its caps off", "8b-8-cb-eval", speed.VIEWS, "decode", "idle", None),
     ("8B, 8 blocks, caps through cb_eval", "8b-8-cb-eval", speed.VIEWS, "decode", "cb_eval", None),
     ("8B, 8 blocks, caps by ggml's operations", "8b-8-ggml-ops", speed.VIEWS, "decode", "stock_chain", None),
@@ -94,11 +87,10 @@ STATISTICS_AIM = 0.002
 
 def speeds(steps: dict[str, Data]) -> list[Row]:
     """Judges the measured speeds of capped over uncapped decoding."""
-    rows = [judged(what, speed.ratios(steps, case, mode, phase, other), aim,
-                   of=speed.unit(steps, case) if speed.MODES[mode].graph else "pairs")
+    rows = [judged(what, speed.ratios(steps, case, mode, phase, other), aim, of="pairs")
             for what, case, mode, phase, other, aim in SPEEDS]
     return [*rows, judged("8B, 8 blocks, cost of statistics", speed.statistics_cost(steps, "8b-8-statistics"),
-                          STATISTICS_AIM, at_least=False, of=speed.unit(steps, "8b-8-statistics"))]
+                          STATISTICS_AIM, at_least=False, of="pairs")]
 
 
 MANY, WIDTHS = ["8192 x 8192"], ["1 x 4096", "1 x 8192"]

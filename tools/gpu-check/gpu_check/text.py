@@ -1,6 +1,6 @@
 """Capped text on the GPU by every route, held to the CPU's and to itself. On the 1B-shaped model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Way:
     gpu: bool = True
     graph: bool = False
     fused: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
     against: str | None = None
 
 
@@ -32,8 +33,9 @@ WAYS = {
     "uncapped": Way(capped=False),
     "infinite-bounds": Way(capped=False, against="uncapped"),
     "views": Way(("--route", "views"), against="cpu"),
-    "graph": Way(("--route", "one-graph"), graph=True, against="views"),
-    "fused-norm": Way(("--route", "one-graph", "--fused-norm"), graph=True, fused=True, against="cpu"),
+    "graph": Way(graph=True, against="views"),
+    "graphs-off": Way(graph=True, environment=GGML_GRAPHS_OFF, against="graph"),
+    "fused-norm": Way(("--fused-norm",), graph=True, fused=True, against="cpu"),
 }
 
 
@@ -58,7 +60,7 @@ class Texts:
             command += ["--caps", self.models.caps(MODEL, None, float("-inf"))]
         if way.gpu and self.visit.rehearsal:
             command += ["--flash-attn", "off"]
-        environment = (self.programs.gpu if way.gpu else {}) | (GGML_GRAPHS_OFF if way.graph else {})
+        environment = (self.programs.gpu if way.gpu else {}) | way.environment
         report = self.visit.run_json(log, command, 60, environment)
         self.reports[name] = report
         step |= {key: report[key] for key in ("text", "tokens", "backend", "engines", "decode_tokens_per_second")}

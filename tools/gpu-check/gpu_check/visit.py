@@ -31,7 +31,7 @@ class Failed(Exception):
 
 
 class OutOfTime(Exception):
-    """The visit's time ended, or what the message says."""
+    """The visit's time ended."""
 
 
 class Unavailable(Exception):
@@ -152,43 +152,35 @@ class Visit:
 
         `work` fills in the step's results. What it filled in stays if it fails or is stopped.
         """
-        return self.together([name], lambda steps: work(steps[0]), seconds)
-
-    def together(self, names: list[str], work: Callable[[list[Data]], None], seconds: float = 1) -> str:
-        """Runs steps that only make sense beside each other, unless all are known. They share status and seconds."""
-        if all(name in self.known for name in names):
+        if name in self.known:
             return PASSED
-        shared: Data = {"status": RUNNING, "seconds": 0.0, "visit": self.name, "card": self.card}
+        step: Data = {"status": RUNNING, "seconds": 0.0, "visit": self.name, "card": self.card}
+        self.result["steps"][name] = step
         if self.left() < seconds:
-            shared |= {"status": NOT_RUN, "why": "no time left"}
-        steps = [dict(shared) for _ in names]
-        self.result["steps"] |= zip(names, steps, strict=True)
-        self.save()
-        if shared["status"] == NOT_RUN:
+            step |= {"status": NOT_RUN, "why": "no time left"}
+            self.save()
             return NOT_RUN
+        self.save()
         begun = time.monotonic()
         try:
-            work(steps)
-            shared["status"] = PASSED
+            work(step)
+            step["status"] = PASSED
         except Failed as error:
-            shared["status"], shared["why"] = FAILED, str(error)
-        except OutOfTime as error:
-            shared["status"], shared["why"] = STOPPED, str(error) or "the visit's time ended"
+            step["status"], step["why"] = FAILED, str(error)
+        except OutOfTime:
+            step["status"], step["why"] = STOPPED, "the visit's time ended"
         except Unavailable as error:
-            shared["status"], shared["why"] = NOT_RUN, str(error)
+            step["status"], step["why"] = NOT_RUN, str(error)
         except Exception as error:  # noqa: BLE001
-            (self.logs / f"{names[0].replace('/', '-')}.log").open("a").write(traceback.format_exc())
-            shared["status"], shared["why"] = FAILED, f"gpu-check itself: {type(error).__name__}: {error}"
+            (self.logs / f"{name.replace('/', '-')}.log").open("a").write(traceback.format_exc())
+            step["status"], step["why"] = FAILED, f"gpu-check itself: {type(error).__name__}: {error}"
         finally:
-            shared["seconds"] = round(time.monotonic() - begun, 1)
-            for step in steps:
-                step |= shared
+            step["seconds"] = round(time.monotonic() - begun, 1)
             self.save()
-            why = f": {shared['why'][:300]}" if "why" in shared else ""
-            print(f"[{time.monotonic() - self.begun:4.0f} s] {', '.join(names)}: {shared['status']}{why}", file=sys.stderr,
-                  flush=True)
+            why = f": {step['why'][:300]}" if "why" in step else ""
+            print(f"[{time.monotonic() - self.begun:4.0f} s] {name}: {step['status']}{why}", file=sys.stderr, flush=True)
         self.archive()
-        return str(shared["status"])
+        return str(step["status"])
 
     def save(self) -> None:
         """Writes the results to the output folder, and to the work folder for a later run on the same machine."""

@@ -10,11 +10,9 @@ HELD, MISSED, NO_INTERVAL = targets.HELD, targets.MISSED, targets.NO_INTERVAL
 NAN = float("nan")
 
 
-def step(ratios, uncapped=200.0, capped=200.0, **more):
-    """Makes a step with speeds of pairs, or of the whole process as older results have them."""
-    part = {"ratios": ratios, "ratio_median": ratios[0]}
-    for what, speeds in (("uncapped_tps", uncapped), ("capped_tps", capped)):
-        part |= {f"{what}_pairs": speeds, what: speeds[0]} if isinstance(speeds, list) else {what: speeds}
+def step(ratios, **more):
+    """Makes a step with the ratios of pairs."""
+    part = {"ratios": ratios}
     return {"status": "passed", "visit": "1", "card": "a", "report": {"decode": part, "prefill": part}, **more}
 
 
@@ -37,65 +35,35 @@ class Speed(unittest.TestCase):
     def row(self, steps, what):
         return next(row for row in targets.speeds(steps) if row.what == what)
 
-    def test_pairs_of_all_rounds_count_in_views(self):
-        steps = {f"8b-8/views/{turn}": step([0.996, 0.997, 0.998]) for turn in (1, 2)}
-        row = self.row(steps, "8B, 8 blocks, decode, views")
+    def test_pairs_count_if_the_step_passed(self):
+        what = "8B, 8 blocks, decode, one graph"
+        row = self.row({"8b-8/graph": step([0.996, 0.997, 0.998] * 2)}, what)
         self.assertEqual((row.verdict, row.of), (HELD, "6 pairs"))
-        steps["8b-8/views/2"] = step([0.5], status="failed")
-        self.assertEqual(self.row(steps, "8B, 8 blocks, decode, views").verdict, NO_INTERVAL)
-
-    def test_one_graph_is_held_to_the_stock_baseline_of_its_turn(self):
-        what = "8B, 8 blocks, decode, one graph"
-        # Its own baseline has no graphs, which says nothing. The machine is slower in every other turn.
-        graph = {f"8b-8/graph/{number}": step([1.05] * 4, uncapped=[190.0, 152.0] * 2, capped=[199.5, 159.6] * 2)
-                 for number in (1, 2)}
-        self.assertEqual(self.row(graph, what).verdict, "not measured")
-        views = {f"8b-8/views/{number}": step([0.99] * 4, uncapped=[200.0, 160.0] * 2, capped=[198.0, 158.4] * 2)
-                 for number in (1, 2)}
-        row = self.row(graph | views, what)
-        self.assertEqual((row.verdict, [round(end, 4) for end in row.interval], row.of), (HELD, [0.9975] * 2, "8 pairs"))
-        # A round that was stopped may have a pair more in one of them.
-        stopped = graph | views | {"8b-8/graph/2": step([1.05] * 3, capped=[199.5, 159.6, 199.5], status="stopped")}
-        self.assertEqual(self.row(stopped, what).of, "7 pairs")
-        for other in ({"visit": "2"}, {"card": "b"}, {"status": "failed"}):
-            views["8b-8/views/2"] = step([0.99] * 4, uncapped=[200.0] * 4, capped=[198.0] * 4, **other)
-            self.assertEqual(self.row(graph | views, what).of, "4 pairs")
-
-    def test_in_older_results_one_graph_is_held_to_the_stock_baseline_of_its_round(self):
-        what = "8B, 8 blocks, decode, one graph"
-        # Its own baseline has no graphs and is slow, which says nothing.
-        graph = {f"8b-8/graph/{turn}": step([1.05], uncapped=190.0, capped=199.5) for turn in range(1, 7)}
-        self.assertEqual(self.row(graph, what).verdict, "not measured")
-        views = {f"8b-8/views/{turn}": step([0.99], uncapped=200.0) for turn in range(1, 7)}
-        row = self.row(graph | views, what)
-        self.assertEqual((row.verdict, round(row.median, 4), row.of), (HELD, 0.9975, "6 rounds"))
-        for other in ({"visit": "2"}, {"card": "b"}, {"status": "failed"}):
-            views["8b-8/views/6"] = step([0.99], **other)
-            self.assertEqual(self.row(graph | views, what).of, "5 rounds")
+        self.assertEqual(self.row({"8b-8/graph": step([0.996] * 5)}, what).verdict, NO_INTERVAL)
+        for steps in ({}, {"8b-8/graph": step([0.996] * 6, status="failed")}, {"8b-8/views": step([0.996] * 6)},
+                      {"8b-8/graph": {"status": "running"}}):
+            self.assertEqual(self.row(steps, what).verdict, "not measured")
 
     def test_statistics_cost_the_difference_of_a_pair(self):
         what = "8B, 8 blocks, cost of statistics"
-        steps = {f"8b-8-statistics/{mode}/{number}": step(ratios, [1.0] * 4, [1.0] * 4) for number in (1, 2)
-                 for mode, ratios in (("views", [0.998, 0.898] * 2), ("uncounted", [0.999, 0.899] * 2))}
+        steps = {f"8b-8-statistics/{mode}": step(ratios * 4)
+                 for mode, ratios in (("graph", [0.998, 0.898]), ("uncounted", [0.999, 0.899]))}
         row = self.row(steps, what)
         self.assertEqual((row.verdict, round(row.median, 4), row.of), (HELD, 0.001, "8 pairs"))
-        # Older results have no turns.
-        older = {f"8b-8-statistics/{mode}/{number}": step([ratio, 0.5]) for number in range(1, 7)
-                 for mode, ratio in (("views", 0.998), ("uncounted", 0.999))}
-        row = self.row(older, what)
-        self.assertEqual((row.verdict, round(row.median, 4), row.of), (HELD, 0.001, "6 rounds"))
+        del steps["8b-8-statistics/graph"]
+        self.assertEqual(self.row(steps, what).verdict, "not measured")
 
     def test_another_measurement_of_the_same_report(self):
         report = step([1.0])
         report["report"]["cb_eval"] = step([0.7])["report"]
-        row = self.row({"8b-8-cb-eval/views/1": report}, "8B, 8 blocks, caps through cb_eval")
+        row = self.row({"8b-8-cb-eval/views": report}, "8B, 8 blocks, caps through cb_eval")
         self.assertEqual((row.median, row.verdict), (0.7, ""))
 
     def test_every_target_has_its_case_and_every_case_its_seconds(self):
         self.assertTrue({case for _, case, *_ in targets.SPEEDS} <= set(speed.CASES) <= set(measure.PLAN))
         for _, case, mode, *_ in targets.SPEEDS:
             self.assertIn(mode, speed.CASES[case].modes)
-        names = measure.steps(False)
+        names = measure.steps()
         self.assertEqual(len(names), len(set(names)))
 
     def test_the_documented_seconds_are_the_planned_ones(self):

@@ -117,7 +117,7 @@ class Visits(Folder):
 
     def test_the_summary_is_short_and_ends_with_the_verdict(self):
         made = self.visit()
-        for name in measure.steps(False):
+        for name in measure.steps():
             made.step(name, mock.Mock(side_effect=Failed("word " * 500)))
         said = report.text(made.result, made.steps)
         self.assertLess(len(said), 12000)

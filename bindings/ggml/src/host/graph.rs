@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::layout::layout;
 use super::tensor::Tensor;
 use super::types::{RawGraph, RawTensor};
-use super::uid::view_uid;
+use super::uid::{own_uid, view_uid};
 
 /// A `ggml_cgraph` that a backend was asked to compute.
 #[derive(Debug, Clone, Copy)]
@@ -73,10 +73,39 @@ impl Graph {
 
     /// Runs `compute` while the graph is a view of these of its nodes, with a uid of its own.
     pub(crate) fn with_view<R>(&self, range: Range<usize>, compute: impl FnOnce() -> R) -> R {
+        self.with(self.part(&range), range.len(), view_uid(self.uid(), &range), compute)
+    }
+
+    /// As [`Graph::with_view`], for a view that looks like none that ggml computed before: it has another uid,
+    /// and its first node has another mark. With [`OwnGraphs::NoneOfNewGraphs`](super::OwnGraphs) ggml's CUDA
+    /// backend then runs it launch by launch.
+    ///
+    /// # Safety
+    /// What follows `extra` in a tensor of this version of ggml must be padding.
+    pub(crate) unsafe fn with_new_view<R>(&self, range: Range<usize>, compute: impl FnOnce() -> R) -> R {
+        struct Unmark(Tensor, Option<u64>);
+        impl Drop for Unmark {
+            fn drop(&mut self) {
+                if let Some(padding) = self.1 {
+                    // SAFETY: as when it was marked.
+                    unsafe { self.0.mark(padding) };
+                }
+            }
+        }
+        let view = self.part(&range);
+        let uid = own_uid();
+        let first = self.nodes()[range.start];
+        // SAFETY: the graph is the caller's alone, and so are its nodes while it is computed. The caller
+        // promises that there is padding.
+        let _marked = Unmark(first, unsafe { first.mark(uid) });
+        self.with(view, range.len(), uid, compute)
+    }
+
+    /// Returns the place of these nodes in ggml's array.
+    fn part(&self, range: &Range<usize>) -> *mut *mut RawTensor {
         let (nodes, n) = self.array();
-        assert!(range.start <= range.end && range.end <= n, "nodes {range:?} of {n}");
-        let view = nodes.wrapping_add(range.start);
-        self.with(view, range.len(), view_uid(self.uid(), &range), compute)
+        assert!(range.start < range.end && range.end <= n, "nodes {range:?} of {n}");
+        nodes.wrapping_add(range.start)
     }
 
     /// Runs `compute` while the graph has exactly `nodes`, without leafs. Puts the old ones back, also when

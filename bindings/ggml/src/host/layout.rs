@@ -292,6 +292,8 @@ mod tests {
         }
         let extra = offset_of!(sys::ggml_tensor, extra);
         assert!(found.contains(&format!("extra: Some({extra})")), "{found}");
+        let padding = offset_of!(sys::ggml_tensor, padding);
+        assert!(found.contains(&format!("padding: Some({padding})")), "{found}");
         let ops = Layout::probe().unwrap().tensor.ops;
         assert_eq!(
             [ops.mul.0, ops.mul_mat_id.0, ops.rms_norm.0],

@@ -9,9 +9,9 @@ mod api;
 pub(crate) mod architecture;
 mod arena;
 mod cpu;
-pub(crate) mod environment;
 mod graph;
 mod layout;
+mod own_graphs;
 mod tensor;
 mod tensor_layout;
 mod types;
@@ -27,6 +27,7 @@ pub(crate) use arena::Arena;
 pub(crate) use arena::chain;
 pub(crate) use graph::Graph;
 pub(crate) use layout::{Layout, named_offsets};
+pub(crate) use own_graphs::OwnGraphs;
 pub(crate) use tensor::{Tensor, ops};
 #[cfg(feature = "gpu")]
 pub(crate) use types::Event;

@@ -167,6 +167,28 @@ impl Tensor {
         layout().tensor.extra.map_or(0, |offset| unsafe { self.field(offset) })
     }
 
+    /// Returns whether tensors have padding for [`Tensor::mark`].
+    pub(crate) fn can_be_marked() -> bool {
+        layout().tensor.padding.is_some()
+    }
+
+    /// Writes a mark into the padding, which nothing but a comparison of whole tensors reads. Returns the bytes
+    /// that were there; `None` where there is no padding.
+    ///
+    /// # Safety
+    /// The tensor must be the caller's to write, and what follows `extra` in this version of ggml be padding.
+    pub(crate) unsafe fn mark(self, mark: u64) -> Option<u64> {
+        let offset = layout().tensor.padding?;
+        // SAFETY: the measured offset leaves eight bytes within the tensor; by the caller's contract they are
+        // the caller's to write.
+        unsafe {
+            let padding = self.0.byte_add(offset).cast::<u64>();
+            let before = padding.read_unaligned();
+            padding.write_unaligned(mark);
+            Some(before)
+        }
+    }
+
     /// Returns the size in bytes.
     pub(crate) fn bytes(self) -> usize {
         // SAFETY: by the contract of `new` the tensor is valid.

@@ -33,6 +33,8 @@ pub(crate) struct TensorLayout {
     pub(super) name: usize,
     /// `extra`, where the structure has a word after the name.
     pub(super) extra: Option<usize>,
+    /// Padding of at least eight bytes after `extra`, where the structure has some.
+    pub(super) padding: Option<usize>,
     /// `GGML_TENSOR_FLAG_OUTPUT`.
     pub(super) output_flag: i32,
     /// `GGML_TENSOR_FLAG_COMPUTE`; zero in builds that compute every node of a graph.
@@ -240,6 +242,8 @@ impl TensorLayout {
             return Err(mismatch("the name of a tensor lies outside of it"));
         }
         let extra = (name + name_bytes).next_multiple_of(size_of::<usize>());
+        let padding = extra + size_of::<usize>();
+        let padding = (padding + size_of::<u64>() <= bytes).then_some(padding);
         let extra = (extra + size_of::<usize>() <= bytes).then_some(extra);
 
         let (data, buffer) = measure_memory()?;
@@ -270,6 +274,7 @@ impl TensorLayout {
             data,
             name,
             extra,
+            padding,
             output_flag,
             compute_flag,
             ops,

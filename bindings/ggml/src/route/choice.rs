@@ -41,8 +41,7 @@ impl fmt::Display for Route {
 /// The route that the caller asks for. All of them give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum RouteChoice {
-    /// Inserted nodes on ggml's CPU backend. On its CUDA backend one graph per token if the process was
-    /// started with `GGML_CUDA_DISABLE_GRAPHS`, else views. Views elsewhere.
+    /// Inserted nodes on ggml's CPU backend, [`RouteChoice::OneGraph`] on its CUDA backend, views elsewhere.
     #[default]
     Auto,
     /// Cap nodes in ggml's own graph, run by its worker threads between its barriers. CPU backend only. Other
@@ -52,7 +51,8 @@ pub enum RouteChoice {
     /// backend, on the host elsewhere.
     Views,
     /// On ggml's CUDA backend, one CUDA graph of the graph and its caps, captured once and replayed whenever
-    /// llama.cpp computes the same graph again. Requires `GGML_CUDA_DISABLE_GRAPHS` in the environment from
-    /// the start of the process. Without it views, and on other backends the same as [`RouteChoice::Auto`].
+    /// llama.cpp computes the same graph again. With a ggml other than 0.26 it requires
+    /// `GGML_CUDA_DISABLE_GRAPHS` in the environment from the start of the process, and is views without. On
+    /// other backends the same as [`RouteChoice::Auto`].
     OneGraph,
 }

@@ -26,7 +26,7 @@ pub use custom::{BlockOutput, ComputeHook, OwnedGraph};
 use crate::config::Config;
 use crate::error::HookError;
 use crate::graph::find::Output;
-use crate::host::{Backend, Graph, SUCCESS, Status, api};
+use crate::host::{Backend, Graph, OwnGraphs, SUCCESS, Status, api};
 use crate::profile::{BlockCaps, RowProfiles};
 use crate::record::Arrived;
 use crate::report::NotFused;
@@ -52,6 +52,9 @@ pub struct GraphCall<'a> {
     /// Host memory for rows that the host cannot reach.
     pub(crate) staging: &'a mut Vec<f32>,
     pub(crate) compute: Compute<'a>,
+    pub(crate) own_graphs: OwnGraphs,
+    /// Whether the views are being captured.
+    pub(crate) capturing: bool,
 }
 
 impl fmt::Debug for GraphCall<'_> {
@@ -185,7 +188,13 @@ impl<'a> GraphCall<'a> {
     }
 
     fn compute_view(&self, nodes: Range<usize>) -> Result {
-        check(self.graph.with_view(nodes, || (self.compute)(self.graph)))
+        let compute = || (self.compute)(self.graph);
+        check(if self.capturing && self.own_graphs == OwnGraphs::NoneOfNewGraphs {
+            // SAFETY: this value stands for a version of ggml whose tensors end with padding.
+            unsafe { self.graph.with_new_view(nodes, compute) }
+        } else {
+            self.graph.with_view(nodes, compute)
+        })
     }
 
     /// Waits until the backend is idle.

@@ -102,12 +102,14 @@ impl Capturer {
         driver.begin_capture()?;
         // The backend's stream joins the capture, and is joined back at its end.
         let join = plan.pairs;
+        call.capturing = true;
         let ran = catch_unwind(AssertUnwindSafe(|| {
             driver.hand_to_backend(join)?;
             Outcome::of(|outcome| views(call, driver, outcome)).ended?;
             driver.hand_to_cap_stream(join)?;
             Ok(())
         }));
+        call.capturing = false;
         // The capture must end in any case. Both streams refuse other work until then, and ggml aborts.
         let ended = driver.end_capture();
         let ran = ran.unwrap_or_else(|panic| {

@@ -14,7 +14,7 @@ use super::super::capture::digest::GraphDigests;
 use super::hand_made::{HandMade, Passes, Runner, eager, floor, in_order, two_blocks, views};
 use super::model::{LOADED, context, decode, prompt, session};
 use super::recording::{Op, taken};
-use crate::host::SUCCESS;
+use crate::host::{Graph, SUCCESS};
 use crate::{ComputeError, ComputeHook, GraphCall, Hook, RouteChoice};
 
 /// Notes uid and content of each graph that llama.cpp computes.
@@ -142,7 +142,7 @@ fn a_capture_is_ended_when_something_in_it_panics() {
     let mut runner = Runner::with_session(two_blocks(floor(1.0)));
     let made = HandMade::new(1).with_uid(7);
     (0..2).for_each(|_| drop(runner.compute(&made)));
-    let panicking = || runner.compute_while(&made.graph, &made.outputs, || panic!("as the test asked"));
+    let panicking = || runner.compute_while(&made.graph, &made.outputs, |_| panic!("as the test asked"));
     assert!(catch_unwind(AssertUnwindSafe(panicking)).is_err());
     let ops = taken(&runner.log);
     assert_eq!((&ops[0], ops.last()), (&Op::BeginCapture, Some(&Op::EndCapture)));
@@ -170,7 +170,7 @@ fn a_backend_is_not_freed_while_another_captures() {
     let (starting, starts) = mpsc::channel();
     let freed = Arc::new(AtomicBool::new(false));
     let freeing = RefCell::new(None);
-    let in_capture = || {
+    let in_capture = |_: &Graph| {
         freeing.borrow_mut().get_or_insert_with(|| {
             let (starting, freed) = (starting.clone(), Arc::clone(&freed));
             let thread = std::thread::spawn(move || {

@@ -306,7 +306,7 @@ impl NormedBlocks {
     }
 
     fn run(&self, runner: &mut Runner) -> Vec<Op> {
-        assert_eq!(runner.compute_while(&self.graph, &self.outputs, || {}), SUCCESS);
+        assert_eq!(runner.compute_while(&self.graph, &self.outputs, |_| {}), SUCCESS);
         taken(&runner.log)
     }
 }

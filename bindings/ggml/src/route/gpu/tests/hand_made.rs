@@ -7,7 +7,7 @@ use super::super::GpuRoute;
 use super::recording::{Log, Op, Recording, taken};
 use crate::backend::record_outcome;
 use crate::graph::find::Output;
-use crate::host::{Arena, Graph, SUCCESS, Status, Tensor};
+use crate::host::{Arena, Graph, OwnGraphs, SUCCESS, Status, Tensor};
 use crate::profile::RowProfiles;
 use crate::report::GraphCounts;
 use crate::route::GraphCall;
@@ -36,12 +36,20 @@ pub(super) struct Runner {
     pub(super) capture: bool,
     /// The profiles of the rows.
     pub(super) profiles: RowProfiles,
+    pub(super) own_graphs: OwnGraphs,
 }
 
 impl Runner {
     pub(super) fn new(driver: Recording, log: Log, session: Session) -> Self {
         let route = GpuRoute::new("test".into(), Box::new(driver));
-        Self { route, session, log, capture: true, profiles: RowProfiles::First(None) }
+        Self {
+            route,
+            session,
+            log,
+            capture: true,
+            profiles: RowProfiles::First(None),
+            own_graphs: OwnGraphs::Off,
+        }
     }
 
     pub(super) fn with_session(session: Session) -> Self {
@@ -50,11 +58,16 @@ impl Runner {
     }
 
     /// Computes a graph. `in_view` is called in each view.
-    pub(super) fn compute_while(&mut self, graph: &Graph, outputs: &[Output], in_view: impl Fn()) -> Status {
+    pub(super) fn compute_while(
+        &mut self,
+        graph: &Graph,
+        outputs: &[Output],
+        in_view: impl Fn(&Graph),
+    ) -> Status {
         let log = Log::clone(&self.log);
         let compute = |view: &Graph| {
             log.lock().unwrap().push(Op::View { nodes: view.nodes().len(), uid: view.uid() });
-            in_view();
+            in_view(view);
             SUCCESS
         };
         let state = &self.session.0;
@@ -70,6 +83,8 @@ impl Runner {
             profiles: &self.profiles,
             staging: &mut Vec::new(),
             compute: &compute,
+            own_graphs: self.own_graphs,
+            capturing: false,
         };
         let outcome = self.route.compute(&mut call, self.capture);
         record_outcome(&state.record, "test", &call, outcome)
@@ -77,7 +92,7 @@ impl Runner {
 
     /// Computes a graph, and returns the log.
     pub(super) fn compute(&mut self, made: &HandMade) -> Vec<Op> {
-        assert_eq!(self.compute_while(&made.graph, &made.outputs, || {}), SUCCESS);
+        assert_eq!(self.compute_while(&made.graph, &made.outputs, |_| {}), SUCCESS);
         taken(&self.log)
     }
 

@@ -5,6 +5,7 @@ mod capture;
 mod fused_norm;
 mod hand_made;
 pub(crate) mod model;
+mod own_graphs;
 mod profiles;
 mod recording;
 mod views;

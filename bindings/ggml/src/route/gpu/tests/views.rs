@@ -200,8 +200,8 @@ fn a_decode_kernel_that_is_wrong_is_found_after_a_prompt() {
     driver.wrong_kernel = Some("direct");
     let mut runner = Runner::new(driver, log, two_blocks(floor(1.0)));
     let [prompt, decode] = [512, 1].map(HandMade::new);
-    assert_eq!(runner.compute_while(&prompt.graph, &prompt.outputs, || {}), SUCCESS);
-    assert_eq!(runner.compute_while(&decode.graph, &decode.outputs, || {}), FAILED);
+    assert_eq!(runner.compute_while(&prompt.graph, &prompt.outputs, |_| {}), SUCCESS);
+    assert_eq!(runner.compute_while(&decode.graph, &decode.outputs, |_| {}), FAILED);
     let error = runner.session.watch(1, 1, || Ok::<_, HookError>(()));
     assert!(matches!(error, Err(HookError::DeviceDiffers { block: 0, .. })), "{error:?}");
 }
@@ -238,7 +238,7 @@ fn a_failed_update_discards_tables_and_graphs() {
     for cap in [0, 1] {
         runner.session.set_bound(cap, floor(2.0)).unwrap();
     }
-    assert_eq!(runner.compute_while(&made.graph, &made.outputs, || {}), FAILED);
+    assert_eq!(runner.compute_while(&made.graph, &made.outputs, |_| {}), FAILED);
     let mut ops = taken(&runner.log);
     ops[3..].sort_by_key(|op| format!("{op:?}"));
     assert_eq!(ops, [Op::Update(0), Op::Update(1), Op::Discard, Op::Forget(0), Op::Forget(1)]);

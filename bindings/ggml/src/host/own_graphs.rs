@@ -1,14 +1,49 @@
-//! The environment variable that tells whether ggml's CUDA backend makes graphs of its own.
+//! Whether ggml's CUDA backend makes CUDA graphs of its own, and whether a capture of ours can keep it from that.
 //!
-//! The backend reads the environment once, at its first graph. The hook may read it later, when the process
-//! may have changed it. The environment that the process started with decides.
+//! ggml aborts the process if it begins a capture inside of another one.
+
+use super::api::ggml_version;
+use super::tensor::Tensor;
 
 /// The variable that switches ggml's own CUDA graphs off by being set.
 const GRAPHS_OFF: &str = "GGML_CUDA_DISABLE_GRAPHS";
 
-/// Tells whether ggml certainly makes no CUDA graphs of its own: the variable is set, and was when the
-/// process started. Only Linux tells the latter; elsewhere the process must not set the variable itself.
-pub(crate) fn ggml_graphs_off() -> bool {
+/// The version of ggml whose CUDA backend runs a graph launch by launch if the graph differs from the last one
+/// with the same first node (`ggml_backend_cuda_graph_compute`). It compares the uid, and then all bytes of all
+/// nodes (`ggml_cuda_graph_update_required`). Other versions may begin a capture at once.
+const KNOWN_VERSION: &str = "0.26.";
+
+/// The CUDA graphs that ggml's CUDA backend makes of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OwnGraphs {
+    /// None, by the environment.
+    Off,
+    /// It makes some, but none of a graph that looks new: [`Graph::with_new_view`](super::Graph::with_new_view).
+    NoneOfNewGraphs,
+    /// It may make one of any graph.
+    On,
+}
+
+impl OwnGraphs {
+    /// Returns what the backend of this process does.
+    ///
+    /// It reads the environment once, at its first graph. The hook may read it later, when the process may have
+    /// changed it. The environment that the process started with decides. Only Linux tells it; elsewhere the
+    /// process must not set the variable itself.
+    pub(crate) fn of_this_process() -> Self {
+        Self::of(graphs_off(), &ggml_version(), Tensor::can_be_marked())
+    }
+
+    fn of(off: bool, version: &str, can_be_marked: bool) -> Self {
+        match off {
+            true => Self::Off,
+            false if version.starts_with(KNOWN_VERSION) && can_be_marked => Self::NoneOfNewGraphs,
+            false => Self::On,
+        }
+    }
+}
+
+fn graphs_off() -> bool {
     std::env::var_os(GRAPHS_OFF).is_some()
         && at_start().is_none_or(|environment| names(&environment, GRAPHS_OFF))
 }
@@ -45,6 +80,23 @@ mod tests {
         assert!(!names(b"", GRAPHS_OFF));
     }
 
+    #[test]
+    fn only_a_known_version_leaves_new_graphs_alone() {
+        use OwnGraphs::{NoneOfNewGraphs, Off, On};
+        for (off, version, can_be_marked, expected) in [
+            (true, "0.9.4", false, Off),
+            (true, "0.26.0 (abc)", true, Off),
+            (false, "0.26.0 (abc)", true, NoneOfNewGraphs),
+            (false, "0.26.0", false, On),
+            (false, "0.27.0", true, On),
+            (false, "0.260.0", true, On),
+            (false, "10.26.0", true, On),
+            (false, "unknown", true, On),
+        ] {
+            assert_eq!(OwnGraphs::of(off, version, can_be_marked), expected, "{off} {version}");
+        }
+    }
+
     /// Runs each case in a child process, since changing the environment of this one would race with other
     /// tests.
     #[cfg(target_os = "linux")]
@@ -59,7 +111,7 @@ mod tests {
                 // SAFETY: nothing else runs in this process.
                 unsafe { std::env::remove_var(GRAPHS_OFF) };
             }
-            println!("off: {}", ggml_graphs_off());
+            println!("off: {}", graphs_off());
             return;
         }
         for (case, at_start, off) in [
@@ -69,8 +121,7 @@ mod tests {
             ("taken away", true, false),
         ] {
             let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-            again
-                .args(["--exact", "host::environment::tests::only_what_the_process_was_started_with_counts"]);
+            again.args(["--exact", "host::own_graphs::tests::only_what_the_process_was_started_with_counts"]);
             again.args(["--nocapture", "--test-threads", "1"]);
             again.env("AXISCAP_TEST_CASE", case).env_remove(GRAPHS_OFF);
             if at_start {
