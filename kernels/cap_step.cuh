@@ -96,16 +96,19 @@ AXISCAP_DEVICE void end_row(const CapArgs& args, u32 row, u32 count) {
 // Returns 1 / sqrt(mean of squares + eps), each step correctly rounded.
 //
 // Most widths are powers of two. Multiplying by their reciprocal has the bits of the division, and is shorter.
-AXISCAP_DEVICE float norm_factor(const CapArgs& args, float sum_of_squares) {
-    const float width = static_cast<float>(args.width);
+AXISCAP_DEVICE float norm_factor(u32 elements, float eps, float sum_of_squares) {
+    const float width = static_cast<float>(elements);
     float mean;
-    if ((args.width & (args.width - 1)) == 0) {
+    if ((elements & (elements - 1)) == 0) {
         // 2^k has the exponent 127 + k and 2^-k the exponent 127 - k. Their sum is 254.
         mean = hw::mul(sum_of_squares, hw::from_bits((254u << 23) - hw::to_bits(width)));
     } else {
         mean = hw::div(sum_of_squares, width);
     }
-    return hw::reciprocal(hw::sqrt(hw::add(mean, args.eps)));
+    return hw::reciprocal(hw::sqrt(hw::add(mean, eps)));
+}
+AXISCAP_DEVICE float norm_factor(const CapArgs& args, float sum_of_squares) {
+    return norm_factor(args.width, args.eps, sum_of_squares);
 }
 
 }  // namespace axiscap

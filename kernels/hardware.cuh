@@ -18,6 +18,15 @@
 // 1024 leave 64 (src/cuda/launch/kernel.rs).
 #define AXISCAP_KERNEL(name, threads) \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ axiscap::CapArgs args)
+// Defines a kernel whose blocks form clusters of `blocks`. The kernel says so itself, because the compiler otherwise
+// adds a second way for launches without clusters at each barrier of the cluster.
+#if __CUDA_ARCH__ >= 900
+#define AXISCAP_CLUSTER_KERNEL(name, threads, blocks) \
+    extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads) \
+        name(const __grid_constant__ axiscap::CapArgs args)
+#else
+#define AXISCAP_CLUSTER_KERNEL(name, threads, blocks) AXISCAP_KERNEL(name, threads)
+#endif
 
 namespace axiscap {
 
@@ -78,6 +87,11 @@ AXISCAP_DEVICE void barrier() {
 // Waits until all threads of the block have arrived.
 AXISCAP_DEVICE void block_barrier() { __syncthreads(); }
 
+// Ends the launch with an error if the host's plan does not hold.
+AXISCAP_DEVICE void require(bool holds) {
+    if (!holds) __trap();
+}
+
 // Returns the launch's dynamic shared memory. The kernels have no static shared memory.
 AXISCAP_DEVICE unsigned char* shared_memory() {
     extern __shared__ __align__(16) unsigned char memory[];
@@ -100,6 +114,55 @@ AXISCAP_DEVICE Quad load_shared_quad(const void* p) {
     return q;
 }
 AXISCAP_DEVICE void store_shared(float* p, float value) { *p = value; }
+
+// Clusters, on sm_90 and later: consecutive blocks, as many as the kernel says, that run at the same time and can
+// write to each other's shared memory. Earlier GPUs have none. Kernels for clusters trap there, and no launch plan
+// names them.
+//
+// Returns the index of this block in its cluster.
+AXISCAP_DEVICE u32 cluster_rank() {
+    u32 rank = 0;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+    return rank;
+}
+// The barrier of the cluster, in two halves: every thread of all blocks arrives and then waits, in turns. A thread
+// passes `cluster_wait` when all have arrived. What a thread wrote before `cluster_arrive` is visible after.
+AXISCAP_DEVICE void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#else
+    __trap();
+#endif
+}
+// Arrives without ordering any write, which takes a fence. It says only that this block has started. A block has
+// no shared memory before it starts, therefore nothing may be stored to it before this barrier.
+AXISCAP_DEVICE void cluster_arrive_started() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#else
+    __trap();
+#endif
+}
+AXISCAP_DEVICE void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// Stores to the shared memory of block `rank` of the cluster, at the place that p has in this block's. That block
+// must not end before the store has arrived there, which a barrier of the cluster makes sure.
+AXISCAP_DEVICE void store_shared_of(u32 rank, float* p, float value) {
+#if __CUDA_ARCH__ >= 900
+    u32 address = static_cast<u32>(__cvta_generic_to_shared(p));
+    asm volatile(
+        "{ .reg .u32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "st.shared::cluster.f32 [there], %2; }" ::"r"(address),
+        "r"(rank), "f"(value)
+        : "memory");
+#endif
+}
 
 // Rows are read by coherent loads. With programmatic dependent launch an earlier kernel may still write them
 // when this one starts. Each value is used once, therefore the loads do not allocate in L1.

@@ -1,6 +1,6 @@
-// Common base of single.cuh and direct.cuh (few rows), pairs.cuh and staged.cuh (many rows), for rows of at most
-// 16384 elements. A group of ceil(width / 512) warps works on a row. The row is read once, stays in registers
-// for all of its caps, and is written at most once.
+// Common base of single.cuh, cluster.cuh and direct.cuh (few rows), pairs.cuh and staged.cuh (many rows), for rows
+// of at most 16384 elements. A group of ceil(width / 512) warps works on a row. The row is read once, stays in
+// registers for all of its caps, and is written at most once.
 //
 // Data layout: every pointer and stride is a multiple of 16 bytes and the width is a multiple of E::V. A
 // warp's 16-byte loads then cover 512 contiguous bytes, and a quad lies either inside the row or outside.
@@ -17,8 +17,10 @@ class ResidentRows {
   protected:
     typedef typename E::Bits Bits;
 
-    AXISCAP_DEVICE ResidentRows(const CapArgs& args)
-        : args_(args), start_(hw::thread() / WARP * SEGMENT + hw::thread() % WARP * E::V) {}
+    AXISCAP_DEVICE ResidentRows(const CapArgs& args) : ResidentRows(args, hw::thread() / WARP) {}
+    // Takes the index of this warp in its row, where it differs from that in the block.
+    AXISCAP_DEVICE ResidentRows(const CapArgs& args, u32 warp)
+        : args_(args), start_(warp * SEGMENT + hw::thread() % WARP * E::V) {}
 
     // Quad q of this thread starts at element start_ + q * QUAD_STEP. Each row has one address, and quads are
     // constant offsets from it, which saves registers.

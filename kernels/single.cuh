@@ -13,7 +13,24 @@
 
 namespace axiscap {
 
-template <class E, bool Add, bool Norm>
+// Who works on a row: here a block. cluster.cuh has the other way.
+struct BlockOfRow {
+    // The number of threads that pass a warp's sum on.
+    static constexpr u32 SENDERS = 1;
+    static constexpr bool PADS = true;
+
+    static AXISCAP_DEVICE u32 row() { return hw::block(); }
+    static AXISCAP_DEVICE u32 warp() { return hw::thread() / WARP; }
+    static AXISCAP_DEVICE bool first_thread() { return hw::thread() == 0; }
+    static AXISCAP_DEVICE u32 width(const CapArgs& args) { return args.width; }
+    static AXISCAP_DEVICE void check(const CapArgs&) {}
+    static AXISCAP_DEVICE void start() {}
+    static AXISCAP_DEVICE void await_start() {}
+    static AXISCAP_DEVICE void send(u32, float* slot, float sum) { hw::store_shared(slot, sum); }
+    static AXISCAP_DEVICE void barrier() { hw::barrier<1>(); }
+};
+
+template <class E, bool Add, bool Norm, class Workers = BlockOfRow>
 class SingleRows : ResidentRows<E> {
     typedef ResidentRows<E> Base;
     typedef typename Base::Bits Bits;
@@ -22,28 +39,32 @@ class SingleRows : ResidentRows<E> {
     using Base::start_;
 
   public:
-    AXISCAP_DEVICE SingleRows(const CapArgs& args) : Base(args) {}
+    AXISCAP_DEVICE SingleRows(const CapArgs& args) : Base(args, Workers::warp()) {}
 
     AXISCAP_DEVICE void run() {
         hw::allow_next_kernel();
+        Workers::start();
         float axis[VALUES], weight[VALUES];
         CapParams params = {0.0f, 0.0f, 0.0f};
         CapRange caps = {args_.first, args_.count};
         const bool same = args_.profile == nullptr;
         if (same) load_cap(caps, axis, params);
         if constexpr (Norm) load_padded<E>(args_.weight + start_, weight);
-        pad_slots();
+        if constexpr (Workers::PADS) pad_slots();
+        Workers::check(args_);
         hw::wait_for_previous_kernel();
 
-        const u32 row = hw::block();
+        const u32 row = Workers::row();
         float h[VALUES];
         Base::template load<Add, true>(row, h);
         if (!same) {
             caps = caps_of_row_by_warp(args_, row);
             load_cap(caps, axis, params);
         }
+        Workers::await_start();
         if constexpr (Norm) {
-            float factor = norm_factor(args_, cap_and_square(row, caps, params, h, axis));
+            const float squares = cap_and_square(row, caps, params, h, axis);
+            const float factor = norm_factor(Workers::width(args_), args_.eps, squares);
             Bits* to = const_cast<Bits*>(at(args_.y, args_.y_stride, row));
 #pragma unroll
             for (int q = 0; q < E::QUADS; q++) {
@@ -57,7 +78,7 @@ class SingleRows : ResidentRows<E> {
         } else {
             cap(row, caps, params, h, axis);
         }
-        if (hw::thread() == 0) end_row(args_, row, caps.count);
+        if (Workers::first_thread()) end_row(args_, row, caps.count);
     }
 
   private:
@@ -105,8 +126,9 @@ class SingleRows : ResidentRows<E> {
         bool acts = false;
         if (caps.count > 0) {
             float part = warp_sum(thread_dot<E>(h, axis));
-            if (hw::thread() % WARP == 0) hw::store_shared(slots() + hw::thread() / WARP, part);
-            hw::barrier<1>();
+            const u32 t = hw::thread() % WARP;
+            if (t < Workers::SENDERS) Workers::send(t, slots() + Workers::warp(), part);
+            Workers::barrier();
             acts = step(row, sum_of_slots(slots()), params, h, axis);
         }
         if (Add || acts) store(row, h);
@@ -117,7 +139,7 @@ class SingleRows : ResidentRows<E> {
     // second pass through the same instructions gives it.
     AXISCAP_DEVICE float cap_and_square(u32 row, CapRange caps, const CapParams& params, float (&h)[VALUES],
                                         const float (&axis)[VALUES]) const {
-        const u32 t = hw::thread() % WARP, warp = hw::thread() / WARP;
+        const u32 t = hw::thread() % WARP;
         float* set = slots();
         for (;;) {
             float parts[2] = {caps.count > 0 ? thread_dot<E>(h, axis) : 0.0f, thread_dot<E>(h, h)};
@@ -129,8 +151,10 @@ class SingleRows : ResidentRows<E> {
                 sum = hw::add(sum, hw::shuffle_xor(sum, distance));
             }
             static_assert(SLOTS == WARP / 2, "thread 16 writes to the slots of the second sum");
-            if (t % SLOTS == 0) hw::store_shared(set + t + warp, sum);
-            hw::barrier<1>();
+            if (t % SLOTS < Workers::SENDERS) {
+                Workers::send(t % SLOTS, set + t / SLOTS * SLOTS + Workers::warp(), sum);
+            }
+            Workers::barrier();
             const float squares = sum_of_slots(set + SLOTS);
             const bool again = set != slots();
             if (again) return squares;
@@ -146,7 +170,7 @@ class SingleRows : ResidentRows<E> {
                              const float (&axis)[VALUES]) const {
         CapStep step = clamp_projection(p, params);
         if (step.acts) move_along(h, step.delta, axis);
-        if (hw::thread() == 0) write_stat(args_, row, 0, {p, step.after, step.flags});
+        if (Workers::first_thread()) write_stat(args_, row, 0, {p, step.after, step.flags});
         return step.acts;
     }
 };

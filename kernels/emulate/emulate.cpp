@@ -21,6 +21,8 @@ int axiscap_emulate(const char* name, const axiscap::CapArgs* args, const Launch
         error = "an empty grid or block";
     } else if (launch->threads % 32 != 0 || launch->threads * launch->groups > found->second.max_threads) {
         error = "more threads than the kernel's launch bounds allow";
+    } else if (launch->cluster != found->second.cluster) {
+        error = "clusters of another size than the kernel's";
     } else {
         error = machine().run(found->second.run, *args, *launch, static_cast<Schedule>(schedule % SCHEDULES));
     }

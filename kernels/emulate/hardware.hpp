@@ -4,8 +4,10 @@
 // a switch.
 //
 // Behaviour that CUDA leaves undefined becomes visible. Shared memory and the targets of outstanding copies
-// hold NaN. A copy is made when it is awaited. Errors are: a misaligned access, an access outside the
-// launch's shared memory, and a barrier or shuffle that some of its threads do not reach.
+// hold NaN. A copy is made when it is awaited. A store to another block's shared memory is made when its thread
+// next arrives at the cluster's barrier, and its target holds NaN until then. Errors are: a misaligned access, an
+// access outside the block's shared memory, a barrier or shuffle that some of its threads do not reach, and a store
+// to a block of the cluster that may not have started or has ended.
 //
 // Limits: the GPU's memory model (fibers see each other's writes at once), the timing of programmatic
 // dependent launch, and the hardware's conversions, divisions and square roots are not emulated.
@@ -21,9 +23,10 @@
 #endif
 
 #define AXISCAP_DEVICE inline
-#define AXISCAP_KERNEL(name, threads) \
+#define AXISCAP_KERNEL(name, threads) AXISCAP_CLUSTER_KERNEL(name, threads, 1)
+#define AXISCAP_CLUSTER_KERNEL(name, threads, blocks) \
     static void name(const axiscap::CapArgs& args); \
-    static const axiscap::emulate::Registration name##_registration(#name, threads, name); \
+    static const axiscap::emulate::Registration name##_registration(#name, threads, blocks, name); \
     static void name(const axiscap::CapArgs& args)
 
 namespace axiscap {
@@ -58,7 +61,7 @@ inline u32 thread() { return emulate::self().x; }
 inline u32 threads() { return emulate::machine().launch.threads; }
 inline u32 group() { return emulate::self().y; }
 inline u32 groups() { return emulate::machine().launch.groups; }
-inline u32 block() { return emulate::machine().block; }
+inline u32 block() { return emulate::machine().block(); }
 inline u32 blocks() { return emulate::machine().launch.blocks; }
 
 inline float shuffle_xor(float value, int mask) { return emulate::machine().shuffle_xor(value, mask); }
@@ -74,8 +77,11 @@ inline void barrier() {
     emulate::machine().barrier(group(), Groups, threads());
 }
 inline void block_barrier() { emulate::machine().barrier(0, 1, threads() * groups()); }
+inline void require(bool holds) {
+    if (!holds) emulate::fault("the launch's plan does not hold");
+}
 
-inline unsigned char* shared_memory() { return emulate::machine().shared.data(); }
+inline unsigned char* shared_memory() { return emulate::machine().shared_memory(); }
 inline float load_shared(const float* p) {
     emulate::machine().check_shared(p, 4, 4);
     return *p;
@@ -94,6 +100,12 @@ inline void store_shared(float* p, float value) {
     emulate::machine().check_shared(p, 4, 4);
     *p = value;
 }
+
+inline u32 cluster_rank() { return emulate::machine().rank(); }
+inline void cluster_arrive() { emulate::machine().cluster_arrive(true); }
+inline void cluster_arrive_started() { emulate::machine().cluster_arrive(false); }
+inline void cluster_wait() { emulate::machine().cluster_wait(); }
+inline void store_shared_of(u32 rank, float* p, float value) { emulate::machine().store_shared_of(rank, p, value); }
 
 template <class T>
 inline T load(const void* p) {

@@ -1,4 +1,4 @@
-// A GPU that runs one block at a time, with threads as fibers, shared memory and barriers.
+// A GPU that runs one cluster of blocks at a time, with threads as fibers, shared memory and barriers.
 #pragma once
 
 #include <cstdint>
@@ -15,14 +15,17 @@
 namespace axiscap {
 namespace emulate {
 
-// Launch shape: blocks x (threads, groups), and dynamic shared memory.
+// Launch shape: blocks x (threads, groups), dynamic shared memory per block, and blocks per cluster.
 struct Launch {
-    u32 blocks, threads, groups, shared_bytes;
+    u32 blocks, threads, groups, shared_bytes, cluster;
 };
 
-// The order in which runnable blocks and threads run. Results must not depend on it. The first three
-// schedules run every thread in turn. EAGER runs each warp ahead of all others for as long as it can, which
-// finds a missing barrier between two uses of the same memory.
+// The most blocks of a cluster that every GPU with clusters can run.
+constexpr u32 MAX_CLUSTER = 8;
+
+// The order in which runnable clusters and threads run. Results must not depend on it. The first three
+// schedules run every thread of a cluster in turn. EAGER runs each warp ahead of all others for as long as it can,
+// which finds a missing barrier between two uses of the same memory.
 enum Schedule : u32 { ASCENDING, DESCENDING, SCATTERED, EAGER, SCHEDULES };
 
 // An operation that CUDA does not allow. Thrown in a fiber and reported by the launch.
@@ -35,6 +38,16 @@ struct Thread {
     u32 x = 0, y = 0, warp = 0;
     bool waited = false;
     u32 exchanges = 0;
+
+    // How often the thread arrived at its cluster's barrier, and how often it passed it.
+    u32 arrivals = 0, passages = 0;
+    // Stores to the shared memory of the cluster's blocks since the last arrival.
+    struct Remote {
+        u32 rank;
+        size_t at;
+        float value;
+    };
+    std::vector<Remote> remote;
 
     // Outstanding copies. They are made when they are awaited, and their targets hold NaN until then.
     struct Copy {
@@ -67,8 +80,6 @@ struct Thread {
 class Machine {
   public:
     Launch launch{};
-    u32 block = 0;
-    std::vector<unsigned char> shared;
 
     // Runs the whole grid. Returns an empty string, or the first error.
     std::string run(void (*kernel)(const CapArgs&), const CapArgs& args, const Launch& launch, Schedule schedule);
@@ -80,6 +91,13 @@ class Machine {
     void check_shared(const void* p, size_t bytes, size_t alignment) const;
     Thread& current() { return threads_[current_]; }
 
+    u32 rank() const { return current_ / threads_per_block(); }
+    u32 block() const { return cluster_ * launch.cluster + rank(); }
+    unsigned char* shared_memory() { return blocks_[rank()].shared.data(); }
+    void cluster_arrive(bool release);
+    void cluster_wait();
+    void store_shared_of(u32 rank, const float* p, float value);
+
   private:
     // A point where threads wait for each other: a warp's shuffle, or a named barrier.
     struct WaitPoint {
@@ -87,7 +105,17 @@ class Machine {
         u32 expected = 0;
     };
 
-    void run_block(Schedule schedule);
+    // What the blocks of a cluster do not share.
+    struct Block {
+        std::vector<unsigned char> shared;
+        std::map<u32, WaitPoint> barriers;
+        u32 ended = 0;  // number of threads
+    };
+
+    u32 threads_per_block() const { return launch.threads * launch.groups; }
+    void run_cluster(Schedule schedule);
+    void end_thread();
+    unsigned char* remote_place(u32 rank, size_t at);
     bool run_thread(u32 pick);
     void wait_for_all(WaitPoint& point, u32 expected);
     const float* exchange(float value);
@@ -98,7 +126,11 @@ class Machine {
     Fibers fibers_;
     u32 current_ = 0;
     std::vector<WaitPoint> warps_;
-    std::map<u32, WaitPoint> barriers_;
+    u32 cluster_ = 0;
+    std::vector<Block> blocks_;
+    // The cluster's barrier: all arrivals, and the threads that wait for more.
+    u64 arrivals_ = 0;
+    std::vector<u32> waiting_for_cluster_;
     std::vector<float> exchanged_[2];
     std::string fault_;
     void (*kernel_)(const CapArgs&) = nullptr;
@@ -117,13 +149,13 @@ inline void check_waited() {
 }
 
 struct Kernel {
-    u32 max_threads;
+    u32 max_threads, cluster;
     void (*run)(const CapArgs&);
 };
 std::map<std::string, Kernel>& kernels();
 struct Registration {
-    Registration(const char* name, u32 max_threads, void (*run)(const CapArgs&)) {
-        kernels()[name] = {max_threads, run};
+    Registration(const char* name, u32 max_threads, u32 cluster, void (*run)(const CapArgs&)) {
+        kernels()[name] = {max_threads, cluster, run};
     }
 };
 

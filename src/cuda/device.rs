@@ -62,6 +62,8 @@ fn info(ordinal: usize) -> Result<DeviceInfo, CudaError> {
             shared_per_block: get(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             shared_reserved: get(A::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK)?,
             barriers_per_multiprocessor: Limits::barriers_of(arch, blocks_per_multiprocessor),
+            clusters: get(A::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH)? != 0
+                && image::code_for(image::image().archs, arch).is_some_and(|code| code >= 90),
         },
         driver: driver::version()?,
     })

@@ -31,12 +31,19 @@ pub fn image() -> ImageInfo {
     ImageInfo { archs: MACHINE_CODE, nvcc: NVCC, bytes: IMAGE.len() }
 }
 
-/// Checks that the image has code for a GPU of capability `arch`: machine code of the same major version and
-/// no later minor one, or PTX (of the highest capability built for) of no later one.
+/// Returns the capability that the code for a GPU of capability `arch` was compiled for: machine code of the same
+/// major version and no later minor one, or else PTX (of the highest capability built for) of no later one.
+pub(super) fn code_for(built: &[u32], arch: u32) -> Option<u32> {
+    let machine_code = built.iter().rev().find(|&b| b / 10 == arch / 10 && b % 10 <= arch % 10);
+    machine_code.or_else(|| built.last().filter(|&&newest| newest <= arch)).copied()
+}
+
+/// Checks that the image has code for a GPU of capability `arch`.
 pub(super) fn check_arch(built: &[u32], arch: u32) -> Result<(), CudaError> {
-    let machine_code = built.iter().any(|b| b / 10 == arch / 10 && b % 10 <= arch % 10);
-    let ptx = built.last().is_some_and(|&newest| newest <= arch);
-    if machine_code || ptx { Ok(()) } else { Err(CudaError::NoDeviceCode { arch, built: built.to_vec() }) }
+    match code_for(built, arch) {
+        Some(_) => Ok(()),
+        None => Err(CudaError::NoDeviceCode { arch, built: built.to_vec() }),
+    }
 }
 
 /// Checks that a driver for CUDA `found` loads code of this nvcc. Minor versions of one major version are
@@ -67,6 +74,11 @@ mod tests {
         assert!(check_arch(&[], 90).is_err());
         assert!(check_arch(&[90], 80).is_err());
         assert_eq!(check_arch(&[90], 120), Ok(()));
+        for (arch, code) in [(80, 80), (87, 86), (90, 90), (103, 100), (121, 120), (130, 120)] {
+            assert_eq!(code_for(&built, arch), Some(code), "{arch}");
+        }
+        // PTX for an earlier capability, which has no clusters.
+        assert_eq!(code_for(&[80, 86], 90), Some(86));
     }
 
     #[test]

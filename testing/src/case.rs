@@ -64,6 +64,8 @@ impl Case {
         let Some(path) = self.path else { return true };
         let aligned = self.offset == 0 && self.width.is_multiple_of(16 / self.dtype.size());
         match path {
+            // The limits of the case, or the device, must have clusters.
+            KernelPath::Cluster => aligned && self.width == 8192 && self.caps <= 1,
             KernelPath::Single => {
                 aligned && self.width.is_multiple_of(512) && self.width <= 8192 && self.caps <= 1
             }

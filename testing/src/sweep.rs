@@ -21,8 +21,9 @@ const ALIASED: usize = 9;
 const SCHEDULE: usize = 10;
 const FACTORS: usize = 11;
 
-const PATHS: [Option<KernelPath>; 6] = [
+const PATHS: [Option<KernelPath>; 7] = [
     None,
+    Some(KernelPath::Cluster),
     Some(KernelPath::Single),
     Some(KernelPath::Direct),
     Some(KernelPath::Pairs),

@@ -44,7 +44,7 @@ fn every_step_of_the_ladder_computes_the_operation() {
             let plan = Plan::on_path(&setup.job(&case), &view, &case.limits, case.path)
                 .expect("a plan")
                 .expect("rows");
-            let launch = machine::Launch { blocks, threads, groups: 1, shared_bytes: 256 };
+            let launch = machine::Launch { blocks, threads, groups: 1, shared_bytes: 256, cluster: 1 };
             // SAFETY: every buffer outlives the call, and only this test uses it.
             unsafe { machine::run_named(name, plan.args(), &launch, case.schedule) }.expect("no fault");
             for row in 0..case.rows {

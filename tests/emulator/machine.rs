@@ -15,6 +15,7 @@ pub(crate) struct Launch {
     pub(crate) threads: u32,
     pub(crate) groups: u32,
     pub(crate) shared_bytes: u32,
+    pub(crate) cluster: u32,
 }
 
 type Emulate =
@@ -31,6 +32,7 @@ pub(crate) unsafe fn run(plan: &Plan, schedule: u32) -> Result<(), String> {
         threads: shape.threads,
         groups: shape.groups,
         shared_bytes: shape.shared_bytes,
+        cluster: shape.cluster,
     };
     // SAFETY: the caller promises the memory at the plan's addresses.
     unsafe { run_named(&plan.kernel(), plan.args(), &launch, schedule) }

@@ -5,6 +5,8 @@ use crate::op::{Dtype, Operation};
 /// The way a kernel goes through the rows: the file of this name in kernels/.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KernelPath {
+    /// Very few rows of 8192 elements, with at most one cap each. A cluster of eight blocks per row.
+    Cluster,
     /// Few rows of whole segments, at most 8192 elements, with at most one cap each. A block per row.
     Single,
     /// Few rows of at most 8192 elements, loaded directly into registers.
@@ -20,7 +22,8 @@ pub enum KernelPath {
 
 impl KernelPath {
     /// All paths.
-    pub const ALL: [Self; 5] = [Self::Single, Self::Direct, Self::Pairs, Self::Staged, Self::General];
+    pub const ALL: [Self; 6] =
+        [Self::Cluster, Self::Single, Self::Direct, Self::Pairs, Self::Staged, Self::General];
 
     /// Whether the image has kernels of this path for an operation.
     #[must_use]
@@ -32,6 +35,7 @@ impl KernelPath {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Cluster => "cluster",
             Self::Single => "single",
             Self::Direct => "direct",
             Self::Pairs => "pairs",
@@ -44,7 +48,7 @@ impl KernelPath {
     #[must_use]
     pub fn max_threads(self) -> u32 {
         match self {
-            Self::Single | Self::Direct | Self::Pairs => 512,
+            Self::Cluster | Self::Single | Self::Direct | Self::Pairs => 512,
             Self::Staged | Self::General => 1024,
         }
     }
@@ -54,7 +58,7 @@ impl KernelPath {
     #[must_use]
     pub fn registers(self) -> u32 {
         match self {
-            Self::Single | Self::Direct | Self::Pairs => 128,
+            Self::Cluster | Self::Single | Self::Direct | Self::Pairs => 128,
             Self::Staged | Self::General => 64,
         }
     }
@@ -66,8 +70,15 @@ impl KernelPath {
     pub fn barriers(self) -> u32 {
         match self {
             Self::Pairs | Self::Staged => 4,
-            Self::Single | Self::Direct | Self::General => 1,
+            Self::Cluster | Self::Single | Self::Direct | Self::General => 1,
         }
+    }
+
+    /// Returns the number of blocks of a cluster, which work on one row together: `AXISCAP_CLUSTER_KERNEL` in
+    /// kernels/operation.cuh. 1 for paths without clusters.
+    #[must_use]
+    pub fn cluster(self) -> u32 {
+        if self == Self::Cluster { 8 } else { 1 }
     }
 
     /// Whether blocks may use all shared memory that the device has.

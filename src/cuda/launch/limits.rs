@@ -22,6 +22,8 @@ pub struct Limits {
     pub shared_reserved: u32,
     /// Hardware barriers of one multiprocessor: see [`Limits::barriers_of`].
     pub barriers_per_multiprocessor: u32,
+    /// Whether blocks can form clusters, in the GPU and in the code that it runs.
+    pub clusters: bool,
 }
 
 impl Limits {
@@ -35,6 +37,7 @@ impl Limits {
         shared_per_block: 232_448,
         shared_reserved: 1024,
         barriers_per_multiprocessor: 64,
+        clusters: true,
     };
 
     /// The limits of an RTX 4090, which has little shared memory, for tests.
@@ -47,6 +50,7 @@ impl Limits {
         shared_per_block: 101_376,
         shared_reserved: 1024,
         barriers_per_multiprocessor: 24,
+        clusters: false,
     };
 
     /// Returns the barriers of a multiprocessor of capability `arch`, e.g. 90, on which `blocks` blocks can

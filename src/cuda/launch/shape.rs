@@ -22,6 +22,8 @@ pub struct Shape {
     pub shared_bytes: u32,
     /// Rows, or pairs of rows, in flight per group; 0 for kernels without stages.
     pub stages: u32,
+    /// Blocks of a cluster, which work on one row together; 1 for kernels without clusters.
+    pub cluster: u32,
 }
 
 /// Shared memory of a group's slots: `SLOT_BYTES` in kernels/reduce.cuh.
@@ -38,6 +40,9 @@ const MAX_RESIDENT_WIDTH: usize = 32 * SEGMENT;
 
 /// Maximum length of a row of the direct kernel: 16 warps.
 const MAX_DIRECT_WIDTH: usize = 16 * SEGMENT;
+
+/// The length of a row of the kernel for clusters: `WIDTH` in kernels/cluster.cuh.
+const CLUSTER_WIDTH: usize = 8192;
 
 /// Bytes that should be in flight per multiprocessor. 4.8 TB/s over 132 multiprocessors move 55 KB in 1.5
 /// microseconds of loaded latency (Little's law), and the work between two fetches asks for more.
@@ -79,17 +84,40 @@ impl Shape {
     /// cannot take the problem.
     pub(crate) fn choose(problem: &Problem, limits: &Limits, path: Option<KernelPath>) -> Option<Self> {
         match path {
+            Some(KernelPath::Cluster) => Self::cluster(problem, limits),
             Some(KernelPath::Single) => Self::single(problem, limits, Waves::Any),
             Some(KernelPath::Direct) => Self::direct(problem, limits, Waves::Any),
             Some(KernelPath::Pairs) => Self::pairs(problem, limits),
             Some(KernelPath::Staged) => Self::staged(problem, limits),
             Some(KernelPath::General) => Some(Self::general(problem, limits)),
-            None => Self::single(problem, limits, Waves::One)
+            None => Self::cluster(problem, limits)
+                .filter(|shape| shape.blocks <= limits.multiprocessors)
+                .or_else(|| Self::single(problem, limits, Waves::One))
                 .or_else(|| Self::direct(problem, limits, Waves::One))
                 .or_else(|| Self::pairs_if_faster(problem, limits))
                 .or_else(|| Self::staged(problem, limits))
                 .or_else(|| Some(Self::general(problem, limits))),
         }
+    }
+
+    /// Returns the shape of the kernel for clusters: one cluster per row, for any number of rows. It is faster than
+    /// the single kernel if each block has a multiprocessor of its own.
+    fn cluster(problem: &Problem, limits: &Limits) -> Option<Self> {
+        let fits = problem.aligned && problem.width == CLUSTER_WIDTH && problem.max_caps <= 1;
+        if !fits || !limits.clusters {
+            return None;
+        }
+        let cluster = KernelPath::Cluster.cluster();
+        let blocks = u32::try_from(problem.rows).ok()?.checked_mul(cluster)?;
+        Some(Self {
+            path: KernelPath::Cluster,
+            blocks: i32::try_from(blocks).is_ok().then_some(blocks)?,
+            threads: 32 * segments(CLUSTER_WIDTH) / cluster,
+            groups: 1,
+            shared_bytes: SLOT_BYTES,
+            stages: 0,
+            cluster,
+        })
     }
 
     /// Returns the shape of the single kernel: one block per row, for any number of rows.
@@ -111,6 +139,7 @@ impl Shape {
             groups: 1,
             shared_bytes: SLOT_BYTES,
             stages: 0,
+            cluster: 1,
         })
     }
 
@@ -133,6 +162,7 @@ impl Shape {
             groups: 1,
             shared_bytes,
             stages: 0,
+            cluster: 1,
         })
     }
 
@@ -166,6 +196,7 @@ impl Shape {
             groups,
             shared_bytes,
             stages: 1,
+            cluster: 1,
         })
     }
 
@@ -208,6 +239,7 @@ impl Shape {
             groups,
             shared_bytes,
             stages,
+            cluster: 1,
         })
     }
 
@@ -222,6 +254,7 @@ impl Shape {
             groups: 1,
             shared_bytes,
             stages: 0,
+            cluster: 1,
         }
     }
 }
@@ -270,6 +303,31 @@ mod tests {
         let unaligned =
             Problem { aligned: false, max_caps: 1, ..problem(Operation::Cap, Dtype::F32, 1, 4096) };
         assert_eq!(Shape::choose(&unaligned, &Limits::HOPPER, None).unwrap().path, KernelPath::General);
+    }
+
+    #[test]
+    fn very_few_long_rows_go_to_clusters() {
+        let choose = |limits: Limits, rows, width, max_caps, path| {
+            let problem = Problem { max_caps, ..problem(Operation::AddCapNorm, Dtype::BF16, rows, width) };
+            Shape::choose(&problem, &limits, path)
+        };
+        let path = |limits, rows, width, max_caps| choose(limits, rows, width, max_caps, None).unwrap().path;
+        let one = choose(Limits::HOPPER, 1, 8192, 1, None).unwrap();
+        assert_eq!((one.path, one.blocks, one.threads, one.cluster), (KernelPath::Cluster, 8, 64, 8));
+        assert_eq!(path(Limits::HOPPER, 1, 8192, 0), KernelPath::Cluster);
+        // 132 multiprocessors have room for 16 clusters of 8 blocks, one block each.
+        assert_eq!(path(Limits::HOPPER, 16, 8192, 1), KernelPath::Cluster);
+        assert_eq!(path(Limits::HOPPER, 17, 8192, 1), KernelPath::Single);
+        assert_eq!(path(Limits::HOPPER, 1, 8192, 2), KernelPath::Direct);
+        assert_eq!(path(Limits::HOPPER, 1, 4096, 1), KernelPath::Single);
+        assert_eq!(path(Limits::HOPPER, 1, 7680, 1), KernelPath::Single);
+        assert_eq!(path(Limits::ADA, 1, 8192, 1), KernelPath::Single);
+        let cluster = Some(KernelPath::Cluster);
+        assert_eq!(choose(Limits::ADA, 1, 8192, 1, cluster), None);
+        assert_eq!(choose(Limits::HOPPER, 1, 4096, 1, cluster), None);
+        assert_eq!(choose(Limits::HOPPER, 1 << 28, 8192, 1, cluster), None);
+        let most = choose(Limits::HOPPER, (1 << 28) - 1, 8192, 1, cluster).unwrap();
+        assert_eq!(most.blocks, i32::MAX as u32 - 7);
     }
 
     #[test]
@@ -357,7 +415,8 @@ mod tests {
                         for rows in [1, 2, 19, 1000, 1 << 31] {
                             for aligned in [true, false] {
                                 for path in [None].into_iter().chain(KernelPath::ALL.map(Some)) {
-                                    let caps = if path == Some(KernelPath::Single) { 1 } else { 5 };
+                                    let one = [KernelPath::Cluster, KernelPath::Single].map(Some);
+                                    let caps = if one.contains(&path) { 1 } else { 5 };
                                     let problem = Problem {
                                         operation,
                                         dtype,
@@ -371,7 +430,10 @@ mod tests {
                                         continue;
                                     };
                                     let what = format!("{problem:?} {path:?}: {shape:?}");
-                                    assert!(shape.blocks >= 1 && shape.blocks as usize <= rows, "{what}");
+                                    let clusters = (shape.blocks / shape.cluster) as usize;
+                                    assert!(shape.blocks.is_multiple_of(shape.cluster), "{what}");
+                                    assert_eq!(shape.cluster, shape.path.cluster(), "{what}");
+                                    assert!((1..=rows).contains(&clusters), "{what}");
                                     assert!(
                                         shape.groups * shape.threads <= shape.path.max_threads(),
                                         "{what}"
