@@ -18,6 +18,9 @@
 // 1024 leave 64 (src/cuda/launch/kernel.rs).
 #define AXISCAP_KERNEL(name, threads) \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ axiscap::CapArgs args)
+// Defines a kernel of which at least `blocks` blocks are resident on a multiprocessor at a time.
+#define AXISCAP_RESIDENT_KERNEL(name, threads, blocks) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ axiscap::CapArgs args)
 // Defines a kernel whose blocks form clusters of `blocks`. The kernel says so itself, because the compiler otherwise
 // adds a second way for launches without clusters at each barrier of the cluster.
 #if __CUDA_ARCH__ >= 900

@@ -19,7 +19,7 @@
     AXISCAP_CLUSTER_KERNEL(axiscap_##name##_##type##_cluster, 512, 8) { \
         axiscap::ClusterRows<axiscap::E, add, norm>(args).run(); \
     } \
-    AXISCAP_KERNEL(axiscap_##name##_##type##_single, 512) { \
+    AXISCAP_RESIDENT_KERNEL(axiscap_##name##_##type##_single, 512, (norm) ? 1 : 2) { \
         axiscap::SingleRows<axiscap::E, add, norm>(args).run(); \
     } \
     AXISCAP_KERNEL(axiscap_##name##_##type##_direct, 512) { \

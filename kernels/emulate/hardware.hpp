@@ -24,6 +24,7 @@
 
 #define AXISCAP_DEVICE inline
 #define AXISCAP_KERNEL(name, threads) AXISCAP_CLUSTER_KERNEL(name, threads, 1)
+#define AXISCAP_RESIDENT_KERNEL(name, threads, blocks) AXISCAP_KERNEL(name, threads)
 #define AXISCAP_CLUSTER_KERNEL(name, threads, blocks) \
     static void name(const axiscap::CapArgs& args); \
     static const axiscap::emulate::Registration name##_registration(#name, threads, blocks, name); \

@@ -271,6 +271,51 @@ fn sums_of_negative_zeros_keep_their_sign() {
     }
 }
 
+/// A kernel may load the axis of profile 1 before it knows a row's profile. The first cap of an empty profile 1 is
+/// also that of profile 2.
+#[test]
+fn a_row_has_its_own_axis_although_profile_1_is_empty() {
+    for path in KernelPath::ALL {
+        let case = Case {
+            operation: Operation::Cap,
+            dtype: Dtype::F32,
+            rows: 5,
+            width: 8192,
+            caps: 1,
+            gap: 0,
+            offset: 0,
+            profiles: Profiles::Several,
+            aliased: false,
+            path: Some(path),
+            limits: Limits::HOPPER,
+            schedule: 1,
+            seed: 11,
+        };
+        let mut setup = Setup::<f32>::new(&case);
+        let cap = |first: f32| {
+            let direction: Vec<f32> = (0..case.width).map(|i| (first + i as f32).sin()).collect();
+            Cap::new(Axis::from_direction(&direction).expect("an axis"), Bound::floor(7.0).expect("a bound"))
+        };
+        let (own, other) = (cap(0.0), cap(1.0));
+        setup.table = CapTable::with_profiles(&[&[], &[&own], &[&other]]).expect("a table");
+        setup.profiles = vec![2, 1, 0, 3, 2];
+        let mut random = Random(5);
+        (0..case.rows).for_each(|row| setup.h.row_mut(row).fill_with(|| random.value()));
+        let mut twin = setup.clone();
+        twin.on_twin(&case);
+        let launched = emulate::emulate(&mut setup, &case).expect("no fault").is_some();
+        assert_eq!(launched, case.is_for_its_path(), "{path:?}");
+        if launched {
+            let engaged: Vec<_> = setup.stats[..case.rows].iter().map(|stat| stat.engaged()).collect();
+            assert_eq!(engaged, [true, false, false, true, true], "{path:?}");
+            for row in 0..case.rows {
+                assert_eq!(setup.stats[row], twin.stats[row], "{path:?}, row {row}");
+                assert!(setup.h.row_mut(row) == twin.h.row_mut(row), "{path:?}, row {row}");
+            }
+        }
+    }
+}
+
 /// A group without a barrier would meet threads of another group on a GPU. The emulator reports it.
 #[test]
 fn groups_without_a_barrier_are_found() {

@@ -7,7 +7,8 @@ use crate::op::{Dtype, Operation};
 pub enum KernelPath {
     /// Very few rows of 8192 elements, with at most one cap each. A cluster of eight blocks per row.
     Cluster,
-    /// Few rows of whole segments, at most 8192 elements, with at most one cap each. A block per row.
+    /// Rows of whole segments, at most 8192 elements, with at most one cap each: few of them, or any number of
+    /// long ones without a norm. A block per row.
     Single,
     /// Few rows of at most 8192 elements, loaded directly into registers.
     Direct,

@@ -41,6 +41,9 @@ const MAX_RESIDENT_WIDTH: usize = 32 * SEGMENT;
 /// Maximum length of a row of the direct kernel: 16 warps.
 const MAX_DIRECT_WIDTH: usize = 16 * SEGMENT;
 
+/// Length of a row from which the single kernel takes any number of rows.
+const LONG_ROW: usize = 4096;
+
 /// The length of a row of the kernel for clusters: `WIDTH` in kernels/cluster.cuh.
 const CLUSTER_WIDTH: usize = 8192;
 
@@ -92,7 +95,7 @@ impl Shape {
             Some(KernelPath::General) => Some(Self::general(problem, limits)),
             None => Self::cluster(problem, limits)
                 .filter(|shape| shape.blocks <= limits.multiprocessors)
-                .or_else(|| Self::single(problem, limits, Waves::One))
+                .or_else(|| Self::single(problem, limits, single_waves(problem)))
                 .or_else(|| Self::direct(problem, limits, Waves::One))
                 .or_else(|| Self::pairs_if_faster(problem, limits))
                 .or_else(|| Self::staged(problem, limits))
@@ -259,6 +262,13 @@ impl Shape {
     }
 }
 
+/// Returns for how many waves the single kernel is the fastest. With the norm or for shorter rows the staged one
+/// is faster from the second wave on.
+fn single_waves(problem: &Problem) -> Waves {
+    let long = problem.width >= LONG_ROW && !problem.operation.norms();
+    if long { Waves::Any } else { Waves::One }
+}
+
 fn segments(width: usize) -> u32 {
     width.div_ceil(SEGMENT) as u32
 }
@@ -331,6 +341,24 @@ mod tests {
     }
 
     #[test]
+    fn many_long_rows_with_one_cap_have_a_block_each() {
+        let shape = |operation, width| {
+            let problem = Problem { max_caps: 1, ..problem(operation, Dtype::F32, 8192, width) };
+            Shape::choose(&problem, &Limits::HOPPER, None).unwrap()
+        };
+        for width in [4096, 5120, 8192] {
+            for operation in [Operation::Cap, Operation::AddCap] {
+                let shape = shape(operation, width);
+                assert_eq!((shape.path, shape.blocks), (KernelPath::Single, 8192), "{operation:?} {width}");
+            }
+            assert_eq!(shape(Operation::CapNorm, width).path, KernelPath::Staged, "{width}");
+        }
+        assert_eq!(shape(Operation::Cap, 2048).path, KernelPath::Staged);
+        assert_eq!(shape(Operation::Cap, 4100).path, KernelPath::Staged);
+        assert_eq!(shape(Operation::Cap, 16384).path, KernelPath::Staged);
+    }
+
+    #[test]
     fn many_rows_with_several_caps_go_in_pairs() {
         let shape = |limits, operation, width, caps: usize| {
             let problem = Problem {
@@ -345,9 +373,9 @@ mod tests {
         assert_eq!((five.path, five.blocks, five.threads, five.groups), (KernelPath::Pairs, 132, 512, 1));
         let shorter = hopper(Operation::Cap, 4096, 5);
         assert_eq!((shorter.path, shorter.blocks, shorter.groups), (KernelPath::Pairs, 132, 2));
-        // One cap stays in registers, six axes of 8192 elements leave no room for rows, and nine sums are too
+        // One cap has a kernel of its own, six axes of 8192 elements leave no room for rows, and nine sums are too
         // many for one barrier.
-        assert_eq!(hopper(Operation::Cap, 8192, 1).path, KernelPath::Staged);
+        assert_eq!(hopper(Operation::Cap, 8192, 1).path, KernelPath::Single);
         assert_eq!(hopper(Operation::Cap, 8192, 6).path, KernelPath::Staged);
         assert_eq!(hopper(Operation::Cap, 1024, 9).path, KernelPath::Staged);
         assert_eq!(hopper(Operation::CapNorm, 4096, 5).path, KernelPath::Staged);
