@@ -4,6 +4,7 @@
 
 #include "../axiscap.cu"
 #include "../ladder/ladder.cu"
+#include "misuse.hpp"
 
 using namespace axiscap::emulate;
 

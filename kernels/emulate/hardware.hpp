@@ -28,7 +28,7 @@
 #define AXISCAP_CLUSTER_KERNEL(name, threads, blocks) \
     static void name(const axiscap::CapArgs& args); \
     static const axiscap::emulate::Registration name##_registration(#name, threads, blocks, name); \
-    static void name(const axiscap::CapArgs& args)
+    static void name([[maybe_unused]] const axiscap::CapArgs& args)
 
 namespace axiscap {
 

@@ -81,11 +81,13 @@ void check(const char* type, bool add, bool norm, const Shape& shape, u32 width,
            Schedule schedule) {
     typedef typename E::Bits Bits;
     const std::string path = shape.path;
-    const bool general = path == "general", staged = path == "staged", single = path == "single", pairs = path == "pairs";
+    const bool general = path == "general", staged = path == "staged", pairs = path == "pairs";
+    const bool cluster = path == "cluster", single = path == "single" || cluster;
     size_t vector = 16 / sizeof(Bits);
     bool wide = offset == 0 && width % vector == 0;
     if (!general && (!wide || width > (staged ? 16384u : 8192u))) return;
     if (single && width % 512 != 0) return;
+    if (cluster && width != 8192) return;
     if (pairs && (add || norm)) return;
     if (single) caps = 1;
     u32 segments = (width + 511) / 512, warps = segments < 32 ? segments : 32;
@@ -151,7 +153,8 @@ void check(const char* type, bool add, bool norm, const Shape& shape, u32 width,
     args.axis_stride = axis_stride, args.count = caps, args.depth = caps, args.rows = rows, args.width = width;
     args.eps = eps, args.stages = stages, args.wide = wide;
     // As src/cuda/launch/shape.rs.
-    Launch launch{single ? rows : 2, 32 * warps, groups, groups * SLOT_BYTES};
+    Launch launch{single ? rows : 2, 32 * warps, groups, groups * SLOT_BYTES, 1};
+    if (cluster) launch.blocks = 8 * rows, launch.threads = 64, launch.cluster = 8;
     const u32 row_bytes = axis_stride * static_cast<u32>(sizeof(Bits));
     if (general) launch.shared_bytes += MAX_STEPS * 8;
     else if (staged) launch.shared_bytes += stages * groups * inputs * row_bytes;
@@ -174,9 +177,9 @@ void check(const char* type, bool add, bool norm, const Shape& shape, u32 width,
 }  // namespace
 
 int main() {
-    const Shape shapes[] = {{"single", 1, 0}, {"direct", 1, 0}, {"pairs", 1, 0}, {"pairs", 2, 0}, {"staged", 1, 1},
-                            {"staged", 2, 2}, {"staged", 1, 3}, {"general", 1, 0}};
-    const u32 widths[] = {1, 3, 8, 111, 512, 576, 1000, 1023, 3584, 4096, 5120, 8191, 16384, 16400};
+    const Shape shapes[] = {{"cluster", 1, 0}, {"single", 1, 0}, {"direct", 1, 0}, {"pairs", 1, 0}, {"pairs", 2, 0},
+                            {"staged", 1, 1}, {"staged", 2, 2}, {"staged", 1, 3}, {"general", 1, 0}};
+    const u32 widths[] = {1, 3, 8, 111, 512, 576, 1000, 1023, 3584, 4096, 5120, 8191, 8192, 16384, 16400};
     u32 turn = 0;
     for (u32 width : widths) {
         for (const Shape& shape : shapes) {

@@ -353,6 +353,64 @@ fn groups_without_a_barrier_are_found() {
     }
 }
 
+/// kernels/emulate/misuse.hpp does each of these things in a cluster, which CUDA leaves undefined or which never
+/// ends on a GPU.
+#[test]
+fn misuse_of_clusters_is_found() {
+    let case = Case {
+        operation: Operation::Cap,
+        dtype: Dtype::F32,
+        rows: 1,
+        width: 512,
+        caps: 1,
+        gap: 0,
+        offset: 0,
+        profiles: Profiles::One,
+        aliased: false,
+        path: None,
+        limits: Limits::HOPPER,
+        schedule: 0,
+        seed: 3,
+    };
+    let mut setup = Setup::<f32>::new(&case);
+    let mut image = TableImage::new(&setup.table);
+    let view = image.view();
+    let plan =
+        Plan::on_path(&setup.job(&case), &view, &case.limits, case.path).expect("a plan").expect("rows");
+    let run = |what: &str, blocks: u32, cluster: u32, schedule: u32| {
+        let launch = machine::Launch { blocks, threads: 64, groups: 1, shared_bytes: 256, cluster };
+        // SAFETY: every buffer outlives the call, and only this test uses it.
+        unsafe { machine::run_named(&format!("axiscap_cluster_{what}"), plan.args(), &launch, schedule) }
+    };
+    let faults = [
+        ("store_too_early", "a store to a block that may not have started"),
+        ("store_too_late", "without a barrier of the cluster"),
+        ("store_to_ended", "a store to a block that has ended"),
+        ("unequal_barriers", "a barrier or shuffle that not all its threads reach"),
+        ("missing_thread", "a barrier or shuffle that not all its threads reach"),
+        ("half_a_barrier", "between the halves of its cluster's barrier"),
+        ("two_arrivals", "a second arrival"),
+        ("no_arrival", "without an arrival"),
+        ("wrong_rank", "a store to block 2 of a cluster"),
+        ("wrong_place", "access outside shared memory"),
+        ("misaligned", "misaligned access of shared memory"),
+    ];
+    for schedule in 0..4 {
+        for (what, fault) in faults {
+            let wrong = run(what, 4, 2, schedule).expect_err(what);
+            assert!(wrong.contains(fault), "schedule {schedule}: {wrong}");
+        }
+        assert!(run("correct", 3, 2, schedule).expect_err("a grid").contains("no multiple of its cluster"));
+        assert!(run("correct", 4, 1, schedule).expect_err("a cluster").contains("of another size"));
+        assert_eq!(run("correct", 4, 2, schedule), Ok(()));
+        assert_eq!(setup.h.row(0)[..4], [2.0, 1.0, 4.0, 3.0]);
+        assert_eq!(run("unordered", 4, 2, schedule), Ok(()));
+        // The first block to go on reads too early.
+        let early = |pair: &[f32]| pair.iter().any(|x| x.is_nan());
+        assert!(setup.h.row(0)[..4].chunks(2).all(early), "schedule {schedule}");
+    }
+}
+
 /// The CPU twin uses the conversions of the `half` crate.
 #[test]
 fn the_emulator_converts_as_the_half_crate_does() {

@@ -70,8 +70,12 @@ fn limits(device: &Device, case: &Case) -> Limits {
     }
 }
 
-/// Whether the device can launch a case. The staged kernels need shared memory for at least one row.
+/// Whether the device can launch a case. The staged kernels need shared memory for at least one row, and those of
+/// clusters need clusters.
 pub(crate) fn can_launch(device: &Device, case: &Case) -> bool {
+    if case.path == Some(KernelPath::Cluster) {
+        return device.info().limits.clusters;
+    }
     let inputs = if case.operation.adds() { 2 } else { 1 };
     let row = inputs * case.width.next_multiple_of(512) * case.dtype.size();
     // The slots of one group take 256 bytes.
