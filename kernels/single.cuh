@@ -52,7 +52,7 @@ class SingleRows : ResidentRows<E> {
         CapParams params = {0.0f, 0.0f, 0.0f};
         CapRange caps = {args_.first, args_.count};
         // The cap of profile 1, which is also that of all rows if they name no profile.
-        load_cap(caps, axis, params);
+        if (EARLY || args_.profile == nullptr) load_cap(caps, axis, params);
         if constexpr (Norm) load_padded<E>(args_.weight + start_, weight);
         if constexpr (Workers::PADS) pad_slots();
         Workers::check(args_);
@@ -64,7 +64,7 @@ class SingleRows : ResidentRows<E> {
         if (args_.profile != nullptr) {
             const CapRange first = caps;
             caps = caps_of_row_by_warp(args_, row);
-            const bool loaded = first.count > 0 && caps.first == first.first;
+            const bool loaded = EARLY && first.count > 0 && caps.first == first.first;
             if (!loaded) load_cap(caps, axis, params);
         }
         Workers::await_start();
@@ -92,6 +92,10 @@ class SingleRows : ResidentRows<E> {
     static constexpr u32 SLOTS = 16;
     static constexpr u32 SET = 2 * SLOTS;
     static_assert(2 * SET * sizeof(float) <= SLOT_BYTES, "the slots of src/cuda/launch/shape.rs");
+
+    // Whether an axis is loaded before the row's profile is known. With two inputs in 64 registers there are too few
+    // of them.
+    static constexpr bool EARLY = Norm || !Add;
 
     AXISCAP_DEVICE float* slots() const { return reinterpret_cast<float*>(hw::shared_memory()); }
 
