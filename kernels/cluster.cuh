@@ -25,7 +25,7 @@ struct ClusterOfRow {
 
     static AXISCAP_DEVICE u32 row() { return hw::block() / BLOCKS; }
     static AXISCAP_DEVICE u32 warp() { return hw::cluster_rank() * WARPS + hw::thread() / WARP; }
-    static AXISCAP_DEVICE bool first_thread() { return warp() == 0 && hw::thread() == 0; }
+    static AXISCAP_DEVICE u32 thread() { return hw::cluster_rank() * WARPS * WARP + hw::thread(); }
     // A constant, which leaves out the division for other widths.
     static AXISCAP_DEVICE u32 width(const CapArgs&) { return WIDTH; }
     // The branch also keeps the compiler from moving the loads of the axis past the wait for the previous kernel,

@@ -25,7 +25,7 @@ struct BlockOfRow {
 
     static AXISCAP_DEVICE u32 row() { return hw::block(); }
     static AXISCAP_DEVICE u32 warp() { return hw::thread() / WARP; }
-    static AXISCAP_DEVICE bool first_thread() { return hw::thread() == 0; }
+    static AXISCAP_DEVICE u32 thread() { return hw::thread(); }
     static AXISCAP_DEVICE u32 width(const CapArgs& args) { return args.width; }
     static AXISCAP_DEVICE void check(const CapArgs&) {}
     static AXISCAP_DEVICE void start() {}
@@ -84,7 +84,7 @@ class SingleRows : ResidentRows<E> {
         } else {
             cap(row, caps, params, h, axis);
         }
-        if (Workers::first_thread()) end_row(args_, row, caps.count);
+        if (Workers::thread() == 0) end_row(args_, row, caps.count);
     }
 
   private:
@@ -162,7 +162,9 @@ class SingleRows : ResidentRows<E> {
             }
             static_assert(SLOTS == WARP / 2, "thread 16 writes to the slots of the second sum");
             if (t % SLOTS < Workers::SENDERS) {
-                Workers::send(t % SLOTS, set + t / SLOTS * SLOTS + Workers::warp(), sum);
+                // A single sender is thread 0 or 16.
+                const u32 of_sum = Workers::SENDERS == 1 ? t : t / SLOTS * SLOTS;
+                Workers::send(t % SLOTS, set + of_sum + Workers::warp(), sum);
             }
             Workers::barrier();
             const float squares = sum_of_slots(set + SLOTS);
@@ -180,7 +182,7 @@ class SingleRows : ResidentRows<E> {
                              const float (&axis)[VALUES]) const {
         CapStep step = clamp_projection(p, params);
         if (step.acts) move_along(h, step.delta, axis);
-        if (Workers::first_thread()) write_stat(args_, row, 0, {p, step.after, step.flags});
+        if (Workers::thread() == 0) write_stat(args_, row, 0, {p, step.after, step.flags});
         return step.acts;
     }
 };
