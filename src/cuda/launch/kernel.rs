@@ -8,7 +8,7 @@ pub enum KernelPath {
     /// Very few rows of 8192 elements, with at most one cap each. A cluster of eight blocks per row.
     Cluster,
     /// Rows of whole segments, at most 8192 elements, with at most one cap each: few of them, or any number of
-    /// long ones without a norm. A block per row.
+    /// long ones without a norm that are f32 or summed. A block per row.
     Single,
     /// Few rows of at most 8192 elements, loaded directly into registers.
     Direct,

@@ -262,11 +262,12 @@ impl Shape {
     }
 }
 
-/// Returns for how many waves the single kernel is the fastest. With the norm or for shorter rows the staged one
-/// is faster from the second wave on.
+/// Returns for how many waves the single kernel is the fastest. The staged one is faster from the second wave on
+/// with the norm, for shorter rows, and for rows of 16-bit values in place, whose axis is twice as long as the row.
 fn single_waves(problem: &Problem) -> Waves {
-    let long = problem.width >= LONG_ROW && !problem.operation.norms();
-    if long { Waves::Any } else { Waves::One }
+    let &Problem { operation, dtype, width, .. } = problem;
+    let long = width >= LONG_ROW && (dtype == Dtype::F32 || operation.adds());
+    if long && !operation.norms() { Waves::Any } else { Waves::One }
 }
 
 fn segments(width: usize) -> u32 {
@@ -353,9 +354,15 @@ mod tests {
             }
             assert_eq!(shape(Operation::CapNorm, width).path, KernelPath::Staged, "{width}");
         }
-        assert_eq!(shape(Operation::Cap, 2048).path, KernelPath::Staged);
-        assert_eq!(shape(Operation::Cap, 4100).path, KernelPath::Staged);
-        assert_eq!(shape(Operation::Cap, 16384).path, KernelPath::Staged);
+        for width in [2048, 4100, 16384] {
+            assert_eq!(shape(Operation::Cap, width).path, KernelPath::Staged, "{width}");
+        }
+        let path_of = |operation| {
+            let problem = Problem { max_caps: 1, ..problem(operation, Dtype::F16, 8192, 8192) };
+            Shape::choose(&problem, &Limits::HOPPER, None).unwrap().path
+        };
+        assert_eq!(path_of(Operation::Cap), KernelPath::Staged);
+        assert_eq!(path_of(Operation::AddCap), KernelPath::Single);
     }
 
     #[test]

@@ -20,15 +20,15 @@ TEST_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LEAST = 20
 # docs/gpu-check.md has the same table.
 PLAN = {
-    "8b-8": 110,
+    "8b-8": 70,
     BENCH: 60,
-    "8b-all": 130,
-    "8b-8-prefill": 20,
-    "8b-8-batch16": 70,
-    "1b-8": 60,
-    "8b-8-cb-eval": 30,
-    "8b-8-ggml-ops": 20,
-    "8b-8-statistics": 50,
+    "8b-all": 65,
+    "8b-8-prefill": 15,
+    "8b-8-batch16": 45,
+    "1b-8": 30,
+    "8b-8-cb-eval": 25,
+    "8b-8-ggml-ops": 18,
+    "8b-8-statistics": 40,
     PEERS: 130,
     HOOK: 30,
     SANITIZERS: 60,

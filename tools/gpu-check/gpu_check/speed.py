@@ -48,14 +48,14 @@ class Case:
 PREFILL = {"--generate-tokens": "1", "--prompts": "5"}
 THREE = (GRAPH, FUSED, VIEWS)
 CASES = {
-    "8b-8": Case("8b", 8, THREE, 24),
-    "8b-all": Case("8b", None, THREE, 24),
+    "8b-8": Case("8b", 8, THREE, 20),
+    "8b-all": Case("8b", None, THREE, 12),
     "8b-8-prefill": Case("8b", 8, (GRAPH,), 15, PREFILL),
-    "8b-8-batch16": Case("8b", 8, THREE, 12, {"--sequences": "16"}),
-    "1b-8": Case("1b", 8, THREE, 24),
+    "8b-8-batch16": Case("8b", 8, THREE, 8, {"--sequences": "16"}),
+    "1b-8": Case("1b", 8, THREE, 16),
     "8b-8-cb-eval": Case("8b", 8, (VIEWS,), 6, {"--compare": "idle,cb-eval"}),
     "8b-8-ggml-ops": Case("8b", 8, (VIEWS,), 6, {"--compare": "stock-chain"}),
-    "8b-8-statistics": Case("8b", 8, (GRAPH, UNCOUNTED), 16),
+    "8b-8-statistics": Case("8b", 8, (GRAPH, UNCOUNTED), 12),
 }
 
 
