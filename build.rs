@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `NVCC` | the compiler to use; it must exist |
 //! | `CUDA_HOME`, `CUDA_PATH` | a CUDA installation |
-//! | `AXISCAP_CUDA_ARCHS` | compute capabilities to build for, e.g. `90` or `80,90,120`; the highest also as PTX |
+//! | `AXISCAP_CUDA_ARCHS` | compute capabilities to build for, e.g. `90` or `80,90,120`; the highest also as PTX; `none`: no device code, which builds faster |
 //!
 //! nvcc is then looked for on `PATH`, in `/usr/local/cuda`, in the active virtual environment (installed by
 //! pip), and in the folder of `scripts/setup-nvcc`.
@@ -61,9 +61,11 @@ fn run() -> Result<(), Box<dyn Error>> {
     let kernels = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?)
         .join("kernels");
     // docs.rs has no nvcc, and the documentation does not depend on the image.
-    let nvcc = if env::var_os("DOCS_RS").is_some() { None } else { find_nvcc()? };
+    let unwanted =
+        env::var_os("DOCS_RS").is_some() || env::var("AXISCAP_CUDA_ARCHS").is_ok_and(|v| v == "none");
+    let nvcc = if unwanted { None } else { find_nvcc()? };
     let Some(nvcc) = nvcc else {
-        if env::var_os("DOCS_RS").is_none() {
+        if !unwanted {
             println!("cargo::warning=axiscap is built without device code: no nvcc was found; {}", remedy());
             watch_for_nvcc();
         }
