@@ -67,6 +67,7 @@ class SingleRows : ResidentRows<E> {
             const bool loaded = EARLY && first.count > 0 && caps.first == first.first;
             if (!loaded) load_cap(caps, axis, params);
         }
+        if (!EARLY && caps.count > 0) params = load_params(args_, caps.first);
         Workers::await_start();
         if constexpr (Norm) {
             const float squares = cap_and_square(row, caps, params, h, axis);
@@ -93,8 +94,8 @@ class SingleRows : ResidentRows<E> {
     static constexpr u32 SET = 2 * SLOTS;
     static_assert(2 * SET * sizeof(float) <= SLOT_BYTES, "the slots of src/cuda/launch/shape.rs");
 
-    // Whether an axis is loaded before the row's profile is known. With two inputs in 64 registers there are too few
-    // of them.
+    // Whether the cap of profile 1 is loaded before the row's profile is known, and bounds with the axis. With two
+    // inputs in 64 registers there are too few of them.
     static constexpr bool EARLY = Norm || !Add;
 
     AXISCAP_DEVICE float* slots() const { return reinterpret_cast<float*>(hw::shared_memory()); }
@@ -121,7 +122,7 @@ class SingleRows : ResidentRows<E> {
     AXISCAP_DEVICE void load_cap(CapRange caps, float (&axis)[VALUES], CapParams& params) const {
         if (caps.count == 0) return;
         Base::load_axis(caps.first, axis);
-        params = load_params(args_, caps.first);
+        if (EARLY) params = load_params(args_, caps.first);
     }
 
     AXISCAP_DEVICE void store(u32 row, const float (&h)[VALUES]) const {
