@@ -8,9 +8,9 @@
 // each instruction once, so fetching instructions takes a large part of its time. Therefore there are no bounds
 // checks, the slots are summed without branches, and the norm's two sums go through the same instructions.
 //
-// Many long rows without a norm take this path too, of f32 or sums of two. Two blocks of 8192 elements are resident on a multiprocessor,
-// and when a row is done, the hardware starts the block of another one. The axis comes from L1. That reads and
-// writes rows 6 % faster than staged.cuh, whose blocks stay and copy rows ahead.
+// Many long rows without a norm take this path too, if they are f32 or sums of two. Two blocks of 8192 elements are
+// resident on a multiprocessor, and when a row is done, the hardware starts the block of another one. The axis comes
+// from L1. That reads and writes rows 6 % faster than staged.cuh, whose blocks stay and copy rows ahead.
 #pragma once
 
 #include "resident.cuh"

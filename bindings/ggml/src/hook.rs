@@ -12,7 +12,7 @@ use crate::error::HookError;
 use crate::host::use_linked_host;
 use crate::host::{
     self, Api, Device, FAILED, Graph, Layout, OwnGraphs, RawGraph, Status, Symbols, api, ggml_version,
-    named_offsets, use_host,
+    layout, named_offsets, use_host,
 };
 use crate::route::Route;
 use crate::route::gpu::{CudaDrivers, DriverFactory, between_captures};
@@ -94,6 +94,9 @@ static ORIGINALS: LazyLock<RwLock<HashMap<usize, InitBackend>>> = LazyLock::new(
 
 /// Hooked backends by address.
 static BACKENDS: LazyLock<RwLock<HashMap<usize, Arc<Hooked>>>> = LazyLock::new(RwLock::default);
+
+/// The own `free` of backends that no session is bound to, by address, where it waits for captures.
+static WAITING: LazyLock<RwLock<HashMap<usize, FreeBackend>>> = LazyLock::new(RwLock::default);
 
 thread_local! {
     static BINDING: RefCell<Option<Binding>> = const { RefCell::new(None) };
@@ -300,6 +303,10 @@ unsafe extern "C" fn init_backend(device: Device, params: *const c_char) -> host
         return backend;
     }
     let Some(binding) = BINDING.with(|b| b.try_borrow().ok().and_then(|b| b.clone())) else {
+        if !is_cpu(device) {
+            // SAFETY: `device` has just made `backend`.
+            unsafe { free_between_captures(backend) };
+        }
         return backend;
     };
     let hooked = catch_unwind(AssertUnwindSafe(|| {
@@ -342,6 +349,34 @@ unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding
     }
     session.0.set_bound();
     Ok(())
+}
+
+/// Makes the `free` of a backend without a session wait for captures, which it would invalidate.
+///
+/// # Safety
+/// `backend` must be live and not be in use yet, and the layout have been measured.
+pub(crate) unsafe fn free_between_captures(backend: host::Backend) {
+    // SAFETY: the slot is where ggml itself reads it. The backend has its own copy of its interface.
+    let slot = unsafe { free_slot(backend, layout()) };
+    // SAFETY: as above.
+    if let Some(free) = unsafe { slot.read() } {
+        WAITING.write().unwrap_or_else(PoisonError::into_inner).insert(backend as usize, free);
+        // SAFETY: as above. From here on our function finds the entry.
+        unsafe { slot.write(Some(waiting_free)) };
+    }
+}
+
+/// Replaces the `free` of a backend without a session. Waits until nothing is being captured, then frees it as
+/// before.
+unsafe extern "C" fn waiting_free(backend: host::Backend) {
+    let free = WAITING.write().unwrap_or_else(PoisonError::into_inner).remove(&(backend as usize));
+    let Some(free) = free else { return };
+    let _no_capture = between_captures();
+    // SAFETY: the backend is still alive. Its slot gets its own function back before that runs.
+    unsafe {
+        free_slot(backend, layout()).write(Some(free));
+        free(backend);
+    }
 }
 
 /// Replaces a backend's `free`. Removes the hook from the backend, then frees it as before.

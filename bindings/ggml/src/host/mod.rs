@@ -26,7 +26,7 @@ pub(crate) use arena::Arena;
 #[cfg(test)]
 pub(crate) use arena::chain;
 pub(crate) use graph::Graph;
-pub(crate) use layout::{Layout, named_offsets};
+pub(crate) use layout::{Layout, layout, named_offsets};
 pub(crate) use own_graphs::OwnGraphs;
 pub(crate) use tensor::{Tensor, ops};
 #[cfg(feature = "gpu")]

@@ -27,7 +27,7 @@ use digest::GraphDigests;
 /// would evict those that do not.
 const MAX_CAPTURED_ROWS: usize = 128;
 
-/// Read-locked by captures, write-locked while a hooked backend is freed. Freeing a backend destroys its
+/// Read-locked by captures, write-locked while a backend is freed. Freeing a backend destroys its
 /// cuBLAS handle, which invalidates a capture in progress on another thread. ggml's own lock covers its own
 /// captures only.
 static CAPTURING: RwLock<()> = RwLock::new(());

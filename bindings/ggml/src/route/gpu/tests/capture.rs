@@ -14,8 +14,9 @@ use super::super::capture::digest::GraphDigests;
 use super::hand_made::{HandMade, Passes, Runner, eager, floor, in_order, two_blocks, views};
 use super::model::{LOADED, context, decode, prompt, session};
 use super::recording::{Op, taken};
+use crate::hook::free_between_captures;
 use crate::host::{Graph, SUCCESS};
-use crate::{ComputeError, ComputeHook, GraphCall, Hook, RouteChoice};
+use crate::{ComputeError, ComputeHook, GraphCall, Hook, RouteChoice, Session};
 
 /// Notes uid and content of each graph that llama.cpp computes.
 #[derive(Debug, Default)]
@@ -153,30 +154,39 @@ fn a_capture_is_ended_when_something_in_it_panics() {
     }
 }
 
-#[test]
-fn a_backend_is_not_freed_while_another_captures() {
-    let session = two_blocks(floor(1.0));
-    let hook = Hook::install().unwrap();
-    LazyLock::force(&LOADED);
-    // SAFETY: the CPU device makes a backend, which is freed below.
-    let other = hook.bind(&session, || unsafe {
-        let device = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU);
-        sys::ggml_backend_dev_init(device, std::ptr::null()).expose_provenance()
-    });
-    assert!(session.is_bound());
+/// A backend of the CPU, to be freed by another thread.
+struct Other(usize);
+
+impl Other {
+    fn new() -> Self {
+        // SAFETY: the CPU device makes a backend.
+        let backend = unsafe {
+            let device = sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU);
+            sys::ggml_backend_dev_init(device, std::ptr::null())
+        };
+        Self(backend.expose_provenance())
+    }
+
+    fn backend(&self) -> sys::ggml_backend_t {
+        std::ptr::with_exposed_provenance_mut(self.0)
+    }
+}
+
+fn is_freed_after_a_capture(other: Other, session: Session) {
     let mut runner = Runner::with_session(session);
     let made = HandMade::new(1).with_uid(7);
     (0..2).for_each(|_| drop(runner.compute(&made)));
     let (starting, starts) = mpsc::channel();
     let freed = Arc::new(AtomicBool::new(false));
-    let freeing = RefCell::new(None);
+    let (freeing, other) = (RefCell::new(None), RefCell::new(Some(other)));
     let in_capture = |_: &Graph| {
         freeing.borrow_mut().get_or_insert_with(|| {
             let (starting, freed) = (starting.clone(), Arc::clone(&freed));
+            let other = other.take().unwrap();
             let thread = std::thread::spawn(move || {
                 starting.send(()).unwrap();
-                // SAFETY: the backend from above, freed once.
-                unsafe { sys::ggml_backend_free(std::ptr::with_exposed_provenance_mut(other)) };
+                // SAFETY: a live backend, freed once.
+                unsafe { sys::ggml_backend_free(other.backend()) };
                 freed.store(true, Ordering::Release);
             });
             starts.recv().unwrap();
@@ -190,6 +200,27 @@ fn a_backend_is_not_freed_while_another_captures() {
     assert!(taken(&runner.log).contains(&Op::EndCapture));
     freeing.into_inner().unwrap().join().unwrap();
     assert!(freed.load(Ordering::Acquire));
+}
+
+#[test]
+fn a_backend_is_not_freed_while_another_captures() {
+    let session = two_blocks(floor(1.0));
+    let hook = Hook::install().unwrap();
+    LazyLock::force(&LOADED);
+    let other = hook.bind(&session, Other::new);
+    assert!(session.is_bound());
+    is_freed_after_a_capture(other, session);
+}
+
+/// A context without caps on another thread, e.g. of an embedding model.
+#[test]
+fn nor_is_one_that_no_session_is_bound_to() {
+    LazyLock::force(&LOADED);
+    let _hook = Hook::install().unwrap();
+    let other = Other::new();
+    // SAFETY: the backend was just made, and the hook has measured the layout. On a GPU the hook does this.
+    unsafe { free_between_captures(other.backend()) };
+    is_freed_after_a_capture(other, two_blocks(floor(1.0)));
 }
 
 /// While ggml's own graphs are off, ggml would launch a part without capped blocks node by node.
