@@ -230,26 +230,31 @@ fn blocks_have_several_rows() {
     }
 }
 
+/// A launch with one cap, in place, on rows of f32.
+fn one_cap(rows: usize, width: usize, path: Option<KernelPath>) -> Case {
+    Case {
+        operation: Operation::Cap,
+        dtype: Dtype::F32,
+        rows,
+        width,
+        caps: 1,
+        gap: 0,
+        offset: 0,
+        profiles: Profiles::One,
+        aliased: false,
+        path,
+        limits: Limits::HOPPER,
+        schedule: 0,
+        seed: 5,
+    }
+}
+
 /// Products that underflow leave sums of -0. A slot without a segment is +0 only if the definition has it.
 #[test]
 fn sums_of_negative_zeros_keep_their_sign() {
     for path in KernelPath::ALL {
         for segments in [1, 2, 3, 4, 5, 8, 11, 16] {
-            let case = Case {
-                operation: Operation::Cap,
-                dtype: Dtype::F32,
-                rows: 3,
-                width: 512 * segments,
-                caps: 1,
-                gap: 0,
-                offset: 0,
-                profiles: Profiles::One,
-                aliased: false,
-                path: Some(path),
-                limits: Limits::HOPPER,
-                schedule: 3,
-                seed: 5,
-            };
+            let case = Case { schedule: 3, ..one_cap(3, 512 * segments, Some(path)) };
             let mut setup = Setup::<f32>::new(&case);
             let axis = Axis::from_direction(&vec![1.0; case.width]).expect("an axis");
             setup.table = CapTable::new(&[Cap::new(axis, Bound::NONE)]).expect("a table");
@@ -276,21 +281,7 @@ fn sums_of_negative_zeros_keep_their_sign() {
 #[test]
 fn a_row_has_its_own_axis_although_profile_1_is_empty() {
     for path in KernelPath::ALL {
-        let case = Case {
-            operation: Operation::Cap,
-            dtype: Dtype::F32,
-            rows: 5,
-            width: 8192,
-            caps: 1,
-            gap: 0,
-            offset: 0,
-            profiles: Profiles::Several,
-            aliased: false,
-            path: Some(path),
-            limits: Limits::HOPPER,
-            schedule: 1,
-            seed: 11,
-        };
+        let case = Case { profiles: Profiles::Several, ..one_cap(5, 8192, Some(path)) };
         let mut setup = Setup::<f32>::new(&case);
         let cap = |first: f32| {
             let direction: Vec<f32> = (0..case.width).map(|i| (first + i as f32).sin()).collect();
@@ -319,21 +310,7 @@ fn a_row_has_its_own_axis_although_profile_1_is_empty() {
 /// A group without a barrier would meet threads of another group on a GPU. The emulator reports it.
 #[test]
 fn groups_without_a_barrier_are_found() {
-    let case = Case {
-        operation: Operation::Cap,
-        dtype: Dtype::F32,
-        rows: 19,
-        width: 576,
-        caps: 1,
-        gap: 0,
-        offset: 0,
-        profiles: Profiles::One,
-        aliased: false,
-        path: Some(KernelPath::Staged),
-        limits: Limits::HOPPER,
-        schedule: 0,
-        seed: 3,
-    };
+    let case = one_cap(19, 576, Some(KernelPath::Staged));
     let mut setup = Setup::<f32>::new(&case);
     let mut image = TableImage::new(&setup.table);
     let view = image.view();
@@ -357,21 +334,7 @@ fn groups_without_a_barrier_are_found() {
 /// ends on a GPU.
 #[test]
 fn misuse_of_clusters_is_found() {
-    let case = Case {
-        operation: Operation::Cap,
-        dtype: Dtype::F32,
-        rows: 1,
-        width: 512,
-        caps: 1,
-        gap: 0,
-        offset: 0,
-        profiles: Profiles::One,
-        aliased: false,
-        path: None,
-        limits: Limits::HOPPER,
-        schedule: 0,
-        seed: 3,
-    };
+    let case = one_cap(1, 512, None);
     let mut setup = Setup::<f32>::new(&case);
     let mut image = TableImage::new(&setup.table);
     let view = image.view();
