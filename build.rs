@@ -193,7 +193,7 @@ fn archs(nvcc: &Path) -> Result<Vec<u32>, Box<dyn Error>> {
     for arch in requested.as_deref().unwrap_or(DEFAULT_ARCHS).split([',', ';', ' ']).filter(|a| !a.is_empty())
     {
         let number: u32 = arch.trim().parse().map_err(|_| {
-            format!("AXISCAP_CUDA_ARCHS: {arch:?} is no compute capability; write e.g. 80,90 for 8.0 and 9.0")
+            format!("AXISCAP_CUDA_ARCHS: {arch:?} is no compute capability; write e.g. 80,90 for 8.0 and 9.0, or none")
         })?;
         if number < 80 {
             return Err(format!(

@@ -48,7 +48,7 @@ pub enum CudaError {
     NoDeviceCode {
         /// The GPU's compute capability, e.g. 90.
         arch: u32,
-        /// The capabilities that this build holds code for. Empty for a build without nvcc.
+        /// The capabilities that this build holds code for. Empty for a build without device code.
         built: Vec<u32>,
     },
     /// A call of the driver failed.
@@ -140,7 +140,8 @@ impl std::error::Error for DriverError {}
 
 fn explain(built: &[u32], arch: u32) -> String {
     if built.is_empty() {
-        return "axiscap was built without nvcc; install the CUDA toolkit or set NVCC and build again, or use the CPU"
+        return "axiscap was built without nvcc, or with AXISCAP_CUDA_ARCHS=none; install the CUDA toolkit or set \
+                NVCC, unset AXISCAP_CUDA_ARCHS and build again, or use the CPU"
             .into();
     }
     let built: Vec<_> = built.iter().map(u32::to_string).collect();
@@ -233,7 +234,10 @@ mod tests {
             "{text}"
         );
         let text = CudaError::NoDeviceCode { arch: 90, built: vec![] }.to_string();
-        assert!(text.contains("without nvcc") && text.contains("set NVCC"), "{text}");
+        assert!(
+            text.contains("without nvcc") && text.contains("set NVCC") && text.contains("ARCHS=none"),
+            "{text}"
+        );
         let text = CudaError::DriverTooOld { found: 12080, needed: "13.0.88".into() }.to_string();
         assert!(text.contains("12.8") && text.contains("13.0.88"), "{text}");
     }

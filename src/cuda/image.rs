@@ -11,15 +11,15 @@ struct Aligned<T: ?Sized>(T);
 
 static FATBIN: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/axiscap.fatbin")));
 
-/// The fatbin. Empty in a build without nvcc.
+/// The fatbin. Empty in a build without device code.
 pub(super) static IMAGE: &[u8] = &FATBIN.0;
 
 /// The device code of this build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageInfo {
-    /// Compute capabilities with machine code, e.g. 90 for 9.0, ascending. Empty in a build without nvcc.
+    /// Compute capabilities with machine code, e.g. 90 for 9.0, ascending. Empty in a build without device code.
     pub archs: &'static [u32],
-    /// The nvcc that compiled the image. Empty in a build without nvcc.
+    /// The nvcc that compiled the image. Empty in a build without device code.
     pub nvcc: &'static str,
     /// Size of the image in bytes.
     pub bytes: usize,

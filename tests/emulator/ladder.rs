@@ -1,33 +1,18 @@
 //! The steps of kernels/ladder compute the operation, the last one bit for bit.
 
 use axiscap::cpu::oracle::UNIT_ROUNDOFF;
-use axiscap::cuda::Limits;
 use axiscap::cuda::raw::{KernelPath, Plan};
-use axiscap::{Dtype, Operation};
-use axiscap_testing::case::{Case, Profiles, Setup};
+use axiscap_testing::case::{Case, Setup};
 
 use crate::emulate::TableImage;
 use crate::machine;
+use crate::one_cap;
 
 #[test]
 fn every_step_of_the_ladder_computes_the_operation() {
     let mut acted = 0;
     for (seed, width) in (5..).step_by(5).zip([4, 576, 1000, 4096, 8192]) {
-        let case = Case {
-            operation: Operation::Cap,
-            dtype: Dtype::F32,
-            rows: 19,
-            width,
-            caps: 1,
-            gap: 0,
-            offset: 0,
-            profiles: Profiles::One,
-            aliased: false,
-            path: Some(KernelPath::General),
-            limits: Limits::HOPPER,
-            schedule: 1,
-            seed,
-        };
+        let case = Case { schedule: 1, seed, ..one_cap(19, width, Some(KernelPath::General)) };
         let warps = width.div_ceil(512) as u32;
         let steps = [
             ("axiscap_ladder_1_thread_per_row", 1, 32),

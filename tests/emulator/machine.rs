@@ -32,7 +32,7 @@ pub(crate) unsafe fn run(plan: &Plan, schedule: u32) -> Result<(), String> {
         threads: shape.threads,
         groups: shape.groups,
         shared_bytes: shape.shared_bytes,
-        cluster: shape.cluster,
+        cluster: shape.path.cluster(),
     };
     // SAFETY: the caller promises the memory at the plan's addresses.
     unsafe { run_named(&plan.kernel(), plan.args(), &launch, schedule) }

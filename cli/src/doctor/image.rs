@@ -30,7 +30,7 @@ impl Image {
     pub(super) fn describe(&self) -> String {
         match &self.nvcc {
             _ if !self.enabled => "built without the feature gpu: on a GPU, caps run on the host".into(),
-            None => "no device code: built without nvcc, so on a GPU caps run on the host; run scripts/setup-nvcc and build again".into(),
+            None => "no device code: built without nvcc or with AXISCAP_CUDA_ARCHS=none, so on a GPU caps run on the host; run scripts/setup-nvcc, unset AXISCAP_CUDA_ARCHS and build again".into(),
             Some(nvcc) => {
                 let archs: Vec<_> = self.archs.iter().map(ToString::to_string).collect();
                 format!("compute capabilities {}, and newer by PTX; {} KiB, by nvcc {nvcc}", archs.join(", "), self.bytes / 1024)

@@ -22,8 +22,6 @@ pub struct Shape {
     pub shared_bytes: u32,
     /// Rows, or pairs of rows, in flight per group; 0 for kernels without stages.
     pub stages: u32,
-    /// Blocks of a cluster, which work on one row together; 1 for kernels without clusters.
-    pub cluster: u32,
 }
 
 /// Shared memory of a group's slots: `SLOT_BYTES` in kernels/reduce.cuh.
@@ -119,7 +117,6 @@ impl Shape {
             groups: 1,
             shared_bytes: SLOT_BYTES,
             stages: 0,
-            cluster,
         })
     }
 
@@ -142,7 +139,6 @@ impl Shape {
             groups: 1,
             shared_bytes: SLOT_BYTES,
             stages: 0,
-            cluster: 1,
         })
     }
 
@@ -165,7 +161,6 @@ impl Shape {
             groups: 1,
             shared_bytes,
             stages: 0,
-            cluster: 1,
         })
     }
 
@@ -199,7 +194,6 @@ impl Shape {
             groups,
             shared_bytes,
             stages: 1,
-            cluster: 1,
         })
     }
 
@@ -242,7 +236,6 @@ impl Shape {
             groups,
             shared_bytes,
             stages,
-            cluster: 1,
         })
     }
 
@@ -257,7 +250,6 @@ impl Shape {
             groups: 1,
             shared_bytes,
             stages: 0,
-            cluster: 1,
         }
     }
 }
@@ -324,7 +316,7 @@ mod tests {
         };
         let path = |limits, rows, width, max_caps| choose(limits, rows, width, max_caps, None).unwrap().path;
         let one = choose(Limits::HOPPER, 1, 8192, 1, None).unwrap();
-        assert_eq!((one.path, one.blocks, one.threads, one.cluster), (KernelPath::Cluster, 8, 64, 8));
+        assert_eq!((one.path, one.blocks, one.threads), (KernelPath::Cluster, 8, 64));
         assert_eq!(path(Limits::HOPPER, 1, 8192, 0), KernelPath::Cluster);
         // 132 multiprocessors have room for 16 clusters of 8 blocks, one block each.
         assert_eq!(path(Limits::HOPPER, 16, 8192, 1), KernelPath::Cluster);
@@ -465,9 +457,8 @@ mod tests {
                                         continue;
                                     };
                                     let what = format!("{problem:?} {path:?}: {shape:?}");
-                                    let clusters = (shape.blocks / shape.cluster) as usize;
-                                    assert!(shape.blocks.is_multiple_of(shape.cluster), "{what}");
-                                    assert_eq!(shape.cluster, shape.path.cluster(), "{what}");
+                                    let clusters = (shape.blocks / shape.path.cluster()) as usize;
+                                    assert!(shape.blocks.is_multiple_of(shape.path.cluster()), "{what}");
                                     assert!((1..=rows).contains(&clusters), "{what}");
                                     assert!(
                                         shape.groups * shape.threads <= shape.path.max_threads(),

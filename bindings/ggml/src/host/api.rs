@@ -209,6 +209,15 @@ pub(crate) fn ggml_version() -> String {
     }
 }
 
+/// The version of ggml whose CUDA backend was read. What the hook assumes of that backend beyond ggml's public
+/// headers is true of this version, and not assumed of others.
+const READ_VERSION: &str = "0.26.";
+
+/// Returns whether the CUDA backend of this version of ggml was read.
+pub(crate) fn cuda_backend_was_read(version: &str) -> bool {
+    version.starts_with(READ_VERSION)
+}
+
 /// Returns the error for a ggml that is laid out otherwise than the hook needs.
 pub(crate) fn mismatch(what: impl Into<String>) -> HookError {
     HookError::Layout { version: ggml_version(), what: what.into() }

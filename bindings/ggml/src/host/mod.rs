@@ -21,7 +21,7 @@ mod use_counts;
 pub use api::Symbols;
 #[cfg(feature = "linked")]
 pub(crate) use api::use_linked_host;
-pub(crate) use api::{Api, api, ggml_version, use_host};
+pub(crate) use api::{Api, api, cuda_backend_was_read, ggml_version, use_host};
 pub(crate) use arena::Arena;
 #[cfg(test)]
 pub(crate) use arena::chain;

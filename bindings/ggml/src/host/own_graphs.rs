@@ -2,16 +2,11 @@
 //!
 //! ggml aborts the process if it begins a capture inside of another one.
 
-use super::api::ggml_version;
+use super::api::{cuda_backend_was_read, ggml_version};
 use super::tensor::Tensor;
 
 /// The variable that switches ggml's own CUDA graphs off by being set.
 const GRAPHS_OFF: &str = "GGML_CUDA_DISABLE_GRAPHS";
-
-/// The version of ggml whose CUDA backend runs a graph launch by launch if the graph differs from the last one
-/// with the same first node (`ggml_backend_cuda_graph_compute`). It compares the uid, and then all bytes of all
-/// nodes (`ggml_cuda_graph_update_required`). Other versions may begin a capture at once.
-const KNOWN_VERSION: &str = "0.26.";
 
 /// The CUDA graphs that ggml's CUDA backend makes of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +14,10 @@ pub(crate) enum OwnGraphs {
     /// None, by the environment.
     Off,
     /// It makes some, but none of a graph that looks new: [`Graph::with_new_view`](super::Graph::with_new_view).
+    ///
+    /// ggml 0.26 runs a graph launch by launch if it differs from the last one with the same first node
+    /// (`ggml_backend_cuda_graph_compute`). It compares the uid, and then all bytes of all nodes
+    /// (`ggml_cuda_graph_update_required`). Other versions may begin a capture at once.
     NoneOfNewGraphs,
     /// It may make one of any graph.
     On,
@@ -37,7 +36,7 @@ impl OwnGraphs {
     fn of(off: bool, version: &str, can_be_marked: bool) -> Self {
         match off {
             true => Self::Off,
-            false if version.starts_with(KNOWN_VERSION) && can_be_marked => Self::NoneOfNewGraphs,
+            false if cuda_backend_was_read(version) && can_be_marked => Self::NoneOfNewGraphs,
             false => Self::On,
         }
     }

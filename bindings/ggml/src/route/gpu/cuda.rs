@@ -18,7 +18,9 @@ use crate::host::{Backend, Event as GgmlEventHandle, api};
 pub(super) fn usable() -> std::result::Result<(), String> {
     probe().map_err(|error| error.to_string())?;
     if image().archs.is_empty() {
-        return Err("axiscap was built without nvcc, and so without device code".into());
+        return Err(
+            "axiscap was built without device code: without nvcc, or with AXISCAP_CUDA_ARCHS=none".into()
+        );
     }
     Ok(())
 }

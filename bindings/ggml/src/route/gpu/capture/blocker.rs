@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 use crate::by_uid::ByUid;
-use crate::host::{Graph, Tensor, api, ggml_version, ops};
+use crate::host::{Graph, Tensor, api, cuda_backend_was_read, ggml_version, ops};
 
 /// Why a graph must not be captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,12 +21,9 @@ pub(super) const fn temporary(reason: &'static str) -> CaptureBlocker {
 /// Tokens that ggml's CUDA backend multiplies by quantised experts without waiting for its stream, on every
 /// NVIDIA GPU and for every type. It is the least that `get_mmvq_mmid_max_batch` of ggml 0.26 returns (4
 /// before Volta, 5 on Turing and Ampere, 8 on the others). With more tokens it may wait, depending on GPU,
-/// type and shapes, and a wait in a capture ends the process.
-const MAX_EXPERT_TOKENS: i64 = 4;
-
-/// The version of ggml that `MAX_EXPERT_TOKENS` is true of. With other versions one token is allowed, for
+/// type and shapes, and a wait in a capture ends the process. With other versions of ggml one token is allowed, for
 /// which every version makes CUDA graphs of its own.
-const KNOWN_VERSION: &str = "0.26.";
+const MAX_EXPERT_TOKENS: i64 = 4;
 
 /// Blockers of the last graphs, by uid. Checking every node takes time.
 #[derive(Debug)]
@@ -37,7 +34,7 @@ pub(super) struct CaptureBlockers {
 
 impl Default for CaptureBlockers {
     fn default() -> Self {
-        let known = ggml_version().starts_with(KNOWN_VERSION);
+        let known = cuda_backend_was_read(&ggml_version());
         Self { seen: ByUid::default(), max_expert_tokens: if known { MAX_EXPERT_TOKENS } else { 1 } }
     }
 }
