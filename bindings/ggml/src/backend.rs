@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
+use crate::decode::Given;
 use crate::error::HookError;
 use crate::graph::find::{Finder, Output};
-use crate::graph::inputs::InputFinder;
+use crate::graph::inputs::{InputFinder, read_words, words_of};
 use crate::host::{self, Arena, Device, FAILED, Graph, OwnGraphs, SUCCESS, Status};
 use crate::record::{BlockStats, Order, Record, lock};
 use crate::route::gpu::{BackendGpu, DriverFactory};
@@ -135,17 +136,32 @@ impl Backend {
         compute: Compute<'_>,
     ) -> Result<Status, HookError> {
         let (session, record) = (&self.session, &self.session.record);
-        let config = session.config();
+        let mut config = session.config();
         let Some(wanted) = config.wanted(session.model.width) else { return Ok(compute(graph)) };
         let mut tools = lock(&self.tools);
         let Tools { finder, inputs, arena, staging, gpu, hook } = &mut *tools;
         if record.has_order()
-            && let Some(found) = inputs.find(graph)
+            && let found = inputs.find(graph)
+            && let Some(tokens) = found.tokens.and_then(words_of)
         {
-            record.identify(found.tokens, found.positions)?;
+            record.identify(tokens, found.positions.and_then(words_of))?;
         }
-        let outputs = finder.find(graph, wanted)?;
-        let blocks: Vec<_> = outputs.iter().map(|output| (output.block, output.rows())).collect();
+        let mut outputs = finder.find(graph, wanted)?;
+        let mut blocks = with_rows(&outputs);
+        if record.repeats(backend as usize, &blocks) {
+            session.begin_micro_batch();
+            config = session.config();
+            let Some(wanted) = config.wanted(session.model.width) else { return Ok(compute(graph)) };
+            outputs = finder.find(graph, wanted)?;
+            blocks = with_rows(&outputs);
+        }
+        if !outputs.is_empty() && record.needs_positions() {
+            let found = inputs.find(graph);
+            if let Some(positions) = found.positions.and_then(read_words) {
+                let output_ids = found.output_ids.and_then(read_words);
+                record.give(Given { rows: found.rows(), positions, output_ids });
+            }
+        }
         let profiles = record.claim_blocks(backend as usize, &config, &blocks)?;
         switch_hook(hook, session.compute_hook(), backend);
         let mut situation = Situation {
@@ -239,6 +255,11 @@ impl Backend {
         drop(tools);
         self.session.record.add_arrived(arrived);
     }
+}
+
+/// Returns the blocks of block outputs and their numbers of rows.
+fn with_rows(outputs: &[Output]) -> Vec<(usize, usize)> {
+    outputs.iter().map(|output| (output.block, output.rows())).collect()
 }
 
 /// Writes down what happened to a graph, and returns its status.

@@ -4,6 +4,9 @@
 //! comes once per micro-batch, so the number of times that it came so far says which micro-batch a graph
 //! belongs to. Tokens and positions of the graphs are compared with those of the micro-batch where they are
 //! in host memory: a batch that llama.cpp splits in another way fails the decode.
+//!
+//! Of the decodes of a program that does not know of the hook, only the graphs are seen. There a decode is
+//! one micro-batch, and its rows are those that its graphs show.
 
 use std::sync::Arc;
 
@@ -15,8 +18,8 @@ use crate::profile::{DecodeBatch, DecodeRow, MicroBatch, ProfileId, RowProfiles,
 #[derive(Debug)]
 pub(crate) struct Decode {
     pub(crate) config: Arc<Config>,
-    /// Tokens of the batch.
-    pub(crate) rows: usize,
+    /// Tokens of the batch; `None` where only the graphs tell.
+    pub(crate) rows: Option<usize>,
     order: Order,
     /// By block, the times that its output came.
     passes: Vec<usize>,
@@ -32,6 +35,25 @@ enum Order {
         /// The micro-batch whose tokens came last.
         at: Option<usize>,
     },
+    /// One micro-batch, as its graphs show it.
+    Shown {
+        number: u64,
+        /// What its graphs were given.
+        given: Option<Given>,
+        /// Its rows, where their positions matter.
+        rows: Option<Arc<MicroBatch>>,
+    },
+}
+
+/// The positions that a micro-batch was given.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// Number of rows, if an input tells it.
+    pub(crate) rows: Option<usize>,
+    /// One per row, repeated by sections where a model has several kinds of positions.
+    pub(crate) positions: Vec<i32>,
+    /// Indices of the rows with outputs. `None` stands for all.
+    pub(crate) output_ids: Option<Vec<i32>>,
 }
 
 /// A micro-batch that is to come.
@@ -51,7 +73,30 @@ impl Decode {
     /// [`HookError::PositionsUnknown`].
     pub(crate) fn of_any(config: Arc<Config>, rows: usize) -> Result<Self, HookError> {
         let order = Order::Any(config.any_rows()?);
-        Ok(Self { passes: vec![0; config.wanted_blocks().len()], config, rows, order })
+        Ok(Self { passes: vec![0; config.wanted_blocks().len()], config, rows: Some(rows), order })
+    }
+
+    /// One micro-batch of which only the graphs are seen, all rows under the default profile.
+    pub(crate) fn shown(number: u64, config: Arc<Config>) -> Self {
+        let order = Order::Shown { number, given: None, rows: None };
+        Self { passes: vec![0; config.wanted_blocks().len()], config, rows: None, order }
+    }
+
+    /// Whether only the graphs of this decode are seen.
+    pub(crate) fn is_shown(&self) -> bool {
+        matches!(self.order, Order::Shown { .. })
+    }
+
+    /// Whether the positions of the rows matter, and no graph has been given them yet.
+    pub(crate) fn needs_positions(&self) -> bool {
+        matches!(self.order, Order::Shown { given: None, .. }) && self.config.any_rows().is_err()
+    }
+
+    /// Notes what a graph was given.
+    pub(crate) fn give(&mut self, found: Given) {
+        if let Order::Shown { given, .. } = &mut self.order {
+            given.get_or_insert(found);
+        }
     }
 
     /// A decode of these rows. With `indexed` each row has an index in any case, so that launches look alike
@@ -81,7 +126,7 @@ impl Decode {
             return Err(order_error("the micro-batches leave out a row"));
         }
         let order = Order::Known { micro_batches, at: None };
-        let rows = batch.rows.len();
+        let rows = Some(batch.rows.len());
         Ok(Self { passes: vec![0; config.wanted_blocks().len()], config, rows, order })
     }
 
@@ -89,11 +134,14 @@ impl Decode {
     /// rows.
     ///
     /// # Errors
-    /// [`HookError::RowOrder`].
+    /// [`HookError::RowOrder`], [`HookError::PositionsUnknown`].
     pub(crate) fn profiles_of(&mut self, outputs: &[(usize, usize)]) -> Result<RowProfiles, HookError> {
-        let micro_batches = match &self.order {
+        let micro_batches = match &mut self.order {
             Order::Any(profiles) => return Ok(profiles.clone()),
-            Order::Known { micro_batches, .. } => micro_batches,
+            Order::Known { micro_batches, .. } => &*micro_batches,
+            Order::Shown { number, given, rows } => {
+                return shown_rows(&self.config, *number, given.as_ref(), rows, outputs);
+            }
         };
         let Some(&(first, _)) = outputs.first() else { return Ok(RowProfiles::None) };
         let pass = self.passes[first];
@@ -143,6 +191,51 @@ impl Decode {
     /// Whether the order of the rows is known, and can be compared.
     pub(crate) fn has_order(&self) -> bool {
         matches!(self.order, Order::Known { .. })
+    }
+}
+
+/// Returns the profiles of the rows of a graph, of which only the graphs are seen.
+fn shown_rows(
+    config: &Config,
+    number: u64,
+    given: Option<&Given>,
+    rows: &mut Option<Arc<MicroBatch>>,
+    outputs: &[(usize, usize)],
+) -> Result<RowProfiles, HookError> {
+    let plain = config.any_rows();
+    if outputs.is_empty() {
+        return Ok(RowProfiles::None);
+    }
+    if plain != Err(HookError::PositionsUnknown) {
+        return plain;
+    }
+    if let Some(rows) = rows {
+        return Ok(RowProfiles::Each(Arc::clone(rows)));
+    }
+    let micro_batch = given.and_then(|given| given.micro_batch(config, number, outputs));
+    let micro_batch = Arc::new(micro_batch.ok_or(HookError::PositionsUnknown)?);
+    Ok(RowProfiles::Each(Arc::clone(rows.insert(micro_batch))))
+}
+
+impl Given {
+    /// Returns the rows with their profiles, `None` if they do not fit the block outputs.
+    fn micro_batch(&self, config: &Config, number: u64, outputs: &[(usize, usize)]) -> Option<MicroBatch> {
+        let with_outputs = self.output_ids.as_ref().map(Vec::len);
+        // The output of the last block may have the rows with outputs alone.
+        let most = outputs.iter().map(|&(_, rows)| rows).max().filter(|&rows| Some(rows) != with_outputs);
+        let rows = self.rows.or(most).unwrap_or(self.positions.len());
+        let positions = self.positions.get(..rows)?;
+        let mut output = vec![self.output_ids.is_none(); rows];
+        for &id in self.output_ids.iter().flatten() {
+            *output.get_mut(usize::try_from(id).ok()?)? = true;
+        }
+        let row = |(index, (&position, &output)): (usize, (&i32, &bool))| {
+            // Tokens play no part in the choice of a profile.
+            let row = DecodeRow { token: 0, position, profile: Some(ProfileId::DEFAULT), output };
+            Some((config.profiles().index_of_row(&row).ok()?, index, output))
+        };
+        let rows: Option<Vec<_>> = positions.iter().zip(&output).enumerate().map(row).collect();
+        Some(MicroBatch::new(number, &rows?))
     }
 }
 
@@ -207,6 +300,48 @@ mod tests {
 
     use super::*;
     use crate::host::architecture::ModelShape;
+
+    fn given(rows: Option<usize>, positions: &[i32], output_ids: Option<&[i32]>) -> Given {
+        Given { rows, positions: positions.to_vec(), output_ids: output_ids.map(<[i32]>::to_vec) }
+    }
+
+    #[test]
+    fn a_policy_finds_its_rows_by_the_positions_that_graphs_are_given() {
+        let config = Arc::new(config(Policy::default().with_skip_positions(2)));
+        let start = || Decode::shown(1, Arc::clone(&config));
+        assert!(start().needs_positions());
+        assert_eq!(start().profiles_of(&[(0, 3)]), Err(HookError::PositionsUnknown));
+        assert_eq!(start().profiles_of(&[]), Ok(RowProfiles::None));
+        let mut decode = start();
+        // Two sequences, and positions of three kinds.
+        decode.give(given(Some(3), &[0, 1, 7, 0, 0, 0, 0, 0, 0], Some(&[2])));
+        assert!(!decode.needs_positions());
+        decode.give(given(Some(3), &[9; 9], None));
+        let profiles = |found: &RowProfiles, rows| -> Vec<u32> {
+            (0..rows).map(|row| found.profile(rows, row)).collect()
+        };
+        let all = decode.profiles_of(&[(0, 3), (1, 3)]).unwrap();
+        assert_eq!(profiles(&all, 3), [2, 2, 1]);
+        let last = decode.profiles_of(&[(2, 1)]).unwrap();
+        assert_eq!(profiles(&last, 1), [1]);
+        // The last block alone, without an input that tells the number of rows.
+        let mut decode = start();
+        decode.give(given(None, &[7, 0, 8, 1], Some(&[1, 2])));
+        let last = decode.profiles_of(&[(2, 2)]).unwrap();
+        assert_eq!(profiles(&last, 2), [2, 1]);
+        for wrong in [given(Some(5), &[1, 2], None), given(None, &[1, 2], Some(&[2]))] {
+            let mut decode = start();
+            decode.give(wrong);
+            assert_eq!(decode.profiles_of(&[(0, 2)]), Err(HookError::PositionsUnknown));
+        }
+    }
+
+    #[test]
+    fn without_a_policy_positions_do_not_matter() {
+        let mut decode = Decode::shown(1, Arc::new(config(Policy::default())));
+        assert!(!decode.needs_positions());
+        assert_eq!(decode.profiles_of(&[(0, 3), (1, 1)]), Ok(RowProfiles::First(None)));
+    }
 
     fn config(policy: Policy) -> Config {
         let model = ModelShape { architecture: "llama".into(), blocks: 3, width: 2 };

@@ -158,6 +158,34 @@ pub enum HookError {
         /// The route of the hook.
         route: Route,
     },
+    /// No caps are for a model that generates, and no other model of the process is capped.
+    #[error(
+        "no caps are for this model: {model}; {reasons}; name the cap file of the model that is served, or write the model into the file that is for it"
+    )]
+    NoCapsFit {
+        /// The model, as its graph shows it.
+        model: String,
+        /// Why none of the caps is for it.
+        reasons: String,
+    },
+    /// Two sets of caps for one model.
+    #[error("`{first}` and `{second}` are for the same model, as far as they say; name one of them")]
+    CapsRival {
+        /// Name of the one.
+        first: String,
+        /// Name of the other.
+        second: String,
+    },
+    /// A context was capped by its shape, and turns out to run another model.
+    #[error(
+        "the caps `{caps}` were taken for those of this model by its shape, and they are not: {reason}; write the model into each cap file, which then names it"
+    )]
+    OtherModel {
+        /// Name of the caps.
+        caps: String,
+        /// What contradicts.
+        reason: String,
+    },
     /// An operation on a GPU failed.
     #[error("capping on {device} failed: {what}; the decode was failed rather than left uncapped")]
     Device {

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
 
 use crate::backend::Backend;
+use crate::config::Settings;
 use crate::error::HookError;
 #[cfg(feature = "linked")]
 use crate::host::use_linked_host;
@@ -17,6 +18,7 @@ use crate::host::{
 use crate::route::Route;
 use crate::route::gpu::{CudaDrivers, DriverFactory, between_captures};
 use crate::session::Session;
+use crate::stock::{Guard, GuardState, ModelCaps, Reaction, StockBackend, Watcher, begin_backend};
 
 type InitBackend = unsafe extern "C" fn(Device, *const c_char) -> host::Backend;
 type FreeBackend = unsafe extern "C" fn(host::Backend);
@@ -71,7 +73,16 @@ struct Hooked {
     installed: Arc<Installed>,
     free: FreeBackend,
     graph_compute: GraphCompute,
-    backend: Backend,
+    serves: Serves,
+}
+
+/// Whom a hooked backend serves.
+#[derive(Debug)]
+enum Serves {
+    /// A session, to which the context was bound.
+    Session(Backend),
+    /// The guard, in a context that the host made itself.
+    Guard(StockBackend),
 }
 
 /// The session whose context is being created on a thread.
@@ -84,6 +95,17 @@ struct Binding {
 
 /// The hook of this process, if one is installed.
 static INSTALLED: Mutex<Weak<Installed>> = Mutex::new(Weak::new());
+
+/// The guard of contexts that no session is bound to.
+static GUARD: RwLock<Option<Guarded>> = RwLock::new(None);
+
+/// A guard, and the hook that it keeps installed.
+#[derive(Debug, Clone)]
+struct Guarded {
+    guard: Arc<GuardState>,
+    installed: Arc<Installed>,
+    drivers: Arc<dyn DriverFactory>,
+}
 
 /// Our `init_backend`. A static gives it one address, because a function may have several.
 static OURS: InitBackend = init_backend;
@@ -209,6 +231,28 @@ impl Hook {
         create()
     }
 
+    /// Has every context that is created from now on without a session be capped, if its graphs show that it
+    /// runs a model of `models`. For programs that do not know of the hook.
+    ///
+    /// `settings` are those of every context. A later guard takes the place of this one for contexts that are
+    /// created after it.
+    ///
+    /// # Errors
+    /// [`HookError::Architecture`] and [`HookError::Caps`] for caps that do not suit their own model,
+    /// [`HookError::CapsRival`].
+    pub fn guard(
+        &self,
+        models: Vec<ModelCaps>,
+        settings: Settings,
+        watcher: Arc<dyn Watcher>,
+    ) -> Result<Guard, HookError> {
+        let guard = Arc::new(GuardState::new(models, settings, watcher)?);
+        let installed = Arc::clone(&self.0);
+        let guarded = Guarded { guard: Arc::clone(&guard), installed, drivers: Arc::new(CudaDrivers) };
+        *GUARD.write().unwrap_or_else(PoisonError::into_inner) = Some(guarded);
+        Ok(Guard(guard))
+    }
+
     /// Returns what was found in this process.
     #[must_use]
     pub fn report(&self) -> HookReport {
@@ -302,27 +346,70 @@ unsafe extern "C" fn init_backend(device: Device, params: *const c_char) -> host
     if backend.is_null() {
         return backend;
     }
-    let Some(binding) = BINDING.with(|b| b.try_borrow().ok().and_then(|b| b.clone())) else {
-        if !is_cpu(device) {
+    let binding = BINDING.with(|b| b.try_borrow().ok().and_then(|b| b.clone()));
+    let guarded = || GUARD.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let hooked = catch_unwind(AssertUnwindSafe(|| match (&binding, guarded()) {
+        (Some(binding), _) => {
             // SAFETY: `device` has just made `backend`.
-            unsafe { free_between_captures(backend) };
+            unsafe { bind_backend(backend, device, binding) }
         }
+        (None, Some(guarded)) => {
+            // SAFETY: `device` has just made `backend`.
+            unsafe { guard_backend(backend, device, &guarded) }
+        }
+        (None, None) => {
+            if !is_cpu(device) {
+                // SAFETY: `device` has just made `backend`.
+                unsafe { free_between_captures(backend) };
+            }
+            Ok(())
+        }
+    }));
+    let Err(error) = hooked.unwrap_or_else(|panic| Err(HookError::panic(panic.as_ref()))) else {
         return backend;
     };
-    let hooked = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: `device` has just made `backend`.
-        unsafe { hook_backend(backend, device, &binding) }
-    }));
-    if let Err(error) = hooked.unwrap_or_else(|panic| Err(HookError::panic(panic.as_ref()))) {
-        binding.session.0.record.fail(error);
+    match (binding, guarded()) {
+        (Some(binding), _) => binding.session.0.record.fail(error),
+        // A context without this backend is none.
+        (None, Some(guarded)) if guarded.guard.fault(None, error) == Reaction::Fail => {
+            return std::ptr::null_mut();
+        }
+        (None, _) => {}
     }
     backend
 }
 
 /// # Safety
 /// `backend` must have been made by `device` and not be in use yet.
-unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding) -> Result<(), HookError> {
+unsafe fn bind_backend(backend: host::Backend, device: Device, binding: &Binding) -> Result<(), HookError> {
     let Binding { session, installed, drivers } = binding;
+    let state = Arc::clone(&session.0);
+    let (name, own_graphs) = (device_name(device), installed.own_graphs);
+    let serves = Backend::new(state, device, name, is_cpu(device), own_graphs, drivers)?;
+    // SAFETY: as for this function.
+    unsafe { hook_backend(backend, device, installed, Serves::Session(serves))? };
+    session.0.set_bound();
+    Ok(())
+}
+
+/// # Safety
+/// `backend` must have been made by `device` and not be in use yet.
+unsafe fn guard_backend(backend: host::Backend, device: Device, guarded: &Guarded) -> Result<(), HookError> {
+    let Guarded { guard, installed, drivers } = guarded;
+    let (name, own_graphs) = (device_name(device), installed.own_graphs);
+    let serves = begin_backend(guard, device, name, is_cpu(device), own_graphs, drivers);
+    // SAFETY: as for this function.
+    unsafe { hook_backend(backend, device, installed, Serves::Guard(serves)) }
+}
+
+/// # Safety
+/// `backend` must have been made by `device` and not be in use yet.
+unsafe fn hook_backend(
+    backend: host::Backend,
+    device: Device,
+    installed: &Arc<Installed>,
+    serves: Serves,
+) -> Result<(), HookError> {
     let layout = installed.layout;
     // SAFETY: the slots are where ggml itself reads them. Each backend has its own copy of its interface.
     let (compute, free) =
@@ -333,21 +420,13 @@ unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding
             what: format!("a backend of {} has no graph_compute or no free", device_name(device)),
         });
     };
-    let state = Arc::clone(&session.0);
-    let (name, own_graphs) = (device_name(device), installed.own_graphs);
-    let hooked = Hooked {
-        installed: Arc::clone(installed),
-        free,
-        graph_compute,
-        backend: Backend::new(state, device, name, is_cpu(device), own_graphs, drivers)?,
-    };
+    let hooked = Hooked { installed: Arc::clone(installed), free, graph_compute, serves };
     BACKENDS.write().unwrap_or_else(PoisonError::into_inner).insert(backend as usize, Arc::new(hooked));
     // SAFETY: the slots are where ggml itself reads them. From here on our functions find the entry.
     unsafe {
         compute_slot(backend, layout).write(Some(hooked_compute));
         free_slot(backend, layout).write(Some(hooked_free));
     }
-    session.0.set_bound();
     Ok(())
 }
 
@@ -386,8 +465,12 @@ unsafe extern "C" fn hooked_free(backend: host::Backend) {
     let layout = hooked.installed.layout;
     let _no_capture = between_captures();
     // The GPU must be done with the backend's memory before that is freed.
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| hooked.backend.close(backend))) {
-        hooked.backend.fail(HookError::panic(panic.as_ref()));
+    let closed = catch_unwind(AssertUnwindSafe(|| match &hooked.serves {
+        Serves::Session(own) => own.close(backend),
+        Serves::Guard(own) => own.close(backend),
+    }));
+    if let (Err(panic), Serves::Session(own)) = (closed, &hooked.serves) {
+        own.fail(HookError::panic(panic.as_ref()));
     }
     // SAFETY: the backend is still alive. Its slots get their own functions back before its own free runs.
     unsafe {
@@ -401,14 +484,20 @@ unsafe extern "C" fn hooked_free(backend: host::Backend) {
 unsafe extern "C" fn hooked_compute(backend: host::Backend, graph: *mut RawGraph) -> Status {
     let hooked = BACKENDS.read().unwrap_or_else(PoisonError::into_inner).get(&(backend as usize)).cloned();
     let Some(hooked) = hooked else { return FAILED };
-    let computed = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: ggml gives us the graph for the duration of this call.
-        let graph = unsafe { Graph::new(graph) };
-        // SAFETY: the backend's own function, on the backend that it came from.
-        let compute = |graph: &Graph| unsafe { (hooked.graph_compute)(backend, graph.raw()) };
-        // SAFETY: ggml calls with a live backend, and `compute` is that backend's own function.
-        unsafe { hooked.backend.compute(backend, &graph, &compute) }
-    }));
-    let computed = computed.unwrap_or_else(|panic| Err(HookError::panic(panic.as_ref())));
-    computed.unwrap_or_else(|error| hooked.backend.fail(error))
+    // SAFETY: ggml gives us the graph for the duration of this call.
+    let graph = unsafe { Graph::new(graph) };
+    // SAFETY: the backend's own function, on the backend that it came from.
+    let compute = |graph: &Graph| unsafe { (hooked.graph_compute)(backend, graph.raw()) };
+    match &hooked.serves {
+        Serves::Session(own) => {
+            let computed = catch_unwind(AssertUnwindSafe(|| {
+                // SAFETY: ggml calls with a live backend, and `compute` is that backend's own function.
+                unsafe { own.compute(backend, &graph, &compute) }
+            }));
+            let computed = computed.unwrap_or_else(|panic| Err(HookError::panic(panic.as_ref())));
+            computed.unwrap_or_else(|error| own.fail(error))
+        }
+        // SAFETY: as above.
+        Serves::Guard(own) => unsafe { own.compute(backend, &graph, &compute) },
+    }
 }

@@ -32,6 +32,7 @@ mod record;
 mod report;
 mod route;
 mod session;
+mod stock;
 mod tap;
 
 pub use config::Settings;
@@ -47,4 +48,5 @@ pub use report::{BlockTrace, FusedNorms, GraphCounts, NotFusedReason, RouteUse, 
 pub use route::{BlockOutput, ComputeError, ComputeHook, GraphCall, OwnedGraph};
 pub use route::{Route, RouteChoice};
 pub use session::Session;
+pub use stock::{Fault, Found, Guard, GuardCounts, Misfit, ModelCaps, Reaction, SeenModel, Watcher};
 pub use tap::{Tap, TapRows};

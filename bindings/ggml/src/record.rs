@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use axiscap::{CapStats, RowStat};
 
 use crate::config::Config;
-use crate::decode::Decode;
+use crate::decode::{Decode, Given};
 use crate::error::{HookError, Seen};
 use crate::profile::{ProfileId, RowProfiles};
 use crate::report::{BlockTrace, FusedNorms, GraphCounts, NotFused, NotFusedReason, RouteUse, RowTrace};
@@ -162,6 +162,31 @@ impl Record {
         Ok(())
     }
 
+    /// Checks that the graphs of a micro-batch showed all rows of each wanted block. `rows` is their number, if
+    /// an input told it; else the blocks must agree.
+    ///
+    /// # Errors
+    /// [`HookError::NotSeen`].
+    pub(crate) fn check_shown(
+        &self,
+        wanted: &[bool],
+        rows: Option<usize>,
+        outputs: usize,
+    ) -> Result<(), HookError> {
+        let most = || self.lock().seen.iter().copied().flatten().max();
+        self.check_seen(wanted, rows.or_else(most).unwrap_or(outputs), outputs)
+    }
+
+    /// Whether a block was computed since the decode began.
+    pub(crate) fn any_seen(&self) -> bool {
+        self.lock().seen.iter().any(Option::is_some)
+    }
+
+    /// Returns the largest number of rows that a block was computed with since the decode began.
+    pub(crate) fn most_seen(&self) -> usize {
+        self.lock().seen.iter().copied().flatten().max().unwrap_or(0)
+    }
+
     /// Keeps an error for the end of the decode. The first error is kept, because later ones follow from it.
     pub(crate) fn fail(&self, error: HookError) {
         self.lock().error.get_or_insert(error);
@@ -189,11 +214,32 @@ impl Record {
         for &(block, rows) in outputs {
             let (first, claimed) = claimed[block].get_or_insert((backend, 0));
             *claimed += rows;
-            if *first != backend && *claimed > decode.rows {
+            if *first != backend && decode.rows.is_none_or(|all| *claimed > all) {
                 return Err(HookError::SplitTensors { block });
             }
         }
         decode.profiles_of(outputs)
+    }
+
+    /// Whether a decode of which only the graphs are seen has computed one of these block outputs before, so
+    /// that another micro-batch begins.
+    pub(crate) fn repeats(&self, backend: usize, outputs: &[(usize, usize)]) -> bool {
+        let recorded = self.lock();
+        let claimed = |block: usize| recorded.claimed[block].is_some_and(|(first, _)| first == backend);
+        recorded.decoding.as_ref().is_some_and(Decode::is_shown)
+            && outputs.iter().any(|&(block, _)| claimed(block))
+    }
+
+    /// Whether a graph's positions are to be shown to [`Record::give`].
+    pub(crate) fn needs_positions(&self) -> bool {
+        self.lock().decoding.as_ref().is_some_and(Decode::needs_positions)
+    }
+
+    /// Notes what a graph of the decode was given.
+    pub(crate) fn give(&self, given: Given) {
+        if let Some(decode) = &mut self.lock().decoding {
+            decode.give(given);
+        }
     }
 
     /// Whether tokens and positions of graphs are to be shown to [`Record::identify`].

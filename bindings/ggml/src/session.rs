@@ -252,7 +252,7 @@ impl Session {
         decode: impl FnOnce() -> Result<R, E>,
     ) -> Result<R, E> {
         let config = Arc::clone(&lock(&self.0.config));
-        self.run(Decode::of_any(config, rows)?, outputs, |_| decode())
+        self.run(Decode::of_any(config, rows)?, rows, outputs, |_| decode())
     }
 
     /// Runs one `llama_decode` of rows under profiles, and checks that each was capped by its own. `decode`
@@ -270,7 +270,7 @@ impl Session {
         let indexed = self.0.record.is_mixed(is_mixed(batch));
         let outputs = batch.rows.iter().filter(|row| row.output).count();
         let number = self.0.record.next_decode();
-        self.run(Decode::of(number, config, batch, indexed)?, outputs, |config| {
+        self.run(Decode::of(number, config, batch, indexed)?, batch.rows.len(), outputs, |config| {
             let active = if config.settings.enabled { config.profiles().list() } else { &[] };
             let profiles: Vec<_> = active.iter().map(|profile| profile.info()).collect();
             decode(Decoding { number, profiles: &profiles })
@@ -280,10 +280,11 @@ impl Session {
     fn run<R, E: From<HookError>>(
         &self,
         watched: Decode,
+        rows: usize,
         outputs: usize,
         decode: impl FnOnce(&Config) -> Result<R, E>,
     ) -> Result<R, E> {
-        let (config, rows) = (Arc::clone(&watched.config), watched.rows);
+        let config = Arc::clone(&watched.config);
         self.0.record.begin(watched);
         let result = decode(&config);
         if let Some(error) = self.0.record.end() {
@@ -325,6 +326,12 @@ impl SessionState {
     /// micro-batches agree, or else the current one.
     pub(crate) fn config(&self) -> Arc<Config> {
         self.record.decoding().unwrap_or_else(|| Arc::clone(&lock(&self.config)))
+    }
+
+    /// Begins a micro-batch of which only the graphs are seen, under the current configuration.
+    pub(crate) fn begin_micro_batch(&self) {
+        let config = Arc::clone(&lock(&self.config));
+        self.record.begin(Decode::shown(self.record.next_decode(), config));
     }
 
     pub(crate) fn compute_hook(&self) -> Option<Arc<dyn ComputeHook>> {

@@ -1,10 +1,15 @@
-//! Finds what a graph is given for its rows: tokens (`inp_tokens`) and positions (`inp_pos`).
+//! Finds what a graph is given for its rows: tokens (`inp_tokens`) or embeddings (`inp_embd`), positions
+//! (`inp_pos`), and which rows have outputs (`inp_out_ids`).
 
 use crate::by_uid::ByUid;
 use crate::host::{Graph, Tensor, api};
 
-const TOKENS: &[u8] = b"inp_tokens";
-const POSITIONS: &[u8] = b"inp_pos";
+const TOKENS: usize = 0;
+const EMBEDDINGS: usize = 1;
+const POSITIONS: usize = 2;
+const OUTPUT_IDS: usize = 3;
+/// llama.cpp's names of the inputs (`llm_graph_context::build_inp_*`).
+const NAMES: [&[u8]; 4] = [b"inp_tokens", b"inp_embd", b"inp_pos", b"inp_out_ids"];
 
 /// Finds the inputs of graphs, and remembers their places in the last ones.
 #[derive(Debug, Default)]
@@ -13,38 +18,54 @@ pub(crate) struct InputFinder {
     last: Option<Places>,
 }
 
-/// Where a graph reads its inputs: pairs of a node and one of its sources.
+/// Where a graph reads its inputs: by [`NAMES`], a node and which of its sources.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Places {
     nodes: usize,
-    tokens: Option<(usize, usize)>,
-    positions: Option<(usize, usize)>,
+    inputs: [Option<(usize, usize)>; NAMES.len()],
 }
 
-/// The inputs of a graph that the host can read.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Inputs<'a> {
+/// The inputs that a graph reads, or their copies in memory of the backend that computes it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Inputs {
     /// One token per row.
-    pub(crate) tokens: &'a [i32],
+    pub(crate) tokens: Option<Tensor>,
+    /// One embedding per row, in the place of a token.
+    pub(crate) embeddings: Option<Tensor>,
     /// One position per row, repeated by sections where a model has several kinds of positions.
-    pub(crate) positions: Option<&'a [i32]>,
+    pub(crate) positions: Option<Tensor>,
+    /// The rows with outputs, by index.
+    pub(crate) output_ids: Option<Tensor>,
+}
+
+impl Inputs {
+    /// Returns the number of rows, if an input tells it.
+    pub(crate) fn rows(&self) -> Option<usize> {
+        let tokens = self.tokens.map(|tokens| tokens.ne()[0]);
+        let rows = tokens.or_else(|| self.embeddings.map(|embeddings| embeddings.ne()[1]));
+        rows.and_then(|rows| usize::try_from(rows).ok())
+    }
 }
 
 impl InputFinder {
-    /// Returns the inputs of a graph, if it reads tokens that are in host memory.
-    pub(crate) fn find<'a>(&mut self, graph: &'a Graph) -> Option<Inputs<'a>> {
+    /// Returns the inputs of a graph.
+    pub(crate) fn find(&mut self, graph: &Graph) -> Inputs {
         let uid = graph.uid();
         let known = self.known.get(uid).copied().filter(|places| places.fit(graph));
         // A rebuilt graph mostly has them at the same places.
-        let last = || self.last.filter(|places| places.tokens.is_some() && places.fit(graph));
+        let last = || self.last.filter(|places| places.any() && places.fit(graph));
         let places = known.or_else(last).unwrap_or_else(|| Places::of(graph));
         self.known.insert(uid, places);
-        if places.tokens.is_some() {
+        if places.any() {
             self.last = Some(places);
         }
-        let input = |place: Option<(usize, usize)>| place.and_then(|place| source(graph, place));
-        let tokens = words_of(input(places.tokens)?)?;
-        Some(Inputs { tokens, positions: input(places.positions).and_then(words_of) })
+        let input = |index: usize| places.inputs[index].and_then(|place| source(graph, place));
+        Inputs {
+            tokens: input(TOKENS),
+            embeddings: input(EMBEDDINGS),
+            positions: input(POSITIONS),
+            output_ids: input(OUTPUT_IDS),
+        }
     }
 }
 
@@ -54,25 +75,30 @@ impl Places {
         for (node, tensor) in graph.nodes().iter().enumerate() {
             for index in Tensor::source_places() {
                 let Some(source) = tensor.source(index) else { continue };
-                match source.name() {
-                    TOKENS => places.tokens.get_or_insert((node, index)),
-                    POSITIONS => places.positions.get_or_insert((node, index)),
-                    _ => continue,
-                };
+                let name = copied_name(source.name());
+                if let Some(input) = NAMES.iter().position(|&input| input == name) {
+                    places.inputs[input].get_or_insert((node, index));
+                }
             }
-            if places.tokens.is_some() && places.positions.is_some() {
+            if places.inputs.iter().all(Option::is_some) {
                 break;
             }
         }
         places
     }
 
+    fn any(&self) -> bool {
+        self.inputs.iter().any(Option::is_some)
+    }
+
     /// Whether the graph reads its inputs at these places. The names are compared every time.
     fn fit(&self, graph: &Graph) -> bool {
-        let reads = |place: Option<(usize, usize)>, name: &[u8]| {
-            place.is_none_or(|place| source(graph, place).is_some_and(|source| source.name() == name))
+        let reads = |(place, name): (&Option<(usize, usize)>, &[u8])| {
+            place.is_none_or(|place| {
+                source(graph, place).is_some_and(|source| copied_name(source.name()) == name)
+            })
         };
-        graph.nodes().len() == self.nodes && reads(self.tokens, TOKENS) && reads(self.positions, POSITIONS)
+        graph.nodes().len() == self.nodes && self.inputs.iter().zip(NAMES).all(reads)
     }
 }
 
@@ -80,21 +106,56 @@ fn source(graph: &Graph, (node, index): (usize, usize)) -> Option<Tensor> {
     graph.nodes().get(node)?.source(index)
 }
 
-/// Returns the words of a contiguous row of i32 in host memory.
-fn words_of<'a>(tensor: Tensor) -> Option<&'a [i32]> {
-    let (ne, nb, data, buffer) = (tensor.ne(), tensor.nb(), tensor.data(), tensor.owning_buffer());
+/// Returns the name of the tensor that a tensor is a scheduler's copy of (`CUDA0#inp_pos#0`), or the name
+/// itself.
+pub(crate) fn copied_name(name: &[u8]) -> &[u8] {
+    let copied = || {
+        let first = name.iter().position(|&byte| byte == b'#')?;
+        let last = name.iter().rposition(|&byte| byte == b'#')?;
+        name.get(first + 1..last)
+    };
+    copied().unwrap_or(name)
+}
+
+/// Returns the number of words of a contiguous row of i32 that has memory.
+fn word_count(tensor: Tensor) -> Option<usize> {
+    let (ne, nb, data) = (tensor.ne(), tensor.nb(), tensor.data());
     let plain = tensor.is_i32() && nb[0] == size_of::<i32>() && ne[1..] == [1, 1, 1];
-    let count = usize::try_from(ne[0]).ok().filter(|&count| plain && count > 0)?;
-    if data == 0 || !data.is_multiple_of(align_of::<i32>()) || buffer.is_null() {
-        return None;
-    }
+    let in_memory = data != 0 && !tensor.owning_buffer().is_null();
+    usize::try_from(ne[0]).ok().filter(|&count| plain && in_memory && count > 0)
+}
+
+fn is_on_host(tensor: Tensor) -> bool {
     // SAFETY: the buffer of a tensor that is about to be read is alive.
-    if !unsafe { (api().ggml_backend_buffer_is_host)(buffer) } {
+    unsafe { (api().ggml_backend_buffer_is_host)(tensor.owning_buffer()) }
+}
+
+/// Returns the words of a contiguous row of i32 in host memory.
+pub(crate) fn words_of<'a>(tensor: Tensor) -> Option<&'a [i32]> {
+    let count = word_count(tensor)?;
+    let data = tensor.data();
+    if !data.is_multiple_of(align_of::<i32>()) || !is_on_host(tensor) {
         return None;
     }
     // SAFETY: an allocated tensor of `count` i32 without holes, in memory of the host. llama.cpp has set its
     // inputs before a graph is computed, and writes them again only before the next one.
     Some(unsafe { std::slice::from_raw_parts(data as *const i32, count) })
+}
+
+/// Returns a copy of the words of a contiguous row of i32, wherever they are. Waits for the backend that
+/// copies them to its memory.
+pub(crate) fn read_words(tensor: Tensor) -> Option<Vec<i32>> {
+    if let Some(words) = words_of(tensor) {
+        return Some(words.to_vec());
+    }
+    let mut words = vec![0_i32; word_count(tensor)?];
+    // SAFETY: an allocated tensor of as many i32 without holes. Its graph is about to be computed, so that
+    // its inputs are set.
+    unsafe {
+        let bytes = size_of_val(&words[..]);
+        (api().ggml_backend_tensor_get)(tensor.raw(), words.as_mut_ptr().cast(), 0, bytes);
+    }
+    Some(words)
 }
 
 #[cfg(all(test, feature = "linked"))]
@@ -137,6 +198,20 @@ mod tests {
     }
 
     #[test]
+    fn copies_have_the_name_of_what_they_copy() {
+        for (name, copied) in [
+            ("inp_pos", "inp_pos"),
+            ("CUDA0#inp_pos#0", "inp_pos"),
+            ("RPC0[127.0.0.1:50052]#blk.3.attn_norm.weight#1", "blk.3.attn_norm.weight"),
+            ("a#b", "a#b"),
+            ("##", ""),
+            ("", ""),
+        ] {
+            assert_eq!(copied_name(name.as_bytes()), copied.as_bytes(), "{name}");
+        }
+    }
+
+    #[test]
     fn inputs_in_host_memory_are_read_from_the_sources_of_nodes() {
         crate::host::use_linked_host().unwrap();
         // SAFETY: a buffer of the CPU, freed at the end.
@@ -147,21 +222,31 @@ mod tests {
         for uid in [0, 5, 5, 6] {
             // SAFETY: the graph is the test's alone.
             unsafe { made.graph.set_uid(uid) };
-            let inputs = finder.find(&made.graph).unwrap();
-            assert_eq!((inputs.tokens, inputs.positions), (&[7, 8, 9][..], Some(&[3, 4, 5][..])));
+            let inputs = finder.find(&made.graph);
+            let words = |input: Option<Tensor>| input.and_then(words_of);
+            assert_eq!(words(inputs.tokens), Some(&[7, 8, 9][..]));
+            assert_eq!(words(inputs.positions), Some(&[3, 4, 5][..]));
+            assert_eq!((inputs.embeddings, inputs.output_ids, inputs.rows()), (None, None, Some(3)));
         }
         let first_node = |finder: &mut InputFinder| {
-            made.graph.with_view(0..1, || finder.find(&made.graph).map(|found| found.positions.is_some()))
+            made.graph.with_view(0..1, || finder.find(&made.graph))
         };
-        assert_eq!(first_node(&mut finder), Some(false), "a part without positions");
-        let rest = made.graph.with_view(1..3, || finder.find(&made.graph).is_some());
-        assert!(!rest, "a part without tokens");
+        let first = first_node(&mut finder);
+        assert!(first.tokens.is_some() && first.positions.is_none(), "a part without positions");
+        let rest = made.graph.with_view(1..3, || finder.find(&made.graph));
+        assert!(rest.tokens.is_none() && rest.positions.is_some(), "a part without tokens");
+        // SAFETY: a tensor of the arena.
+        unsafe { sys::ggml_set_name(made.inputs[1], c"CUDA0#inp_pos#0".as_ptr()) };
+        assert!(finder.find(&made.graph).positions.is_some(), "a copy for another backend");
         // SAFETY: tensors of the arena, and the buffer was allocated above.
         unsafe {
             (*made.inputs[1]).buffer = std::ptr::null_mut();
-            assert_eq!(finder.find(&made.graph).unwrap().positions, None, "memory that is unknown");
+            let inputs = finder.find(&made.graph);
+            assert_eq!(inputs.positions.and_then(words_of), None, "memory that is unknown");
+            assert_eq!(inputs.positions.and_then(read_words), None);
+            assert_eq!(inputs.tokens.and_then(read_words).as_deref(), Some(&[7, 8, 9][..]));
             (*made.inputs[0]).type_ = sys::GGML_TYPE_F32;
-            assert!(finder.find(&made.graph).is_none());
+            assert_eq!(inputs.tokens.and_then(words_of), None);
             sys::ggml_backend_buffer_free(buffer);
         }
     }

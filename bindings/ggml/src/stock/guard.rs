@@ -1,0 +1,206 @@
+//! The guard of a process: which caps its contexts get, and what becomes of faults.
+
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::models::{Fit, Misfit, ModelCaps, usual_names};
+use super::seen::{Look, SeenModel};
+use crate::config::Settings;
+use crate::error::HookError;
+use crate::record::lock;
+
+/// Told by a [`Guard`] what it finds, on the threads that compute.
+pub trait Watcher: Debug + Send + Sync {
+    /// The model of a context was recognised, or is none that is capped.
+    fn found(&self, found: &Found);
+
+    /// Decides what happens after a fault. Without a decision for [`Reaction::Uncapped`] the graph fails.
+    fn fault(&self, fault: &Fault) -> Reaction;
+}
+
+/// What a [`Guard`] found out about a context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Found {
+    /// The context is capped from this graph on.
+    Capped {
+        /// The model as the graph shows it.
+        model: SeenModel,
+        /// Name of the caps ([`ModelCaps::name`]).
+        caps: String,
+        /// Whether norm weights say that the caps are for this model. Else only its shape does.
+        confirmed: bool,
+    },
+    /// The context is not capped.
+    NotCapped {
+        /// The model as the graph shows it.
+        model: SeenModel,
+        /// Why each of the caps is not for it, by their names.
+        misfits: Vec<(String, Misfit)>,
+    },
+    /// The first micro-batch of a context was computed with all its caps.
+    FirstMicroBatch {
+        /// Name of the caps.
+        caps: String,
+        /// Rows of the micro-batch.
+        rows: usize,
+    },
+}
+
+/// A fault: a graph that would be, or was, computed without all its caps.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Fault {
+    /// Name of the caps, if the context has some.
+    pub caps: Option<String>,
+    /// What went wrong.
+    pub error: HookError,
+}
+
+/// What happens after a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reaction {
+    /// The graph fails, and llama.cpp reports a decode that failed.
+    Fail,
+    /// The graph counts as computed, capped or not.
+    Uncapped,
+}
+
+/// Numbers of micro-batches since the guard began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct GuardCounts {
+    /// Micro-batches computed with all their caps.
+    pub capped: u64,
+    /// Micro-batches of models that are not capped.
+    pub not_capped: u64,
+    /// Faults.
+    pub faults: u64,
+}
+
+/// Caps every context of the process whose model is recognised. A handle: clones are the same guard.
+///
+/// Made by [`Hook::guard`](crate::Hook::guard), for contexts that are created from then on.
+#[derive(Debug, Clone)]
+pub struct Guard(pub(crate) Arc<GuardState>);
+
+impl Guard {
+    /// Returns what was counted so far.
+    #[must_use]
+    pub fn counts(&self) -> GuardCounts {
+        let Counters { capped, not_capped, faults } = &self.0.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        GuardCounts { capped: read(capped), not_capped: read(not_capped), faults: read(faults) }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) capped: AtomicU64,
+    pub(super) not_capped: AtomicU64,
+    faults: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The state that the clones of a guard and its contexts share.
+#[derive(Debug)]
+pub(crate) struct GuardState {
+    models: Mutex<Arc<[ModelCaps]>>,
+    pub(super) settings: Settings,
+    watcher: Arc<dyn Watcher>,
+    pub(super) counters: Counters,
+    /// Whether a context was capped before.
+    capped_any: AtomicBool,
+}
+
+/// What a graph decided about its context.
+#[derive(Debug, Clone)]
+pub(super) enum Decision {
+    /// It gets these caps. `settled` if no later graph can say otherwise.
+    Capped { caps: ModelCaps, model: SeenModel, confirmed: bool, settled: bool },
+    NotCapped { model: SeenModel, misfits: Vec<(String, Misfit)> },
+    /// The graph does not show enough.
+    Open,
+}
+
+impl GuardState {
+    /// # Errors
+    /// [`HookError::Architecture`] and [`HookError::Caps`] for caps that do not suit their own model,
+    /// [`HookError::CapsRival`] for two of one model.
+    pub(crate) fn new(
+        models: Vec<ModelCaps>,
+        settings: Settings,
+        watcher: Arc<dyn Watcher>,
+    ) -> Result<Self, HookError> {
+        for (index, model) in models.iter().enumerate() {
+            model.check()?;
+            if let Some(rival) = models[..index].iter().find(|other| model.is_same_model(other)) {
+                return Err(HookError::CapsRival { first: rival.name.clone(), second: model.name.clone() });
+            }
+        }
+        Ok(Self {
+            models: Mutex::new(models.into()),
+            settings,
+            watcher,
+            counters: Counters::default(),
+            capped_any: AtomicBool::new(false),
+        })
+    }
+
+    /// Compares a graph with the models that caps are for.
+    pub(super) fn decide(&self, look: &Look<'_>) -> Decision {
+        let models = Arc::clone(&lock(&self.models));
+        let describe = || look.describe(usual_names());
+        if look.ending.drafts {
+            return Decision::NotCapped { model: describe(), misfits: Vec::new() };
+        }
+        let (mut misfits, mut by_shape, mut open) = (Vec::new(), None, false);
+        for caps in models.iter() {
+            match caps.fit(look) {
+                Fit::Confirmed => {
+                    return self.capped(caps, look, true, true);
+                }
+                Fit::Shape { settled } => _ = by_shape.get_or_insert((caps, settled)),
+                Fit::Unknown => open = true,
+                Fit::Misfit(misfit) => misfits.push((caps.name.clone(), misfit)),
+            }
+        }
+        match by_shape {
+            Some((caps, settled)) => self.capped(caps, look, false, settled),
+            None if open || models.is_empty() && look.ending.end.is_none() => Decision::Open,
+            None => Decision::NotCapped { model: describe(), misfits },
+        }
+    }
+
+    fn capped(&self, caps: &ModelCaps, look: &Look<'_>, confirmed: bool, settled: bool) -> Decision {
+        let names = caps.shape.block_names().unwrap_or_default();
+        self.capped_any.store(true, Ordering::Release);
+        Decision::Capped { caps: caps.clone(), model: look.describe(names), confirmed, settled }
+    }
+
+    /// Whether a context was capped before.
+    pub(super) fn has_capped(&self) -> bool {
+        self.capped_any.load(Ordering::Acquire)
+    }
+
+    /// Whether there are caps for any model.
+    pub(super) fn has_caps(&self) -> bool {
+        !lock(&self.models).is_empty()
+    }
+
+    pub(super) fn found(&self, found: &Found) {
+        self.watcher.found(found);
+    }
+
+    /// Counts a fault, and returns what is to happen.
+    pub(crate) fn fault(&self, caps: Option<&str>, error: HookError) -> Reaction {
+        Counters::add(&self.counters.faults);
+        self.watcher.fault(&Fault { caps: caps.map(Into::into), error })
+    }
+}

@@ -1,0 +1,135 @@
+//! Attaches the plugin to the process: once, whoever asks first.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axiscap_ggml::{Guard, Hook, Settings};
+use serde_json::json;
+
+use crate::caps;
+use crate::duty::Duty;
+use crate::environment::{CAPS, Environment};
+use crate::host::Host;
+use crate::log;
+use crate::registry::{NAME, Registry};
+use crate::report::Reporter;
+
+/// Who asks for the plugin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum By {
+    /// ggml, which loads it as a backend; with an address in ggml's code.
+    Ggml { caller: usize },
+    /// The program, by `axiscap_attach`.
+    Program,
+}
+
+/// The plugin in this process.
+#[derive(Debug)]
+struct Attached {
+    registry: &'static Registry,
+    /// Keeps the hook installed.
+    _hook: Option<(Hook, Guard)>,
+}
+
+/// The plugin, once it was attached. A failed attempt is repeated.
+static ATTACHED: Mutex<Option<Attached>> = Mutex::new(None);
+
+/// Attaches the plugin, if it is not attached yet, and returns its registry. `None` if that failed and the
+/// process is to go on.
+pub(crate) fn attach(by: By) -> Option<&'static Registry> {
+    let mut attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(attached) = &*attached {
+        return Some(attached.registry);
+    }
+    let (environment, wrong) = Environment::read();
+    log::begin(environment.log);
+    let duty = Arc::new(Duty::new(environment.strict, Reporter::new(environment.report.as_deref())));
+    let attempt = || match wrong {
+        Some(wrong) => Err(format!("{wrong}; correct it or leave it out")),
+        None => attach_to(by, &environment, &duty),
+    };
+    match catch_unwind(AssertUnwindSafe(attempt)) {
+        Ok(Ok(found)) => Some(attached.insert(found).registry),
+        Ok(Err(reason)) => {
+            duty.fail(&reason);
+            None
+        }
+        Err(_) => {
+            duty.fail("a bug in axiscap: it panicked while it was attached");
+            None
+        }
+    }
+}
+
+fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Attached, String> {
+    for name in &environment.unknown {
+        tracing::warn!("{name} is no variable that axiscap knows, and has no effect");
+    }
+    let caller = match by {
+        By::Ggml { caller } => Some(caller).filter(|&caller| caller != 0),
+        By::Program => None,
+    };
+    let host = Host::find(caller, environment.ggml.as_deref()).map_err(|error| error.to_string())?;
+    let first = host.first_registry();
+    if first.is_null() {
+        return Err("ggml has no device yet; load its backends first (ggml_backend_load_all)".into());
+    }
+    // SAFETY: the registry of a device of this ggml.
+    let registry = Registry::get(unsafe { Registry::api_version(first) });
+    let own = std::ptr::from_ref(registry).cast();
+    let other = host.registry_by_name(NAME);
+    if !other.is_null() && other != own {
+        tracing::error!(
+            "another copy of the plugin is loaded in this process and caps it; this one ({}) does nothing",
+            env!("CARGO_PKG_VERSION")
+        );
+        return Ok(Attached { registry, _hook: None });
+    }
+    if environment.caps.is_empty() {
+        tracing::warn!("{CAPS} is not set: nothing is capped");
+        return Ok(Attached { registry, _hook: None });
+    }
+    let models = caps::read(&environment.caps, environment.strength).map_err(|error| error.to_string())?;
+    for caps in &models {
+        let blocks: Vec<_> = caps.caps.blocks().into_keys().collect();
+        let (shape, policy) = (&caps.shape, caps.caps.policy());
+        tracing::info!(
+            "{}: caps on blocks {blocks:?} of a `{}` of {} blocks of width {}{}",
+            caps.name,
+            shape.architecture,
+            shape.blocks,
+            shape.width,
+            match policy.skip_positions {
+                0 => String::new(),
+                count => format!("; the first {count} positions of a sequence are left alone"),
+            }
+        );
+    }
+    // SAFETY: the symbols of one loaded ggml, which this plugin keeps loaded.
+    let hook = unsafe { Hook::install_in(&|name| host.symbol(name)) }.map_err(|error| error.to_string())?;
+    let mut settings = Settings::default();
+    settings.route = environment.engine;
+    let guard = hook.guard(models, settings, Arc::clone(duty) as _).map_err(|error| error.to_string())?;
+    if let By::Program = by {
+        // ggml registers what it loads itself.
+        host.register(own);
+    }
+    let report = hook.report();
+    let devices: Vec<_> = report.devices.iter().map(|device| device.name.as_str()).collect();
+    tracing::info!(
+        "axiscap {} is attached to ggml {} ({}), devices {}",
+        env!("CARGO_PKG_VERSION"),
+        report.ggml,
+        host.path(),
+        devices.join(", ")
+    );
+    for device in &report.devices {
+        tracing::debug!("{}: {}", device.name, device.route);
+        if let Some(reason) = &device.reason {
+            tracing::warn!("{}: {reason}", device.name);
+        }
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    duty.reporter.send("loaded", json!({ "version": version, "ggml": report.ggml, "devices": devices }));
+    Ok(Attached { registry, _hook: Some((hook, guard)) })
+}
