@@ -209,12 +209,19 @@ fn shown_rows(
     if plain != Err(HookError::PositionsUnknown) {
         return plain;
     }
-    if let Some(rows) = rows {
-        return Ok(RowProfiles::Each(Arc::clone(rows)));
+    let micro_batch = match rows {
+        Some(rows) => Arc::clone(rows),
+        None => {
+            let found = given.and_then(|given| given.micro_batch(config, number, outputs));
+            let found = Arc::new(found.ok_or(HookError::PositionsUnknown)?);
+            Arc::clone(rows.insert(found))
+        }
+    };
+    // Which rows the last block computes, old versions of llama.cpp do not say.
+    if outputs.iter().any(|&(_, rows)| micro_batch.of(rows).is_none()) {
+        return Err(HookError::PositionsUnknown);
     }
-    let micro_batch = given.and_then(|given| given.micro_batch(config, number, outputs));
-    let micro_batch = Arc::new(micro_batch.ok_or(HookError::PositionsUnknown)?);
-    Ok(RowProfiles::Each(Arc::clone(rows.insert(micro_batch))))
+    Ok(RowProfiles::Each(micro_batch))
 }
 
 impl Given {
@@ -329,6 +336,9 @@ mod tests {
         decode.give(given(None, &[7, 0, 8, 1], Some(&[1, 2])));
         let last = decode.profiles_of(&[(2, 2)]).unwrap();
         assert_eq!(profiles(&last, 2), [2, 1]);
+        let mut decode = start();
+        decode.give(given(Some(3), &[0, 1, 7], None));
+        assert_eq!(decode.profiles_of(&[(0, 3), (2, 1)]), Err(HookError::PositionsUnknown), "which one?");
         for wrong in [given(Some(5), &[1, 2], None), given(None, &[1, 2], Some(&[2]))] {
             let mut decode = start();
             decode.give(wrong);

@@ -85,27 +85,25 @@ enum Serves {
     Guard(StockBackend),
 }
 
-/// The session whose context is being created on a thread.
+/// What the contexts that are being created belong to.
 #[derive(Debug, Clone)]
 struct Binding {
-    session: Session,
+    owner: Owner,
     installed: Arc<Installed>,
     drivers: Arc<dyn DriverFactory>,
+}
+
+#[derive(Debug, Clone)]
+enum Owner {
+    Session(Session),
+    Guard(Arc<GuardState>),
 }
 
 /// The hook of this process, if one is installed.
 static INSTALLED: Mutex<Weak<Installed>> = Mutex::new(Weak::new());
 
-/// The guard of contexts that no session is bound to.
-static GUARD: RwLock<Option<Guarded>> = RwLock::new(None);
-
-/// A guard, and the hook that it keeps installed.
-#[derive(Debug, Clone)]
-struct Guarded {
-    guard: Arc<GuardState>,
-    installed: Arc<Installed>,
-    drivers: Arc<dyn DriverFactory>,
-}
+/// The binding of contexts that are created under no other one.
+static REST: RwLock<Option<Binding>> = RwLock::new(None);
 
 /// Our `init_backend`. A static gives it one address, because a function may have several.
 static OURS: InitBackend = init_backend;
@@ -220,22 +218,23 @@ impl Hook {
         drivers: Arc<dyn DriverFactory>,
         create: impl FnOnce() -> R,
     ) -> R {
+        self.bind_to(Owner::Session(session.clone()), drivers, create)
+    }
+
+    fn bind_to<R>(&self, owner: Owner, drivers: Arc<dyn DriverFactory>, create: impl FnOnce() -> R) -> R {
         struct Unbind(Option<Binding>);
         impl Drop for Unbind {
             fn drop(&mut self) {
                 BINDING.set(self.0.take());
             }
         }
-        let binding = Binding { session: session.clone(), installed: Arc::clone(&self.0), drivers };
+        let binding = Binding { owner, installed: Arc::clone(&self.0), drivers };
         let _unbind = Unbind(BINDING.replace(Some(binding)));
         create()
     }
 
-    /// Has every context that is created from now on without a session be capped, if its graphs show that it
-    /// runs a model of `models`. For programs that do not know of the hook.
-    ///
-    /// `settings` are those of every context. A later guard takes the place of this one for contexts that are
-    /// created after it.
+    /// Makes a guard, which caps contexts whose graphs show that they run a model of `models`. For programs
+    /// that do not know of the hook. `settings` are those of every context.
     ///
     /// # Errors
     /// [`HookError::Architecture`] and [`HookError::Caps`] for caps that do not suit their own model,
@@ -246,11 +245,7 @@ impl Hook {
         settings: Settings,
         watcher: Arc<dyn Watcher>,
     ) -> Result<Guard, HookError> {
-        let guard = Arc::new(GuardState::new(models, settings, watcher)?);
-        let installed = Arc::clone(&self.0);
-        let guarded = Guarded { guard: Arc::clone(&guard), installed, drivers: Arc::new(CudaDrivers) };
-        *GUARD.write().unwrap_or_else(PoisonError::into_inner) = Some(guarded);
-        Ok(Guard(guard))
+        Ok(Guard { state: Arc::new(GuardState::new(models, settings, watcher)?), hook: self.clone() })
     }
 
     /// Returns what was found in this process.
@@ -261,6 +256,22 @@ impl Hook {
             slots: named_offsets(self.0.layout),
             devices: self.0.devices.iter().map(|&d| device_report(d, self.0.own_graphs)).collect(),
         }
+    }
+}
+
+impl Guard {
+    /// Runs `create`, which creates contexts on this thread that are guarded.
+    pub fn bind<R>(&self, create: impl FnOnce() -> R) -> R {
+        self.hook.bind_to(Owner::Guard(Arc::clone(&self.state)), Arc::new(CudaDrivers), create)
+    }
+
+    /// Guards all contexts of the process that are created from now on under no other binding, until another
+    /// guard does. The hook stays installed for as long.
+    pub fn bind_rest(&self) {
+        let owner = Owner::Guard(Arc::clone(&self.state));
+        let installed = Arc::clone(&self.hook.0);
+        let rest = Binding { owner, installed, drivers: Arc::new(CudaDrivers) };
+        *REST.write().unwrap_or_else(PoisonError::into_inner) = Some(rest);
     }
 }
 
@@ -346,70 +357,36 @@ unsafe extern "C" fn init_backend(device: Device, params: *const c_char) -> host
     if backend.is_null() {
         return backend;
     }
-    let binding = BINDING.with(|b| b.try_borrow().ok().and_then(|b| b.clone()));
-    let guarded = || GUARD.read().unwrap_or_else(PoisonError::into_inner).clone();
-    let hooked = catch_unwind(AssertUnwindSafe(|| match (&binding, guarded()) {
-        (Some(binding), _) => {
+    let own = BINDING.with(|b| b.try_borrow().ok().and_then(|b| b.clone()));
+    let binding = own.or_else(|| REST.read().unwrap_or_else(PoisonError::into_inner).clone());
+    let Some(binding) = binding else {
+        if !is_cpu(device) {
             // SAFETY: `device` has just made `backend`.
-            unsafe { bind_backend(backend, device, binding) }
+            unsafe { free_between_captures(backend) };
         }
-        (None, Some(guarded)) => {
-            // SAFETY: `device` has just made `backend`.
-            unsafe { guard_backend(backend, device, &guarded) }
-        }
-        (None, None) => {
-            if !is_cpu(device) {
-                // SAFETY: `device` has just made `backend`.
-                unsafe { free_between_captures(backend) };
-            }
-            Ok(())
-        }
-    }));
-    let Err(error) = hooked.unwrap_or_else(|panic| Err(HookError::panic(panic.as_ref()))) else {
         return backend;
     };
-    match (binding, guarded()) {
-        (Some(binding), _) => binding.session.0.record.fail(error),
-        // A context without this backend is none.
-        (None, Some(guarded)) if guarded.guard.fault(None, error) == Reaction::Fail => {
-            return std::ptr::null_mut();
+    let hooked = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: `device` has just made `backend`.
+        unsafe { hook_backend(backend, device, &binding) }
+    }));
+    if let Err(error) = hooked.unwrap_or_else(|panic| Err(HookError::panic(panic.as_ref()))) {
+        match &binding.owner {
+            Owner::Session(session) => session.0.record.fail(error),
+            // Without this backend there is no context.
+            Owner::Guard(guard) if guard.fault(None, error) == Reaction::Fail => {
+                return std::ptr::null_mut();
+            }
+            Owner::Guard(_) => {}
         }
-        (None, _) => {}
     }
     backend
 }
 
 /// # Safety
 /// `backend` must have been made by `device` and not be in use yet.
-unsafe fn bind_backend(backend: host::Backend, device: Device, binding: &Binding) -> Result<(), HookError> {
-    let Binding { session, installed, drivers } = binding;
-    let state = Arc::clone(&session.0);
-    let (name, own_graphs) = (device_name(device), installed.own_graphs);
-    let serves = Backend::new(state, device, name, is_cpu(device), own_graphs, drivers)?;
-    // SAFETY: as for this function.
-    unsafe { hook_backend(backend, device, installed, Serves::Session(serves))? };
-    session.0.set_bound();
-    Ok(())
-}
-
-/// # Safety
-/// `backend` must have been made by `device` and not be in use yet.
-unsafe fn guard_backend(backend: host::Backend, device: Device, guarded: &Guarded) -> Result<(), HookError> {
-    let Guarded { guard, installed, drivers } = guarded;
-    let (name, own_graphs) = (device_name(device), installed.own_graphs);
-    let serves = begin_backend(guard, device, name, is_cpu(device), own_graphs, drivers);
-    // SAFETY: as for this function.
-    unsafe { hook_backend(backend, device, installed, Serves::Guard(serves)) }
-}
-
-/// # Safety
-/// `backend` must have been made by `device` and not be in use yet.
-unsafe fn hook_backend(
-    backend: host::Backend,
-    device: Device,
-    installed: &Arc<Installed>,
-    serves: Serves,
-) -> Result<(), HookError> {
+unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding) -> Result<(), HookError> {
+    let Binding { owner, installed, drivers } = binding;
     let layout = installed.layout;
     // SAFETY: the slots are where ggml itself reads them. Each backend has its own copy of its interface.
     let (compute, free) =
@@ -420,12 +397,23 @@ unsafe fn hook_backend(
             what: format!("a backend of {} has no graph_compute or no free", device_name(device)),
         });
     };
+    let (name, is_cpu, own_graphs) = (device_name(device), is_cpu(device), installed.own_graphs);
+    let serves = match owner {
+        Owner::Session(session) => {
+            let state = Arc::clone(&session.0);
+            Serves::Session(Backend::new(state, device, name, is_cpu, own_graphs, drivers)?)
+        }
+        Owner::Guard(guard) => Serves::Guard(begin_backend(guard, device, name, is_cpu, own_graphs, drivers)),
+    };
     let hooked = Hooked { installed: Arc::clone(installed), free, graph_compute, serves };
     BACKENDS.write().unwrap_or_else(PoisonError::into_inner).insert(backend as usize, Arc::new(hooked));
     // SAFETY: the slots are where ggml itself reads them. From here on our functions find the entry.
     unsafe {
         compute_slot(backend, layout).write(Some(hooked_compute));
         free_slot(backend, layout).write(Some(hooked_free));
+    }
+    if let Owner::Session(session) = owner {
+        session.0.set_bound();
     }
     Ok(())
 }

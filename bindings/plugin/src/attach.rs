@@ -110,6 +110,7 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
     let mut settings = Settings::default();
     settings.route = environment.engine;
     let guard = hook.guard(models, settings, Arc::clone(duty) as _).map_err(|error| error.to_string())?;
+    guard.bind_rest();
     if let By::Program = by {
         // ggml registers what it loads itself.
         host.register(own);

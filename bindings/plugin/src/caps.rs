@@ -66,10 +66,7 @@ fn read_file(path: &Path, strength: Option<f32>) -> Result<ModelCaps, CapsError>
         Some(strength) => file.caps.with_strength(strength)?,
         None => file.caps,
     };
-    let shape = ModelShape {
-        architecture: file.model.architecture,
-        blocks: file.model.blocks,
-        width: caps.width(),
-    };
+    let shape =
+        ModelShape { architecture: file.model.architecture, blocks: file.model.blocks, width: caps.width() };
     Ok(ModelCaps { name: path.display().to_string(), shape, norms: Vec::new(), caps })
 }

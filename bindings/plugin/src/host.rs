@@ -62,7 +62,8 @@ impl Host {
         // SAFETY: the name is null or NUL-terminated. The library is loaded already, so that no code of it
         // runs. The handle is never closed.
         let handle = NonNull::new(unsafe { libc::dlopen(name, libc::RTLD_LAZY | libc::RTLD_NOLOAD) })?;
-        let path = if path.as_os_str().is_empty() { "the program".into() } else { path.display().to_string() };
+        let path =
+            if path.as_os_str().is_empty() { "the program".into() } else { path.display().to_string() };
         let host = Self { handle, path };
         host.symbol(ANY_FUNCTION)?;
         Some(host)

@@ -1,8 +1,8 @@
 //! Finds out whether a graph ends in what llama.cpp's caller reads: logits or embeddings.
 
 use crate::by_uid::ByUid;
-use crate::host::architecture::OF_DRAFTS;
 use crate::host::Graph;
+use crate::host::architecture::OF_DRAFTS;
 
 /// The kinds of nodes whose names say something about the end of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

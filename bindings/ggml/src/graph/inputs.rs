@@ -1,5 +1,5 @@
 //! Finds what a graph is given for its rows: tokens (`inp_tokens`) or embeddings (`inp_embd`), positions
-//! (`inp_pos`), and which rows have outputs (`inp_out_ids`).
+//! (`inp_pos`), and which rows have outputs (`out_ids`).
 
 use crate::by_uid::ByUid;
 use crate::host::{Graph, Tensor, api};
@@ -9,7 +9,7 @@ const EMBEDDINGS: usize = 1;
 const POSITIONS: usize = 2;
 const OUTPUT_IDS: usize = 3;
 /// llama.cpp's names of the inputs (`llm_graph_context::build_inp_*`).
-const NAMES: [&[u8]; 4] = [b"inp_tokens", b"inp_embd", b"inp_pos", b"inp_out_ids"];
+const NAMES: [&[u8]; 4] = [b"inp_tokens", b"inp_embd", b"inp_pos", b"out_ids"];
 
 /// Finds the inputs of graphs, and remembers their places in the last ones.
 #[derive(Debug, Default)]
@@ -228,9 +228,7 @@ mod tests {
             assert_eq!(words(inputs.positions), Some(&[3, 4, 5][..]));
             assert_eq!((inputs.embeddings, inputs.output_ids, inputs.rows()), (None, None, Some(3)));
         }
-        let first_node = |finder: &mut InputFinder| {
-            made.graph.with_view(0..1, || finder.find(&made.graph))
-        };
+        let first_node = |finder: &mut InputFinder| made.graph.with_view(0..1, || finder.find(&made.graph));
         let first = first_node(&mut finder);
         assert!(first.tokens.is_some() && first.positions.is_none(), "a part without positions");
         let rest = made.graph.with_view(1..3, || finder.find(&made.graph));

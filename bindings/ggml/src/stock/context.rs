@@ -143,7 +143,9 @@ impl StockContext {
             Model::Refused(error) => Err((None, error.clone())),
             Model::Capped(capped) => {
                 if !capped.settled {
-                    capped.settle(graph, shown.ending).map_err(|error| (Some(capped.caps.name.clone()), error))?;
+                    capped
+                        .settle(graph, shown.ending)
+                        .map_err(|error| (Some(capped.caps.name.clone()), error))?;
                 }
                 Ok(Some(capped.session.clone()))
             }

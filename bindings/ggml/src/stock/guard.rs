@@ -8,6 +8,7 @@ use super::models::{Fit, Misfit, ModelCaps, usual_names};
 use super::seen::{Look, SeenModel};
 use crate::config::Settings;
 use crate::error::HookError;
+use crate::hook::Hook;
 use crate::record::lock;
 
 /// Told by a [`Guard`] what it finds, on the threads that compute.
@@ -81,15 +82,19 @@ pub struct GuardCounts {
 
 /// Caps every context of the process whose model is recognised. A handle: clones are the same guard.
 ///
-/// Made by [`Hook::guard`](crate::Hook::guard), for contexts that are created from then on.
+/// Made by [`Hook::guard`]. It guards contexts that are created under [`Guard::bind`], or all others after
+/// [`Guard::bind_rest`].
 #[derive(Debug, Clone)]
-pub struct Guard(pub(crate) Arc<GuardState>);
+pub struct Guard {
+    pub(crate) state: Arc<GuardState>,
+    pub(crate) hook: Hook,
+}
 
 impl Guard {
     /// Returns what was counted so far.
     #[must_use]
     pub fn counts(&self) -> GuardCounts {
-        let Counters { capped, not_capped, faults } = &self.0.counters;
+        let Counters { capped, not_capped, faults } = &self.state.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         GuardCounts { capped: read(capped), not_capped: read(not_capped), faults: read(faults) }
     }
@@ -123,8 +128,16 @@ pub(crate) struct GuardState {
 #[derive(Debug, Clone)]
 pub(super) enum Decision {
     /// It gets these caps. `settled` if no later graph can say otherwise.
-    Capped { caps: ModelCaps, model: SeenModel, confirmed: bool, settled: bool },
-    NotCapped { model: SeenModel, misfits: Vec<(String, Misfit)> },
+    Capped {
+        caps: ModelCaps,
+        model: SeenModel,
+        confirmed: bool,
+        settled: bool,
+    },
+    NotCapped {
+        model: SeenModel,
+        misfits: Vec<(String, Misfit)>,
+    },
     /// The graph does not show enough.
     Open,
 }

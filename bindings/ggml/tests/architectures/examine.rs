@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_void};
 
 use axiscap::CapSet;
-use axiscap_ggml::{BlockNames, BlockTrace, Hook, HookError, ModelShape, Session};
+use axiscap_ggml::{BlockNames, BlockTrace, Found, Hook, HookError, ModelShape, Reaction, Session};
 use axiscap_testing::llama::{
     ContextSettings, Description, Row, TestContext, TestModel, is_causal, is_embedding,
 };
@@ -11,6 +11,7 @@ use llama_cpp_sys_2 as sys;
 
 use crate::capped::{Capped, PINNED, axis, bands, bits, check_pinned, rows, shape};
 use crate::graph::Recorded;
+use crate::guarded::{Guarded, model_caps};
 
 /// What was found.
 #[derive(Debug, Clone)]
@@ -37,6 +38,10 @@ const MICRO_BATCH: u32 = 8;
 pub(crate) const ONE_TOKEN_AT_A_TIME: &str = "plm";
 /// llama.cpp aborts on batches without logits of this architecture (`ggml_set_1d` in `chameleon.cpp`).
 pub(crate) const NEEDS_LOGITS: &str = "chameleon";
+/// The weights that name a model.
+const OUTPUT_NORM: &str = "output_norm.weight";
+/// Architectures without such weights: LFM2 calls them `token_embd_norm`, the others norm without weights.
+const WITHOUT_OUTPUT_NORM: [&str; 4] = ["lfm2", "lfm2moe", "olmo", "talkie"];
 /// Architectures that llama.cpp makes no model of from metadata alone, or of which it has no graph.
 const NOT_BUILT: [&str; 7] =
     ["clef", "clip", "dflash", "eagle3", "gemma4-assistant", "gptj", "wavtokenizer-dec"];
@@ -187,6 +192,7 @@ impl<'a> Examined<'a> {
             self.check_pinned(&capped.decode(&batch)?, &batch)?;
         }
         drop(capped);
+        self.check_guard(&tight, &first, &next)?;
         if self.name != ONE_TOKEN_AT_A_TIME {
             self.check_sequences(&tight)?;
         }
@@ -281,6 +287,53 @@ impl<'a> Examined<'a> {
             before = Some(output);
         }
         Ok(found)
+    }
+
+    /// A program that does not know of the hook: the model is recognised by its shape, then by its norm, every
+    /// micro-batch is accounted for, and the results are those of a bound context.
+    fn check_guard(&self, tight: &CapSet, first: &[Row], next: &[Row]) -> Result<(), String> {
+        let mut bound = self.capped(|_| {})?;
+        bound.set(tight)?;
+        let mut expected = Vec::new();
+        for batch in self.batches(first, next) {
+            bound.decode(batch)?;
+            expected.push(bits(&self.results(&bound.context, batch)));
+        }
+        let mut norms = Vec::new();
+        for confirmed in [false, true] {
+            let shape = shape(self.model, self.name);
+            let models = vec![model_caps(self.name, shape, tight.clone(), &norms)];
+            let guarded = Guarded::new(self.hook, models, Reaction::Fail);
+            let mut context = guarded.guard.bind(|| self.model.context(|params| self.params(params)))?;
+            for (batch, expected) in self.batches(first, next).into_iter().zip(&expected) {
+                let status = context.decode(batch);
+                let faults = guarded.faults();
+                if status != 0 || !faults.is_empty() {
+                    return Err(format!("guarded, llama_decode returned {status}: {faults:?}"));
+                }
+                if bits(&self.results(&context, batch)) != *expected {
+                    return Err("guarded, the results are others".into());
+                }
+            }
+            let silent = rows(0, 0, TOKENS, |_| self.name == NEEDS_LOGITS);
+            context.clear();
+            if context.decode(&silent) != 0 || !guarded.faults().is_empty() {
+                return Err("guarded, a batch without logits fails".into());
+            }
+            let found = guarded.found();
+            let Some(Found::Capped { model, confirmed: by_norm, .. }) = found.first() else {
+                return Err(format!("guarded, the model is not recognised: {found:?}"));
+            };
+            if *by_norm != confirmed {
+                return Err(format!("guarded, the model is confirmed: {by_norm}, {model}"));
+            }
+            match model.norm_digest {
+                Some(digest) => norms = vec![(OUTPUT_NORM, digest)],
+                None if WITHOUT_OUTPUT_NORM.contains(&self.name) => break,
+                None => return Err("guarded, its graph shows no output norm".into()),
+            }
+        }
+        Ok(())
     }
 
     /// Two sequences in one batch, in turns and one after the other.

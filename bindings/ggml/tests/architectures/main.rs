@@ -10,6 +10,8 @@ mod table;
 
 #[path = "../support/capped.rs"]
 mod capped;
+#[path = "../support/guarded.rs"]
+mod guarded;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,8 +1,11 @@
-//! A use of a context, run without the hook, with infinite bounds, and with tight bands.
+//! A use of a context, run without the hook, with infinite bounds, with tight bands, and with the same bands under a
+//! guard, as in a program that does not know of the hook.
 
+use axiscap_ggml::Reaction;
 use axiscap_testing::llama::{ContextSettings, Row, TestContext};
 
-use crate::capped::{Capped, PINNED, bands, bits, check_pinned};
+use crate::capped::{Capped, PINNED, bands, bits, check_pinned, shape};
+use crate::guarded::{Guarded, model_caps};
 use crate::subjects::Subject;
 use crate::support;
 
@@ -17,6 +20,7 @@ enum Mode {
     Plain,
     Infinite,
     Tight,
+    Guarded,
 }
 
 /// A run of a script on one context.
@@ -31,6 +35,7 @@ pub(crate) struct Run<'m> {
 enum Under<'m> {
     Plain(TestContext<'m>),
     Caps(Capped<'m>),
+    Guard(TestContext<'m>, Guarded),
 }
 
 /// Returns the logits of the rows that have some.
@@ -41,7 +46,7 @@ fn logits(context: &TestContext<'_>, rows: &[Row]) -> Vec<Vec<f32>> {
 impl<'m> Run<'m> {
     pub(crate) fn context(&mut self) -> &mut TestContext<'m> {
         match &mut self.under {
-            Under::Plain(context) => context,
+            Under::Plain(context) | Under::Guard(context, _) => context,
             Under::Caps(capped) => &mut capped.context,
         }
     }
@@ -58,6 +63,12 @@ impl<'m> Run<'m> {
         let name = self.subject.name;
         match &mut self.under {
             Under::Plain(context) => assert_eq!(decode(context), 0, "{name}: llama_decode"),
+            Under::Guard(context, guarded) => {
+                let before = guarded.guard.counts().capped;
+                let status = decode(context);
+                assert_eq!((status, guarded.faults()), (0, vec![]), "{name}: guarded");
+                assert!(guarded.guard.counts().capped > before, "{name}: no micro-batch was accounted for");
+            }
             Under::Caps(capped) => {
                 let trace =
                     capped.decode_with(rows, decode).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -103,15 +114,16 @@ pub(crate) fn run_reading(
     read: fn(&TestContext<'_>, &[Row]) -> Vec<Vec<f32>>,
     script: impl Fn(&mut Run<'_>),
 ) {
-    let results = [Mode::Plain, Mode::Infinite, Mode::Tight].map(|mode| {
+    let results = [Mode::Plain, Mode::Infinite, Mode::Tight, Mode::Guarded].map(|mode| {
         let mut run = start(subject, mode, &settings, read);
         script(&mut run);
         run.results
     });
-    let [plain, infinite, tight] = &results;
+    let [plain, infinite, tight, guarded] = &results;
     let name = subject.name;
     assert!(!plain.is_empty() && plain.iter().flatten().all(|value| value.is_finite()), "{name}: results");
     assert!(bits(plain) == bits(infinite), "{name}: infinite bounds change results");
+    assert!(bits(tight) == bits(guarded), "{name}: a guard caps otherwise");
     assert_eq!(plain.len(), tight.len());
     for (row, (plain, tight)) in plain.iter().zip(tight).enumerate() {
         assert!(plain != tight, "{name}: tight bands leave result {row} as it is");
@@ -130,6 +142,14 @@ fn start<'m>(
     let under = match mode {
         Mode::Plain => {
             Under::Plain(model.context(settings).unwrap_or_else(|e| panic!("{}: {e}", subject.name)))
+        }
+        Mode::Guarded => {
+            let shape = shape(model, subject.architecture);
+            let caps = bands(0..shape.blocks, shape.width, PINNED, PINNED);
+            let models = vec![model_caps(subject.name, shape, caps, &[])];
+            let guarded = Guarded::new(&support::install(), models, Reaction::Fail);
+            let context = guarded.guard.bind(|| model.context(settings));
+            Under::Guard(context.unwrap_or_else(|error| panic!("{}: {error}", subject.name)), guarded)
         }
         Mode::Infinite | Mode::Tight => {
             let hook = support::install();

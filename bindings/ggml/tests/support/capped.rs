@@ -1,4 +1,5 @@
 //! Contexts of test models under caps, and what every row of them must show.
+#![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_ggml::{BlockTrace, Hook, HookError, ModelShape, Session};
