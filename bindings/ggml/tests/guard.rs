@@ -9,7 +9,7 @@ mod support;
 use std::ffi::CString;
 use std::path::Path;
 
-use axiscap::Policy;
+use axiscap::{CapStats, Policy};
 use axiscap_ggml::{
     DecodeBatch, DecodeRow, Found, HookError, ModelShape, ProfileId, Reaction, RouteChoice, Session, Settings,
 };
@@ -116,6 +116,16 @@ fn run(model: &TestModel, guarded: Option<&Guarded>) -> Result<Vec<Vec<u32>>, i3
     Ok(results)
 }
 
+/// Whether each cap has held so many rows on the tight bound; the last block's only those with logits.
+fn are_pinned(stats: &[CapStats], rows: u64) -> bool {
+    let last = stats.len() - 1;
+    stats.iter().enumerate().all(|(cap, stats)| {
+        stats.rows == if cap == last { 2 } else { rows }
+            && stats.min_after.to_bits() == PINNED.to_bits()
+            && stats.max_after.to_bits() == PINNED.to_bits()
+    })
+}
+
 #[test]
 fn each_model_of_a_process_gets_its_own_caps() {
     let (one, two, free) = (Subject::new(3, 1.0), Subject::new(3, 1.25), Subject::new(3, 1.5));
@@ -131,7 +141,8 @@ fn each_model_of_a_process_gets_its_own_caps() {
             matches!(&found[..], [
                 Found::Capped { caps, confirmed: true, .. },
                 Found::FirstMicroBatch { caps: first, rows: 4 },
-            ] if caps == name && first == name),
+                Found::Ended { caps: ended, stats },
+            ] if caps == name && first == name && ended == name && are_pinned(stats, 11)),
             "{found:?}"
         );
     }

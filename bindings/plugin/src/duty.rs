@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
+use axiscap::CapStats;
 use axiscap_ggml::{Fault, Found, Reaction, Watcher};
 use serde_json::json;
 
@@ -46,6 +47,37 @@ impl Duty {
     }
 }
 
+impl Duty {
+    /// A context was freed, whose caps did this.
+    fn ended(&self, caps: &str, stats: &[CapStats]) {
+        let (mut all, mut list) = (CapStats::default(), Vec::new());
+        for (cap, stats) in stats.iter().enumerate() {
+            all.merge(stats);
+            let CapStats { rows, engaged, non_finite, skipped, .. } = *stats;
+            let [min_after, max_after] = [stats.min_after, stats.max_after].map(finite);
+            tracing::debug!(
+                "cap {cap}: {rows} rows, {engaged} moved, {non_finite} not finite, {skipped} left alone, projections after it {min_after:?} to {max_after:?}"
+            );
+            list.push(json!({
+                "rows": rows,
+                "engaged": engaged,
+                "non_finite": non_finite,
+                "skipped": skipped,
+                "min_after": min_after,
+                "max_after": max_after,
+            }));
+        }
+        let share = 100.0 * all.engaged as f64 / all.rows.max(1) as f64;
+        tracing::info!("a context has ended: {} rows and caps, {share:.1} % moved, with {caps}", all.rows);
+        self.reporter.send("ended", json!({ "caps": caps, "stats": list }));
+    }
+}
+
+/// Returns a number that JSON has.
+fn finite(value: f32) -> Option<f32> {
+    value.is_finite().then_some(value)
+}
+
 impl Watcher for Duty {
     fn found(&self, found: &Found) {
         match found {
@@ -68,6 +100,7 @@ impl Watcher for Duty {
                 tracing::info!("capped: the first {rows} rows were computed with {caps}");
                 self.reporter.send("capped", json!({ "caps": caps, "rows": rows }));
             }
+            Found::Ended { caps, stats } => self.ended(caps, stats),
             _ => {}
         }
     }

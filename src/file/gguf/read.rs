@@ -21,6 +21,7 @@ pub struct Gguf<'a> {
     /// The tensors, in the file's order. Names are distinct. [`Gguf::vectors`] checks the rest.
     pub tensors: Vec<TensorInfo>,
     alignment: u64,
+    start: u64,
     data: &'a [u8],
 }
 
@@ -71,7 +72,13 @@ impl<'a> Gguf<'a> {
                 ));
             }
         };
-        Ok(Self { metadata, tensors, alignment, data })
+        Ok(Self { metadata, tensors, alignment, start, data })
+    }
+
+    /// Returns where the data of the tensors begins in the file, in bytes.
+    #[must_use]
+    pub fn data_offset(&self) -> u64 {
+        self.start
     }
 
     /// Returns the value of a key.

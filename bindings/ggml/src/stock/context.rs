@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::guard::{Counters, Decision, Found, GuardState, Reaction};
 use super::models::{Fit, ModelCaps};
@@ -235,6 +235,16 @@ impl StockContext {
     fn forget(&self) {
         let mut state = lock(&self.state);
         state.account = Account { any: state.account.any, ..Account::default() };
+    }
+}
+
+impl Drop for StockContext {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Model::Capped(capped) = &state.model {
+            let (caps, stats) = (capped.caps.name.clone(), capped.session.stats());
+            self.guard.found(&Found::Ended { caps, stats });
+        }
     }
 }
 

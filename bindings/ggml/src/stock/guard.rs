@@ -4,6 +4,8 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use axiscap::CapStats;
+
 use super::models::{Fit, Misfit, ModelCaps, usual_names};
 use super::seen::{Look, SeenModel};
 use crate::config::Settings;
@@ -21,7 +23,7 @@ pub trait Watcher: Debug + Send + Sync {
 }
 
 /// What a [`Guard`] found out about a context.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Found {
     /// The context is capped from this graph on.
@@ -46,6 +48,13 @@ pub enum Found {
         caps: String,
         /// Rows of the micro-batch.
         rows: usize,
+    },
+    /// A capped context was freed.
+    Ended {
+        /// Name of the caps.
+        caps: String,
+        /// What each cap did, in the order of the set.
+        stats: Vec<CapStats>,
     },
 }
 
