@@ -100,7 +100,8 @@ impl From<axiscap::cuda::CudaError> for Failure {
 
 #[cfg(all(test, feature = "cuda"))]
 mod tests {
-    use axiscap::cuda::CudaError;
+    use axiscap::cuda::{CudaError, DriverError};
+    use cudarc::driver::sys::CUresult;
 
     use super::*;
 
@@ -114,6 +115,10 @@ mod tests {
             (CudaError::NoDeviceCode { arch: 75, built: vec![90] }, Status::NoDeviceCode),
             (CudaError::TooLarge { rows: 1 << 40, width: 8 }, Status::TooMany),
             (CudaError::TooManyCaps { caps: 2000, max: 1024 }, Status::TooMany),
+            (
+                CudaError::Driver(DriverError { call: "cuInit", code: CUresult::CUDA_ERROR_UNKNOWN }),
+                Status::Driver,
+            ),
             (CudaError::Capturing, Status::Capturing),
             (CudaError::TableShape { what: "its width" }, Status::TableShape),
             (CudaError::Invalid(width), Status::Width),
