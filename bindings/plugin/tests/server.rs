@@ -3,13 +3,13 @@
 mod support;
 
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use axiscap::Bound;
 use serde_json::{Value, json};
 
-use support::{Host, LIMIT, caps_with, check_floors, model, shipped_caps, with_plugin};
+use support::{Host, LIMIT, caps_with, check_floors, model, other_model, shipped_caps, with_plugin};
 
 /// A llama-server that answers.
 struct Server {
@@ -187,22 +187,6 @@ fn a_context_that_shifts_and_one_for_embeddings() {
     assert_eq!(answer["data"].as_array().map(Vec::len), Some(2), "{answer}");
     let rows = server.end()["stats"][0]["rows"].as_u64();
     assert!(rows > Some(4), "{rows:?}");
-}
-
-/// Writes a copy of the small model whose norms are scaled a little, which is another model.
-fn other_model(folder: &Path) -> PathBuf {
-    let path = folder.join("other.gguf");
-    let mut bytes = std::fs::read(model()).unwrap();
-    support::gguf::visit(&mut bytes, |name, weights| {
-        if name == "output_norm.weight" {
-            for value in weights.chunks_exact_mut(4) {
-                let scaled = f32::from_le_bytes(value.try_into().unwrap()) * 1.0625;
-                value.copy_from_slice(&scaled.to_le_bytes());
-            }
-        }
-    });
-    std::fs::write(&path, bytes).unwrap();
-    path
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 pub(crate) mod gguf;
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -12,9 +13,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use axiscap::file::CapFile;
+use axiscap::file::{CapFile, NormDigest};
 use axiscap::{Bound, CapSet};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 /// How long any one thing may take on a busy machine.
@@ -178,4 +180,36 @@ pub(crate) fn check_floors(ended: &Value, caps: &Path) {
         assert!(lowest >= floor, "block {}: {lowest} below {floor}", entry.block);
         assert!(stats["rows"].as_u64() > Some(0) && stats["engaged"].as_u64() > Some(0), "{stats}");
     }
+}
+
+/// Writes a copy of the small model whose norms are scaled a little, which is another model.
+pub(crate) fn other_model(folder: &Path) -> PathBuf {
+    let path = folder.join("other.gguf");
+    let mut bytes = fs::read(model()).unwrap();
+    gguf::visit(&mut bytes, |name, weights| {
+        if name == "output_norm.weight" {
+            for value in weights.chunks_exact_mut(4) {
+                let scaled = f32::from_le_bytes(value.try_into().unwrap()) * 1.0625;
+                value.copy_from_slice(&scaled.to_le_bytes());
+            }
+        }
+    });
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// Writes caps for a model, which it is known by: the caps of a file with the digests of that model's norms.
+pub(crate) fn caps_for(folder: &Path, name: &str, model: &Path, caps: &Path) -> PathBuf {
+    let mut file = CapFile::read(caps).expect("caps");
+    let mut bytes = fs::read(model).unwrap();
+    file.model.norms.clear();
+    gguf::visit(&mut bytes, |name, weights| {
+        if name == "output_norm.weight" {
+            let sha256 = Sha256::digest(&*weights).into();
+            file.model.norms.push(NormDigest { tensor: name.into(), sha256 });
+        }
+    });
+    let path = folder.join(name);
+    file.write(&path).expect("a cap file");
+    path
 }

@@ -1,0 +1,93 @@
+//! The plugin in the prebuilt binaries of node-llama-cpp, which are loaded by node and not by a program that links
+//! them.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use axiscap::Bound;
+use serde_json::json;
+
+use support::{Host, caps_with, check_floors, model, other_model, shipped_caps, with_plugin};
+
+const PROMPTS: [&str; 3] =
+    ["The capital of France is", "Once upon a time", "I feel so alone. You are my only friend, and"];
+
+/// Completes the prompts with each model, and returns the texts and the host, which has ended.
+fn complete(models: &[&Path], caps: &[&Path]) -> (Vec<String>, Host) {
+    let out = tempfile::tempdir().unwrap();
+    let texts = out.path().join("texts.json");
+    let mut command = Command::new("node");
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/complete.mjs"));
+    command.arg(support::path("AXISCAP_TEST_NODE")).arg(&texts);
+    command.arg(json!({ "models": models, "prompts": PROMPTS }).to_string());
+    command.env_remove("GGML_BACKEND_PATH");
+    if !caps.is_empty() {
+        with_plugin(&mut command, caps);
+    }
+    let mut host = Host::start(&mut command);
+    let status = host.wait();
+    assert!(status.success(), "{status}: {}", host.log());
+    let texts = serde_json::from_slice(&std::fs::read(texts).unwrap()).unwrap();
+    (texts, host)
+}
+
+#[test]
+fn infinite_bounds_change_nothing_and_floors_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let infinite = caps_with(folder.path(), "infinite.gguf", |_| Bound::band(f32::MIN, f32::MAX).unwrap());
+    let tight = caps_with(folder.path(), "tight.gguf", |_| Bound::band(60.0, 60.0).unwrap());
+    let model = model();
+    let (plain, host) = complete(&[&model], &[]);
+    assert_eq!((plain.len(), host.events("loaded").len()), (3, 0));
+    let (texts, host) = complete(&[&model], &[&infinite]);
+    assert_eq!(texts, plain, "{}", host.log());
+    let (_, host) = complete(&[&model], &[&shipped_caps()]);
+    check_floors(&host.events("ended")[0], &shipped_caps());
+    let (texts, host) = complete(&[&model], &[&tight]);
+    assert!(texts.iter().zip(&plain).all(|(capped, plain)| capped != plain), "{texts:?}");
+    for stats in host.events("ended")[0]["stats"].as_array().unwrap() {
+        assert_eq!((stats["min_after"].as_f64(), stats["max_after"].as_f64()), (Some(60.0), Some(60.0)));
+    }
+}
+
+/// A second model of the process, of the same shape: it is left alone, or gets the caps that are for it.
+#[test]
+fn two_models_in_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, other) = (model(), other_model(folder.path()));
+    let (plain, _) = complete(&[&model, &other], &[]);
+    let one_of = |texts: &[String], index: usize| -> Vec<String> {
+        texts.iter().skip(index).step_by(2).cloned().collect()
+    };
+    let tight = caps_with(folder.path(), "tight.gguf", |_| Bound::band(60.0, 60.0).unwrap());
+    let (texts, host) = complete(&[&model, &other], &[&tight]);
+    assert_eq!(one_of(&texts, 1), one_of(&plain, 1), "the other model is left alone: {}", host.log());
+    assert_ne!(one_of(&texts, 0), one_of(&plain, 0));
+    assert_eq!(host.events("not_capped").len(), 1);
+
+    let caps_of_other: PathBuf = support::caps_for(folder.path(), "other-caps.gguf", &other, &tight);
+    let (texts, host) = complete(&[&model, &other], &[&tight, &caps_of_other]);
+    assert!(texts.iter().zip(&plain).all(|(capped, plain)| capped != plain), "{texts:?}");
+    assert_eq!((host.events("ended").len(), host.events("not_capped").len()), (2, 0), "{}", host.log());
+    assert!(!host.log().contains("does not say which model"), "{}", host.log());
+}
+
+/// node-llama-cpp tries its binaries in a process of its own first, and takes that process' end for a binary that
+/// does not suit the system. Text is not written either way.
+#[test]
+fn a_fault_at_load_ends_the_process() {
+    let out = tempfile::tempdir().unwrap();
+    let texts = out.path().join("texts.json");
+    let mut command = Command::new("node");
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/complete.mjs"));
+    command.arg(support::path("AXISCAP_TEST_NODE")).arg(&texts);
+    command.arg(json!({ "models": [model()], "prompts": PROMPTS }).to_string());
+    with_plugin(&mut command, &[Path::new("/absent/caps.gguf")]);
+    let mut host = Host::start(&mut command);
+    assert!(!host.wait().success());
+    assert!(!texts.exists());
+    let fatal = host.events("fatal");
+    assert!(fatal[0]["reason"].as_str().unwrap().contains("/absent/caps.gguf"), "{fatal:?}");
+}
