@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use axiscap::file::gguf::{self, Value};
-use axiscap::file::{CapFile, ModelInfo};
+use axiscap::file::{CapFile, ModelInfo, NormDigest};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -19,6 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut file = CapFile::new(caps, ModelInfo::new("llama", 2));
     file.orientation = Some("more Assistant".into());
     file.caps = file.caps.with_policy(axiscap::Policy::default().with_skip_positions(1));
+    let norm = |tensor: &str, byte| NormDigest { tensor: tensor.into(), sha256: [byte; 32] };
+    file.model.norms = vec![norm("output_norm.weight", 1), norm("blk.0.attn_norm.weight", 0xab)];
     file.origin.set("quantiles", vec![0.25f32, 0.5]);
     file.write(&folder.join("caps"))?;
 

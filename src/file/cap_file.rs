@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::file::control_vector::ControlVector;
 use crate::file::error::{FileError, Problem, Result};
 use crate::file::gguf::{self, Gguf, Value};
+use crate::file::model_info::ModelInfo;
 use crate::file::origin::Origin;
 use crate::file::output::write_atomically;
 use crate::file::warning::Warning;
@@ -16,28 +17,6 @@ use crate::file::{decode, encode};
 
 /// Maximum size of a file that is read or written. The caps of 80 blocks of width 8192 take 2.6 MB.
 pub(super) const MAX_BYTES: u64 = 1 << 30;
-
-/// The model that a cap file was made for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ModelInfo {
-    /// The model's `general.architecture`, e.g. `llama`.
-    pub architecture: String,
-    /// Number of blocks.
-    pub blocks: usize,
-    /// The model's `general.name`, if known.
-    pub name: Option<String>,
-    /// The model's `general.file_type`, its quantisation, if known. Projections change with it.
-    pub file_type: Option<u32>,
-}
-
-impl ModelInfo {
-    /// Describes a model by architecture and number of blocks only.
-    #[must_use]
-    pub fn new(architecture: impl Into<String>, blocks: usize) -> Self {
-        Self { architecture: architecture.into(), blocks, name: None, file_type: None }
-    }
-}
 
 /// Caps, the rows they leave alone, the model they are for, and how they were made.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,15 +125,21 @@ impl CapFile {
         }])
     }
 
-    /// Compares name and quantisation of the file's model with those of a model, if both are known.
+    /// Compares norms, name and quantisation of the file's model with those of a model, if both are known.
     ///
-    /// These are warnings only. Another name is no proof of another model, and caps for another quantisation
-    /// are only less exact. [`CapFile::check_model`] checks shape and architecture.
+    /// These are warnings only. Caps for another quantisation are only less exact. Another name is no proof
+    /// of another model, and says nothing if the norms agree. [`CapFile::check_model`] checks shape and
+    /// architecture.
     #[must_use]
     pub fn check_fingerprint(&self, model: &ModelInfo) -> Vec<Warning> {
         let mut warnings = Vec::new();
+        let norms = self.model.compare_norms(model);
+        if let Some(Err(norm)) = norms {
+            warnings.push(Warning::OtherWeights { tensor: norm.tensor.clone() });
+        }
         if let (Some(file), Some(model)) = (&self.model.name, &model.name)
             && file != model
+            && norms != Some(Ok(()))
         {
             warnings.push(Warning::OtherName { file: file.clone(), model: model.clone() });
         }
@@ -230,6 +215,7 @@ mod tests {
     use crate::axis::Axis;
     use crate::cap::{BlockCap, Bound, Cap};
     use crate::file::keys::SKIP_POSITIONS;
+    use crate::file::norm_digest::NormDigest;
 
     /// Panics when more is read than necessary.
     struct Guarded<R>(R, usize);
@@ -290,5 +276,28 @@ mod tests {
                 Warning::OtherFileType { file: 3, model: 15 }
             ]
         );
+    }
+
+    #[test]
+    fn norms_are_compared_by_their_names_and_overrule_the_name_of_the_model() {
+        let info = |name: &str, norms: &[(&str, u8)]| {
+            let norm =
+                |&(tensor, byte): &(&str, u8)| NormDigest { tensor: tensor.into(), sha256: [byte; 32] };
+            let (name, norms) = (Some(name.into()), norms.iter().map(norm).collect());
+            ModelInfo { name, norms, ..ModelInfo::new("llama", 2) }
+        };
+        let cap = Cap::new(Axis::from_direction(&[1.0]).unwrap(), Bound::NONE);
+        let caps = CapSet::new([BlockCap { block: 1, cap }]).unwrap();
+        let file = CapFile::new(caps, info("a", &[("out", 1), ("x", 2), ("y", 3)]));
+        let check = |name: &str, norms: &[(&str, u8)]| file.check_fingerprint(&info(name, norms));
+        let other_name = || Warning::OtherName { file: "a".into(), model: "b".into() };
+        let other_weights = |tensor: &str| Warning::OtherWeights { tensor: tensor.into() };
+
+        assert_eq!(check("a", &[("y", 3), ("out", 1)]), []);
+        assert_eq!(check("b", &[("y", 3), ("out", 1), ("z", 9)]), [], "one model under two names");
+        assert_eq!(check("b", &[]), [other_name()]);
+        assert_eq!(check("b", &[("z", 1)]), [other_name()], "no norm in common says nothing");
+        assert_eq!(check("a", &[("y", 9), ("x", 9), ("out", 1)]), [other_weights("x")]);
+        assert_eq!(check("b", &[("out", 2)]), [other_weights("out"), other_name()]);
     }
 }

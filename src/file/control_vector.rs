@@ -5,12 +5,13 @@ use std::path::Path;
 use crate::axis::Axis;
 use crate::cap::{BlockCap, Bound, Cap, CapSet};
 use crate::file::axes::{axis_problem, direction_block};
-use crate::file::cap_file::{CapFile, ModelInfo, read_whole};
+use crate::file::cap_file::{CapFile, read_whole};
 use crate::file::decode::expect_control_vector;
 use crate::file::error::{FileError, Result};
 use crate::file::fields::{Fields, invalid};
 use crate::file::gguf::Gguf;
 use crate::file::keys::MODEL_HINT;
+use crate::file::model_info::ModelInfo;
 
 /// The directions of a control vector. They have no bounds. [`ControlVector::into_axes`] makes a file of axes
 /// for a calibration.

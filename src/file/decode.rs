@@ -3,7 +3,7 @@
 use crate::cap::{BlockCap, Bound, Cap, CapSet};
 use crate::error::Error;
 use crate::file::axes::Axes;
-use crate::file::cap_file::{CapFile, ModelInfo};
+use crate::file::cap_file::CapFile;
 use crate::file::error::{FileError, Problem, Result};
 use crate::file::fields::{Fields, MAKE_AGAIN, invalid};
 use crate::file::gguf::{Gguf, Value};
@@ -12,6 +12,8 @@ use crate::file::keys::{
     MODEL_BLOCKS, MODEL_FILE_TYPE, MODEL_HINT, MODEL_NAME, MODEL_WIDTH, NAME, NORM, ORIENTATION,
     ORIGIN_PREFIX, POLICY_PREFIX, SKIP_POSITIONS, STRENGTH, TENSOR, VERSION, WIDTH,
 };
+use crate::file::model_info::ModelInfo;
+use crate::file::norm_digest;
 use crate::policy::Policy;
 
 /// Decodes a cap file.
@@ -108,7 +110,8 @@ fn fingerprint(fields: &mut Fields, model: ModelInfo, width: usize) -> Result<Mo
     if let Some(found) = fields.take::<u32>(MODEL_WIDTH)? {
         agree(MODEL_WIDTH, found.to_string(), WIDTH, width.to_string())?;
     }
-    Ok(ModelInfo { name: fields.take(MODEL_NAME)?, file_type: fields.take(MODEL_FILE_TYPE)?, ..model })
+    let (name, file_type) = (fields.take(MODEL_NAME)?, fields.take(MODEL_FILE_TYPE)?);
+    Ok(ModelInfo { name, file_type, norms: norm_digest::take(fields)?, ..model })
 }
 
 fn positive(field: &str, value: i64) -> Result<usize> {

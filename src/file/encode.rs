@@ -10,9 +10,11 @@ use crate::file::fields::invalid;
 use crate::file::gguf::{self, Value};
 use crate::file::keys::{
     ARCHITECTURE, BLOCK, CEILING, CONTROL_VECTOR, CURRENT_VERSION, FLOOR, LAYER_COUNT, MODEL_ARCHITECTURE,
-    MODEL_BLOCKS, MODEL_FILE_TYPE, MODEL_HINT, MODEL_NAME, MODEL_WIDTH, NAME, NORM, ORIENTATION,
-    ORIGIN_PREFIX, SKIP_POSITIONS, STRENGTH, TENSOR, VERSION, WIDTH,
+    MODEL_BLOCKS, MODEL_FILE_TYPE, MODEL_HINT, MODEL_NAME, MODEL_NORM_DIGEST, MODEL_NORM_SHA256,
+    MODEL_NORM_TENSOR, MODEL_WIDTH, NAME, NORM, ORIENTATION, ORIGIN_PREFIX, SKIP_POSITIONS, STRENGTH, TENSOR,
+    VERSION, WIDTH,
 };
+use crate::file::norm_digest;
 
 /// Encodes a cap file: known keys in the order of `docs/cap-files.md`, then unknown ones as they were read,
 /// then tensors in the order of the caps.
@@ -20,6 +22,7 @@ pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     let caps = file.caps.caps();
     check_count(caps.len())?;
     refuse_policies(&file.unknown)?;
+    norm_digest::check(&file.model.norms)?;
     let blocks = check_blocks(file)?;
     let width = u32::try_from(file.caps.width()).map_err(|_| {
         invalid(WIDTH, "a u32", file.caps.width().to_string(), "no model is as wide: check the axes")
@@ -53,6 +56,12 @@ pub(super) fn cap_file(file: &CapFile) -> Result<Vec<u8>> {
     values.add(MODEL_BLOCKS, blocks as u32);
     values.add(MODEL_WIDTH, width);
     values.add_some(MODEL_FILE_TYPE, file.model.file_type);
+    if let [first, ..] = file.model.norms.as_slice() {
+        let norms = &file.model.norms;
+        values.add(MODEL_NORM_DIGEST, first.to_string());
+        values.add(MODEL_NORM_TENSOR, norms.iter().map(|norm| norm.tensor.clone()).collect::<Vec<_>>());
+        values.add(MODEL_NORM_SHA256, norms.iter().map(ToString::to_string).collect::<Vec<_>>());
+    }
     let skip_positions = file.caps.policy().skip_positions;
     values.add_some(SKIP_POSITIONS, (skip_positions != 0).then_some(skip_positions));
     for (key, value) in file.origin.iter() {

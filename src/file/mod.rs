@@ -36,13 +36,17 @@ mod error;
 mod fields;
 pub mod gguf;
 mod keys;
+mod model_info;
+mod norm_digest;
 mod origin;
 mod output;
 mod warning;
 
-pub use cap_file::{CapFile, ModelInfo};
+pub use cap_file::CapFile;
 pub use control_vector::ControlVector;
 pub use error::{FileError, Problem};
+pub use model_info::ModelInfo;
+pub use norm_digest::NormDigest;
 pub use origin::Origin;
 pub use output::write_atomically;
 pub use warning::Warning;

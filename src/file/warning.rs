@@ -22,6 +22,11 @@ pub enum Warning {
         /// The name of the model.
         model: String,
     },
+    /// The file was made for a model with other norm weights. Width and block count fit.
+    OtherWeights {
+        /// The first tensor whose digest differs.
+        tensor: String,
+    },
     /// The file was made for another quantisation of the model.
     OtherFileType {
         /// `general.file_type` of the model the file was made for.
@@ -53,6 +58,11 @@ impl fmt::Display for Warning {
             Self::OtherName { file, model } => write!(
                 f,
                 "made for the model {file:?} (axiscap.model.name), but this one is {model:?}: caps work only on the model they were made for; calibrate on this one unless it is the same under another name"
+            ),
+            Self::OtherWeights { tensor } => write!(
+                f,
+                "made for a model with other norm weights ({tensor}, axiscap.model.norm.sha256): caps work only on the model they were made for; calibrate on this one",
+                tensor = printable(tensor)
             ),
             Self::OtherFileType { file, model } => write!(
                 f,

@@ -2,7 +2,7 @@
 //! the remedy.
 
 use axiscap::file::gguf::{self, Gguf, Value};
-use axiscap::file::{CapFile, FileError, ModelInfo};
+use axiscap::file::{CapFile, FileError, ModelInfo, NormDigest};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, Policy};
 
 /// The parts of a file, from which a file with one wrong part is made.
@@ -23,6 +23,8 @@ impl Parts {
         let mut file = CapFile::new(caps, ModelInfo::new("llama", 5));
         file.model.name = Some("A model".into());
         file.model.file_type = Some(3);
+        let norm = |tensor: &str, byte| NormDigest { tensor: tensor.into(), sha256: [byte; 32] };
+        file.model.norms = vec![norm("output_norm.weight", 0x1a), norm("blk.0.attn_norm.weight", 0x2b)];
         file.orientation = Some("more Assistant".into());
         file.caps = file.caps.with_policy(Policy::default().with_skip_positions(4));
         file.origin.set("tool", "test");
@@ -219,6 +221,51 @@ fn values_of_another_type_and_absent_ones() {
             check(&refused(&parts.bytes()), &key, &["no such key", "make the file again"]);
         }
     }
+}
+
+#[test]
+fn digests_of_norms() {
+    let again = "make the file again";
+    let [digest, tensor, sha256] =
+        ["norm_digest", "norm.tensor", "norm.sha256"].map(|key| format!("axiscap.model.{key}"));
+    let (first, second) = ("1a".repeat(32), "2b".repeat(32));
+    let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+    for wrong in ["", "1a", &first[1..], &first[2..], &first.to_uppercase(), &first.replacen('1', "g", 1)] {
+        wrong_value(&digest, wrong, &digest, &["64 lower-case hexadecimal digits", "found \"", again]);
+        let at = format!("{sha256}[1]");
+        wrong_value(&sha256, texts(&[&first, wrong]), &at, &["64 lower-case hexadecimal digits", again]);
+    }
+    wrong_value(&digest, second.as_str(), &digest, &[&format!("expected {first}, as {sha256}[0]"), again]);
+    wrong_value(&sha256, texts(&[&first]), &sha256, &["2 values, one per tensor", "found 1 values", again]);
+    wrong_value(&tensor, texts(&["a", "b", "c"]), &sha256, &["3 values", "found 2 values", again]);
+    for (names, found) in [
+        (texts(&["a", ""]), "an empty name"),
+        (texts(&["a", "a"]), "\"a\" twice"),
+        (texts(&["a", &"n".repeat(64)]), "64 bytes"),
+    ] {
+        wrong_value(
+            &tensor,
+            names,
+            &format!("{tensor}[1]"),
+            &["distinct names of 1 to 63 bytes", found, again],
+        );
+    }
+    let mut parts = Parts::new();
+    parts.set(&tensor, Vec::<String>::new());
+    parts.set(&sha256, Vec::<String>::new());
+    check(&refused(&parts.bytes()), &tensor, &["at least one tensor", "none", again]);
+
+    // The digest alone is that of the output norm.
+    let mut parts = Parts::new();
+    parts.metadata.retain(|(key, _)| *key != tensor && *key != sha256);
+    let file = CapFile::from_bytes(&parts.bytes()).unwrap();
+    let norms = [NormDigest { tensor: "output_norm.weight".into(), sha256: [0x1a; 32] }];
+    assert_eq!(file.model.norms, norms);
+    assert_eq!(CapFile::from_bytes(&file.to_bytes().unwrap()).unwrap(), file);
+
+    // Files of before have none.
+    parts.metadata.retain(|(key, _)| *key != digest);
+    assert!(CapFile::from_bytes(&parts.bytes()).unwrap().model.norms.is_empty());
 }
 
 /// A policy changes which rows are capped. No reader may ignore one.
@@ -543,6 +590,14 @@ fn what_could_not_be_read_is_not_written() {
     file.model.blocks = usize::MAX;
     check(&file.to_bytes().unwrap_err(), "controlvector.layer_count", &["from 1"]);
     file.model.blocks = 5;
+    for name in [String::new(), "n".repeat(64), "output_norm.weight".into()] {
+        let norm = file.model.norms[1].clone();
+        file.model.norms[1].tensor = name;
+        let field = "axiscap.model.norm.tensor[1]";
+        check(&file.to_bytes().unwrap_err(), field, &["distinct names of 1 to 63 bytes"]);
+        file.model.norms[1] = norm;
+    }
+    file.to_bytes().unwrap();
     file.origin.set("x".repeat(70_000), 1u8);
     check(&file.to_bytes().unwrap_err(), "metadata key", &["1 to 65535 bytes"]);
     for name in [String::new(), "n".repeat(64)] {

@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use axiscap::file::gguf::{self, Value};
-use axiscap::file::{CapFile, ModelInfo};
+use axiscap::file::{CapFile, ModelInfo, NormDigest};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -49,7 +49,13 @@ fn check(bytes: &[u8]) {
 fn file(width: usize) -> CapFile {
     let axis = Axis::from_direction(&vec![1.0; width]).unwrap();
     let caps = (1..4).map(|block| BlockCap { block, cap: Cap::new(axis.clone(), Bound::NONE) });
-    CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 4))
+    let mut file = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 4));
+    file.model.norms = norms(2);
+    file
+}
+
+fn norms(count: usize) -> Vec<NormDigest> {
+    (0..count).map(|index| NormDigest { tensor: index.to_string(), sha256: [7; 32] }).collect()
 }
 
 // The only test of this process, because the counters belong to the process.
@@ -64,6 +70,9 @@ fn memory_is_in_proportion_to_the_file() {
             check(&bytes);
         }
     }
+    let mut named = file(8);
+    named.model.norms = norms(50_000);
+    check(&named.to_bytes().unwrap());
     // Values that take more in memory than in the file: empty texts, short keys, caps that share a wide
     // tensor.
     let metadata = |key: &str, value: Value| {

@@ -1,7 +1,7 @@
 //! A written file reads back bit for bit, and the same content gives the same bytes.
 
 use axiscap::file::gguf::{self, Gguf, Value};
-use axiscap::file::{CapFile, ControlVector, FileError, ModelInfo, Warning};
+use axiscap::file::{CapFile, ControlVector, FileError, ModelInfo, NormDigest, Warning};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, Error, Policy};
 use proptest::prelude::*;
 
@@ -60,6 +60,7 @@ prop_compose! {
         architecture in "[a-z0-9]{1,8}",
         name in prop::option::of(".{0,9}"),
         file_type in prop::option::of(any::<u32>()),
+        norms in prop::collection::btree_map(".{1,15}", any::<[u8; 32]>(), 0..4),
         orientation in prop::option::of(".{0,20}"),
         skip_positions in prop_oneof![Just(0), Just(1), any::<u32>()],
         origin in prop::collection::btree_map("[a-z_.]{1,12}", value(), 0..6),
@@ -67,6 +68,7 @@ prop_compose! {
         let caps = caps.into_iter().map(|(block, cap)| BlockCap { block, cap });
         let mut model = ModelInfo::new(architecture, blocks);
         (model.name, model.file_type) = (name, file_type);
+        model.norms = norms.into_iter().map(|(tensor, sha256)| NormDigest { tensor, sha256 }).collect();
         let mut file = CapFile::new(CapSet::new(caps).unwrap(), model);
         file.orientation = orientation;
         file.caps = file.caps.with_policy(Policy::default().with_skip_positions(skip_positions));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::ptr;
 
 use axiscap::file::gguf::{self, Array, Gguf, Value};
-use axiscap::file::{CapFile, ModelInfo};
+use axiscap::file::{CapFile, ModelInfo, NormDigest};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use llama_cpp_sys_2 as sys;
 
@@ -54,6 +54,8 @@ fn cap_file() -> CapFile {
     ];
     let mut file = CapFile::new(CapSet::new(caps).unwrap(), ModelInfo::new("llama", 5));
     file.orientation = Some("more Assistant".into());
+    let norm = |tensor: &str, byte| NormDigest { tensor: tensor.into(), sha256: [byte; 32] };
+    file.model.norms = vec![norm("output_norm.weight", 7), norm("blk.0.attn_norm.weight", 0xff)];
     file.origin.set("tool", "axiscap").set("quantiles", vec![0.25f32, 0.5]).set("seed", 7u64);
     file
 }
