@@ -9,7 +9,7 @@ use clap::builder::RangedU64ValueParser;
 
 use crate::bos::{self, Writer};
 use crate::interrupt::{self, Catch};
-use crate::model::{self, GpuLayers, model_info};
+use crate::model::{self, GpuLayers};
 use crate::output::{self, counted, file_name, tool};
 use crate::progress::Progress;
 use crate::sampling::Seed;
@@ -158,7 +158,7 @@ impl AnswersArgs {
             temperature: options.sampling.temperature,
             max_tokens: options.max_tokens,
             chat_template: self.chat_template.clone(),
-            file_type: model_info(model).file_type,
+            file_type: model::file_type(model),
             slots: Some(options.slots),
             limit_roles: self.limit_roles,
             limit_questions: self.limit_questions,
@@ -254,7 +254,7 @@ impl AnswersArgs {
                 header.model
             ));
         }
-        if let (Some(found), Some(expected)) = (header.file_type, model_info(model).file_type)
+        if let (Some(found), Some(expected)) = (header.file_type, model::file_type(model))
             && found != expected
         {
             output::warning(&format!(

@@ -118,7 +118,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn work(args: Args) -> Result<()> {
     let started = Instant::now();
     let model = args.answers.load_model()?;
-    let mut file = CapFile::read_axes(&args.axes, &model_info(&model))?;
+    let info = model_info(&model)?;
+    let mut file = CapFile::read_axes(&args.axes, &info)?;
     caps::check_file(&file, &args.axes, &model)?;
     let floors: BTreeMap<usize, f32> = args.floors.iter().copied().collect();
     let axes = chosen_axes(&args, &file, &floors)?;
@@ -141,7 +142,7 @@ fn work(args: Args) -> Result<()> {
     }
     let policy = args.skip_positions.map_or(file.caps.policy(), |n| Policy::default().with_skip_positions(n));
     file.caps = calibrate::caps(results.iter().zip(axes.iter().map(|(_, axis)| axis)))?.with_policy(policy);
-    file.model = model_info(&model);
+    file.model = info;
     record(&args, &mut file, &results, &answers);
     write_caps(&args.out, &file)?;
     let count = answers.rollouts.len();

@@ -139,7 +139,7 @@ pub(crate) fn check_file(file: &CapFile, path: &Path, model: &Model) -> Result<(
     let shape = model.shape();
     let fits = file.check_model(&shape.architecture, shape.width, shape.blocks);
     let mut warnings = fits.map_err(|error| error.in_file(path))?;
-    warnings.extend(file.check_fingerprint(&model_info(model)));
+    warnings.extend(file.check_fingerprint(&model_info(model)?));
     for warning in warnings.iter().chain(file.warnings()) {
         output::warning(&format!("{}: {warning}", path.display()));
     }

@@ -161,7 +161,7 @@ fn axis_file(args: &Args, model: &Model, answers: &Answers, axes: &[BlockAxis]) 
         block: axis.block,
         cap: Cap::new(axis.axis.clone(), Bound::NONE).with_name("assistant"),
     }))?;
-    let mut file = CapFile::new(caps, model_info(model));
+    let mut file = CapFile::new(caps, model_info(model)?);
     file.orientation = Some(ORIENTATION.into());
     let (header, command) = (&answers.header, args.answers.command(&answers.header));
     let defaults = answers.rollouts.iter().filter(|r| r.role.is_none()).count();

@@ -158,12 +158,14 @@ pub(crate) fn load(path: &Path, gpu_layers: Option<GpuLayers>) -> Result<Model> 
     Ok(model)
 }
 
-/// Returns the model's fingerprint in a file.
-pub(crate) fn model_info(model: &Model) -> ModelInfo {
-    let mut info = ModelInfo::new(model.shape().architecture.clone(), model.shape().blocks);
-    info.name = model.name().map(Into::into);
-    info.file_type = model.metadata("general.file_type").and_then(|number| number.parse().ok());
-    info
+/// Returns what a cap file says about the model. Its norms are read from its files.
+pub(crate) fn model_info(model: &Model) -> Result<ModelInfo> {
+    Ok(model.fingerprint()?.model)
+}
+
+/// Returns `general.file_type`.
+pub(crate) fn file_type(model: &Model) -> Option<u32> {
+    model.metadata("general.file_type").and_then(|number| number.parse().ok())
 }
 
 /// Returns the parser of numbers of threads.

@@ -33,6 +33,14 @@ pub enum Error {
         /// What kind of failure that is.
         cause: LoadFailure,
     },
+    /// A file that is not the one that was loaded, or not the whole of it.
+    #[error("the model file {} has changed since llama.cpp read it: {reason}; put the whole file back, or load the model again", .path.display())]
+    ModelChanged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it now.
+        reason: String,
+    },
     /// Files of a split model are not there.
     #[error("the model {} is split into {count} files, and {} missing: {}; put all of them into one folder, under their own names", .path.display(), if .missing.len() == 1 { "1 is" } else { "some are" }, listed(.missing))]
     SplitMissing {

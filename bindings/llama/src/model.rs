@@ -74,32 +74,15 @@ impl Model {
     /// [`Error::SplitStranger`].
     pub fn load(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self, Error> {
         let path = path.as_ref();
-        check_readable(path)?;
-        if path.to_str().is_none_or(|path| path.contains('\0')) {
-            return Err(Error::ModelPath(path.to_owned()));
-        }
         let mut params = LlamaModelParams::default();
         if let Some(layers) = options.gpu_layers {
             params = params.with_n_gpu_layers(layers);
         }
-        let backend = backend::llama();
-        let files = split::files(path)?;
-        let first = files.first().map_or(path, PathBuf::as_path);
-        let (loaded, complaints) = log::capture(|| LlamaModel::load_from_file(backend, first, &params));
-        let llama = loaded.map_err(|_| {
-            let reason = complaints.reason();
-            Error::ModelLoad { path: path.to_owned(), cause: LoadFailure::of(&reason), reason }
-        })?;
-        let text = |key: &str| llama.meta_val_str(key).ok().filter(|value| !value.is_empty());
-        let architecture = text("general.architecture").unwrap_or_default();
+        let (llama, files) = open(path, &params)?;
         let model = Self {
-            shape: ModelShape {
-                blocks: llama.n_layer() as usize,
-                width: usize::try_from(llama.n_embd()).unwrap_or(0),
-                architecture,
-            },
-            name: text("general.name"),
-            file_type: text("general.file_type").and_then(|number| number.parse().ok()).map(file_type_name),
+            shape: shape(&llama),
+            name: text(&llama, "general.name"),
+            file_type: file_type(&llama).map(file_type_name),
             trained_context: llama.n_ctx_train(),
             path: path.to_owned(),
             files,
@@ -292,6 +275,41 @@ impl Model {
     pub fn llama(&self) -> &LlamaModel {
         &self.llama
     }
+}
+
+/// Has llama.cpp load a model. Returns its files too, the first one first.
+pub(crate) fn open(path: &Path, params: &LlamaModelParams) -> Result<(LlamaModel, Vec<PathBuf>), Error> {
+    check_readable(path)?;
+    if path.to_str().is_none_or(|path| path.contains('\0')) {
+        return Err(Error::ModelPath(path.to_owned()));
+    }
+    let backend = backend::llama();
+    let files = split::files(path)?;
+    let first = files.first().map_or(path, PathBuf::as_path);
+    let (loaded, complaints) = log::capture(|| LlamaModel::load_from_file(backend, first, params));
+    let llama = loaded.map_err(|_| {
+        let reason = complaints.reason();
+        Error::ModelLoad { path: path.to_owned(), cause: LoadFailure::of(&reason), reason }
+    })?;
+    Ok((llama, files))
+}
+
+/// Returns a metadata value as text, `None` if it is empty.
+pub(crate) fn text(llama: &LlamaModel, key: &str) -> Option<String> {
+    llama.meta_val_str(key).ok().filter(|value| !value.is_empty())
+}
+
+pub(crate) fn shape(llama: &LlamaModel) -> ModelShape {
+    ModelShape {
+        blocks: llama.n_layer() as usize,
+        width: usize::try_from(llama.n_embd()).unwrap_or(0),
+        architecture: text(llama, "general.architecture").unwrap_or_default(),
+    }
+}
+
+/// Returns `general.file_type`.
+pub(crate) fn file_type(llama: &LlamaModel) -> Option<u32> {
+    text(llama, "general.file_type")?.parse().ok()
 }
 
 /// Opens the file and reads a byte, which tells a missing file, a directory and missing rights apart.

@@ -4,15 +4,11 @@
 //! the files will do, and each is checked before llama.cpp reads it. Names count from 1, the metadata
 //! (`split.no`) from 0.
 
-use std::ffi::{CStr, CString};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::ptr;
-
-use llama_cpp_sys_2 as sys;
 
 use crate::error::Error;
-use crate::log;
+use crate::gguf::Gguf;
 use crate::model::check_readable;
 
 /// Returns the files of the model at a path: if its name is that of a file of a split model, all of them,
@@ -123,41 +119,12 @@ enum Metadata {
 
 impl Metadata {
     fn read(path: &Path) -> Self {
-        let Some(path) = path.to_str().and_then(|path| CString::new(path).ok()) else {
-            return Self::Unreadable;
-        };
-        let params = sys::gguf_init_params { no_alloc: true, ctx: ptr::null_mut() };
-        // The complaints are dropped: llama.cpp reads the file again and repeats them.
-        // SAFETY: `path` is NUL-terminated and lives for the call. Without a place for a context, only the
-        // metadata is read.
-        let (file, _) = log::capture(|| unsafe { sys::gguf_init_from_file(path.as_ptr(), params) });
-        if file.is_null() {
-            return Self::Unreadable;
-        }
-        let values = [c"split.no", c"split.count"].map(|key| {
-            // SAFETY: the file was opened above and is freed below.
-            unsafe { value(file, key) }
-        });
-        // SAFETY: this function opened the file, and nothing refers to it any more.
-        unsafe { sys::gguf_free(file) };
-        match values {
+        // ggml's complaint is dropped: llama.cpp reads the file again and repeats it.
+        let Ok(file) = Gguf::open(path) else { return Self::Unreadable };
+        match [c"split.no", c"split.count"].map(|key| file.u16(key)) {
             [Some(number), Some(count)] => Self::Part(Place { number, count }),
             _ => Self::Whole,
         }
-    }
-}
-
-/// Returns a value of type u16, `None` if there is no such key or its value has another type.
-///
-/// # Safety
-/// `file` is an open file of ggml.
-unsafe fn value(file: *const sys::gguf_context, key: &CStr) -> Option<u16> {
-    // SAFETY: the file is open, says the caller, and the index is that of a key that was found. The value is
-    // read as u16 only if it is one, because ggml aborts the process otherwise.
-    unsafe {
-        let index = sys::gguf_find_key(file, key.as_ptr());
-        let is_u16 = index >= 0 && sys::gguf_get_kv_type(file, index) == sys::GGUF_TYPE_UINT16;
-        is_u16.then(|| sys::gguf_get_val_u16(file, index))
     }
 }
 
