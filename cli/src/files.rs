@@ -18,6 +18,8 @@ use crate::answers::part_file;
 enum Role {
     Read,
     Written,
+    /// Read, and replaced unless --out names another file.
+    Changed,
     /// The answers: read if they are there, else written.
     Answers,
 }
@@ -29,6 +31,7 @@ fn role(arg: &Arg) -> Option<Role> {
     Some(match arg.get_id().as_str() {
         "model" | "caps" | "axes" | "file" | "prompt_file" | "questions" | "roles" | "script" => Role::Read,
         "out" | "plot" | "trace" => Role::Written,
+        "changed_caps" => Role::Changed,
         "rollouts" => Role::Answers,
         _ => return None,
     })
@@ -64,8 +67,9 @@ pub(crate) fn check(cli: &Command, matches: &ArgMatches) -> Result<()> {
             }
             Role::Read if path == Path::new("-") => inputs.push(stdin()),
             Role::Read => inputs.push(Named(flag(arg), path.clone())),
+            Role::Changed if matches.contains_id("out") => inputs.push(Named(flag(arg), path.clone())),
             Role::Answers if path.exists() => inputs.push(Named(flag(arg), path.clone())),
-            Role::Answers | Role::Written => outputs.push(Named(flag(arg), path.clone())),
+            Role::Answers | Role::Changed | Role::Written => outputs.push(Named(flag(arg), path.clone())),
         }
     }
     if matches!(matches.try_get_one::<String>("prompt"), Ok(Some(text)) if text == "-") {
@@ -222,8 +226,8 @@ mod tests {
             written += roles(command).iter().filter(|(_, role)| *role != Role::Read).count();
         }
         assert_eq!(
-            written, 7,
-            "run --trace, drift --plot, extract --out --plot --rollouts, calibrate --out --rollouts"
+            written, 9,
+            "run --trace, drift --plot, extract --out --plot --rollouts, calibrate --out --rollouts, bind --out --caps"
         );
     }
 
@@ -285,7 +289,28 @@ mod tests {
                 }
             }
         }
-        assert_eq!(pairs, 3 + 3 + (4 + 4 + 1) + 5, "run, drift, extract, calibrate");
+        assert_eq!(pairs, 3 + 3 + (4 + 4 + 1) + 5 + 2, "run, drift, extract, calibrate, bind");
+    }
+
+    #[test]
+    fn a_file_that_is_changed_in_place_is_an_output() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let cli = crate::command();
+        let checked = |model: &str, caps: &str| {
+            let words = ["axiscap", "bind", "--model", model, "--caps", caps];
+            check(&cli, &cli.clone().try_get_matches_from(words).unwrap()).map_err(|error| error.to_string())
+        };
+        fs::write(at("a"), "x").unwrap();
+        fs::write(at("b"), "x").unwrap();
+        checked(&at("a"), &at("b")).unwrap();
+        fs::hard_link(at("a"), at("hard")).unwrap();
+        for caps in ["a", "hard"] {
+            let error = checked(&at("a"), &at(caps)).unwrap_err();
+            assert!(error.contains("--caps and --model are one file"), "{error}");
+        }
+        let error = checked(&at("a"), "/nowhere/caps.gguf").unwrap_err();
+        assert!(error.contains("--caps: cannot write /nowhere/caps.gguf"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `axiscap inspect`: the content of a cap file and how it was made.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +9,7 @@ use axiscap::file::{CapFile, ControlVector, FileError, ModelInfo, Warning};
 use axiscap::{Axis, Bound, Cap};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+use crate::fingerprint::Fingerprint;
 use crate::output::{self, counted};
 
 /// Below this cosine, axes of adjacent blocks are hardly the same trait: released axes have 0.96 to 0.996.
@@ -56,7 +56,7 @@ struct Report {
     file: String,
     kind: Kind,
     width: usize,
-    model: Model,
+    model: Fingerprint,
     orientation: Option<String>,
     /// Rows at so many first positions are left alone.
     skip_positions: u32,
@@ -67,14 +67,6 @@ struct Report {
     origin: Entries,
     unknown: Entries,
     warnings: Vec<Note>,
-}
-
-#[derive(Debug, serde::Serialize)]
-struct Model {
-    architecture: Option<String>,
-    blocks: Option<usize>,
-    name: Option<String>,
-    file_type: Option<u32>,
 }
 
 #[derive(Debug, serde::Serialize)]
@@ -141,18 +133,13 @@ impl Report {
         };
         let warnings = notes(kind, &file, &caps, &neighbours);
         let unknown = Entries(file.unknown().to_vec());
-        let known = |text: &String| !text.is_empty();
+        let model = Fingerprint::new(file.model.clone(), file.caps.width());
         Self {
             file: path.display().to_string(),
             kind,
             width: file.caps.width(),
             control_vector: file.is_control_vector(),
-            model: Model {
-                architecture: Some(file.model.architecture).filter(known),
-                blocks: (!plain).then_some(file.model.blocks),
-                name: file.model.name,
-                file_type: file.model.file_type,
-            },
+            model: if plain { model.without_blocks() } else { model },
             orientation: file.orientation,
             skip_positions: file.caps.policy().skip_positions,
             caps,
@@ -313,18 +300,10 @@ impl std::fmt::Display for Report {
             Kind::ControlVector => "a plain control vector",
         };
         writeln!(f, "{}: {kind}", self.file)?;
-        let mut model = self.model.architecture.as_deref().map_or("unknown".into(), printable);
-        if let Some(name) = &self.model.name {
-            write!(model, " \"{}\"", printable(name))?;
+        writeln!(f, "  model           {}", self.model)?;
+        if let Some(norms) = self.model.norms_in_words() {
+            writeln!(f, "  norms           {norms}")?;
         }
-        if let Some(blocks) = self.model.blocks {
-            write!(model, ", {}", counted(blocks, "block"))?;
-        }
-        write!(model, ", width {}", self.width)?;
-        if let Some(file_type) = self.model.file_type {
-            write!(model, ", file type {file_type}")?;
-        }
-        writeln!(f, "  model           {model}")?;
         if let Some(orientation) = &self.orientation {
             writeln!(f, "  positive means  {}", printable(orientation))?;
         }
@@ -405,7 +384,7 @@ fn ranges(mut blocks: Vec<usize>) -> String {
 }
 
 /// Escapes control characters: text in a stranger's file must not steer a terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")
 }
 

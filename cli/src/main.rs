@@ -2,6 +2,7 @@
 
 mod answers;
 mod bench;
+mod bind;
 mod bos;
 mod calibrate;
 mod caps;
@@ -10,6 +11,7 @@ mod doctor;
 mod drift;
 mod extract;
 mod files;
+mod fingerprint;
 mod input;
 mod inspect;
 mod interrupt;
@@ -65,6 +67,8 @@ enum Command {
     Extract(extract::Args),
     /// Give axes their floors, from projections of the model's own answers
     Calibrate(calibrate::Args),
+    /// Write into a cap file which model it is for, by digests of the model's norm weights
+    Bind(bind::Args),
     /// Follow the projection over a conversation, uncapped and capped
     Drift(drift::Args),
     /// Show what a cap file holds and how it was made
@@ -81,6 +85,7 @@ impl Command {
             Self::Bench(args) => bench::run(args),
             Self::Extract(args) => extract::run(args),
             Self::Calibrate(args) => calibrate::run(args),
+            Self::Bind(args) => bind::run(args),
             Self::Drift(args) => drift::run(args),
             Self::Inspect(args) => inspect::run(args),
             Self::Doctor(args) => doctor::run(args),
