@@ -68,5 +68,6 @@ fn read_file(path: &Path, strength: Option<f32>) -> Result<ModelCaps, CapsError>
     };
     let shape =
         ModelShape { architecture: file.model.architecture, blocks: file.model.blocks, width: caps.width() };
-    Ok(ModelCaps { name: path.display().to_string(), shape, norms: Vec::new(), caps })
+    let norms = file.model.norms.into_iter().map(|norm| (norm.tensor, norm.sha256)).collect();
+    Ok(ModelCaps { name: path.display().to_string(), shape, norms, caps })
 }

@@ -220,9 +220,10 @@ fn a_model_without_caps_is_not_served() {
     assert!(host.log().contains("the process ends rather than serve uncapped text"), "{}", host.log());
 
     // Where the operator says so, it is served, and the log says that it is not capped.
-    let mut server = Server::start_with(&[&shipped_caps()], &["--model", other.to_str().unwrap()], |command| {
-        command.env("AXISCAP_STRICT", "warn");
-    });
+    let mut server =
+        Server::start_with(&[&shipped_caps()], &["--model", other.to_str().unwrap()], |command| {
+            command.env("AXISCAP_STRICT", "warn");
+        });
     assert!(!server.complete(PROMPTS[0]).is_empty());
     let log = server.host.log();
     assert_eq!(log.matches("NOT CAPPED: no caps are for this model").count(), 1, "{log}");

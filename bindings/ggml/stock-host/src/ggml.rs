@@ -1,7 +1,7 @@
 //! A build of ggml in a folder, and a small graph of two block outputs.
 //!
 //! ```text
-//! l_out-0 = ADD(input, added 0)    l_out-1 = ADD(l_out-0, added 1)    end = ADD(l_out-1, input)
+//! l_out-0 = ADD(input, added 0)    l_out-1 = ADD(l_out-0, added 1)    result_output = ADD(l_out-1, input)
 //! ```
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -98,6 +98,21 @@ impl Ggml {
         self.symbol(name).ok_or_else(|| format!("no function {name:?}"))
     }
 
+    /// Loads the plugin and has it attach itself. Returns what it returns, 0 for success.
+    pub fn attach(&self, plugin: &str) -> Result<c_int> {
+        // SAFETY: the plugin's library does nothing as it is loaded.
+        let library = unsafe { Library::new(plugin) }.map_err(|error| error.to_string())?;
+        // SAFETY: the function has this signature.
+        let attach = unsafe { library.get::<unsafe extern "C" fn() -> c_int>(b"axiscap_attach\0") };
+        // SAFETY: it may be called at any time.
+        Ok(unsafe { attach.map_err(|error| error.to_string())?() })
+    }
+
+    /// Returns the number of devices.
+    pub fn devices(&self) -> Result<usize> {
+        Ok(call!(self, fn ggml_backend_dev_count() -> usize))
+    }
+
     /// Makes a backend of the CPU device.
     pub fn backend(&self) -> Result<Backend<'_>> {
         let registry = call!(self, fn ggml_backend_reg_by_name(c"CPU".as_ptr() => *const c_char) -> Address);
@@ -151,6 +166,8 @@ impl Ggml {
             *output = rows;
         }
         let end = add(rows, leafs[0])?;
+        // As llama.cpp names logits, which end a micro-batch.
+        call!(self, fn ggml_set_name(end => Address, c"result_output".as_ptr() => *const c_char) -> Address);
         let graph =
             call!(self, fn ggml_new_graph_custom(context => Address, 64 => usize, false => bool) -> Address);
         call!(self, fn ggml_build_forward_expand(graph => Address, end => Address) -> ());

@@ -7,13 +7,22 @@
 //! ```text
 //! axiscap-stock-host FOLDER
 //! ```
+//!
+//! With a plugin, the hook is that of the plugin, which the build has loaded as a backend
+//! (`GGML_BACKEND_PATH`) or is attached to it, under caps that this program writes:
+//!
+//! ```text
+//! AXISCAP_CAPS=CAPS.gguf axiscap-stock-host FOLDER --plugin LIBRARY
+//! ```
 
 mod ggml;
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 
 use axiscap::cpu::{Job, RowsMut};
+use axiscap::file::{CapFile, ModelInfo};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, CapTable};
 use axiscap_ggml::{Hook, HookError, ModelShape, Route, RouteChoice, Session};
 
@@ -22,11 +31,19 @@ use ggml::{Ggml, OUTPUTS, ROWS, WIDTH};
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
-    let Some(folder) = std::env::args().nth(1) else {
-        eprintln!("usage: axiscap-stock-host FOLDER (with libggml-base.so, libggml.so and a CPU backend)");
-        return ExitCode::from(2);
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let (folder, result) = match arguments[..] {
+        [folder] => (folder, check(folder)),
+        [folder, "--plugin", library] => (folder, check_plugin(folder, library)),
+        _ => {
+            eprintln!(
+                "usage: axiscap-stock-host FOLDER [--plugin LIBRARY] (with libggml-base.so, libggml.so and a CPU backend)"
+            );
+            return ExitCode::from(2);
+        }
     };
-    match check(&folder) {
+    match result {
         Ok(report) => {
             println!("{report}");
             ExitCode::SUCCESS
@@ -67,6 +84,26 @@ fn check(folder: &str) -> Result<String> {
         return Err("the build computes other rows after the hook was removed".into());
     }
     Ok(format!("ggml {}: capped\n{}", report.ggml, slots.join("\n")))
+}
+
+/// Has the plugin attach to the build, and checks that it caps a backend that nothing was bound to.
+fn check_plugin(folder: &str, library: &str) -> Result<String> {
+    let path = std::env::var_os("AXISCAP_CAPS").ok_or("AXISCAP_CAPS does not name the caps")?;
+    CapFile::new(caps(0.75)?, ModelInfo::new("llama", OUTPUTS)).write(Path::new(&path))?;
+    let ggml = Ggml::load(folder)?;
+    let uncapped = ggml.compute_unhooked()?;
+    if ggml.attach(library)? != 0 {
+        return Err("the plugin could not be attached".into());
+    }
+    let devices = ggml.devices()?;
+    if ggml.attach(library)? != 0 || ggml.devices()? != devices {
+        return Err("the plugin was attached twice".into());
+    }
+    let rows = ggml.compute_unhooked()?;
+    if rows != expected_rows()? || rows == uncapped {
+        return Err("the plugin gives other rows than axiscap's CPU kernels".into());
+    }
+    Ok(format!("{folder}: capped by the plugin, {devices} devices"))
 }
 
 struct Computed {
