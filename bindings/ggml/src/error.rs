@@ -158,6 +158,18 @@ pub enum HookError {
         /// The route of the hook.
         route: Route,
     },
+    /// Devices were registered after the hook was installed, which a context may use.
+    #[error(
+        "ggml has {now} devices, and had {hooked} when the hook was installed ({added} came later): blocks that they compute would not be capped; install the hook after all devices are registered"
+    )]
+    LateDevices {
+        /// Devices that are hooked.
+        hooked: usize,
+        /// Devices that there are.
+        now: usize,
+        /// The names of those that came later.
+        added: String,
+    },
     /// No caps are for a model that generates, and no other model of the process is capped.
     #[error(
         "no caps are for this model: {model}; {reasons}; name the cap file of the model that is served, or write the model into the file that is for it"

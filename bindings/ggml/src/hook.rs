@@ -57,7 +57,7 @@ pub struct DeviceReport {
 struct Installed {
     layout: &'static Layout,
     own_graphs: OwnGraphs,
-    devices: Vec<Device>,
+    devices: RwLock<Vec<Device>>,
 }
 
 // SAFETY: devices are static objects of ggml's registry, valid until the process ends. Only their
@@ -97,6 +97,73 @@ struct Binding {
 enum Owner {
     Session(Session),
     Guard(Arc<GuardState>),
+}
+
+impl Installed {
+    /// Replaces `init_backend` of every device of ggml's that does not have it replaced. To be called under the
+    /// lock of `INSTALLED`.
+    fn hook_devices(&self) -> Result<(), HookError> {
+        let devices = all_devices();
+        if devices.is_empty() {
+            return Err(HookError::NoDevice);
+        }
+        let mut originals = ORIGINALS.write().unwrap_or_else(PoisonError::into_inner);
+        let mut unhooked = Vec::new();
+        for &device in &devices {
+            // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads
+            // it.
+            match unsafe { init_slot(device, self.layout).read() } {
+                Some(found) if std::ptr::fn_addr_eq(found, OURS) => {}
+                Some(found) => match originals.get(&(device as usize)) {
+                    // Another library has replaced our function by one that calls it. Ours is still reached,
+                    // and calls the device's own. If it called the other library's, neither would return.
+                    Some(&own) if !std::ptr::fn_addr_eq(found, own) => {
+                        let device = device_name(device);
+                        tracing::debug!(device, "another library has wrapped the hook, and calls it");
+                    }
+                    _ => {
+                        originals.insert(device as usize, found);
+                        unhooked.push(device);
+                    }
+                },
+                None => {
+                    return Err(HookError::Layout {
+                        version: ggml_version(),
+                        what: format!("device {} has no init_backend", device_name(device)),
+                    });
+                }
+            }
+        }
+        drop(originals);
+        for device in unhooked {
+            // SAFETY: the device is a mutable static of its backend. The slot is one aligned word, which
+            // holds a valid function before and after.
+            unsafe { init_slot(device, self.layout).write(Some(OURS)) };
+        }
+        *self.devices.write().unwrap_or_else(PoisonError::into_inner) = devices;
+        Ok(())
+    }
+
+    fn devices(&self) -> Vec<Device> {
+        self.devices.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Checks that all of ggml's devices are hooked.
+    ///
+    /// # Errors
+    /// [`HookError::LateDevices`].
+    fn check_devices(&self) -> Result<(), HookError> {
+        let (all, hooked) = (all_devices(), self.devices());
+        let mut added = all.iter().filter(|device| !hooked.contains(device)).map(|&late| device_name(late));
+        let Some(first) = added.next() else { return Ok(()) };
+        let added = added.fold(first, |list, name| format!("{list}, {name}"));
+        Err(HookError::LateDevices { hooked: hooked.len(), now: all.len(), added })
+    }
+}
+
+fn all_devices() -> Vec<Device> {
+    // SAFETY: plain queries of ggml's registry.
+    unsafe { (0..(api().ggml_backend_dev_count)()).map(|i| (api().ggml_backend_dev_get)(i)).collect() }
 }
 
 /// The hook of this process, if one is installed.
@@ -156,51 +223,13 @@ impl Hook {
     fn install_in_host() -> Result<Self, HookError> {
         let mut slot = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(installed) = slot.upgrade() {
+            installed.hook_devices()?;
             return Ok(Self(installed));
         }
         let layout = Layout::probe()?;
-        // SAFETY: plain queries of ggml's registry.
-        let devices: Vec<_> = unsafe {
-            (0..(api().ggml_backend_dev_count)()).map(|i| (api().ggml_backend_dev_get)(i)).collect()
-        };
-        if devices.is_empty() {
-            return Err(HookError::NoDevice);
-        }
-        let mut originals = ORIGINALS.write().unwrap_or_else(PoisonError::into_inner);
-        let mut unhooked = Vec::new();
-        for &device in &devices {
-            // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads
-            // it.
-            match unsafe { init_slot(device, layout).read() } {
-                Some(found) if std::ptr::fn_addr_eq(found, OURS) => {}
-                Some(found) => match originals.get(&(device as usize)) {
-                    // Another library has replaced our function by one that calls it. Ours is still reached,
-                    // and calls the device's own. If it called the other library's, neither would return.
-                    Some(&own) if !std::ptr::fn_addr_eq(found, own) => {
-                        let device = device_name(device);
-                        tracing::debug!(device, "another library has wrapped the hook, and calls it");
-                    }
-                    _ => {
-                        originals.insert(device as usize, found);
-                        unhooked.push(device);
-                    }
-                },
-                None => {
-                    return Err(HookError::Layout {
-                        version: ggml_version(),
-                        what: format!("device {} has no init_backend", device_name(device)),
-                    });
-                }
-            }
-        }
-        drop(originals);
-        for device in unhooked {
-            // SAFETY: the device is a mutable static of its backend. The slot is one aligned word, which
-            // holds a valid function before and after.
-            unsafe { init_slot(device, layout).write(Some(OURS)) };
-        }
         let own_graphs = OwnGraphs::of_this_process();
-        let installed = Arc::new(Installed { layout, own_graphs, devices });
+        let installed = Arc::new(Installed { layout, own_graphs, devices: RwLock::default() });
+        installed.hook_devices()?;
         *slot = Arc::downgrade(&installed);
         Ok(Self(installed))
     }
@@ -254,7 +283,7 @@ impl Hook {
         HookReport {
             ggml: ggml_version(),
             slots: named_offsets(self.0.layout),
-            devices: self.0.devices.iter().map(|&d| device_report(d, self.0.own_graphs)).collect(),
+            devices: self.0.devices().into_iter().map(|d| device_report(d, self.0.own_graphs)).collect(),
         }
     }
 }
@@ -283,7 +312,7 @@ impl Drop for Installed {
             return;
         }
         let originals = ORIGINALS.read().unwrap_or_else(PoisonError::into_inner);
-        for &device in &self.devices {
+        for device in self.devices() {
             // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads
             // it. Only our own replacement is taken back.
             unsafe {
@@ -403,7 +432,13 @@ unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding
             let state = Arc::clone(&session.0);
             Serves::Session(Backend::new(state, device, name, is_cpu, own_graphs, drivers)?)
         }
-        Owner::Guard(guard) => Serves::Guard(begin_backend(guard, device, name, is_cpu, own_graphs, drivers)),
+        Owner::Guard(guard) => {
+            if is_cpu {
+                // The backend of the CPU is the last one of a context.
+                installed.check_devices()?;
+            }
+            Serves::Guard(begin_backend(guard, device, name, is_cpu, own_graphs, drivers))
+        }
     };
     let hooked = Hooked { installed: Arc::clone(installed), free, graph_compute, serves };
     BACKENDS.write().unwrap_or_else(PoisonError::into_inner).insert(backend as usize, Arc::new(hooked));

@@ -27,8 +27,10 @@ pub(crate) enum By {
 #[derive(Debug)]
 struct Attached {
     registry: &'static Registry,
-    /// Keeps the hook installed.
-    _hook: Option<(Hook, Guard)>,
+    duty: Arc<Duty>,
+    host: Host,
+    /// The hook, unless there is nothing to cap. Keeps it installed.
+    hook: Option<(Hook, Guard)>,
 }
 
 /// The plugin, once it was attached. A failed attempt is repeated.
@@ -38,8 +40,16 @@ static ATTACHED: Mutex<Option<Attached>> = Mutex::new(None);
 /// process is to go on.
 pub(crate) fn attach(by: By) -> Option<&'static Registry> {
     let mut attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(attached) = &*attached {
-        return Some(attached.registry);
+    if let Some(Attached { registry, duty, hook, host }) = &*attached {
+        if hook.is_some() {
+            // ggml may have got further devices since.
+            // SAFETY: the symbols of one loaded ggml, which this plugin keeps loaded.
+            let again = unsafe { Hook::install_in(&|name| host.symbol(name)) };
+            if let Err(error) = again {
+                duty.fail(&error.to_string());
+            }
+        }
+        return Some(registry);
     }
     let (environment, wrong) = Environment::read();
     log::begin(environment.log);
@@ -83,11 +93,11 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
             "another copy of the plugin is loaded in this process and caps it; this one ({}) does nothing",
             env!("CARGO_PKG_VERSION")
         );
-        return Ok(Attached { registry, _hook: None });
+        return Ok(Attached { registry, duty: Arc::clone(duty), host, hook: None });
     }
     if environment.caps.is_empty() {
         tracing::warn!("{CAPS} is not set: nothing is capped");
-        return Ok(Attached { registry, _hook: None });
+        return Ok(Attached { registry, duty: Arc::clone(duty), host, hook: None });
     }
     let models = caps::read(&environment.caps, environment.strength).map_err(|error| error.to_string())?;
     for caps in &models {
@@ -132,5 +142,5 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
     }
     let version = env!("CARGO_PKG_VERSION");
     duty.reporter.send("loaded", json!({ "version": version, "ggml": report.ggml, "devices": devices }));
-    Ok(Attached { registry, _hook: Some((hook, guard)) })
+    Ok(Attached { registry, duty: Arc::clone(duty), host, hook: Some((hook, guard)) })
 }

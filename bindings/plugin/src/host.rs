@@ -15,6 +15,9 @@ pub(crate) struct Host {
     path: String,
 }
 
+// SAFETY: a handle of dlopen can be used on any thread, and is never closed.
+unsafe impl Send for Host {}
+
 /// Reason why no ggml was found.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HostError {

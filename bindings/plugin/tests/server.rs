@@ -19,7 +19,7 @@ struct Server {
 
 fn command(port: u16, arguments: &[&str]) -> Command {
     let mut command = Command::new(support::path("AXISCAP_TEST_LLAMA_SERVER"));
-    command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--threads", "2", "--model"]);
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--threads", "1", "--model"]);
     command.arg(model()).args(arguments);
     command.env_remove("GGML_BACKEND_PATH");
     command

@@ -89,7 +89,12 @@ fn check(folder: &str) -> Result<String> {
 /// Has the plugin attach to the build, and checks that it caps a backend that nothing was bound to.
 fn check_plugin(folder: &str, library: &str) -> Result<String> {
     let path = std::env::var_os("AXISCAP_CAPS").ok_or("AXISCAP_CAPS does not name the caps")?;
-    CapFile::new(caps(0.75)?, ModelInfo::new("llama", OUTPUTS)).write(Path::new(&path))?;
+    let path = Path::new(&path);
+    // Rows that were capped twice would differ.
+    let caps = caps(0.75)?.with_strength(0.5)?;
+    CapFile::new(caps, ModelInfo::new("llama", OUTPUTS)).write(path)?;
+    let copy = path.with_file_name("another-copy.so");
+    std::fs::copy(library, &copy)?;
     let ggml = Ggml::load(folder)?;
     let uncapped = ggml.compute_unhooked()?;
     if ggml.attach(library)? != 0 {
@@ -99,8 +104,11 @@ fn check_plugin(folder: &str, library: &str) -> Result<String> {
     if ggml.attach(library)? != 0 || ggml.devices()? != devices {
         return Err("the plugin was attached twice".into());
     }
+    if ggml.attach(copy.to_str().ok_or("a path that is not UTF-8")?)? != 0 {
+        return Err("another copy of the plugin fails".into());
+    }
     let rows = ggml.compute_unhooked()?;
-    if rows != expected_rows()? || rows == uncapped {
+    if rows != rows_with(0.5)? || rows == uncapped {
         return Err("the plugin gives other rows than axiscap's CPU kernels".into());
     }
     Ok(format!("{folder}: capped by the plugin, {devices} devices"))
@@ -184,13 +192,18 @@ fn caps(floor: f32) -> Result<CapSet> {
 
 /// Computes the graph as [`ggml`] describes it, capped by axiscap's CPU kernels.
 fn expected_rows() -> Result<[Vec<f32>; OUTPUTS]> {
+    rows_with(1.0)
+}
+
+fn rows_with(strength: f32) -> Result<[Vec<f32>; OUTPUTS]> {
     let mut rows = ggml::input();
     let mut outputs = [const { Vec::new() }; OUTPUTS];
     for (block, output) in outputs.iter_mut().enumerate() {
         for (value, added) in rows.iter_mut().zip(ggml::added(block)) {
             *value += added;
         }
-        let table = CapTable::new([&Cap::new(axis(block)?, Bound::floor(0.75)?)])?;
+        let cap = Cap::new(axis(block)?, Bound::floor(0.75)?).with_strength(strength)?;
+        let table = CapTable::new([&cap])?;
         Job::cap(RowsMut::from_slice(&mut rows, WIDTH)?).run(&table)?;
         output.clone_from(&rows);
     }

@@ -12,7 +12,7 @@ const { models, prompts } = JSON.parse(task);
 const entry = createRequire(folder + "/").resolve("node-llama-cpp");
 const { getLlama, LlamaLogLevel } = await import(pathToFileURL(entry));
 
-const llama = await getLlama({ build: "never", gpu: false, logLevel: LlamaLogLevel.error, maxThreads: 2 });
+const llama = await getLlama({ build: "never", gpu: false, logLevel: LlamaLogLevel.error, maxThreads: 1 });
 const loaded = [];
 for (const modelPath of models) {
     const model = await llama.loadModel({ modelPath });
@@ -26,7 +26,7 @@ for (const prompt of prompts) {
         const tokens = [];
         for await (const token of sequence.evaluate(model.tokenize(prompt), { temperature: 0 })) {
             tokens.push(token);
-            if (tokens.length === 24) break;
+            if (tokens.length === 16) break;
         }
         texts.push(model.detokenize(tokens));
     }
