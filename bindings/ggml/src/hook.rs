@@ -80,9 +80,9 @@ struct Hooked {
 #[derive(Debug)]
 enum Serves {
     /// A session, to which the context was bound.
-    Session(Backend),
+    Session(Box<Backend>),
     /// The guard, in a context that the host made itself.
-    Guard(StockBackend),
+    Guard(Box<StockBackend>),
 }
 
 /// What the contexts that are being created belong to.
@@ -430,14 +430,16 @@ unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding
     let serves = match owner {
         Owner::Session(session) => {
             let state = Arc::clone(&session.0);
-            Serves::Session(Backend::new(state, device, name, is_cpu, own_graphs, drivers)?)
+            let own = Backend::new(state, device, name, is_cpu, own_graphs, drivers)?;
+            Serves::Session(Box::new(own))
         }
         Owner::Guard(guard) => {
             if is_cpu {
                 // The backend of the CPU is the last one of a context.
                 installed.check_devices()?;
             }
-            Serves::Guard(begin_backend(guard, device, name, is_cpu, own_graphs, drivers))
+            let own = begin_backend(guard, device, name, is_cpu, own_graphs, drivers);
+            Serves::Guard(Box::new(own))
         }
     };
     let hooked = Hooked { installed: Arc::clone(installed), free, graph_compute, serves };
