@@ -331,6 +331,24 @@ fn a_policy_without_positions_is_refused() {
     assert!(guarded.faults()[0].contains("positions of these rows are not known"));
 }
 
+/// The context of a next-token block drafts for the model, whose caps are not for it.
+#[test]
+fn the_context_of_a_next_token_block_is_left_alone() {
+    let mut description = Description::new("qwen35", false);
+    description.add_next_token_blocks(1);
+    let model = TestModel::new(&description).unwrap();
+    let shape = shape(&model, "qwen35");
+    let caps = bands(0..shape.blocks - 1, shape.width, PINNED, PINNED);
+    let guarded = Guarded::new(&support::install(), vec![model_caps("a", shape, caps, &[])], Reaction::Fail);
+    let mut draft =
+        guarded.guard.bind(|| model.context(|params| params.ctx_type = sys::LLAMA_CONTEXT_TYPE_MTP).unwrap());
+    let batch = rows(0, 1, 3, |row| row == 2);
+    let states = vec![vec![0.5; model.width()]; 3];
+    assert_eq!((draft.draft(&batch, &states), guarded.faults()), (0, vec![]));
+    let found = guarded.found();
+    assert!(matches!(&found[..], [Found::NotCapped { model, .. }] if model.drafts), "{found:?}");
+}
+
 #[test]
 fn two_contexts_compute_on_two_threads() {
     let subject = Subject::new(3, 1.0);

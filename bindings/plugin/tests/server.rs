@@ -2,14 +2,17 @@
 
 mod support;
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
 use axiscap::Bound;
 use serde_json::{Value, json};
 
-use support::{Host, LIMIT, caps_with, check_floors, model, other_model, shipped_caps, with_plugin};
+use support::{
+    Host, LIMIT, agent, caps_with, check_floors, free_port, is_up, model, other_model, shipped_caps,
+    with_plugin,
+};
 
 /// A llama-server that answers.
 struct Server {
@@ -23,14 +26,6 @@ fn command(port: u16, arguments: &[&str]) -> Command {
     command.arg(model()).args(arguments);
     command.env_remove("GGML_BACKEND_PATH");
     command
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder().timeout_global(Some(LIMIT)).http_status_as_error(false).build().into()
 }
 
 impl Server {
@@ -47,10 +42,7 @@ impl Server {
         change(&mut command);
         let mut host = Host::start(&mut command);
         let url = format!("http://127.0.0.1:{port}");
-        host.wait_for("the server answers", |_| {
-            let answer = agent().get(format!("{url}/health")).call().ok()?;
-            (answer.status() == 200).then_some(())
-        });
+        host.wait_for("the server answers", |_| is_up(port));
         Self { host, url }
     }
 

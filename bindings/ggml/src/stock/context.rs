@@ -35,7 +35,9 @@ pub(crate) fn begin_backend(
     drivers: &Arc<dyn DriverFactory>,
 ) -> StockBackend {
     let context = BEING_MADE.with_borrow_mut(|made| {
-        let context = made.take().unwrap_or_else(|| Arc::new(StockContext::new(guard)));
+        // A backend that computes before a CPU's follows is not part of a context that is being made.
+        let begun = made.take().filter(|context| context.is_open() && Arc::ptr_eq(&context.guard, guard));
+        let context = begun.unwrap_or_else(|| Arc::new(StockContext::new(guard)));
         if !is_cpu {
             *made = Some(Arc::clone(&context));
         }
@@ -131,6 +133,11 @@ impl StockContext {
         Self { guard: Arc::clone(guard), state: Mutex::new(state) }
     }
 
+    /// Whether no graph has shown its model yet.
+    fn is_open(&self) -> bool {
+        matches!(lock(&self.state).model, Model::Open)
+    }
+
     /// Returns the session that the graph is to be computed under, if its model is capped.
     ///
     /// # Errors
@@ -200,13 +207,13 @@ impl StockContext {
         }
         let record = &session.record;
         let blocks = record.any_seen();
-        let Some(end) = shown.ending.end.filter(|_| !shown.ending.drafts) else {
+        let Some(end) = shown.ending.end else {
             account.normed &= !blocks;
             return Ok(());
         };
         // Where another backend computes the logits, the micro-batch was checked with the norm before them.
         if account.normed && !end.normed && !blocks {
-            return Ok(());
+            return record.end().map_or(Ok(()), Err);
         }
         let rows = account.rows.take();
         account.normed = end.normed;

@@ -7,6 +7,7 @@ pub(crate) mod gguf;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -215,4 +216,20 @@ pub(crate) fn caps_for(folder: &Path, name: &str, model: &Path, caps: &Path) -> 
     let path = folder.join(name);
     file.write(&path).expect("a cap file");
     path
+}
+
+/// Returns a port of the loopback interface that is free.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Returns the client of the tests.
+pub(crate) fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(LIMIT)).http_status_as_error(false).build().into()
+}
+
+/// Whether a llama-server on this port has loaded its model.
+pub(crate) fn is_up(port: u16) -> Option<()> {
+    let answer = agent().get(format!("http://127.0.0.1:{port}/health")).call().ok()?;
+    (answer.status() == 200).then_some(())
 }
