@@ -13,8 +13,8 @@ use crate::output;
 
 /// Write into a cap file which model it is for: name, quantisation, and digests of the norm weights.
 ///
-/// Norm weights are the same in every quantisation of a model. With their digests, caps are known to belong to
-/// a model whatever its file is called. `axiscap extract` and `calibrate` write them already. The caps
+/// Norm weights are the same in every quantisation of a model. With their digests, caps are known to belong
+/// to a model whatever its file is called. `axiscap extract` and `calibrate` write them already. The caps
 /// themselves are not changed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:

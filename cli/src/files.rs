@@ -29,7 +29,9 @@ struct Named(String, PathBuf);
 
 fn role(arg: &Arg) -> Option<Role> {
     Some(match arg.get_id().as_str() {
-        "model" | "caps" | "axes" | "file" | "prompt_file" | "questions" | "roles" | "script" => Role::Read,
+        "model" | "caps" | "axes" | "file" | "plugin" | "prompt_file" | "questions" | "roles" | "script" => {
+            Role::Read
+        }
         "out" | "plot" | "trace" => Role::Written,
         "changed_caps" => Role::Changed,
         "rollouts" => Role::Answers,
@@ -244,6 +246,9 @@ mod tests {
             words.push(
                 given.iter().find(|(name, _)| *name == id).map_or_else(own, |given| given.1.into()).into(),
             );
+        }
+        if command.get_arguments().any(Arg::is_last_set) {
+            words.extend(["--".into(), "program".into()]);
         }
         let all = crate::command();
         let matches = all.clone().try_get_matches_from(words).unwrap();

@@ -9,6 +9,7 @@ mod caps;
 mod chat;
 mod doctor;
 mod drift;
+mod exec;
 mod extract;
 mod files;
 mod fingerprint;
@@ -71,6 +72,8 @@ enum Command {
     Bind(bind::Args),
     /// Follow the projection over a conversation, uncapped and capped
     Drift(drift::Args),
+    /// Start a program of stock llama.cpp, such as llama-server, with caps
+    Exec(exec::Args),
     /// Show what a cap file holds and how it was made
     Inspect(inspect::Args),
     /// Say what this machine can do, what is missing, and how to get it
@@ -87,6 +90,7 @@ impl Command {
             Self::Calibrate(args) => calibrate::run(args),
             Self::Bind(args) => bind::run(args),
             Self::Drift(args) => drift::run(args),
+            Self::Exec(args) => exec::run(args),
             Self::Inspect(args) => inspect::run(args),
             Self::Doctor(args) => doctor::run(args),
         }
@@ -116,7 +120,10 @@ fn main() -> ExitCode {
             output::error(&error.to_string());
             return ExitCode::from(2);
         }
-        Ok(Err(error)) => remedy::describe(&error),
+        Ok(Err(error)) => match exec::status(&error) {
+            Some(status) => return ExitCode::from(status),
+            None => remedy::describe(&error),
+        },
         Err(panic) => {
             let what = panic.downcast_ref::<String>().map(String::as_str);
             let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 pub(crate) mod gguf;
+#[cfg(unix)]
+pub(crate) mod launcher;
 
 use std::ffi::OsStr;
 use std::io::Write;
