@@ -9,6 +9,7 @@ use crate::graph::find::Wanted;
 use crate::host::architecture::{BlockNames, ModelShape, block_names};
 use crate::profile::{BlockCaps, DEFAULT_NAME, Profile, ProfileId, Profiles};
 use crate::route::choice::RouteChoice;
+use crate::tally::Tally;
 use crate::tap::Tap;
 
 /// Switches of a session. A change takes effect with the next decode.
@@ -88,6 +89,15 @@ impl Config {
         self.set_profiles(list, model)
     }
 
+    /// Counts the rows of the default profile in `tally` as well, until its caps are set again.
+    pub(crate) fn count_in(&mut self, tally: Option<Arc<Tally>>) {
+        let mut list = self.profiles.list().to_vec();
+        if let Some(profile) = list.iter_mut().find(|profile| profile.id == ProfileId::DEFAULT) {
+            profile.tally = tally;
+        }
+        self.profiles = Arc::new(Profiles::new(list));
+    }
+
     /// Adds a profile.
     ///
     /// # Errors
@@ -137,7 +147,7 @@ impl Config {
         block_names(model)?;
         caps.check_model(model.width, model.blocks)?;
         let (generation, revision) = (self.revision, self.revision);
-        Ok(Profile { id, name: name.into(), caps: Arc::new(caps.clone()), generation, revision })
+        Ok(Profile { id, name: name.into(), caps: Arc::new(caps.clone()), generation, revision, tally: None })
     }
 
     fn set_profiles(&mut self, list: Vec<Profile>, model: &ModelShape) -> Result<(), HookError> {

@@ -33,6 +33,7 @@ mod report;
 mod route;
 mod session;
 mod stock;
+mod tally;
 mod tap;
 
 pub use config::Settings;
@@ -48,5 +49,9 @@ pub use report::{BlockTrace, FusedNorms, GraphCounts, NotFusedReason, RouteUse, 
 pub use route::{BlockOutput, ComputeError, ComputeHook, GraphCall, OwnedGraph};
 pub use route::{Route, RouteChoice};
 pub use session::Session;
-pub use stock::{Fault, Found, Guard, GuardCounts, Misfit, ModelCaps, Reaction, SeenModel, Watcher};
+pub use stock::{
+    CapTotals, Fault, Found, Generation, Guard, GuardCounts, GuardedContext, Misfit, ModelCaps, Reaction,
+    ReplaceError, Replaced, ReplacedContext, SeenModel, Watcher,
+};
+pub use tally::{CapTotal, EXCESS_EDGES};
 pub use tap::{Tap, TapRows};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axiscap::{CapSet, CapTable, Policy};
 
 use crate::error::HookError;
+use crate::tally::Tally;
 
 /// Names a profile of one session. The number of a removed profile is not given to another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,6 +94,8 @@ pub(crate) struct Profile {
     pub(crate) generation: u64,
     /// Number of the last change of any kind.
     pub(crate) revision: u64,
+    /// Where the rows are counted beside the statistics of the session.
+    pub(crate) tally: Option<Arc<Tally>>,
 }
 
 impl Profile {

@@ -13,6 +13,7 @@ use crate::error::{HookError, Seen};
 use crate::profile::{ProfileId, RowProfiles};
 use crate::report::{BlockTrace, FusedNorms, GraphCounts, NotFused, NotFusedReason, RouteUse, RowTrace};
 use crate::route::choice::Route;
+use crate::tally::Tally;
 
 /// Position of a block output in the order of computation. Statistics from a GPU arrive later than those of
 /// blocks that the CPU computed in the meantime, so traces are sorted by it.
@@ -285,13 +286,26 @@ impl Record {
         for index in 1..=profiles.slots().len() as u32 {
             let Some((profile, slot)) = profiles.slot(index) else { continue };
             let own = caps.caps_of(index);
-            let known = recorded.stats.get_mut(&profile.id).filter(|s| s.generation == profile.generation);
-            let Some(known) = known.filter(|_| !own.is_empty()) else { continue };
+            let stats = recorded.stats.get_mut(&profile.id);
+            let mut known = stats.filter(|stats| stats.generation == profile.generation);
+            // Rows of caps that were replaced belong to their tally all the same.
+            let mut tally = profile.tally.as_deref().map(Tally::lock);
+            if own.is_empty() || known.is_none() && tally.is_none() {
+                continue;
+            }
             for row in (0..block.rows).filter(|&row| index_of(row) == index) {
                 for (&cap, stat) in own.iter().zip(&block.stats[row * depth..]) {
-                    match slot.skipped {
-                        true => known.caps[cap].skipped += 1,
-                        false => known.caps[cap].add(stat),
+                    if let Some(known) = &mut known {
+                        match slot.skipped {
+                            true => known.caps[cap].skipped += 1,
+                            false => known.caps[cap].add(stat),
+                        }
+                    }
+                    if let Some(tally) = &mut tally {
+                        match slot.skipped {
+                            true => tally[cap].stats.skipped += 1,
+                            false => tally[cap].add(profile.caps.caps()[cap].cap.bound(), stat),
+                        }
                     }
                 }
             }
@@ -397,6 +411,11 @@ impl Record {
         self.lock().stats.get(&profile).map(|stats| stats.caps.clone())
     }
 
+    /// Returns the statistics of the default profile that have arrived.
+    pub(crate) fn arrived_stats(&self) -> Vec<CapStats> {
+        self.lock().stats.get(&ProfileId::DEFAULT).map_or_else(Vec::new, |stats| stats.caps.clone())
+    }
+
     pub(crate) fn reset_stats(&self) {
         self.collect();
         self.lock().stats.values_mut().for_each(|stats| stats.caps.fill(CapStats::default()));
@@ -407,7 +426,7 @@ impl Record {
         if wait {
             self.collect();
         } else {
-            self.each_source(|source| self.add_arrived(source.arrived_stats()));
+            self.add_all_arrived();
         }
         let mut trace = std::mem::take(&mut self.lock().trace);
         trace.sort_by_key(|(order, _)| *order);
@@ -435,6 +454,11 @@ impl Record {
         let mut sources = lock(&self.sources);
         sources.retain(|source| source.strong_count() > 0);
         sources.push(source);
+    }
+
+    /// Adds the statistics that have arrived from GPUs, without waiting.
+    pub(crate) fn add_all_arrived(&self) {
+        self.each_source(|source| self.add_arrived(source.arrived_stats()));
     }
 
     /// Adds the statistics that are still on GPUs.

@@ -13,6 +13,7 @@ use crate::profile::{DecodeBatch, Decoding, ProfileId, ProfileInfo};
 use crate::record::{Record, lock};
 use crate::report::{BlockTrace, FusedNorms, GraphCounts, RouteUse};
 use crate::route::ComputeHook;
+use crate::tally::Tally;
 use crate::tap::Tap;
 
 /// The caps of one llama.cpp context, and the record of what they did. A handle: clones are the same session.
@@ -94,6 +95,28 @@ impl Session {
         let mut next = Config::clone(&config);
         next.set_caps(caps, &self.0.model)?;
         // The record changes before a decode can begin with the new caps.
+        self.0.record.reset_for_caps();
+        self.0.record.follow_profiles(&next);
+        *config = Arc::new(next);
+        Ok(())
+    }
+
+    /// Sets the caps of the default profile as [`Session::set_caps`] does, whether they act, and where their
+    /// rows are counted, in one step.
+    ///
+    /// # Errors
+    /// Those of [`Session::set_caps`].
+    pub(crate) fn replace_caps(
+        &self,
+        caps: &CapSet,
+        enabled: bool,
+        tally: Option<Arc<Tally>>,
+    ) -> Result<(), HookError> {
+        let mut config = lock(&self.0.config);
+        let mut next = Config::clone(&config);
+        next.set_caps(Some(caps), &self.0.model)?;
+        next.count_in(tally);
+        next.settings.enabled = enabled;
         self.0.record.reset_for_caps();
         self.0.record.follow_profiles(&next);
         *config = Arc::new(next);

@@ -5,7 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::guard::{Counters, Decision, Found, GuardState, Reaction};
-use super::models::{Fit, ModelCaps};
+use super::living::Living;
+use super::models::Fit;
 use super::seen::Look;
 use crate::backend::Backend;
 use crate::error::HookError;
@@ -103,8 +104,7 @@ enum Model {
 
 #[derive(Debug)]
 struct Capped {
-    session: Session,
-    caps: ModelCaps,
+    living: Arc<Living>,
     /// Whether no later graph can say that it is another model.
     settled: bool,
 }
@@ -146,38 +146,48 @@ impl StockContext {
         let mut state = lock(&self.state);
         match &mut state.model {
             Model::NotCapped => Ok(None),
-            Model::Refused(_) if self.guard.has_capped() => Ok(None),
+            Model::Refused(_) if self.guard.has_capped() || !self.guard.is_enabled() => Ok(None),
             Model::Refused(error) => Err((None, error.clone())),
             Model::Capped(capped) => {
                 if !capped.settled {
                     capped
                         .settle(graph, shown.ending)
-                        .map_err(|error| (Some(capped.caps.name.clone()), error))?;
+                        .map_err(|error| (Some(capped.living.name()), error))?;
                 }
-                Ok(Some(capped.session.clone()))
+                Ok(Some(capped.living.session.clone()))
             }
             Model::Open => {
-                let decided = self.guard.decide(&Look::new(graph, shown.ending));
-                self.adopt(&mut state.model, decided)
+                let look = Look::new(graph, shown.ending);
+                loop {
+                    let decided = self.guard.decide(&look);
+                    if let Some(adopted) = self.adopt(&mut state.model, decided) {
+                        return adopted;
+                    }
+                }
             }
         }
     }
 
+    /// Adopts what was decided. Returns `None` if the caps were replaced in the meantime.
     fn adopt(
         &self,
         model: &mut Model,
         decided: Decision,
-    ) -> Result<Option<Session>, (Option<String>, HookError)> {
-        match decided {
+    ) -> Option<Result<Option<Session>, (Option<String>, HookError)>> {
+        let adopted = match decided {
             Decision::Open => Ok(None),
-            Decision::Capped { caps, model: seen, confirmed, settled } => {
-                let session = Session::new(caps.shape.clone());
-                session.update(|settings| *settings = self.guard.settings);
-                session.set_caps(Some(&caps.caps)).map_err(|error| (Some(caps.name.clone()), error))?;
-                session.0.set_bound();
-                self.guard.found(&Found::Capped { model: seen, caps: caps.name.clone(), confirmed });
-                *model = Model::Capped(Box::new(Capped { session: session.clone(), caps, settled }));
-                Ok(Some(session))
+            Decision::Capped { caps, of, model: seen, confirmed, settled } => {
+                let name = of.models[caps].name.clone();
+                match self.guard.enter(caps, &of, seen.clone()) {
+                    Ok(living) => {
+                        let living = living?;
+                        self.guard.found(&Found::Capped { model: seen, caps: name, confirmed });
+                        let session = living.session.clone();
+                        *model = Model::Capped(Box::new(Capped { living, settled }));
+                        Ok(Some(session))
+                    }
+                    Err(error) => Err((Some(name), error)),
+                }
             }
             Decision::NotCapped { model: seen, misfits } => {
                 let alone = self.guard.has_caps() && !self.guard.has_capped();
@@ -186,13 +196,15 @@ impl StockContext {
                 self.guard.found(&Found::NotCapped { model: seen.clone(), misfits });
                 if !serves {
                     *model = Model::NotCapped;
-                    return Ok(None);
+                    return Some(Ok(None));
                 }
                 let error = HookError::NoCapsFit { model: seen.to_string(), reasons };
                 *model = Model::Refused(error.clone());
-                Err((None, error))
+                // Caps that are switched off are the wish of the operator.
+                if self.guard.is_enabled() { Err((None, error)) } else { Ok(None) }
             }
-        }
+        };
+        Some(adopted)
     }
 
     /// Keeps account of a graph that was computed under caps.
@@ -201,7 +213,7 @@ impl StockContext {
     /// [`HookError::NotSeen`].
     fn account(&self, session: &SessionState, shown: Shown) -> Result<(), HookError> {
         let mut state = lock(&self.state);
-        let account = &mut state.account;
+        let State { model, account } = &mut *state;
         if let Some(rows) = shown.inputs.rows() {
             *account = Account { rows: Some(rows), any: account.any, normed: false };
         }
@@ -213,14 +225,16 @@ impl StockContext {
         };
         // Where another backend computes the logits, the micro-batch was checked with the norm before them.
         if account.normed && !end.normed && !blocks {
+            // The next micro-batch begins with the caps of its own time.
             return record.end().map_or(Ok(()), Err);
         }
         let rows = account.rows.take();
         account.normed = end.normed;
         let config = session.config();
-        let checked = match config.wanted(session.model.width) {
-            Some(_) => record.check_shown(config.wanted_blocks(), rows, end.rows),
-            None => Ok(()),
+        let acts = config.wanted(session.model.width).is_some();
+        let checked = match acts {
+            true => record.check_shown(config.wanted_blocks(), rows, end.rows),
+            false => Ok(()),
         };
         let seen = record.most_seen();
         let error = record.end();
@@ -228,12 +242,13 @@ impl StockContext {
         if let Some(error) = error {
             return Err(error);
         }
-        Counters::add(&self.guard.counters.capped);
-        if !std::mem::replace(&mut account.any, true)
-            && let Model::Capped(capped) = &state.model
-        {
+        let counters = &self.guard.counters;
+        Counters::add(if acts { &counters.capped } else { &counters.off });
+        let Model::Capped(capped) = model else { return Ok(()) };
+        capped.living.count();
+        if acts && !std::mem::replace(&mut account.any, true) {
             let rows = rows.unwrap_or(seen);
-            self.guard.found(&Found::FirstMicroBatch { caps: capped.caps.name.clone(), rows });
+            self.guard.found(&Found::FirstMicroBatch { caps: capped.living.name(), rows });
         }
         Ok(())
     }
@@ -249,7 +264,7 @@ impl Drop for StockContext {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Model::Capped(capped) = &state.model {
-            let (caps, stats) = (capped.caps.name.clone(), capped.session.stats());
+            let (caps, stats) = (capped.living.name(), capped.living.session.stats());
             self.guard.found(&Found::Ended { caps, stats });
         }
     }
@@ -261,13 +276,13 @@ impl Capped {
     /// # Errors
     /// [`HookError::OtherModel`].
     fn settle(&mut self, graph: &Graph, ending: Ending) -> Result<(), HookError> {
-        match self.caps.fit(&Look::new(graph, ending)) {
+        match self.living.caps().fit(&Look::new(graph, ending)) {
             Fit::Confirmed | Fit::Shape { settled: true } => self.settled = true,
             Fit::Shape { settled: false } | Fit::Unknown => {}
             // A part of a graph may compute no block.
             Fit::Misfit(super::Misfit::NoBlocks) => {}
             Fit::Misfit(misfit) => {
-                let caps = self.caps.name.clone();
+                let caps = self.living.name();
                 return Err(HookError::OtherModel { caps, reason: misfit.to_string() });
             }
         }
@@ -334,7 +349,7 @@ impl StockBackend {
         };
         let caps = || {
             let state = lock(&context.state);
-            if let Model::Capped(capped) = &state.model { Some(capped.caps.name.clone()) } else { None }
+            if let Model::Capped(capped) = &state.model { Some(capped.living.name()) } else { None }
         };
         let session = &session.0;
         let own = self.backend(session).map_err(|error| Stopped::before(caps(), error))?;

@@ -6,12 +6,16 @@ use std::sync::{Arc, Mutex};
 
 use axiscap::CapStats;
 
+use super::ledger::Ledger;
+use super::living::{Contexts, Living};
 use super::models::{Fit, Misfit, ModelCaps, usual_names};
+use super::replace::Generation;
 use super::seen::{Look, SeenModel};
 use crate::config::Settings;
 use crate::error::HookError;
 use crate::hook::Hook;
 use crate::record::lock;
+use crate::session::Session;
 
 /// Told by a [`Guard`] what it finds, on the threads that compute.
 pub trait Watcher: Debug + Send + Sync {
@@ -53,7 +57,7 @@ pub enum Found {
     Ended {
         /// Name of the caps.
         caps: String,
-        /// What each cap did, in the order of the set.
+        /// What each cap did since the caps were last replaced, in the order of the set.
         stats: Vec<CapStats>,
     },
 }
@@ -87,6 +91,8 @@ pub struct GuardCounts {
     pub not_capped: u64,
     /// Faults.
     pub faults: u64,
+    /// Micro-batches of capped models that were computed with caps switched off.
+    pub off: u64,
 }
 
 /// Caps every context of the process whose model is recognised. A handle: clones are the same guard.
@@ -103,9 +109,10 @@ impl Guard {
     /// Returns what was counted so far.
     #[must_use]
     pub fn counts(&self) -> GuardCounts {
-        let Counters { capped, not_capped, faults } = &self.state.counters;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        GuardCounts { capped: read(capped), not_capped: read(not_capped), faults: read(faults) }
+        let Counters { capped, not_capped, faults, off } = &self.state.counters;
+        let [capped, not_capped, faults, off] =
+            [capped, not_capped, faults, off].map(|counter| counter.load(Ordering::Relaxed));
+        GuardCounts { capped, not_capped, faults, off }
     }
 }
 
@@ -114,6 +121,7 @@ pub(super) struct Counters {
     pub(super) capped: AtomicU64,
     pub(super) not_capped: AtomicU64,
     faults: AtomicU64,
+    pub(super) off: AtomicU64,
 }
 
 impl Counters {
@@ -122,10 +130,28 @@ impl Counters {
     }
 }
 
+/// Checks that caps suit their own models, and that no two are for the same one.
+///
+/// # Errors
+/// [`HookError::Architecture`], [`HookError::Caps`], [`HookError::CapsRival`].
+pub(super) fn check_models(models: &[ModelCaps]) -> Result<(), HookError> {
+    for (index, model) in models.iter().enumerate() {
+        model.check()?;
+        if let Some(rival) = models[..index].iter().find(|other| model.is_same_model(other)) {
+            return Err(HookError::CapsRival { first: rival.name.clone(), second: model.name.clone() });
+        }
+    }
+    Ok(())
+}
+
 /// The state that the clones of a guard and its contexts share.
 #[derive(Debug)]
 pub(crate) struct GuardState {
-    models: Mutex<Arc<[ModelCaps]>>,
+    pub(super) current: Mutex<Arc<Generation>>,
+    /// Locked before `current` and `ledger`, and while the caps are replaced.
+    pub(super) contexts: Mutex<Contexts>,
+    /// `None` if no totals are kept.
+    pub(super) ledger: Mutex<Option<Ledger>>,
     pub(super) settings: Settings,
     watcher: Arc<dyn Watcher>,
     pub(super) counters: Counters,
@@ -138,7 +164,9 @@ pub(crate) struct GuardState {
 pub(super) enum Decision {
     /// It gets these caps. `settled` if no later graph can say otherwise.
     Capped {
-        caps: ModelCaps,
+        /// The caps, as index in a generation.
+        caps: usize,
+        of: Arc<Generation>,
         model: SeenModel,
         confirmed: bool,
         settled: bool,
@@ -160,14 +188,13 @@ impl GuardState {
         settings: Settings,
         watcher: Arc<dyn Watcher>,
     ) -> Result<Self, HookError> {
-        for (index, model) in models.iter().enumerate() {
-            model.check()?;
-            if let Some(rival) = models[..index].iter().find(|other| model.is_same_model(other)) {
-                return Err(HookError::CapsRival { first: rival.name.clone(), second: model.name.clone() });
-            }
-        }
+        check_models(&models)?;
+        let models = models.into_iter().map(Arc::new).collect();
+        let first = Generation { number: 1, enabled: settings.enabled, models, tallies: Vec::new() };
         Ok(Self {
-            models: Mutex::new(models.into()),
+            current: Mutex::new(Arc::new(first)),
+            contexts: Mutex::default(),
+            ledger: Mutex::default(),
             settings,
             watcher,
             counters: Counters::default(),
@@ -177,33 +204,72 @@ impl GuardState {
 
     /// Compares a graph with the models that caps are for.
     pub(super) fn decide(&self, look: &Look<'_>) -> Decision {
-        let models = Arc::clone(&lock(&self.models));
+        let current = self.current();
         let describe = || look.describe(usual_names());
         if look.ending.drafts {
             return Decision::NotCapped { model: describe(), misfits: Vec::new() };
         }
         let (mut misfits, mut by_shape, mut open) = (Vec::new(), None, false);
-        for caps in models.iter() {
+        for (index, caps) in current.models.iter().enumerate() {
             match caps.fit(look) {
                 Fit::Confirmed => {
-                    return self.capped(caps, look, true, true);
+                    return self.capped(index, current, look, true, true);
                 }
-                Fit::Shape { settled } => _ = by_shape.get_or_insert((caps, settled)),
+                Fit::Shape { settled } => _ = by_shape.get_or_insert((index, settled)),
                 Fit::Unknown => open = true,
                 Fit::Misfit(misfit) => misfits.push((caps.name.clone(), misfit)),
             }
         }
         match by_shape {
-            Some((caps, settled)) => self.capped(caps, look, false, settled),
-            None if open || models.is_empty() && look.ending.end.is_none() => Decision::Open,
+            Some((caps, settled)) => self.capped(caps, Arc::clone(&current), look, false, settled),
+            None if open || current.models.is_empty() && look.ending.end.is_none() => Decision::Open,
             None => Decision::NotCapped { model: describe(), misfits },
         }
     }
 
-    fn capped(&self, caps: &ModelCaps, look: &Look<'_>, confirmed: bool, settled: bool) -> Decision {
-        let names = caps.shape.block_names().unwrap_or_default();
+    fn capped(
+        &self,
+        caps: usize,
+        of: Arc<Generation>,
+        look: &Look<'_>,
+        confirmed: bool,
+        settled: bool,
+    ) -> Decision {
+        let names = of.models[caps].shape.block_names().unwrap_or_default();
         self.capped_any.store(true, Ordering::Release);
-        Decision::Capped { caps: caps.clone(), model: look.describe(names), confirmed, settled }
+        Decision::Capped { caps, of, model: look.describe(names), confirmed, settled }
+    }
+
+    /// Enters a context that gets these caps. `None` if they were replaced since it was decided.
+    ///
+    /// # Errors
+    /// Those of [`Session::set_caps`].
+    pub(super) fn enter(
+        &self,
+        caps: usize,
+        of: &Arc<Generation>,
+        seen: SeenModel,
+    ) -> Result<Option<Arc<Living>>, HookError> {
+        let mut contexts = lock(&self.contexts);
+        if !Arc::ptr_eq(of, &self.current()) {
+            return Ok(None);
+        }
+        let model = &of.models[caps];
+        let session = Session::new(model.shape.clone());
+        session.update(|settings| *settings = self.settings);
+        session.replace_caps(&model.caps, of.enabled, of.tally(caps))?;
+        session.0.set_bound();
+        Ok(Some(contexts.enter(session, seen, Arc::clone(model))))
+    }
+
+    /// Returns the caps that are in force.
+    pub(super) fn current(&self) -> Arc<Generation> {
+        Arc::clone(&lock(&self.current))
+    }
+
+    /// Whether the caps act.
+    pub(super) fn is_enabled(&self) -> bool {
+        lock(&self.current).enabled
     }
 
     /// Whether a context was capped before.
@@ -213,7 +279,7 @@ impl GuardState {
 
     /// Whether there are caps for any model.
     pub(super) fn has_caps(&self) -> bool {
-        !lock(&self.models).is_empty()
+        !lock(&self.current).models.is_empty()
     }
 
     pub(super) fn found(&self, found: &Found) {

@@ -6,15 +6,22 @@
 //!   quantisation leaves alone. The first graph of a context that shows enough decides which caps it gets.
 //! - A micro-batch is done when a graph computes logits or embeddings. By then each capped block must have
 //!   been computed with all its rows.
+//! - [`Guard::replace`] changes the caps of living contexts between two micro-batches.
 //! - A [`Watcher`] is told what was found, and decides whether the program goes on after a fault.
 
 mod context;
 mod guard;
+mod ledger;
+mod living;
 mod models;
+mod replace;
 mod seen;
 
 pub(crate) use context::{StockBackend, begin_backend};
 pub(crate) use guard::GuardState;
 pub use guard::{Fault, Found, Guard, GuardCounts, Reaction, Watcher};
+pub use ledger::CapTotals;
+pub use living::GuardedContext;
 pub use models::{Misfit, ModelCaps};
+pub use replace::{Generation, ReplaceError, Replaced, ReplacedContext};
 pub use seen::SeenModel;

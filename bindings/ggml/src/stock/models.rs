@@ -47,6 +47,8 @@ pub enum Misfit {
     },
     /// The graph names no block outputs as the architecture of the caps does.
     NoBlocks,
+    /// The caps name norm weights of which nothing is known of the model.
+    NormsUnknown,
 }
 
 impl fmt::Display for Misfit {
@@ -60,6 +62,7 @@ impl fmt::Display for Misfit {
                 write!(f, "they are for a model with other norm weights (`{tensor}`)")
             }
             Self::NoBlocks => f.write_str("the graph names no block outputs as their architecture does"),
+            Self::NormsUnknown => f.write_str("nothing is known of the norm weights that they name"),
         }
     }
 }
@@ -95,6 +98,30 @@ impl ModelCaps {
         // A file without digests is no rival to one with them: the one with them is asked first.
         let both = self.norms.is_empty() == other.norms.is_empty();
         alike && both && !self.norms.iter().any(contradict)
+    }
+
+    /// Compares the caps with a model of this shape, of which these norms are known. Returns whether a norm
+    /// says that it is their model.
+    pub(super) fn fit_known(&self, shape: &ModelShape, known: &[(String, [u8; 32])]) -> Result<bool, Misfit> {
+        if self.shape.width != shape.width {
+            return Err(Misfit::Width { caps: self.shape.width, model: shape.width });
+        }
+        if self.shape.blocks != shape.blocks {
+            return Err(Misfit::Blocks { caps: self.shape.blocks, model: shape.blocks });
+        }
+        if block_names(&self.shape).ok() != block_names(shape).ok() {
+            return Err(Misfit::NoBlocks);
+        }
+        let mut confirmed = false;
+        for (name, expected) in &self.norms {
+            for (_, found) in known.iter().filter(|(known, _)| known == name) {
+                if found != expected {
+                    return Err(Misfit::Norm { tensor: name.clone() });
+                }
+                confirmed = true;
+            }
+        }
+        if confirmed || self.norms.is_empty() { Ok(confirmed) } else { Err(Misfit::NormsUnknown) }
     }
 
     /// Compares the caps with the model of a graph.
@@ -137,4 +164,36 @@ impl ModelCaps {
 pub(super) fn usual_names() -> BlockNames {
     let shape = ModelShape { architecture: "llama".into(), blocks: 0, width: 0 };
     block_names(&shape).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use axiscap::{Axis, BlockCap, Bound, Cap};
+
+    use super::*;
+
+    fn caps(architecture: &str, blocks: usize, width: usize, norms: &[(&str, u8)]) -> ModelCaps {
+        let cap = Cap::new(Axis::from_direction(&vec![1.0; width]).unwrap(), Bound::NONE);
+        let caps = CapSet::new([BlockCap { block: 0, cap }]).unwrap();
+        let norms = norms.iter().map(|&(name, byte)| (name.to_owned(), [byte; 32])).collect();
+        let shape = ModelShape { architecture: architecture.into(), blocks, width };
+        ModelCaps { name: "a.gguf".into(), shape, norms, caps }
+    }
+
+    #[test]
+    fn what_is_known_of_a_model_says_which_caps_are_for_it() {
+        let model = caps("llama", 2, 4, &[("output_norm.weight", 1), ("blk.0.attn_norm.weight", 2)]);
+        let fit = |caps: &ModelCaps| caps.fit_known(&model.shape, &model.norms);
+        assert_eq!(fit(&model), Ok(true));
+        assert_eq!(fit(&caps("llama", 2, 4, &[("output_norm.weight", 1)])), Ok(true));
+        assert_eq!(fit(&caps("llama", 2, 4, &[])), Ok(false));
+        assert_eq!(fit(&caps("qwen2", 2, 4, &[])), Ok(false), "the same names of block outputs");
+        assert_eq!(fit(&caps("llama", 2, 8, &[])), Err(Misfit::Width { caps: 8, model: 4 }));
+        assert_eq!(fit(&caps("llama", 3, 4, &[])), Err(Misfit::Blocks { caps: 3, model: 2 }));
+        let tensor = "blk.0.attn_norm.weight".to_owned();
+        let other = caps("llama", 2, 4, &[("output_norm.weight", 1), (&tensor, 3)]);
+        assert_eq!(fit(&other), Err(Misfit::Norm { tensor }));
+        let unknown = caps("llama", 2, 4, &[("blk.1.attn_norm.weight", 1)]);
+        assert_eq!(fit(&unknown), Err(Misfit::NormsUnknown));
+    }
 }

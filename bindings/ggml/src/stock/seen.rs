@@ -11,7 +11,7 @@ use crate::host::architecture::BlockNames;
 use crate::host::{Graph, Tensor, api};
 
 /// How llama.cpp names the weights of the final norm.
-const OUTPUT_NORM: &str = "output_norm.weight";
+pub(super) const OUTPUT_NORM: &str = "output_norm.weight";
 
 /// A model as one of its graphs shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -1,0 +1,138 @@
+//! The living capped contexts of a guard.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use axiscap::CapStats;
+
+use super::models::ModelCaps;
+use super::seen::{OUTPUT_NORM, SeenModel};
+use crate::error::HookError;
+use crate::record::lock;
+use crate::report::RouteUse;
+use crate::session::Session;
+use crate::tally::Tally;
+
+/// A capped context of the host that lives.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct GuardedContext {
+    /// Its number. Contexts are numbered in the order in which they were first capped.
+    pub id: u64,
+    /// Name of its caps ([`ModelCaps::name`]).
+    pub caps: String,
+    /// Its model, as the graph showed it that decided on the caps.
+    pub model: SeenModel,
+    /// Whether caps act. They do not after a [`Guard::replace`](crate::Guard::replace) that switched them off.
+    pub enabled: bool,
+    /// Micro-batches that were computed so far, capped or with caps switched off.
+    pub micro_batches: u64,
+    /// What each cap did since the caps were last replaced, as far as it has arrived from GPUs.
+    pub stats: Vec<CapStats>,
+    /// The routes that its graphs took.
+    pub routes: Vec<RouteUse>,
+}
+
+/// The guard's side of a capped context.
+#[derive(Debug)]
+pub(super) struct Living {
+    id: u64,
+    pub(super) session: Session,
+    seen: SeenModel,
+    caps: Mutex<Arc<ModelCaps>>,
+    micro_batches: AtomicU64,
+}
+
+/// The contexts that live, in the order in which they began.
+#[derive(Debug, Default)]
+pub(super) struct Contexts {
+    list: Vec<Weak<Living>>,
+    /// Number of contexts so far.
+    count: u64,
+}
+
+impl Contexts {
+    /// Enters a context with its caps.
+    pub(super) fn enter(&mut self, session: Session, seen: SeenModel, caps: Arc<ModelCaps>) -> Arc<Living> {
+        self.count += 1;
+        let (caps, micro_batches) = (Mutex::new(caps), AtomicU64::new(0));
+        let living = Arc::new(Living { id: self.count, session, seen, caps, micro_batches });
+        self.list.retain(|context| context.strong_count() > 0);
+        self.list.push(Arc::downgrade(&living));
+        living
+    }
+
+    pub(super) fn list(&self) -> Vec<Arc<Living>> {
+        self.list.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Living {
+    pub(super) fn caps(&self) -> Arc<ModelCaps> {
+        Arc::clone(&lock(&self.caps))
+    }
+
+    /// Returns the name of the caps.
+    pub(super) fn name(&self) -> String {
+        self.caps().name.clone()
+    }
+
+    /// Counts a micro-batch.
+    pub(super) fn count(&self) {
+        self.micro_batches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the first of these caps that are for the model of the context: those that name its norms, or
+    /// else those that its shape fits. The error is why each of them is not.
+    pub(super) fn choose(&self, models: &[Arc<ModelCaps>]) -> Result<usize, String> {
+        let own = self.caps();
+        let mut known = own.norms.clone();
+        known.extend(self.seen.norm_digest.map(|digest| (OUTPUT_NORM.to_owned(), digest)));
+        let (mut by_shape, mut reasons) = (None, Vec::new());
+        for (index, caps) in models.iter().enumerate() {
+            match caps.fit_known(&own.shape, &known) {
+                Ok(true) => return Ok(index),
+                Ok(false) => _ = by_shape.get_or_insert(index),
+                Err(misfit) => reasons.push(format!("{}: {misfit}", caps.name)),
+            }
+        }
+        by_shape.ok_or_else(|| reasons.join("; "))
+    }
+
+    /// Replaces the caps between two micro-batches of the context.
+    ///
+    /// # Errors
+    /// Those of [`Session::set_caps`].
+    pub(super) fn replace(
+        &self,
+        caps: &Arc<ModelCaps>,
+        enabled: bool,
+        tally: Option<Arc<Tally>>,
+    ) -> Result<(), HookError> {
+        self.session.replace_caps(&caps.caps, enabled, tally)?;
+        *lock(&self.caps) = Arc::clone(caps);
+        Ok(())
+    }
+
+    /// Adds what has arrived from GPUs to the statistics.
+    pub(super) fn collect(&self) {
+        self.session.0.record.add_all_arrived();
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn info(&self) -> GuardedContext {
+        self.collect();
+        GuardedContext {
+            id: self.id,
+            caps: self.name(),
+            model: self.seen.clone(),
+            enabled: self.session.settings().enabled,
+            micro_batches: self.micro_batches.load(Ordering::Relaxed),
+            stats: self.session.0.record.arrived_stats(),
+            routes: self.session.routes_used(),
+        }
+    }
+}
