@@ -8,8 +8,9 @@ use serde_json::json;
 
 use crate::caps;
 use crate::duty::Duty;
-use crate::environment::{CAPS, Environment};
+use crate::environment::{CAPS, Environment, LISTEN};
 use crate::host::Host;
+use crate::http::{self, Control, Listener, Origin};
 use crate::log;
 use crate::registry::{NAME, Registry};
 use crate::report::Reporter;
@@ -97,9 +98,13 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
     }
     if environment.caps.is_empty() {
         tracing::warn!("{CAPS} is not set: nothing is capped");
+        if environment.listen.is_some() {
+            tracing::warn!("{LISTEN} has no effect without {CAPS}");
+        }
         return Ok(Attached { registry, duty: Arc::clone(duty), host, hook: None });
     }
-    let models = caps::read(&environment.caps, environment.strength).map_err(|error| error.to_string())?;
+    let originals = caps::read(&environment.caps).map_err(|error| error.to_string())?;
+    let models = caps::with_strength(&originals, environment.strength).map_err(|error| error.to_string())?;
     for caps in &models {
         let blocks: Vec<_> = caps.caps.blocks().into_keys().collect();
         let (shape, policy) = (&caps.shape, caps.caps.policy());
@@ -115,17 +120,25 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
             }
         );
     }
+    let listener = environment.listen.as_ref().map(Listener::bind).transpose();
+    let listener = listener.map_err(|error| error.to_string())?;
     // SAFETY: the symbols of one loaded ggml, which this plugin keeps loaded.
     let hook = unsafe { Hook::install_in(&|name| host.symbol(name)) }.map_err(|error| error.to_string())?;
     let mut settings = Settings::default();
     settings.route = environment.engine;
     let guard = hook.guard(models, settings, Arc::clone(duty) as _).map_err(|error| error.to_string())?;
+    let report = hook.report();
+    if let Some(listener) = listener {
+        guard.keep_totals();
+        let (files, strength) = (environment.caps.clone(), environment.strength);
+        let origin = Origin { files, strength, models: originals };
+        http::serve(listener, Control::new(guard.clone(), &report.ggml, origin))?;
+    }
     guard.bind_rest();
     if let By::Program = by {
         // ggml registers what it loads itself.
         host.register(own);
     }
-    let report = hook.report();
     let devices: Vec<_> = report.devices.iter().map(|device| device.name.as_str()).collect();
     tracing::info!(
         "axiscap {} is attached to ggml {} ({}), devices {}",

@@ -22,16 +22,30 @@ pub(crate) enum CapsError {
     Strength(#[from] axiscap::Error),
 }
 
-/// Reads cap files, and those of folders, with this strength in the place of their own.
-pub(crate) fn read(paths: &[PathBuf], strength: Option<f32>) -> Result<Vec<ModelCaps>, CapsError> {
+/// Reads cap files, and those of folders.
+pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<ModelCaps>, CapsError> {
     let mut models = Vec::new();
     for path in paths {
         if path.is_dir() {
             for file in files_of(path)? {
-                models.push(read_file(&file, strength)?);
+                models.push(read_file(&file)?);
             }
         } else {
-            models.push(read_file(path, strength)?);
+            models.push(read_file(path)?);
+        }
+    }
+    Ok(models)
+}
+
+/// Returns the same caps with this strength in the place of their own, if there is one.
+pub(crate) fn with_strength(
+    models: &[ModelCaps],
+    strength: Option<f32>,
+) -> Result<Vec<ModelCaps>, CapsError> {
+    let mut models = models.to_vec();
+    if let Some(strength) = strength {
+        for model in &mut models {
+            model.caps = model.caps.with_strength(strength)?;
         }
     }
     Ok(models)
@@ -54,7 +68,7 @@ fn files_of(folder: &Path) -> Result<Vec<PathBuf>, CapsError> {
     Ok(files)
 }
 
-fn read_file(path: &Path, strength: Option<f32>) -> Result<ModelCaps, CapsError> {
+fn read_file(path: &Path) -> Result<ModelCaps, CapsError> {
     let file = CapFile::read(path)?;
     if file.is_unbounded() {
         return Err(CapsError::Unbounded(path.into()));
@@ -62,10 +76,7 @@ fn read_file(path: &Path, strength: Option<f32>) -> Result<ModelCaps, CapsError>
     for warning in file.warnings() {
         tracing::warn!("{}: {warning}", path.display());
     }
-    let caps = match strength {
-        Some(strength) => file.caps.with_strength(strength)?,
-        None => file.caps,
-    };
+    let caps = file.caps;
     let shape =
         ModelShape { architecture: file.model.architecture, blocks: file.model.blocks, width: caps.width() };
     let norms = file.model.norms.into_iter().map(|norm| (norm.tensor, norm.sha256)).collect();

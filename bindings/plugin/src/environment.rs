@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use axiscap_ggml::RouteChoice;
 use tracing::level_filters::LevelFilter;
 
+use crate::http::{Address, EXPECTED};
+
 /// The variables, by what they say.
 pub(crate) const CAPS: &str = "AXISCAP_CAPS";
 const STRENGTH: &str = "AXISCAP_STRENGTH";
@@ -15,6 +17,7 @@ const ENGINE: &str = "AXISCAP_ENGINE";
 const LOG: &str = "AXISCAP_LOG";
 const REPORT: &str = "AXISCAP_REPORT";
 const GGML: &str = "AXISCAP_GGML";
+pub(crate) const LISTEN: &str = "AXISCAP_LISTEN";
 /// Variables of the project's that say nothing to the plugin.
 const OTHERS: [&str; 2] = ["AXISCAP_PLUGIN", "AXISCAP_CUDA_ARCHS"];
 
@@ -41,6 +44,8 @@ pub(crate) struct Environment {
     pub(crate) report: Option<PathBuf>,
     /// The library that has ggml's functions.
     pub(crate) ggml: Option<PathBuf>,
+    /// Where metrics and caps are served.
+    pub(crate) listen: Option<Address>,
     /// Variables with the prefix that are not known.
     pub(crate) unknown: Vec<String>,
 }
@@ -69,6 +74,7 @@ impl Environment {
             log: LevelFilter::INFO,
             report: None,
             ggml: None,
+            listen: None,
             unknown: Vec::new(),
         };
         let mut wrong = None;
@@ -123,6 +129,7 @@ impl Environment {
             }
             REPORT => self.report = Some(value.into()),
             GGML => self.ggml = Some(value.into()),
+            LISTEN => self.listen = Some(Address::parse(value).ok_or((LISTEN, EXPECTED))?),
             other if OTHERS.contains(&other) || other.starts_with("AXISCAP_TEST_") => {}
             other => self.unknown.push(other.into()),
         }
@@ -148,6 +155,7 @@ mod tests {
             (LOG, "debug"),
             (REPORT, "/run/report"),
             (GGML, "/lib/libggml.so"),
+            (LISTEN, "unix:/run/http"),
             ("AXISCAP_STRENGHT", "1"),
             ("AXISCAP_PLUGIN", "/x"),
             ("PATH", "/bin"),
@@ -158,6 +166,7 @@ mod tests {
         assert_eq!((environment.engine, environment.log), (RouteChoice::OneGraph, LevelFilter::DEBUG));
         assert_eq!(environment.report, Some("/run/report".into()));
         assert_eq!(environment.ggml, Some("/lib/libggml.so".into()));
+        assert_eq!(environment.listen, Some(Address::Unix("/run/http".into())));
         assert_eq!(environment.unknown, ["AXISCAP_STRENGHT"]);
         let (nothing, wrong) = of(&[("HOME", "/")]);
         assert_eq!((wrong, nothing.caps.len(), nothing.strict), (None, 0, Strict::Abort));
@@ -177,6 +186,9 @@ mod tests {
             (STRICT, "Abort"),
             (ENGINE, "fast"),
             (LOG, "verbose"),
+            (LISTEN, ""),
+            (LISTEN, "0.0.0.0:8181"),
+            (LISTEN, "8181"),
         ] {
             let (environment, wrong) = of(&[(name, value)]);
             let text = wrong.expect("a wrong value").to_string();

@@ -19,6 +19,7 @@ mod caps;
 mod duty;
 mod environment;
 mod host;
+mod http;
 mod log;
 mod registry;
 mod report;

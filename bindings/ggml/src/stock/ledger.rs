@@ -11,7 +11,6 @@ const KEPT: usize = 8;
 
 /// What one cap of one file did in all contexts.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub struct CapTotals {
     /// The generation of the caps. `None` for the oldest ones together.
     pub generation: Option<u64>,

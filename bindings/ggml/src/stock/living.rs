@@ -15,7 +15,6 @@ use crate::tally::Tally;
 
 /// A capped context of the host that lives.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
 pub struct GuardedContext {
     /// Its number. Contexts are numbered in the order in which they were first capped.
     pub id: u64,

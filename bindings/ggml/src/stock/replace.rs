@@ -27,7 +27,6 @@ pub struct Generation {
 
 /// What a replacement of the caps did.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
 pub struct Replaced {
     /// Number of the new generation.
     pub generation: u64,
@@ -37,7 +36,6 @@ pub struct Replaced {
 
 /// A living context whose caps were replaced. The rows that its KV cache holds stay as they were computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct ReplacedContext {
     /// Its number ([`GuardedContext::id`]).
     pub id: u64,
