@@ -127,6 +127,9 @@ struct Shown {
     inputs: Inputs,
 }
 
+/// The session of a context that is capped. The error has the name of the caps, where there are some.
+type Adopted = Result<Option<Session>, (Option<String>, HookError)>;
+
 impl StockContext {
     fn new(guard: &Arc<GuardState>) -> Self {
         let state = State { model: Model::Open, account: Account::default() };
@@ -142,7 +145,7 @@ impl StockContext {
     ///
     /// # Errors
     /// A fault, with the name of the caps where there are some.
-    fn session(&self, graph: &Graph, shown: Shown) -> Result<Option<Session>, (Option<String>, HookError)> {
+    fn session(&self, graph: &Graph, shown: Shown) -> Adopted {
         let mut state = lock(&self.state);
         match &mut state.model {
             Model::NotCapped => Ok(None),
@@ -169,11 +172,7 @@ impl StockContext {
     }
 
     /// Adopts what was decided. Returns `None` if the caps were replaced in the meantime.
-    fn adopt(
-        &self,
-        model: &mut Model,
-        decided: Decision,
-    ) -> Option<Result<Option<Session>, (Option<String>, HookError)>> {
+    fn adopt(&self, model: &mut Model, decided: Decision) -> Option<Adopted> {
         let adopted = match decided {
             Decision::Open => Ok(None),
             Decision::Capped { caps, of, model: seen, confirmed, settled } => {

@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn what_is_too_large_or_no_request_is_refused_at_once() {
-        let status = |bytes: &[u8]| whole(bytes).map(|result| result.map_err(|status| status).unwrap_err());
+        let status = |bytes: &[u8]| whole(bytes).map(Result::unwrap_err);
         assert_eq!(status(b"\x16\x03\x01\x02\x00\x01\x00"), Some(400), "TLS");
         assert_eq!(status(b"hello\r\n\r\n"), Some(400));
         assert_eq!(status(b"GET / HTTP/2.0\r\n\r\n"), Some(400));
