@@ -395,6 +395,28 @@ mod tests {
     }
 
     #[test]
+    fn rows_belong_to_the_tally_of_the_caps_that_they_were_computed_under() {
+        let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 1, width: 2 });
+        let [first, second] = [1, 2].map(|count| Arc::new(Tally::new(count)));
+        session.replace_caps(&caps(1), true, Some(Arc::clone(&first))).unwrap();
+        let late = session.0.config();
+        session.replace_caps(&caps(2), false, Some(Arc::clone(&second))).unwrap();
+        assert!(!session.settings().enabled);
+        for (config, count) in [(late, 1), (session.0.config(), 2)] {
+            let (order, stats) = (Order { graph: 0, output: 0 }, vec![RowStat::default(); count * 3]);
+            let profiles = RowProfiles::First(None);
+            let block = BlockStats { order, config, block: 0, rows: 3, profiles, stats };
+            session.0.record.add_stats(block);
+        }
+        let rows = |tally: &Tally| tally.lock().iter().map(|total| total.stats.rows).collect::<Vec<_>>();
+        assert_eq!((rows(&first), rows(&second)), (vec![3], vec![3, 3]));
+        assert_eq!(session.stats().iter().map(|stats| stats.rows).collect::<Vec<_>>(), [3, 3]);
+        // Caps that are set otherwise are counted nowhere else.
+        session.set_caps(Some(&caps(1))).unwrap();
+        assert!(session.0.config().profiles().list()[0].tally.is_none());
+    }
+
+    #[test]
     fn statistics_of_replaced_caps_are_not_those_of_the_new_ones() {
         let session = Session::new(ModelShape { architecture: "llama".into(), blocks: 1, width: 2 });
         session.update(|settings| settings.tracing = true);

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::guard::{Counters, Decision, Found, GuardState, Reaction};
-use super::living::Living;
+use super::living::{Living, Uncapped};
 use super::models::Fit;
 use super::seen::Look;
 use crate::backend::Backend;
@@ -97,9 +97,14 @@ enum Model {
     /// No graph has shown enough.
     Open,
     Capped(Box<Capped>),
-    NotCapped,
+    NotCapped {
+        _listed: Arc<Uncapped>,
+    },
     /// It generates, no caps are for it, and no other context is capped.
-    Refused(HookError),
+    Refused {
+        error: HookError,
+        _listed: Arc<Uncapped>,
+    },
 }
 
 #[derive(Debug)]
@@ -108,6 +113,9 @@ struct Capped {
     /// Whether no later graph can say that it is another model.
     settled: bool,
 }
+
+/// The session that a graph is to be computed under, or a fault with the name of the caps.
+type Adopted = Result<Option<Session>, (Option<String>, HookError)>;
 
 /// What is known of the micro-batch in progress.
 #[derive(Debug, Default)]
@@ -148,9 +156,9 @@ impl StockContext {
     fn session(&self, graph: &Graph, shown: Shown) -> Adopted {
         let mut state = lock(&self.state);
         match &mut state.model {
-            Model::NotCapped => Ok(None),
-            Model::Refused(_) if self.guard.has_capped() || !self.guard.is_enabled() => Ok(None),
-            Model::Refused(error) => Err((None, error.clone())),
+            Model::NotCapped { .. } => Ok(None),
+            Model::Refused { .. } if self.guard.has_capped() || !self.guard.is_enabled() => Ok(None),
+            Model::Refused { error, .. } => Err((None, error.clone())),
             Model::Capped(capped) => {
                 if !capped.settled {
                     capped
@@ -188,17 +196,18 @@ impl StockContext {
                     Err(error) => Err((Some(name), error)),
                 }
             }
-            Decision::NotCapped { model: seen, misfits } => {
+            Decision::NotCapped { of, model: seen, misfits } => {
+                let listed = self.guard.leave_out(&of, seen.clone())?;
                 let alone = self.guard.has_caps() && !self.guard.has_capped();
                 let serves = seen.logits && !seen.drafts && alone;
                 let reasons = describe(&misfits);
                 self.guard.found(&Found::NotCapped { model: seen.clone(), misfits });
                 if !serves {
-                    *model = Model::NotCapped;
+                    *model = Model::NotCapped { _listed: listed };
                     return Some(Ok(None));
                 }
                 let error = HookError::NoCapsFit { model: seen.to_string(), reasons };
-                *model = Model::Refused(error.clone());
+                *model = Model::Refused { error: error.clone(), _listed: listed };
                 // Caps that are switched off are the wish of the operator.
                 if self.guard.is_enabled() { Err((None, error)) } else { Ok(None) }
             }

@@ -172,6 +172,8 @@ pub(super) enum Decision {
         settled: bool,
     },
     NotCapped {
+        /// The caps that were compared.
+        of: Arc<Generation>,
         model: SeenModel,
         misfits: Vec<(String, Misfit)>,
     },
@@ -207,7 +209,7 @@ impl GuardState {
         let current = self.current();
         let describe = || look.describe(usual_names());
         if look.ending.drafts {
-            return Decision::NotCapped { model: describe(), misfits: Vec::new() };
+            return Decision::NotCapped { of: current, model: describe(), misfits: Vec::new() };
         }
         let (mut misfits, mut by_shape, mut open) = (Vec::new(), None, false);
         for (index, caps) in current.models.iter().enumerate() {
@@ -223,7 +225,7 @@ impl GuardState {
         match by_shape {
             Some((caps, settled)) => self.capped(caps, Arc::clone(&current), look, false, settled),
             None if open || current.models.is_empty() && look.ending.end.is_none() => Decision::Open,
-            None => Decision::NotCapped { model: describe(), misfits },
+            None => Decision::NotCapped { of: current, model: describe(), misfits },
         }
     }
 

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, Weak};
 
 use axiscap::CapStats;
 
+use super::guard::GuardState;
 use super::models::ModelCaps;
+use super::replace::Generation;
 use super::seen::{OUTPUT_NORM, SeenModel};
 use crate::error::HookError;
 use crate::record::lock;
@@ -42,10 +44,15 @@ pub(super) struct Living {
     micro_batches: AtomicU64,
 }
 
+/// The guard's side of a context that is not capped.
+#[derive(Debug)]
+pub(super) struct Uncapped(SeenModel);
+
 /// The contexts that live, in the order in which they began.
 #[derive(Debug, Default)]
 pub(super) struct Contexts {
     list: Vec<Weak<Living>>,
+    uncapped: Vec<Weak<Uncapped>>,
     /// Number of contexts so far.
     count: u64,
 }
@@ -63,6 +70,28 @@ impl Contexts {
 
     pub(super) fn list(&self) -> Vec<Arc<Living>> {
         self.list.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Returns the model of a context that is not capped and that one of these caps are for, with them.
+    pub(super) fn uncapped_with(&self, models: &[Arc<ModelCaps>]) -> Option<(SeenModel, Arc<ModelCaps>)> {
+        let living: Vec<_> = self.uncapped.iter().filter_map(Weak::upgrade).collect();
+        let pairs = living.iter().flat_map(|context| models.iter().map(move |caps| (&context.0, caps)));
+        let mut fitting = pairs.filter(|(seen, caps)| caps.fit_seen(seen));
+        fitting.next().map(|(seen, caps)| (seen.clone(), Arc::clone(caps)))
+    }
+}
+
+impl GuardState {
+    /// Notes that a context is not capped. Returns `None` if the caps were replaced since it was decided.
+    pub(super) fn leave_out(&self, of: &Arc<Generation>, seen: SeenModel) -> Option<Arc<Uncapped>> {
+        let mut contexts = lock(&self.contexts);
+        if !Arc::ptr_eq(of, &self.current()) {
+            return None;
+        }
+        let uncapped = Arc::new(Uncapped(seen));
+        contexts.uncapped.retain(|context| context.strong_count() > 0);
+        contexts.uncapped.push(Arc::downgrade(&uncapped));
+        Some(uncapped)
     }
 }
 

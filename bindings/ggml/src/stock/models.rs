@@ -4,7 +4,7 @@ use std::fmt;
 
 use axiscap::CapSet;
 
-use super::seen::Look;
+use super::seen::{Look, OUTPUT_NORM, SeenModel};
 use crate::config::Config;
 use crate::error::HookError;
 use crate::host::architecture::{BlockNames, ModelShape, block_names};
@@ -124,6 +124,15 @@ impl ModelCaps {
         if confirmed || self.norms.is_empty() { Ok(confirmed) } else { Err(Misfit::NormsUnknown) }
     }
 
+    /// Whether the caps are for a model, as far as one of its graphs showed it.
+    pub(super) fn fit_seen(&self, seen: &SeenModel) -> bool {
+        let shape = (Some(self.shape.width), Some(self.shape.blocks));
+        let other = |(name, digest): &(String, [u8; 32])| {
+            name == OUTPUT_NORM && seen.norm_digest.is_some_and(|found| found != *digest)
+        };
+        (seen.width, seen.blocks) == shape && !seen.drafts && !self.norms.iter().any(other)
+    }
+
     /// Compares the caps with the model of a graph.
     pub(super) fn fit(&self, look: &Look<'_>) -> Fit {
         let Ok(names) = block_names(&self.shape) else { return Fit::Misfit(Misfit::NoBlocks) };
@@ -178,6 +187,19 @@ mod tests {
         let norms = norms.iter().map(|&(name, byte)| (name.to_owned(), [byte; 32])).collect();
         let shape = ModelShape { architecture: architecture.into(), blocks, width };
         ModelCaps { name: "a.gguf".into(), shape, norms, caps }
+    }
+
+    #[test]
+    fn a_model_that_was_seen_is_known_by_its_shape_and_output_norm() {
+        let mut seen = SeenModel { width: Some(4), blocks: Some(2), ..SeenModel::default() };
+        assert!(caps("llama", 2, 4, &[]).fit_seen(&seen));
+        assert!(caps("llama", 2, 4, &[("output_norm.weight", 1)]).fit_seen(&seen));
+        assert!(!caps("llama", 3, 4, &[]).fit_seen(&seen));
+        seen.norm_digest = Some([1; 32]);
+        assert!(caps("llama", 2, 4, &[("output_norm.weight", 1)]).fit_seen(&seen));
+        assert!(!caps("llama", 2, 4, &[("output_norm.weight", 2)]).fit_seen(&seen));
+        seen.drafts = true;
+        assert!(!caps("llama", 2, 4, &[]).fit_seen(&seen));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::guard::{Guard, check_models};
 use super::ledger::CapTotals;
 use super::living::GuardedContext;
 use super::models::ModelCaps;
+use super::seen::SeenModel;
 use crate::config::Config;
 use crate::error::HookError;
 use crate::record::lock;
@@ -62,6 +63,16 @@ pub enum ReplaceError {
         /// Why none of the new ones is for its model.
         reasons: String,
     },
+    /// A context that began without caps would go on without those that are for its model.
+    #[error(
+        "a context of {model} began without caps, and would go on without {caps}, which are for it; restart the program with them"
+    )]
+    Late {
+        /// The model, as its graph showed it.
+        model: SeenModel,
+        /// Name of the caps.
+        caps: String,
+    },
 }
 
 impl Generation {
@@ -109,7 +120,7 @@ impl Guard {
     ///
     /// Each living context changes between two of its micro-batches; one in progress keeps the caps that it
     /// began with. Rows that are in the KV cache stay as they were computed. Contexts that were recognised as
-    /// not capped stay so. With `enabled` false nothing is capped from the next micro-batches on, which is no
+    /// not capped stay so, and caps for their models are refused. With `enabled` false nothing is capped from the next micro-batches on, which is no
     /// fault, and a context may be left without caps.
     ///
     /// # Errors
@@ -134,6 +145,9 @@ impl Guard {
                     return Err(ReplaceError::Missing { context, caps, reasons });
                 }
             }
+        }
+        if enabled && let Some((model, caps)) = contexts.uncapped_with(&models) {
+            return Err(ReplaceError::Late { model, caps: caps.name.clone() });
         }
         let number = self.state.current().number + 1;
         let mut ledger = lock(&self.state.ledger);
