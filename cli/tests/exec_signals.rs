@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use serde_json::json;
-use support::launcher::{Place, finish, host, is_running, loaded, send, until};
+use support::launcher::{Place, finish, host, is_running, loaded, send, state, until};
 
 #[test]
 fn signals_are_passed_on_once_each() {
@@ -87,17 +87,13 @@ fn a_stopped_host_goes_on_and_the_launcher_stays_awake() {
     unsafe { command.pre_exec(leave_session) };
     let child = command.arg("--").args(host(&steps)).spawn().unwrap();
     let (launcher, process) = (child.id().cast_signed(), place.wait_for("ready")[0]);
-    let state = |process: i32| {
-        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
-    };
     for stop in ["TSTP", "STOP"] {
         send(stop, if stop == "STOP" { process } else { launcher });
-        until("it stops", || state(process) == 'T');
+        until("it stops", || state(process) == "T");
         sleep(Duration::from_millis(200));
-        assert_ne!(state(launcher), 'T');
+        assert_ne!(state(launcher), "T");
         send("CONT", launcher);
-        until("it goes on", || state(process) != 'T');
+        until("it goes on", || state(process) != "T");
     }
     fs::write(place.at("end"), "").unwrap();
     assert_eq!(finish(child).status.code(), Some(4));

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use axiscap_llama::{Error, Fingerprint, Model, ModelOptions};
-use axiscap_testing::llama::{Description, TestModel};
+use axiscap_testing::llama::{ARCHITECTURES, Description, TestModel};
 use llama_cpp_sys_2 as sys;
 
 fn names(fingerprint: &Fingerprint) -> Vec<&str> {
@@ -29,22 +29,29 @@ fn it_is_the_same_with_and_without_the_weights_in_memory() {
     );
 }
 
+/// Architectures whose norms have no weights.
+const WITHOUT_WEIGHTS: [&str; 3] = ["hrm_text", "olmo", "talkie"];
+
 #[test]
-fn every_kind_of_model_has_norms() {
+fn every_architecture_has_a_norm_of_each_block_or_none_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    for architecture in support::ARCHITECTURES {
+    let mut tried = 0;
+    for architecture in ARCHITECTURES {
         let experts = !axiscap_testing::llama::has_dense_form(architecture);
-        write(&path, &Description::new(architecture, experts));
-        let model = Model::load(&path, &ModelOptions::default()).unwrap();
-        let fingerprint = model.fingerprint().unwrap();
-        assert_eq!(Fingerprint::read(&path).unwrap(), fingerprint, "{architecture}");
-        let names = names(&fingerprint);
+        // A few cannot be written, and embedding models and their like generate no text.
+        let Ok(()) = TestModel::write(&Description::new(architecture, experts), &path) else { continue };
+        let read = Fingerprint::read(&path).unwrap();
+        let Ok(model) = Model::load(&path, &ModelOptions::default()) else { continue };
+        tried += 1;
+        assert_eq!(read, model.fingerprint().unwrap(), "{architecture}");
+        assert_eq!((read.model.architecture.as_str(), read.width), (architecture, model.shape().width));
+        let names = names(&read);
         let blocks = names.iter().filter(|name| name.starts_with("blk.")).count();
-        assert_eq!(blocks, model.shape().blocks, "{architecture}: {names:?}");
-        assert_eq!(fingerprint.model.architecture, architecture);
-        assert_eq!(fingerprint.width, model.shape().width);
+        let expected = if WITHOUT_WEIGHTS.contains(&architecture) { 0 } else { model.shape().blocks };
+        assert_eq!(blocks, expected, "{architecture}: {names:?}");
     }
+    assert!(tried > 120, "{tried}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub(super) fn variables(args: &Args, plugin: &Path, socket: &Path) -> Result<Vec
     let caps = args.caps.iter().map(absolute).collect::<Result<Vec<_>, _>>();
     let caps = caps.context("cannot tell where the caps are")?;
     let caps = join_paths(caps).context("the path of a cap file holds a colon; name it by another path")?;
+    let socket = absolute(socket).context("cannot tell where the socket is")?;
     let mut variables = vec![
         (BACKEND_PATH, plugin.into()),
         ("AXISCAP_CAPS", caps),

@@ -75,6 +75,12 @@ impl Place {
         }
     }
 
+    /// Waits until the process that has left a file has ended.
+    pub(crate) fn has_ended(&self, name: &str) {
+        let process = self.wait_for(name)[0];
+        until("it has ended", || !is_running(process));
+    }
+
     /// Returns the signals that a host has recorded.
     pub(crate) fn recorded(&self, name: &str) -> Vec<String> {
         fs::read_to_string(self.at(name)).unwrap_or_default().lines().map(str::to_owned).collect()
@@ -124,7 +130,16 @@ pub(crate) fn run_to_end(command: &mut Command) -> Output {
 
 /// Returns whether a process runs. One that has ended and was not waited for does not.
 pub(crate) fn is_running(process: i32) -> bool {
-    let state = Command::new("ps").args(["-o", "stat=", "-p", &process.to_string()]).output().unwrap();
-    let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
+    let state = state(process);
     !state.is_empty() && !state.starts_with('Z')
+}
+
+/// Returns the letter for a process's state, or nothing if there is none.
+pub(crate) fn state(process: i32) -> String {
+    if cfg!(target_os = "linux") {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        return stat.rsplit_once(") ").map_or(String::new(), |(_, rest)| rest.chars().take(1).collect());
+    }
+    let state = Command::new("ps").args(["-o", "stat=", "-p", &process.to_string()]).output().unwrap();
+    String::from_utf8_lossy(&state.stdout).trim().to_owned()
 }
