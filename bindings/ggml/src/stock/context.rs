@@ -135,9 +135,6 @@ struct Shown {
     inputs: Inputs,
 }
 
-/// The session of a context that is capped. The error has the name of the caps, where there are some.
-type Adopted = Result<Option<Session>, (Option<String>, HookError)>;
-
 impl StockContext {
     fn new(guard: &Arc<GuardState>) -> Self {
         let state = State { model: Model::Open, account: Account::default() };

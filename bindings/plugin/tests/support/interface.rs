@@ -27,7 +27,7 @@ pub(crate) fn command(port: u16) -> Command {
         "--port",
         &port.to_string(),
         "--threads",
-        "2",
+        "1",
         "--ctx-size",
         "2048",
     ]);
