@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::fingerprint::Fingerprint;
 use crate::output;
 
-/// Write into a cap file which model it is for: name, quantisation, and digests of the norm weights.
+/// Write into a cap file which model it is for: name and digests of the norm weights.
 ///
 /// Norm weights are the same in every quantisation of a model. With their digests, caps are known to belong
 /// to a model whatever its file is called. `axiscap extract` and `calibrate` write them already. The caps
@@ -49,8 +49,10 @@ pub(crate) struct Args {
 /// Unreadable files, caps of another model's shape, caps that are bound to other norm weights.
 pub(crate) fn run(args: Args) -> Result<()> {
     let mut file = CapFile::read(&args.caps)?;
-    let ModelFingerprint { model, width, .. } = ModelFingerprint::read(&args.model)?;
+    let ModelFingerprint { mut model, width, .. } = ModelFingerprint::read(&args.model)?;
     let warnings = check(&args, &file, &model, width)?;
+    // Floors belong to the quantisation that they were measured on, whichever file the norms are read from.
+    model.file_type = file.model.file_type.or(model.file_type);
     for warning in &warnings {
         output::warning(warning);
     }

@@ -280,7 +280,7 @@ fn the_plugin_is_looked_for_beside_the_program() {
         let path = Path::new(variables["GGML_BACKEND_PATH"].as_str().unwrap()).canonicalize().unwrap();
         path.file_name().unwrap().to_str().unwrap().to_owned()
     };
-    fail(run(None), &["libggml-axiscap.so is neither in", "cargo build", "bindings/plugin", "--plugin"]);
+    fail(run(None), &["libggml-axiscap.so is neither in", "scripts/build-plugin", "--plugin"]);
     notes(&run(Some(&place.at("plugin.so"))));
     assert_eq!(found(), "plugin.so");
     fs::write(place.at("libggml-axiscap.so"), "").unwrap();

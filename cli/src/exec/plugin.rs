@@ -44,7 +44,7 @@ fn beside(program: &Path) -> Result<PathBuf> {
         return Ok(found.clone());
     }
     bail!(
-        "{NAME} is neither in {} nor in ../lib beside it; build it with `cargo build --release --locked` in bindings/plugin of axiscap's sources, and put it there, or name it with --plugin",
+        "{NAME} is neither in {} nor in ../lib beside it; build it with scripts/build-plugin of axiscap's sources, and put it there, or name it with --plugin",
         folder.display()
     )
 }
@@ -65,7 +65,7 @@ mod tests {
             std::fs::create_dir(at(name)).unwrap();
         }
         let error = beside(&at("bin/axiscap")).unwrap_err().to_string();
-        assert!(error.contains(NAME) && error.contains("cargo build"), "{error}");
+        assert!(error.contains(NAME) && error.contains("scripts/build-plugin"), "{error}");
         std::fs::write(at("lib").join(NAME), "").unwrap();
         assert!(is_same(&beside(&at("bin/axiscap")).unwrap(), &at("lib").join(NAME)));
         std::fs::write(at("bin").join(NAME), "").unwrap();
