@@ -140,7 +140,7 @@ fn each_model_of_a_process_gets_its_own_caps() {
         assert!(
             matches!(&found[..], [
                 Found::Capped { caps, confirmed: true, .. },
-                Found::FirstMicroBatch { caps: first, rows: 4 },
+                Found::FirstMicroBatch { caps: first, rows: 4, .. },
                 Found::Ended { caps: ended, stats },
             ] if caps == name && first == name && ended == name && are_pinned(stats, 11)),
             "{found:?}"

@@ -1,4 +1,4 @@
-//! Attaches the plugin to the process: once, whoever asks first.
+//! Attaches the plugin to the process: once, for the first that asks.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};

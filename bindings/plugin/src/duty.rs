@@ -1,6 +1,6 @@
 //! What the plugin does about what the hook finds: log, report, and after a fault end the process.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use axiscap::CapStats;
@@ -17,11 +17,13 @@ pub(crate) struct Duty {
     pub(crate) reporter: Reporter,
     /// Faults that the log has been told.
     told: Mutex<HashSet<String>>,
+    /// The models that were recognised last, by the name of their caps.
+    models: Mutex<HashMap<String, String>>,
 }
 
 impl Duty {
     pub(crate) fn new(strict: Strict, reporter: Reporter) -> Self {
-        Self { strict, reporter, told: Mutex::default() }
+        Self { strict, reporter, told: Mutex::default(), models: Mutex::default() }
     }
 
     /// Something prevents capping. Ends the process unless the environment says otherwise.
@@ -83,6 +85,9 @@ impl Watcher for Duty {
         match found {
             Found::Capped { model, caps, confirmed } => {
                 tracing::info!("capping {model}, with {caps}");
+                let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+                models.insert(caps.clone(), model.to_string());
+                drop(models);
                 if !confirmed {
                     tracing::warn!(
                         "{caps} does not say which model it is for, and its shape fits; `axiscap bind` writes the model into it"
@@ -96,9 +101,11 @@ impl Watcher for Duty {
                 }
                 self.reporter.send("not_capped", json!({ "model": model.to_string() }));
             }
-            Found::FirstMicroBatch { caps, rows } => {
+            Found::FirstMicroBatch { caps, rows, blocks } => {
                 tracing::info!("capped: the first {rows} rows were computed with {caps}");
-                self.reporter.send("capped", json!({ "caps": caps, "rows": rows }));
+                let model = self.models.lock().unwrap_or_else(PoisonError::into_inner).get(caps).cloned();
+                let report = json!({ "caps": caps, "rows": rows, "model": model, "blocks": blocks });
+                self.reporter.send("capped", report);
             }
             Found::Ended { caps, stats } => self.ended(caps, stats),
             _ => {}

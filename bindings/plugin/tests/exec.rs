@@ -38,6 +38,8 @@ fn a_server_is_capped_and_ended_through_the_launcher() {
     host.wait_for("the server answers", |_| is_up(port));
     let log = host.log();
     assert!(log.contains("axiscap: capped: the first"), "{log}");
+    // What the launcher itself says.
+    assert!(log.lines().any(|line| line.starts_with("note: ") && line.contains("6 blocks")), "{log}");
     let status = host.terminate();
     assert!(status.success(), "{status}: {}", host.log());
     assert!(host.log().contains("a context has ended"), "{}", host.log());

@@ -253,7 +253,9 @@ impl StockContext {
         capped.living.count();
         if acts && !std::mem::replace(&mut account.any, true) {
             let rows = rows.unwrap_or(seen);
-            self.guard.found(&Found::FirstMicroBatch { caps: capped.living.name(), rows });
+            let wanted = config.wanted_blocks().iter().enumerate();
+            let blocks = wanted.filter_map(|(block, &wanted)| wanted.then_some(block)).collect();
+            self.guard.found(&Found::FirstMicroBatch { caps: capped.living.name(), rows, blocks });
         }
         Ok(())
     }

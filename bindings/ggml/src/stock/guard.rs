@@ -52,6 +52,8 @@ pub enum Found {
         caps: String,
         /// Rows of the micro-batch.
         rows: usize,
+        /// The capped blocks, ascending.
+        blocks: Vec<usize>,
     },
     /// A capped context was freed.
     Ended {
