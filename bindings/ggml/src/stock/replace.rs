@@ -120,8 +120,8 @@ impl Guard {
     ///
     /// Each living context changes between two of its micro-batches; one in progress keeps the caps that it
     /// began with. Rows that are in the KV cache stay as they were computed. Contexts that were recognised as
-    /// not capped stay so, and caps for their models are refused. With `enabled` false nothing is capped from the next micro-batches on, which is no
-    /// fault, and a context may be left without caps.
+    /// not capped stay so, and caps for their models are refused. With `enabled` false nothing is capped from
+    /// the next micro-batches on, which is no fault, and a context may be left without caps.
     ///
     /// # Errors
     /// [`ReplaceError`].
