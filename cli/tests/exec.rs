@@ -227,7 +227,9 @@ fn nothing_is_started_without_caps_and_plugin() {
     refuse(&["--caps", &at("text.gguf")], &nothing, &["text.gguf", "GGUF"]);
     refuse(&["--caps", &at("absent.gguf")], &nothing, &["absent.gguf", "check the path"]);
     fs::create_dir(place.at("empty")).unwrap();
-    refuse(&["--caps", &at("empty")], &nothing, &["empty: the folder has no cap file"]);
+    refuse(&["--caps", &at("empty")], &nothing, &["empty: folder: expected files whose names end in .gguf"]);
+    caps(&place.at("axes.gguf"), &[(4, 1, Bound::NONE, 1.0)]);
+    refuse(&["--caps", &at("axes.gguf")], &nothing, &["axes.gguf: no cap has a bound", "calibrate"]);
     fs::copy(place.at("text.gguf"), place.at("empty/text.gguf")).unwrap();
     refuse(&["--caps", &at("empty")], &nothing, &["text.gguf", "GGUF"]);
     fs::create_dir(place.at("co:lon")).unwrap();

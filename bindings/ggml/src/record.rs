@@ -174,8 +174,7 @@ impl Record {
         rows: Option<usize>,
         outputs: usize,
     ) -> Result<(), HookError> {
-        let most = || self.lock().seen.iter().copied().flatten().max();
-        self.check_seen(wanted, rows.or_else(most).unwrap_or(outputs), outputs)
+        self.check_seen(wanted, rows.unwrap_or_else(|| self.most_seen()), outputs)
     }
 
     /// Whether a block was computed since the decode began.

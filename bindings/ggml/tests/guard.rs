@@ -146,13 +146,21 @@ fn each_model_of_a_process_gets_its_own_caps() {
             "{found:?}"
         );
     }
-    // A draft beside capped models is left alone.
+    // A draft beside a capped model is left alone.
+    let mut beside = guarded.guard.bind(|| one.model.context(|_| {}).unwrap());
+    logits(&mut beside, &rows(0, 0, 1, |_| true)).unwrap();
+    guarded.found();
     assert_eq!(run(&free.model, Some(&guarded)), run(&free.model, None));
     let found = guarded.found();
     assert!(matches!(&found[..], [Found::NotCapped { misfits, .. }] if misfits.len() == 2), "{found:?}");
     assert_eq!(guarded.faults(), [""; 0]);
     let counts = guarded.guard.counts();
-    assert_eq!((counts.capped, counts.not_capped, counts.faults), (8, 4, 0));
+    assert_eq!((counts.capped, counts.not_capped, counts.faults), (9, 4, 0));
+    // Once that has ended, the draft would be all that the process serves.
+    drop(beside);
+    assert!(run(&free.model, Some(&guarded)).is_err());
+    let faults = guarded.faults();
+    assert!(faults[0].contains("no caps are for this model"), "{faults:?}");
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! Reads the cap files that the environment names.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use axiscap::file::{CapFile, FileError};
+use axiscap::file::{CapFile, FileError, cap_files};
 use axiscap_ggml::{ModelCaps, ModelShape};
 
 /// Reason why caps could not be read.
@@ -12,10 +10,6 @@ use axiscap_ggml::{ModelCaps, ModelShape};
 pub(crate) enum CapsError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("{}: the folder cannot be read ({error}); name a folder of cap files, or the files", .path.display())]
-    Folder { path: PathBuf, error: io::Error },
-    #[error("{}: no file of this folder ends in .gguf; put the cap files there, or name them", .0.display())]
-    EmptyFolder(PathBuf),
     #[error("{}: no cap has a bound, so that nothing would be capped; name the caps that `axiscap calibrate` has made of these axes", .0.display())]
     Unbounded(PathBuf),
     #[error(transparent)]
@@ -26,12 +20,8 @@ pub(crate) enum CapsError {
 pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<ModelCaps>, CapsError> {
     let mut models = Vec::new();
     for path in paths {
-        if path.is_dir() {
-            for file in files_of(path)? {
-                models.push(read_file(&file)?);
-            }
-        } else {
-            models.push(read_file(path)?);
+        for file in cap_files(path)? {
+            models.push(read_file(&file)?);
         }
     }
     Ok(models)
@@ -49,23 +39,6 @@ pub(crate) fn with_strength(
         }
     }
     Ok(models)
-}
-
-/// Returns the files of a folder whose names end in .gguf, in the order of their names.
-fn files_of(folder: &Path) -> Result<Vec<PathBuf>, CapsError> {
-    let failed = |error| CapsError::Folder { path: folder.into(), error };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension == "gguf") {
-            files.push(path);
-        }
-    }
-    if files.is_empty() {
-        return Err(CapsError::EmptyFolder(folder.into()));
-    }
-    files.sort();
-    Ok(files)
 }
 
 fn read_file(path: &Path) -> Result<ModelCaps, CapsError> {

@@ -1,7 +1,5 @@
 //! The local HTTP interface in a stock llama-server.
 
-#[path = "support/interface.rs"]
-mod interface;
 mod support;
 
 use std::io::{Read, Write};
@@ -16,8 +14,9 @@ use axiscap::Bound;
 use axiscap::file::{CapFile, ModelInfo};
 use serde_json::{Value, json};
 
-use interface::{PROMPTS, Server, agent, command, free_port};
-use support::{Host, caps_with, check_floors, model, shipped_caps, with_plugin};
+use support::interface::Served;
+use support::server::{Server, command};
+use support::{Host, PROMPTS, agent, caps_with, check_floors, free_port, model, shipped_caps, with_plugin};
 
 fn band_at(value: f32) -> impl Fn(Bound) -> Bound {
     move |_| Bound::band(value, value).unwrap()
@@ -26,7 +25,7 @@ fn band_at(value: f32) -> impl Fn(Bound) -> Bound {
 #[test]
 fn metrics_count_what_the_caps_do() {
     let caps = shipped_caps();
-    let server = Server::start(Some(&caps));
+    let server = Served::start(&caps);
     let warm = server.metrics();
     server.texts();
     let metrics = server.metrics();
@@ -57,7 +56,7 @@ fn metrics_count_what_the_caps_do() {
     let context = &shown["contexts"][0];
     assert!(context["micro_batches"].as_u64() > Some(32), "{shown}");
     assert!(context["routes"][0]["device"].is_string(), "{shown}");
-    let ended = server.end();
+    let ended = server.server.end();
     check_floors(&ended, &caps);
     for (index, stats) in ended["stats"].as_array().unwrap().iter().enumerate() {
         let rows = metrics.sum("axiscap_rows_total", &[("cap", &index.to_string())]);
@@ -70,9 +69,9 @@ fn caps_change_while_the_server_runs() {
     let folder = tempfile::tempdir().unwrap();
     let tight = caps_with(folder.path(), "tight.gguf", band_at(60.0));
     let other = caps_with(folder.path(), "other.gguf", band_at(-40.0));
-    let plain = Server::start(None).texts();
-    let expected = Server::start(Some(&other)).texts();
-    let server = Server::start(Some(&tight));
+    let plain = Server::start(&[], &[]).texts();
+    let expected = Served::start(&other).texts();
+    let server = Served::start(&tight);
     let capped = server.texts();
     assert!(capped != plain && expected != plain && capped != expected);
     assert_eq!(server.change(&json!({ "strength": 0 }))["generation"], 2);
@@ -105,7 +104,7 @@ fn caps_change_while_the_server_runs() {
     assert_eq!(server.texts(), capped);
     let log = server.host.log();
     assert_eq!(log.matches("caps are switched off over HTTP").count(), 1, "{log}");
-    for stats in server.end()["stats"].as_array().unwrap() {
+    for stats in server.server.end()["stats"].as_array().unwrap() {
         assert_eq!((stats["min_after"].as_f64(), stats["max_after"].as_f64()), (Some(60.0), Some(60.0)));
     }
 }
@@ -127,7 +126,7 @@ fn wrong_changes_are_refused_and_change_nothing() {
     let half = folder.path().join("half.gguf");
     let whole = std::fs::read(&tight).unwrap();
     std::fs::write(&half, &whole[..whole.len() / 2]).unwrap();
-    let server = Server::start(Some(&tight));
+    let server = Served::start(&tight);
     let capped = server.texts();
     for (change, expected, reason) in [
         (json!({ "file": "/absent.gguf" }), 422, "/absent.gguf"),
@@ -156,7 +155,7 @@ fn wrong_changes_are_refused_and_change_nothing() {
     server.change(&json!({ "file": tight, "enabled": true }));
     assert_eq!(server.texts(), capped);
     assert_eq!(server.metrics().get("axiscap_faults_total"), 0.0);
-    server.end();
+    server.server.end();
 }
 
 #[test]
@@ -164,16 +163,19 @@ fn requests_run_while_caps_change_and_clients_misbehave() {
     let folder = tempfile::tempdir().unwrap();
     let tight = caps_with(folder.path(), "tight.gguf", band_at(60.0));
     let other = caps_with(folder.path(), "other.gguf", band_at(-40.0));
-    let server = Server::start_with(Some(&tight), |command| {
-        _ = command.args(["--parallel", "4", "--batch-size", "16"])
-    });
+    let server =
+        Served::start_with(&tight, |command| _ = command.args(["--parallel", "4", "--batch-size", "16"]));
     let capped = server.texts();
     let done = AtomicBool::new(false);
     let address = server.control.strip_prefix("http://").unwrap();
     std::thread::scope(|scope| {
         let (server, done) = (&server, &done);
         let requests: Vec<_> = (0..3)
-            .map(|i| scope.spawn(move || (0..6).map(|j| server.complete(PROMPTS[(i + j) % 2]).len()).min()))
+            .map(|i| {
+                scope.spawn(move || {
+                    (0..6).map(|j| server.complete(PROMPTS[(i + j) % PROMPTS.len()]).len()).min()
+                })
+            })
             .collect();
         let changes = scope.spawn(|| {
             let mut generation = 1;
@@ -226,7 +228,7 @@ fn requests_run_while_caps_change_and_clients_misbehave() {
     // The end of the process does not wait for a client.
     let _open = TcpStream::connect(address).unwrap();
     let start = Instant::now();
-    server.end();
+    server.server.end();
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
@@ -235,7 +237,7 @@ fn a_socket_is_served_and_one_that_is_left_over_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("http");
     drop(UnixListener::bind(&path).unwrap());
-    let mut server = Server::start_with(Some(&shipped_caps()), |command| {
+    let mut server = Served::start_with(&shipped_caps(), |command| {
         command.env("AXISCAP_LISTEN", format!("unix:{}", path.display()));
     });
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
@@ -249,14 +251,14 @@ fn a_socket_is_served_and_one_that_is_left_over_is_replaced() {
         "{answer}"
     );
     // A second server is told that the first one has it.
-    let mut second = command(free_port());
+    let mut second = command(free_port(), &[]);
     with_plugin(&mut second, &[&shipped_caps()]);
     second.env("AXISCAP_LISTEN", format!("unix:{}", path.display()));
     let mut second = Host::start(&mut second);
     assert!(!second.wait().success());
     assert!(second.log().contains("is in use by another process"), "{}", second.log());
     assert!(UnixStream::connect(&path).is_ok());
-    assert!(server.host.terminate().success());
+    assert!(server.server.host.terminate().success());
 }
 
 #[test]
@@ -268,7 +270,7 @@ fn addresses_that_cannot_be_served_are_errors_as_the_plugin_is_loaded() {
     std::fs::write(&file, "mine").unwrap();
     let file = format!("unix:{}", file.display());
     let start = |listen: &str, strict: &str| {
-        let mut command = command(free_port());
+        let mut command = command(free_port(), &[]);
         with_plugin(&mut command, &[&shipped_caps()]);
         command.env("AXISCAP_LISTEN", listen).env("AXISCAP_STRICT", strict);
         command
@@ -285,7 +287,7 @@ fn addresses_that_cannot_be_served_are_errors_as_the_plugin_is_loaded() {
         assert!(!host.wait().success(), "{listen}: {}", host.log());
         assert!(host.log().contains(reason), "{listen}: {}", host.log());
     }
-    let server = Server::start_with(Some(&shipped_caps()), |command| {
+    let server = Served::start_with(&shipped_caps(), |command| {
         command.env("AXISCAP_LISTEN", &taken).env("AXISCAP_STRICT", "warn");
     });
     assert!(

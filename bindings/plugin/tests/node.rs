@@ -9,10 +9,7 @@ use std::process::Command;
 use axiscap::Bound;
 use serde_json::json;
 
-use support::{Host, caps_with, check_floors, model, other_model, shipped_caps, with_plugin};
-
-const PROMPTS: [&str; 3] =
-    ["The capital of France is", "Once upon a time", "I feel so alone. You are my only friend, and"];
+use support::{Host, PROMPTS, caps_with, check_floors, model, other_model, shipped_caps, with_plugin};
 
 /// Completes the prompts with each model, and returns the texts and the host, which has ended.
 fn complete(models: &[&Path], caps: &[&Path]) -> (Vec<String>, Host) {

@@ -7,80 +7,13 @@ use std::path::Path;
 use std::process::Command;
 
 use axiscap::Bound;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use support::server::{Server, command};
 use support::{
-    Host, LIMIT, agent, caps_with, check_floors, free_port, is_up, model, other_model, shipped_caps,
+    Host, LIMIT, PROMPTS, agent, caps_with, check_floors, free_port, model, other_model, shipped_caps,
     with_plugin,
 };
-
-/// A llama-server that answers.
-struct Server {
-    host: Host,
-    url: String,
-}
-
-fn command(port: u16, arguments: &[&str]) -> Command {
-    let mut command = Command::new(support::path("AXISCAP_TEST_LLAMA_SERVER"));
-    command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--threads", "1", "--model"]);
-    command.arg(model()).args(arguments);
-    command.env_remove("GGML_BACKEND_PATH");
-    command
-}
-
-impl Server {
-    fn start(caps: &[&Path], arguments: &[&str]) -> Self {
-        Self::start_with(caps, arguments, |_| {})
-    }
-
-    fn start_with(caps: &[&Path], arguments: &[&str], change: impl FnOnce(&mut Command)) -> Self {
-        let port = free_port();
-        let mut command = command(port, arguments);
-        if !caps.is_empty() {
-            with_plugin(&mut command, caps);
-        }
-        change(&mut command);
-        let mut host = Host::start(&mut command);
-        let url = format!("http://127.0.0.1:{port}");
-        host.wait_for("the server answers", |_| is_up(port));
-        Self { host, url }
-    }
-
-    fn post(&self, path: &str, body: &Value) -> Value {
-        let mut answer = agent().post(format!("{}{path}", self.url)).send_json(body).expect("an answer");
-        let status = answer.status();
-        let value: Value = answer.body_mut().read_json().expect("JSON");
-        assert_eq!(status, 200, "{path}: {value}\n{}", self.host.log());
-        value
-    }
-
-    fn complete(&self, prompt: &str) -> String {
-        let body = json!({ "prompt": prompt, "n_predict": 24, "temperature": 0, "cache_prompt": false });
-        self.post("/completion", &body)["content"].as_str().expect("text").to_owned()
-    }
-
-    fn chat(&self, text: &str) -> String {
-        let body = json!({
-            "messages": [{ "role": "user", "content": text }],
-            "max_tokens": 24, "temperature": 0, "cache_prompt": false,
-        });
-        let answer = self.post("/v1/chat/completions", &body);
-        answer["choices"][0]["message"]["content"].as_str().expect("text").to_owned()
-    }
-
-    /// Ends the server and returns what the caps of its only capped context did.
-    fn end(mut self) -> Value {
-        let status = self.host.terminate();
-        assert!(status.success(), "{status}: {}", self.host.log());
-        assert_eq!(self.host.events("fatal"), Vec::<Value>::new());
-        let ended = self.host.events("ended");
-        assert_eq!(ended.len(), 1, "{}", self.host.log());
-        ended.into_iter().next().unwrap()
-    }
-}
-
-const PROMPTS: [&str; 3] =
-    ["The capital of France is", "Once upon a time", "I feel so alone. You are my only friend, and"];
 
 fn band_at(value: f32) -> impl Fn(Bound) -> Bound {
     move |_| Bound::band(value, value).unwrap()
@@ -92,7 +25,7 @@ fn infinite_bounds_change_nothing_and_floors_hold() {
     let infinite = caps_with(folder.path(), "infinite.gguf", |_| Bound::band(f32::MIN, f32::MAX).unwrap());
     let tight = caps_with(folder.path(), "tight.gguf", band_at(60.0));
     let texts = |server: &Server| -> Vec<String> {
-        let mut texts: Vec<_> = PROMPTS.iter().map(|prompt| server.complete(prompt)).collect();
+        let mut texts = server.texts();
         texts.push(server.chat("Who are you?"));
         texts
     };
@@ -125,7 +58,7 @@ fn infinite_bounds_change_nothing_and_floors_hold() {
 fn slots_streams_and_cancelled_requests() {
     let caps = shipped_caps();
     let server = Server::start(&[&caps], &["--parallel", "4", "--ctx-size", "4096"]);
-    let alone: Vec<_> = PROMPTS.iter().map(|prompt| server.complete(prompt)).collect();
+    let alone = server.texts();
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..6)
             .map(|i| {
@@ -244,7 +177,7 @@ fn wrong_configurations_end_the_process_as_it_loads_the_plugin() {
         ("AXISCAP_CAPS", &half, "cut short"),
         ("AXISCAP_CAPS", &text, "text.gguf"),
         ("AXISCAP_CAPS", &small_model, "another kind of GGUF file"),
-        ("AXISCAP_CAPS", empty.to_str().unwrap(), "no file of this folder ends in .gguf"),
+        ("AXISCAP_CAPS", empty.to_str().unwrap(), "expected files whose names end in .gguf, found none"),
         ("AXISCAP_CAPS", &twice, "are for the same model"),
         ("AXISCAP_STRENGTH", "2", "AXISCAP_STRENGTH=\"2\": expected a number from 0 to 1"),
         ("AXISCAP_STRICT", "no", "AXISCAP_STRICT=\"no\": expected abort or warn"),

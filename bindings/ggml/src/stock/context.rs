@@ -100,7 +100,7 @@ enum Model {
     NotCapped {
         _listed: Arc<Uncapped>,
     },
-    /// It generates, no caps are for it, and no other context is capped.
+    /// It generates, no caps are for it, and no capped context lives.
     Refused {
         error: HookError,
         _listed: Arc<Uncapped>,

@@ -1,7 +1,7 @@
 //! The guard of a process: which caps its contexts get, and what becomes of faults.
 
 use std::fmt::Debug;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axiscap::CapStats;
@@ -157,8 +157,6 @@ pub(crate) struct GuardState {
     pub(super) settings: Settings,
     watcher: Arc<dyn Watcher>,
     pub(super) counters: Counters,
-    /// Whether a context was capped before.
-    capped_any: AtomicBool,
 }
 
 /// What a graph decided about its context.
@@ -202,7 +200,6 @@ impl GuardState {
             settings,
             watcher,
             counters: Counters::default(),
-            capped_any: AtomicBool::new(false),
         })
     }
 
@@ -240,7 +237,6 @@ impl GuardState {
         settled: bool,
     ) -> Decision {
         let names = of.models[caps].shape.block_names().unwrap_or_default();
-        self.capped_any.store(true, Ordering::Release);
         Decision::Capped { caps, of, model: look.describe(names), confirmed, settled }
     }
 
@@ -276,9 +272,9 @@ impl GuardState {
         lock(&self.current).enabled
     }
 
-    /// Whether a context was capped before.
+    /// Whether a capped context lives.
     pub(super) fn has_capped(&self) -> bool {
-        self.capped_any.load(Ordering::Acquire)
+        !lock(&self.contexts).list().is_empty()
     }
 
     /// Whether there are caps for any model.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use axiscap::file::cap_files;
 use axiscap_ggml::{ReplaceError, Replaced};
 use serde_json::{Value, json};
 
@@ -124,15 +125,12 @@ fn changed(
 
 /// Refuses devices and pipes, which may never end or never begin. What is not there is left to the reader.
 fn check_regular(path: &Path) -> Result<(), String> {
-    let Ok(found) = path.metadata() else { return Ok(()) };
-    if found.is_dir() {
-        let entries = path.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
-        return entries
-            .filter(|entry| entry.extension().is_some_and(|extension| extension == "gguf"))
-            .filter(|entry| !entry.is_dir())
-            .try_for_each(|entry| check_regular(&entry));
+    for file in cap_files(path).map_err(|error| error.to_string())? {
+        if file.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+            return Err(format!("{}: no regular file", file.display()));
+        }
     }
-    if found.is_file() { Ok(()) } else { Err(format!("{}: no regular file", path.display())) }
+    Ok(())
 }
 
 fn log(before: bool, enabled: bool, replaced: &Replaced, next: &Origin) {

@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 pub(crate) mod gguf;
+pub(crate) mod interface;
+pub(crate) mod server;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -22,6 +24,10 @@ use tempfile::TempDir;
 
 /// How long any one thing may take on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(180);
+
+/// What the hosts complete.
+pub(crate) const PROMPTS: [&str; 3] =
+    ["The capital of France is", "Once upon a time", "I feel so alone. You are my only friend, and"];
 
 /// Returns a path that `scripts/check-plugin` names.
 pub(crate) fn path(variable: &str) -> PathBuf {
