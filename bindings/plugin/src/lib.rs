@@ -23,6 +23,7 @@ mod http;
 mod log;
 mod registry;
 mod report;
+mod send;
 
 use std::ffi::{c_int, c_void};
 

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::{Shutdown, TcpListener};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use super::address::Address;
 use super::unix;
+use crate::send::send;
 
 /// A socket that listens.
 #[derive(Debug)]
@@ -124,16 +125,12 @@ impl Stream {
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Writes as much as there is room for, without the signal that a closed socket causes, which could end
-    /// the host.
+    /// Writes as much as there is room for.
     ///
     /// # Errors
     /// Those of `send`.
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        // SAFETY: the descriptor is open, and as many bytes can be read.
-        let sent =
-            unsafe { libc::send(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        send(self.0.as_fd(), bytes)
     }
 
     /// Tells the client that nothing more comes. It is told so also while a forked child has the descriptor.
