@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use axiscap::Bound;
+use axiscap::file::gguf;
 use serde_json::{Value, json};
 use support::launcher::{Place, finish, host, loaded, run_to_end};
 use support::{arg, caps, fail, fail_with, misuse, notes};
@@ -225,6 +226,9 @@ fn nothing_is_started_without_caps_and_plugin() {
     let nothing = |_: &mut Command| ();
     fs::write(place.at("text.gguf"), "no caps").unwrap();
     refuse(&["--caps", &at("text.gguf")], &nothing, &["text.gguf", "GGUF"]);
+    let values = [("general.architecture".to_owned(), "llama".into())];
+    fs::write(place.at("model.gguf"), gguf::to_bytes(&values, &[]).unwrap()).unwrap();
+    refuse(&["--caps", &at("model.gguf")], &nothing, &["found \"llama\"", "the program after -- its model"]);
     refuse(&["--caps", &at("absent.gguf")], &nothing, &["absent.gguf", "check the path"]);
     fs::create_dir(place.at("empty")).unwrap();
     refuse(&["--caps", &at("empty")], &nothing, &["empty: folder: expected files whose names end in .gguf"]);

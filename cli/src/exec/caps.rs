@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
-use axiscap::file::{CapFile, cap_files};
+use anyhow::{Result, anyhow, ensure};
+use axiscap::file::{CapFile, FileError, cap_files};
 
 use crate::output;
 
@@ -19,7 +19,13 @@ pub(super) fn check(paths: &[PathBuf]) -> Result<()> {
 }
 
 fn check_file(path: &Path) -> Result<()> {
-    let file = CapFile::read(path)?;
+    let file = CapFile::read(path).map_err(|error| match error {
+        // Other commands point to their --model here, which this one leaves to the program.
+        FileError::Invalid(problem) if problem.field == "general.architecture" => {
+            anyhow!("{problem}; --caps takes cap files, and the program after -- its model")
+        }
+        other => other.into(),
+    })?;
     let place = path.display();
     ensure!(
         !file.is_unbounded(),
