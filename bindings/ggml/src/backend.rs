@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
 use crate::decode::Given;
+use crate::devices::is_rpc;
 use crate::error::HookError;
 use crate::graph::find::{Finder, Output};
 use crate::graph::inputs::{InputFinder, read_words, words_of};
@@ -15,6 +16,7 @@ use crate::route::{
     BlockDone, Compute, ComputeError, ComputeHook, GraphCall, Outcome, Route, RouteChoice, compute_custom,
     compute_untouched, host as host_route, inserted,
 };
+use crate::rpc::{self, About, Asked};
 use crate::session::SessionState;
 
 /// A hooked backend. ggml calls it the stream of a device in one llama_context.
@@ -24,6 +26,7 @@ pub(crate) struct Backend {
     /// ggml's name of the device.
     device: String,
     is_cpu: bool,
+    is_rpc: bool,
     own_graphs: OwnGraphs,
     tools: Mutex<Tools>,
 }
@@ -36,6 +39,8 @@ struct Tools {
     arena: Arena,
     staging: Vec<f32>,
     gpu: BackendGpu,
+    /// What the RPC server has answered.
+    asked: Asked,
     /// The compute hook that was used last.
     hook: Option<Arc<dyn ComputeHook>>,
 }
@@ -117,9 +122,11 @@ impl Backend {
             arena: Arena::new(64)?,
             staging: Vec::new(),
             gpu: BackendGpu::new(device, drivers),
+            asked: Asked::default(),
             hook: None,
         };
-        Ok(Self { session, device: name, is_cpu, own_graphs, tools: Mutex::new(tools) })
+        let is_rpc = !is_cpu && is_rpc(device);
+        Ok(Self { session, device: name, is_cpu, is_rpc, own_graphs, tools: Mutex::new(tools) })
     }
 
     /// Computes a graph with its caps.
@@ -139,7 +146,7 @@ impl Backend {
         let mut config = session.config();
         let Some(wanted) = config.wanted(session.model.width) else { return Ok(compute(graph)) };
         let mut tools = lock(&self.tools);
-        let Tools { finder, inputs, arena, staging, gpu, hook } = &mut *tools;
+        let Tools { finder, inputs, arena, staging, gpu, asked, hook } = &mut *tools;
         if record.has_order()
             && let found = inputs.find(graph)
             && let Some(tokens) = found.tokens.and_then(words_of)
@@ -163,6 +170,13 @@ impl Backend {
             }
         }
         let profiles = record.claim_blocks(backend as usize, &config, &blocks)?;
+        let mut capped_there = false;
+        if self.is_rpc && blocks.iter().any(|&(_, rows)| rows > 0) {
+            let (device, model) = (&*self.device, &session.model);
+            let about = About { device, model, config: &config, profiles: &profiles, graph };
+            // SAFETY: as for this function.
+            capped_there = unsafe { asked.is_capped_there(about, backend, compute)? };
+        }
         switch_hook(hook, session.compute_hook(), backend);
         let mut situation = Situation {
             choice: config.settings.route,
@@ -193,6 +207,7 @@ impl Backend {
             capturing: false,
         };
         let mut outcome = match (route, gpu.route(), &hook) {
+            _ if capped_there => rpc::compute(&call),
             (Route::Untouched, ..) => compute_untouched(&call),
             (Route::Inserted, ..) => inserted::compute(&call, arena),
             (Route::GpuViews, Some(gpu), _) => lock(&gpu).compute(&mut call, false),
@@ -201,7 +216,8 @@ impl Backend {
             // The host can cap the blocks of any backend.
             _ => host_route::compute(&mut call),
         };
-        outcome.slow.extend(situation.slow_reason(gpu.reason()).map(Cow::Owned));
+        let no_gpu = if self.is_rpc { Some(TRAVELS) } else { gpu.reason() };
+        outcome.slow.extend(situation.slow_reason(no_gpu).filter(|_| !capped_there).map(Cow::Owned));
         Ok(record_outcome(record, &self.device, &call, outcome))
     }
 
@@ -316,6 +332,9 @@ fn own_address(graph: &Graph) -> Option<u64> {
 
 const NEEDS_GRAPHS_OFF: &str = "a token is not one CUDA graph, because this version of ggml may make graphs of its \
     own; start the program with GGML_CUDA_DISABLE_GRAPHS=1";
+
+const TRAVELS: &str = "the rows of each capped block travel to this process and back; load axiscap with the same \
+    caps in the RPC server as well";
 
 const NO_KERNELS: &str = "axiscap has no kernels for this backend";
 

@@ -7,7 +7,7 @@ use axiscap::{BlockCap, Cap, CapSet};
 use crate::error::HookError;
 use crate::graph::find::Wanted;
 use crate::host::architecture::{BlockNames, ModelShape, block_names};
-use crate::profile::{BlockCaps, DEFAULT_NAME, Profile, ProfileId, Profiles};
+use crate::profile::{BlockCaps, DEFAULT_NAME, Profile, ProfileId, Profiles, RowProfiles};
 use crate::route::choice::RouteChoice;
 use crate::tally::Tally;
 use crate::tap::Tap;
@@ -249,6 +249,23 @@ impl Config {
         self.tap.as_ref().filter(|tap| tap.blocks.contains(&block))
     }
 
+    pub(crate) fn tap(&self) -> Option<&Tap> {
+        self.tap.as_ref()
+    }
+
+    /// Whether each of these rows is under the default profile, capped or left alone by its policy.
+    pub(crate) fn is_all_default(&self, rows: &RowProfiles) -> bool {
+        let default = |index: u32| {
+            self.profiles.slot(index).is_some_and(|(profile, _)| profile.id == ProfileId::DEFAULT)
+        };
+        match rows {
+            RowProfiles::None => false,
+            RowProfiles::First(_) => true,
+            RowProfiles::Each(micro_batch) => micro_batch.words().all(default),
+        }
+    }
+
+    /// Number of times that caps, bounds or strengths were changed.
     pub(crate) fn revision(&self) -> u64 {
         self.revision
     }

@@ -198,6 +198,16 @@ pub enum HookError {
         /// What contradicts.
         reason: String,
     },
+    /// An RPC server caps the model by itself, and not as this process does.
+    #[error(
+        "{device} is on an RPC server with axiscap, which does not cap the model as this process does: {reason}"
+    )]
+    Rpc {
+        /// ggml's name of the device.
+        device: String,
+        /// What differs.
+        reason: String,
+    },
     /// An operation on a GPU failed.
     #[error("capping on {device} failed: {what}; the decode was failed rather than left uncapped")]
     Device {

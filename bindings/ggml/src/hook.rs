@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 
 use crate::backend::Backend;
 use crate::config::Settings;
+use crate::devices::{Installed, device_name, is_cpu, originals};
 use crate::error::HookError;
 #[cfg(feature = "linked")]
 use crate::host::use_linked_host;
@@ -20,7 +21,6 @@ use crate::route::gpu::{CudaDrivers, DriverFactory, between_captures};
 use crate::session::Session;
 use crate::stock::{Guard, GuardState, ModelCaps, Reaction, StockBackend, Watcher, begin_backend};
 
-type InitBackend = unsafe extern "C" fn(Device, *const c_char) -> host::Backend;
 type FreeBackend = unsafe extern "C" fn(host::Backend);
 type GraphCompute = unsafe extern "C" fn(host::Backend, *mut RawGraph) -> Status;
 
@@ -53,24 +53,11 @@ pub struct DeviceReport {
     pub reason: Option<String>,
 }
 
-#[derive(Debug)]
-struct Installed {
-    layout: &'static Layout,
-    own_graphs: OwnGraphs,
-    devices: RwLock<Vec<Device>>,
-}
-
-// SAFETY: devices are static objects of ggml's registry, valid until the process ends. Only their
-// init_backend slot is written, under INSTALLED's lock.
-unsafe impl Send for Installed {}
-// SAFETY: shared access only reads, apart from the init_backend slots, which are written under INSTALLED's
-// lock.
-unsafe impl Sync for Installed {}
-
 /// A backend whose functions were replaced, with its own functions.
 #[derive(Debug)]
 struct Hooked {
-    installed: Arc<Installed>,
+    /// Keeps the hook installed.
+    _installed: Arc<Installed>,
     free: FreeBackend,
     graph_compute: GraphCompute,
     serves: Serves,
@@ -99,85 +86,8 @@ enum Owner {
     Guard(Arc<GuardState>),
 }
 
-impl Installed {
-    /// Replaces `init_backend` of every device of ggml's that does not have it replaced. To be called under the
-    /// lock of `INSTALLED`.
-    fn hook_devices(&self) -> Result<(), HookError> {
-        let devices = all_devices();
-        if devices.is_empty() {
-            return Err(HookError::NoDevice);
-        }
-        let mut originals = ORIGINALS.write().unwrap_or_else(PoisonError::into_inner);
-        let mut unhooked = Vec::new();
-        for &device in &devices {
-            // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads
-            // it.
-            match unsafe { init_slot(device, self.layout).read() } {
-                Some(found) if std::ptr::fn_addr_eq(found, OURS) => {}
-                Some(found) => match originals.get(&(device as usize)) {
-                    // Another library has replaced our function by one that calls it. Ours is still reached,
-                    // and calls the device's own. If it called the other library's, neither would return.
-                    Some(&own) if !std::ptr::fn_addr_eq(found, own) => {
-                        let device = device_name(device);
-                        tracing::debug!(device, "another library has wrapped the hook, and calls it");
-                    }
-                    _ => {
-                        originals.insert(device as usize, found);
-                        unhooked.push(device);
-                    }
-                },
-                None => {
-                    return Err(HookError::Layout {
-                        version: ggml_version(),
-                        what: format!("device {} has no init_backend", device_name(device)),
-                    });
-                }
-            }
-        }
-        drop(originals);
-        for device in unhooked {
-            // SAFETY: the device is a mutable static of its backend. The slot is one aligned word, which
-            // holds a valid function before and after.
-            unsafe { init_slot(device, self.layout).write(Some(OURS)) };
-        }
-        *self.devices.write().unwrap_or_else(PoisonError::into_inner) = devices;
-        Ok(())
-    }
-
-    fn devices(&self) -> Vec<Device> {
-        self.devices.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Checks that all of ggml's devices are hooked.
-    ///
-    /// # Errors
-    /// [`HookError::LateDevices`].
-    fn check_devices(&self) -> Result<(), HookError> {
-        let (all, hooked) = (all_devices(), self.devices());
-        let mut added = all.iter().filter(|device| !hooked.contains(device)).map(|&late| device_name(late));
-        let Some(first) = added.next() else { return Ok(()) };
-        let added = added.fold(first, |list, name| format!("{list}, {name}"));
-        Err(HookError::LateDevices { hooked: hooked.len(), now: all.len(), added })
-    }
-}
-
-fn all_devices() -> Vec<Device> {
-    // SAFETY: plain queries of ggml's registry.
-    unsafe { (0..(api().ggml_backend_dev_count)()).map(|i| (api().ggml_backend_dev_get)(i)).collect() }
-}
-
-/// The hook of this process, if one is installed.
-static INSTALLED: Mutex<Weak<Installed>> = Mutex::new(Weak::new());
-
 /// The binding of contexts that are created under no other one.
 static REST: RwLock<Option<Binding>> = RwLock::new(None);
-
-/// Our `init_backend`. A static gives it one address, because a function may have several.
-static OURS: InitBackend = init_backend;
-
-/// Each device's own `init_backend`, by the device's address. Entries are kept until the process ends,
-/// because a thread may be calling the replacement while it is taken back.
-static ORIGINALS: LazyLock<RwLock<HashMap<usize, InitBackend>>> = LazyLock::new(RwLock::default);
 
 /// Hooked backends by address.
 static BACKENDS: LazyLock<RwLock<HashMap<usize, Arc<Hooked>>>> = LazyLock::new(RwLock::default);
@@ -203,7 +113,7 @@ impl Hook {
     #[cfg(feature = "linked")]
     pub fn install() -> Result<Self, HookError> {
         use_linked_host()?;
-        Self::install_in_host()
+        Installed::in_host().map(Self)
     }
 
     /// As `Hook::install`, in the ggml that the process has loaded, whose functions are found by their
@@ -217,21 +127,7 @@ impl Hook {
     pub unsafe fn install_in(symbols: Symbols<'_>) -> Result<Self, HookError> {
         // SAFETY: the caller promises ggml's functions.
         use_host(unsafe { Api::look_up(symbols)? })?;
-        Self::install_in_host()
-    }
-
-    fn install_in_host() -> Result<Self, HookError> {
-        let mut slot = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(installed) = slot.upgrade() {
-            installed.hook_devices()?;
-            return Ok(Self(installed));
-        }
-        let layout = Layout::probe()?;
-        let own_graphs = OwnGraphs::of_this_process();
-        let installed = Arc::new(Installed { layout, own_graphs, devices: RwLock::default() });
-        installed.hook_devices()?;
-        *slot = Arc::downgrade(&installed);
-        Ok(Self(installed))
+        Installed::in_host().map(Self)
     }
 
     /// Runs `create`, which creates one llama_context on this thread, and binds the context's backends to
@@ -282,8 +178,8 @@ impl Hook {
     pub fn report(&self) -> HookReport {
         HookReport {
             ggml: ggml_version(),
-            slots: named_offsets(self.0.layout),
-            devices: self.0.devices().into_iter().map(|d| device_report(d, self.0.own_graphs)).collect(),
+            slots: named_offsets(self.0.layout()),
+            devices: self.0.list().into_iter().map(|d| device_report(d, self.0.own_graphs())).collect(),
         }
     }
 }
@@ -304,27 +200,6 @@ impl Guard {
     }
 }
 
-impl Drop for Installed {
-    fn drop(&mut self) {
-        let slot = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have installed the hook again before this lock was taken.
-        if slot.strong_count() > 0 {
-            return;
-        }
-        let originals = ORIGINALS.read().unwrap_or_else(PoisonError::into_inner);
-        for device in self.devices() {
-            // SAFETY: the device is a mutable static of its backend, and the slot is where ggml itself reads
-            // it. Only our own replacement is taken back.
-            unsafe {
-                let slot = init_slot(device, self.layout);
-                if slot.read().is_some_and(|found| std::ptr::fn_addr_eq(found, OURS)) {
-                    slot.write(originals.get(&(device as usize)).copied());
-                }
-            }
-        }
-    }
-}
-
 fn device_report(device: Device, own_graphs: OwnGraphs) -> DeviceReport {
     // SAFETY: the description is a NUL-terminated string that lives as long as the device.
     let description = unsafe { CStr::from_ptr((api().ggml_backend_dev_description)(device)) }
@@ -338,27 +213,6 @@ fn device_report(device: Device, own_graphs: OwnGraphs) -> DeviceReport {
         Some(Err(reason)) => (Route::HostViews, Some(reason)),
     };
     DeviceReport { name: device_name(device), description, route, reason }
-}
-
-fn device_name(device: Device) -> String {
-    // SAFETY: the name is a NUL-terminated string that lives as long as the device.
-    unsafe { CStr::from_ptr((api().ggml_backend_dev_name)(device)) }.to_string_lossy().into_owned()
-}
-
-/// Whether this is ggml's own CPU backend, which can run GGML_OP_MAP_CUSTOM1 nodes.
-fn is_cpu(device: Device) -> bool {
-    // SAFETY: plain queries of a device of the registry. The name is NUL-terminated.
-    let registry = unsafe {
-        CStr::from_ptr((api().ggml_backend_reg_name)((api().ggml_backend_dev_backend_reg)(device)))
-    };
-    registry == c"CPU"
-}
-
-/// # Safety
-/// `device` must be a device of ggml's registry.
-unsafe fn init_slot(device: Device, layout: &Layout) -> *mut Option<InitBackend> {
-    // SAFETY: the offset is within the device.
-    unsafe { device.byte_add(layout.device_init_backend).cast() }
 }
 
 /// # Safety
@@ -377,12 +231,11 @@ unsafe fn free_slot(backend: host::Backend, layout: &Layout) -> *mut Option<Free
 
 /// Replaces a device's `init_backend`. Creates the backend as before, and hooks it if a context is being
 /// bound.
-unsafe extern "C" fn init_backend(device: Device, params: *const c_char) -> host::Backend {
-    let original = ORIGINALS.read().unwrap_or_else(PoisonError::into_inner).get(&(device as usize)).copied();
+pub(crate) unsafe extern "C" fn init_backend(device: Device, params: *const c_char) -> host::Backend {
     // ggml's own functions return null for a backend that could not be created.
-    let Some(original) = original else { return std::ptr::null_mut() };
+    let Some(original) = originals(device) else { return std::ptr::null_mut() };
     // SAFETY: the device's own function with the arguments it was called with.
-    let backend = unsafe { original(device, params) };
+    let backend = unsafe { (original.init)(device, params) };
     if backend.is_null() {
         return backend;
     }
@@ -416,7 +269,7 @@ unsafe extern "C" fn init_backend(device: Device, params: *const c_char) -> host
 /// `backend` must have been made by `device` and not be in use yet.
 unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding) -> Result<(), HookError> {
     let Binding { owner, installed, drivers } = binding;
-    let layout = installed.layout;
+    let layout = layout();
     // SAFETY: the slots are where ggml itself reads them. Each backend has its own copy of its interface.
     let (compute, free) =
         unsafe { (compute_slot(backend, layout).read(), free_slot(backend, layout).read()) };
@@ -426,7 +279,7 @@ unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding
             what: format!("a backend of {} has no graph_compute or no free", device_name(device)),
         });
     };
-    let (name, is_cpu, own_graphs) = (device_name(device), is_cpu(device), installed.own_graphs);
+    let (name, is_cpu, own_graphs) = (device_name(device), is_cpu(device), installed.own_graphs());
     let serves = match owner {
         Owner::Session(session) => {
             let state = Arc::clone(&session.0);
@@ -442,7 +295,7 @@ unsafe fn hook_backend(backend: host::Backend, device: Device, binding: &Binding
             Serves::Guard(Box::new(own))
         }
     };
-    let hooked = Hooked { installed: Arc::clone(installed), free, graph_compute, serves };
+    let hooked = Hooked { _installed: Arc::clone(installed), free, graph_compute, serves };
     BACKENDS.write().unwrap_or_else(PoisonError::into_inner).insert(backend as usize, Arc::new(hooked));
     // SAFETY: the slots are where ggml itself reads them. From here on our functions find the entry.
     unsafe {
@@ -487,7 +340,7 @@ unsafe extern "C" fn waiting_free(backend: host::Backend) {
 unsafe extern "C" fn hooked_free(backend: host::Backend) {
     let hooked = BACKENDS.write().unwrap_or_else(PoisonError::into_inner).remove(&(backend as usize));
     let Some(hooked) = hooked else { return };
-    let layout = hooked.installed.layout;
+    let layout = layout();
     let _no_capture = between_captures();
     // The GPU must be done with the backend's memory before that is freed.
     let closed = catch_unwind(AssertUnwindSafe(|| match &hooked.serves {

@@ -177,6 +177,33 @@ impl Record {
         self.check_seen(wanted, rows.unwrap_or_else(|| self.most_seen()), outputs)
     }
 
+    /// Checks that these blocks were computed, and as many rows of each block that was. The last block of the
+    /// model may have been computed with fewer.
+    ///
+    /// # Errors
+    /// [`HookError::NotSeen`].
+    pub(crate) fn check_part(&self, must: &[bool]) -> Result<(), HookError> {
+        let rows = self.most_seen();
+        let last = must.len().wrapping_sub(1);
+        let recorded = self.lock();
+        for (block, (&must, &seen)) in must.iter().zip(&recorded.seen).enumerate() {
+            let seen = match seen {
+                None if must => Seen::Never,
+                Some(n) if n != rows && block != last => Seen::Rows(n),
+                _ => continue,
+            };
+            return Err(HookError::NotSeen { block, seen, rows, outputs: rows });
+        }
+        Ok(())
+    }
+
+    /// Returns the blocks that were computed since the decode began.
+    pub(crate) fn seen_blocks(&self) -> Vec<usize> {
+        let recorded = self.lock();
+        let seen = recorded.seen.iter().enumerate();
+        seen.filter_map(|(block, seen)| seen.is_some().then_some(block)).collect()
+    }
+
     /// Whether a block was computed since the decode began.
     pub(crate) fn any_seen(&self) -> bool {
         self.lock().seen.iter().any(Option::is_some)

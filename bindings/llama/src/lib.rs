@@ -31,7 +31,6 @@ mod batcher;
 mod cached;
 mod chat;
 mod context;
-mod digest;
 mod error;
 mod fingerprint;
 mod generate;
@@ -53,8 +52,8 @@ mod trace;
 mod utf8;
 
 pub use axiscap_ggml::{
-    FusedNorms, GraphCounts, Hook, HookError, ModelShape, NotFusedReason, ProfileId, ProfileInfo, Route,
-    RouteChoice, RouteUse, Session, Settings, Tap, TapRows,
+    CapDigest, FusedNorms, GraphCounts, Hook, HookError, ModelShape, NotFusedReason, ProfileId, ProfileInfo,
+    Route, RouteChoice, RouteUse, Session, Settings, Tap, TapRows,
 };
 pub use llama_cpp_2::token::LlamaToken as Token;
 
@@ -64,7 +63,6 @@ pub use crate::batch::BatchRow;
 pub use crate::batcher::{Batcher, BatcherOptions, Event, Finished, Request, RequestId};
 pub use crate::chat::{Chat, Message, Role, Turn};
 pub use crate::context::Context;
-pub use crate::digest::CapDigest;
 pub use crate::error::{Error, LoadFailure};
 pub use crate::fingerprint::Fingerprint;
 pub use crate::generate::{GenerateOptions, Generated, Sampling, Stop, Timings, generate};
@@ -78,3 +76,4 @@ pub use crate::threads::{MAX_THREADS, default_threads};
 pub use crate::trace::{AnswerMeans, TraceRow, answer_means};
 #[cfg(feature = "dynamic-backends")]
 pub use crate::{backend::modules, modules::Module};
+pub use axiscap_ggml::CapDigest;

@@ -1,12 +1,11 @@
 //! Saved sequences: the state that llama.cpp keeps of a sequence, with what its rows were capped under.
 
-use axiscap_ggml::{DecodeRow, ProfileId, ProfileInfo};
+use axiscap_ggml::{CapDigest, DecodeRow, ProfileId, ProfileInfo};
 use llama_cpp_2::context::session::{LlamaStateSeqFlags, SeqState};
 
 use crate::Token;
 use crate::cached::CachedRow;
 use crate::context::Context;
-use crate::digest::CapDigest;
 use crate::error::Error;
 use crate::model::Model;
 use crate::schedule::revision;

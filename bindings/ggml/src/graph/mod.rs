@@ -3,3 +3,4 @@
 pub(crate) mod ends;
 pub(crate) mod find;
 pub(crate) mod inputs;
+pub(crate) mod weights;

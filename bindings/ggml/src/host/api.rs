@@ -9,8 +9,8 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
 use super::types::{
-    Backend, Buffer, BufferType, CustomOp, Device, Dtype, Event, InitParams, RawContext, RawGraph,
-    RawScheduler, RawTensor, Registry, Status,
+    Backend, Buffer, BufferType, CustomOp, Device, DeviceType, Dtype, Event, InitParams, RawContext,
+    RawGraph, RawScheduler, RawTensor, Registry, Status,
 };
 use crate::error::HookError;
 
@@ -114,6 +114,7 @@ api! {
         fn ggml_backend_dev_count() -> usize;
         fn ggml_backend_dev_get(usize) -> Device;
         fn ggml_backend_dev_name(Device) -> *const c_char;
+        fn ggml_backend_dev_type(Device) -> DeviceType;
         fn ggml_backend_dev_description(Device) -> *const c_char;
         fn ggml_backend_dev_backend_reg(Device) -> Registry;
         fn ggml_backend_dev_init(Device, *const c_char) -> Backend;

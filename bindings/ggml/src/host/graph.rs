@@ -1,7 +1,9 @@
 //! A graph as ggml hands it to a backend, read and for a moment rewritten through the measured layout.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
+use super::api::api;
 use super::layout::layout;
 use super::tensor::Tensor;
 use super::types::{RawGraph, RawTensor};
@@ -69,6 +71,38 @@ impl Graph {
 
     fn uid_field(&self) -> Option<*mut u64> {
         Some(self.raw.wrapping_byte_add(layout().graph_uid?).cast())
+    }
+
+    /// Whether the graph was made in one `ggml_context` with all tensors that it names, weights included.
+    ///
+    /// RPC servers make the graphs that they are sent in this way (`rpc_server::graph_compute`). In a
+    /// `llama_context` the weights are the model's.
+    pub(crate) fn is_self_contained(&self) -> bool {
+        /// More than any graph needs with its tensors.
+        const FAR: usize = 1 << 26;
+        let nodes = self.nodes();
+        // SAFETY: the two functions only compute sizes.
+        let (tensor, graph) = unsafe {
+            ((api().ggml_tensor_overhead)(), (api().ggml_graph_overhead_custom)(nodes.len(), false))
+        };
+        let begin = self.raw as usize;
+        let mut last = begin;
+        let mut found = HashSet::new();
+        let mut left: Vec<_> = nodes.iter().rev().copied().collect();
+        // A part of a graph comes with all tensors that its nodes were computed from.
+        while let Some(next) = left.pop() {
+            let address = next.raw() as usize;
+            if !(begin..begin + FAR).contains(&address) {
+                return false;
+            }
+            if found.insert(next) {
+                last = last.max(address);
+                left.extend(Tensor::source_places().filter_map(|index| next.source(index)));
+                left.extend(next.view_source());
+            }
+        }
+        // Nothing else lies between them.
+        !nodes.is_empty() && last - begin <= graph + found.len() * tensor
     }
 
     /// Runs `compute` while the graph is a view of these of its nodes, with a uid of its own.

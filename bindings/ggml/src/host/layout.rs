@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 
 use super::api::{api, mismatch};
 use super::arena::{Arena, GRAPH_WORDS, chain};
+use super::buffers::measure_free;
 use super::tensor_layout::TensorLayout;
 use super::types::{FAILED, RawTensor, SUCCESS};
 use super::uid::measure_uid;
@@ -23,10 +24,15 @@ use crate::error::HookError;
 pub(crate) struct Layout {
     /// `ggml_backend_device.iface.init_backend`.
     pub(crate) device_init_backend: usize,
+    /// `ggml_backend_device.iface.get_type`.
+    pub(crate) device_get_type: usize,
     /// `ggml_backend.iface.free`.
     pub(crate) backend_free: usize,
     /// `ggml_backend.iface.graph_compute`.
     pub(crate) backend_graph_compute: usize,
+    /// `ggml_backend_buffer.iface.free_buffer`; `None` where it is not found. RPC servers then tell models apart
+    /// more slowly.
+    pub(crate) buffer_free: Option<usize>,
     /// `ggml_cgraph.n_nodes`.
     pub(crate) graph_n_nodes: usize,
     /// `ggml_cgraph.n_leafs`.
@@ -82,6 +88,10 @@ fn measure() -> Result<Layout, HookError> {
         // device is a function that ignores its arguments.
         unsafe { (api().ggml_backend_dev_init)(fake.cast(), null()) };
     })?;
+    let device_get_type = slot("ggml_backend_device.iface.get_type", |fake| {
+        // SAFETY: ggml_backend_dev_type only calls the device's get_type. Zero is a type.
+        unsafe { (api().ggml_backend_dev_type)(fake.cast()) };
+    })?;
     let backend_graph_compute = slot("ggml_backend.iface.graph_compute", |fake| {
         // SAFETY: ggml_backend_graph_compute_async only calls the backend's graph_compute.
         unsafe { (api().ggml_backend_graph_compute_async)(fake.cast(), null_mut()) };
@@ -96,8 +106,10 @@ fn measure() -> Result<Layout, HookError> {
     let graph = measure_graph()?;
     Ok(Layout {
         device_init_backend,
+        device_get_type,
         backend_free,
         backend_graph_compute,
+        buffer_free: measure_free()?,
         graph_n_nodes: graph.n_nodes,
         graph_n_leafs: graph.n_leafs,
         graph_nodes: graph.nodes,
@@ -223,11 +235,13 @@ fn measure_graph() -> Result<GraphFields, HookError> {
 /// Returns the offsets by name, for reports.
 pub(crate) fn named_offsets(layout: &Layout) -> Vec<(&'static str, usize)> {
     let optional = [
+        ("ggml_backend_buffer.iface.free_buffer", layout.buffer_free),
         ("ggml_cgraph.uid", layout.graph_uid),
         ("ggml_cgraph.use_counts", layout.graph_uses.map(|uses| uses.counts)),
     ];
     [
         ("ggml_backend_device.iface.init_backend", layout.device_init_backend),
+        ("ggml_backend_device.iface.get_type", layout.device_get_type),
         ("ggml_backend.iface.free", layout.backend_free),
         ("ggml_backend.iface.graph_compute", layout.backend_graph_compute),
         ("ggml_cgraph.n_nodes", layout.graph_n_nodes),

@@ -8,6 +8,7 @@
 mod api;
 pub(crate) mod architecture;
 mod arena;
+mod buffers;
 mod cpu;
 mod graph;
 mod layout;
@@ -22,13 +23,16 @@ pub use api::Symbols;
 #[cfg(feature = "linked")]
 pub(crate) use api::use_linked_host;
 pub(crate) use api::{Api, api, cuda_backend_was_read, ggml_version, use_host};
-pub(crate) use arena::Arena;
 #[cfg(test)]
 pub(crate) use arena::chain;
+pub(crate) use arena::{Arena, GRAPH_SIZE};
+pub(crate) use buffers::{freed as freed_buffers, watch as watch_buffer};
 pub(crate) use graph::Graph;
 pub(crate) use layout::{Layout, layout, named_offsets};
 pub(crate) use own_graphs::OwnGraphs;
 pub(crate) use tensor::{Tensor, ops};
 #[cfg(feature = "gpu")]
 pub(crate) use types::Event;
-pub(crate) use types::{Backend, Device, FAILED, RawContext, RawGraph, RawTensor, SUCCESS, Status};
+pub(crate) use types::{
+    Backend, Buffer, Device, DeviceType, F32, FAILED, RawContext, RawGraph, RawTensor, SUCCESS, Status,
+};

@@ -62,6 +62,9 @@ pub(crate) use opaque::*;
 /// `ggml_type`: a number that GGUF files fix.
 pub(crate) type Dtype = u32;
 
+/// `enum ggml_backend_dev_type`.
+pub(crate) type DeviceType = u32;
+
 /// `ggml_status`.
 pub(crate) type Status = i32;
 

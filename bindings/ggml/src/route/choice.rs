@@ -18,6 +18,8 @@ pub enum Route {
     GpuViewsFusedNorm,
     /// As one captured CUDA graph of nodes and caps, which was replayed.
     OneGraph,
+    /// As ggml does without the hook, on an RPC server that caps the blocks. Their statistics are the server's.
+    Remote,
     /// By a compute hook, described by the text.
     Custom(&'static str),
 }
@@ -33,6 +35,7 @@ impl fmt::Display for Route {
                 "the graph is cut at capped blocks, caps and the norm after them run as one on the GPU"
             }
             Self::OneGraph => "the graph and its caps are captured as one and replayed on the GPU",
+            Self::Remote => "the RPC server that computes the graph caps it",
             Self::Custom(text) => text,
         })
     }

@@ -205,11 +205,10 @@ impl GuardState {
 
     /// Compares a graph with the models that caps are for.
     pub(super) fn decide(&self, look: &Look<'_>) -> Decision {
-        let current = self.current();
-        let describe = || look.describe(usual_names());
         if look.ending.drafts {
-            return Decision::NotCapped { of: current, model: describe(), misfits: Vec::new() };
+            return self.leave_alone(look);
         }
+        let current = self.current();
         let (mut misfits, mut by_shape, mut open) = (Vec::new(), None, false);
         for (index, caps) in current.models.iter().enumerate() {
             match caps.fit(look) {
@@ -224,8 +223,14 @@ impl GuardState {
         match by_shape {
             Some((caps, settled)) => self.capped(caps, Arc::clone(&current), look, false, settled),
             None if open || current.models.is_empty() && look.ending.end.is_none() => Decision::Open,
-            None => Decision::NotCapped { of: current, model: describe(), misfits },
+            None => Decision::NotCapped { of: current, model: look.describe(usual_names()), misfits },
         }
+    }
+
+    /// Decides that a model is not capped.
+    pub(super) fn leave_alone(&self, look: &Look<'_>) -> Decision {
+        let model = look.describe(usual_names());
+        Decision::NotCapped { of: self.current(), model, misfits: Vec::new() }
     }
 
     fn capped(

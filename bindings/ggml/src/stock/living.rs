@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, Weak};
 use axiscap::CapStats;
 
 use super::guard::GuardState;
-use super::models::ModelCaps;
+use super::models::{ModelCaps, choose};
+use super::promises::Promises;
 use super::replace::Generation;
-use super::seen::{OUTPUT_NORM, SeenModel};
+use super::seen::SeenModel;
 use crate::error::HookError;
+use crate::graph::weights::OUTPUT_NORM;
 use crate::record::lock;
 use crate::report::RouteUse;
+use crate::route::Route;
 use crate::session::Session;
 use crate::tally::Tally;
 
@@ -53,6 +56,7 @@ pub(super) struct Uncapped(SeenModel);
 pub(super) struct Contexts {
     list: Vec<Weak<Living>>,
     uncapped: Vec<Weak<Uncapped>>,
+    pub(super) promises: Promises,
     /// Number of contexts so far.
     count: u64,
 }
@@ -110,21 +114,17 @@ impl Living {
         self.micro_batches.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns the first of these caps that are for the model of the context: those that name its norms, or
-    /// else those that its shape fits. The error is why each of them is not.
+    /// Returns which of these caps are for the model of the context. The error is why each of them is not.
     pub(super) fn choose(&self, models: &[Arc<ModelCaps>]) -> Result<usize, String> {
         let own = self.caps();
         let mut known = own.norms.clone();
         known.extend(self.seen.norm_digest.map(|digest| (OUTPUT_NORM.to_owned(), digest)));
-        let (mut by_shape, mut reasons) = (None, Vec::new());
-        for (index, caps) in models.iter().enumerate() {
-            match caps.fit_known(&own.shape, &known) {
-                Ok(true) => return Ok(index),
-                Ok(false) => _ = by_shape.get_or_insert(index),
-                Err(misfit) => reasons.push(format!("{}: {misfit}", caps.name)),
-            }
-        }
-        by_shape.ok_or_else(|| reasons.join("; "))
+        choose(models, &own.shape, &known)
+    }
+
+    /// Whether an RPC server caps blocks of the context.
+    pub(super) fn is_capped_elsewhere(&self) -> bool {
+        self.session.routes_used().iter().any(|used| used.route == Route::Remote)
     }
 
     /// Replaces the caps between two micro-batches of the context.

@@ -7,17 +7,21 @@
 //! - A micro-batch is done when a graph computes logits or embeddings. By then each capped block must have
 //!   been computed with all its rows.
 //! - [`Guard::replace`] changes the caps of living contexts between two micro-batches.
+//! - An RPC server computes parts of the models of its clients. Each part is recognised and checked by itself.
 //! - A [`Watcher`] is told what was found, and decides whether the program goes on after a fault.
 
+mod backend;
 mod context;
 mod guard;
 mod ledger;
 mod living;
 mod models;
+mod promises;
 mod replace;
 mod seen;
+mod visits;
 
-pub(crate) use context::{StockBackend, begin_backend};
+pub(crate) use backend::{StockBackend, begin_backend};
 pub(crate) use guard::GuardState;
 pub use guard::{Fault, Found, Guard, GuardCounts, Reaction, Watcher};
 pub use ledger::CapTotals;

@@ -1,12 +1,15 @@
 //! Caps for a model that is recognised by its graphs.
 
 use std::fmt;
+use std::sync::Arc;
 
 use axiscap::CapSet;
 
-use super::seen::{Look, OUTPUT_NORM, SeenModel};
+use super::seen::{Look, SeenModel};
 use crate::config::Config;
+use crate::digest::CapDigest;
 use crate::error::HookError;
+use crate::graph::weights::OUTPUT_NORM;
 use crate::host::architecture::{BlockNames, ModelShape, block_names};
 
 /// Caps, and how to recognise the model that they are for.
@@ -89,6 +92,18 @@ impl ModelCaps {
         Config::new(self.shape.blocks).set_caps(Some(&self.caps), &self.shape)
     }
 
+    /// Returns the digest of the caps.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        CapDigest::of(&self.caps).bytes()
+    }
+
+    /// Whether these caps do what others do.
+    pub(super) fn acts_as(&self, other: &Self) -> bool {
+        self.shape.blocks == other.shape.blocks
+            && self.caps.policy() == other.caps.policy()
+            && self.digest() == other.digest()
+    }
+
     /// Whether these caps and others are for the same model, as far as the two say.
     pub(super) fn is_same_model(&self, other: &Self) -> bool {
         let contradict = |(name, digest): &(String, [u8; 32])| {
@@ -167,6 +182,24 @@ impl ModelCaps {
             None => Fit::Unknown,
         }
     }
+}
+
+/// Returns the first of these caps that are for a model of this shape, of which these norms are known: those that
+/// name its norms, or else those that its shape fits. The error is why each of them is not.
+pub(super) fn choose(
+    models: &[Arc<ModelCaps>],
+    shape: &ModelShape,
+    known: &[(String, [u8; 32])],
+) -> Result<usize, String> {
+    let (mut by_shape, mut reasons) = (None, Vec::new());
+    for (index, caps) in models.iter().enumerate() {
+        match caps.fit_known(shape, known) {
+            Ok(true) => return Ok(index),
+            Ok(false) => _ = by_shape.get_or_insert(index),
+            Err(misfit) => reasons.push(format!("{}: {misfit}", caps.name)),
+        }
+    }
+    by_shape.ok_or_else(|| reasons.join("; "))
 }
 
 /// The names of block outputs in most architectures.

@@ -63,6 +63,22 @@ pub enum ReplaceError {
         /// Why none of the new ones is for its model.
         reasons: String,
     },
+    /// An RPC server caps blocks of a context, and would go on with the old caps.
+    #[error(
+        "an RPC server caps blocks of context {context} with {caps}, and would go on with them; restart both programs with the new caps"
+    )]
+    CappedElsewhere {
+        /// Its number.
+        context: u64,
+        /// Name of its caps.
+        caps: String,
+    },
+    /// A client of this RPC server counts on caps that would change.
+    #[error("a client of this RPC server counts on {caps}; restart both programs with the new caps")]
+    CountedOn {
+        /// Name of the caps.
+        caps: String,
+    },
     /// A context that began without caps would go on without those that are for its model.
     #[error(
         "a context of {model} began without caps, and would go on without {caps}, which are for it; restart the program with them"
@@ -131,9 +147,18 @@ impl Guard {
         // No context begins and no other replacement runs until the end of this one.
         let contexts = lock(&self.state.contexts);
         let living = contexts.list();
+        if let Some(promised) = contexts.promises.broken_by(&models, enabled) {
+            return Err(ReplaceError::CountedOn { caps: promised.name.clone() });
+        }
         let mut chosen = Vec::with_capacity(living.len());
         for context in &living {
-            match context.choose(&models) {
+            let chosen_caps = context.choose(&models);
+            let same = chosen_caps.as_ref().is_ok_and(|&index| models[index].acts_as(&context.caps()));
+            if context.is_capped_elsewhere() && !(enabled && same) {
+                let (context, caps) = (context.id(), context.name());
+                return Err(ReplaceError::CappedElsewhere { context, caps });
+            }
+            match chosen_caps {
                 Ok(index) => {
                     let model = context.session.model();
                     Config::new(model.blocks).set_caps(Some(&models[index].caps), model)?;

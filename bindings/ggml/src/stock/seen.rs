@@ -3,15 +3,10 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use sha2::{Digest, Sha256};
-
 use crate::graph::ends::Ending;
-use crate::graph::inputs::copied_name;
+use crate::graph::weights::{OUTPUT_NORM, digest, weights_by_name};
 use crate::host::architecture::BlockNames;
-use crate::host::{Graph, Tensor, api};
-
-/// How llama.cpp names the weights of the final norm.
-pub(super) const OUTPUT_NORM: &str = "output_norm.weight";
+use crate::host::{Graph, Tensor};
 
 /// A model as one of its graphs shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -63,16 +58,7 @@ pub(super) struct Blocks {
 
 impl<'a> Look<'a> {
     pub(super) fn new(graph: &'a Graph, ending: Ending) -> Self {
-        let mut weights = HashMap::new();
-        for node in graph.nodes() {
-            for source in Tensor::source_places().filter_map(|index| node.source(index)) {
-                let name = copied_name(source.name());
-                if name.ends_with(b".weight") && source.ne()[1..] == [1, 1, 1] {
-                    weights.entry(name).or_insert(source);
-                }
-            }
-        }
-        Self { graph, ending, weights }
+        Self { graph, ending, weights: weights_by_name(graph) }
     }
 
     /// Returns the block outputs of the graph.
@@ -89,15 +75,7 @@ impl<'a> Look<'a> {
 
     /// Returns the digest of a weight, `None` if the graph does not read it or its bytes cannot be read.
     pub(super) fn digest(&self, name: &str) -> Option<[u8; 32]> {
-        let weight = *self.weights.get(name.as_bytes())?;
-        let plain = weight.is_f32() && weight.nb()[0] == size_of::<f32>();
-        if !plain || weight.data() == 0 || weight.owning_buffer().is_null() {
-            return None;
-        }
-        let mut bytes = vec![0_u8; weight.bytes()];
-        // SAFETY: a weight that the graph is about to read, with memory of as many bytes.
-        unsafe { (api().ggml_backend_tensor_get)(weight.raw(), bytes.as_mut_ptr().cast(), 0, bytes.len()) };
-        Some(Sha256::digest(&bytes).into())
+        digest(*self.weights.get(name.as_bytes())?)
     }
 
     /// Describes the model for people.

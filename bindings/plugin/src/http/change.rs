@@ -93,10 +93,8 @@ pub(crate) fn apply(control: &Control, change: Change) -> Response {
             *origin = next;
             Response::json(200, &answer)
         }
-        Err(error @ (ReplaceError::Missing { .. } | ReplaceError::Late { .. })) => {
-            refuse(409, &error.to_string())
-        }
-        Err(error) => refuse(422, &error.to_string()),
+        Err(error @ ReplaceError::Caps(_)) => refuse(422, &error.to_string()),
+        Err(error) => refuse(409, &error.to_string()),
     }
 }
 

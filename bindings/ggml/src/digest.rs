@@ -29,6 +29,12 @@ impl CapDigest {
     }
 }
 
+impl CapDigest {
+    pub(crate) fn bytes(self) -> [u8; 32] {
+        self.0
+    }
+}
+
 impl fmt::Display for CapDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
