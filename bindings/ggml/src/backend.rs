@@ -8,7 +8,7 @@ use crate::decode::Given;
 use crate::devices::is_rpc;
 use crate::error::HookError;
 use crate::graph::find::{Finder, Output};
-use crate::graph::inputs::{InputFinder, read_words, words_of};
+use crate::graph::inputs::{InputFinder, Inputs, read_words, words_of};
 use crate::host::{self, Arena, Device, FAILED, Graph, OwnGraphs, SUCCESS, Status};
 use crate::record::{BlockStats, Order, Record, lock};
 use crate::route::gpu::{BackendGpu, DriverFactory};
@@ -18,6 +18,7 @@ use crate::route::{
 };
 use crate::rpc::{self, About, Asked};
 use crate::session::SessionState;
+use crate::stock::batch::{GivenRows, next_rows};
 
 /// A hooked backend. ggml calls it the stream of a device in one llama_context.
 #[derive(Debug)]
@@ -162,12 +163,8 @@ impl Backend {
             outputs = finder.find(graph, wanted)?;
             blocks = with_rows(&outputs);
         }
-        if !outputs.is_empty() && record.needs_positions() {
-            let found = inputs.find(graph);
-            if let Some(positions) = found.positions.and_then(read_words) {
-                let output_ids = found.output_ids.and_then(read_words);
-                record.give(Given { rows: found.rows(), positions, output_ids });
-            }
+        if record.needs_given() {
+            give(session, inputs.find(graph), &blocks)?;
         }
         let profiles = record.claim_blocks(backend as usize, &config, &blocks)?;
         let mut capped_there = false;
@@ -271,6 +268,42 @@ impl Backend {
         drop(tools);
         self.session.record.add_arrived(arrived);
     }
+}
+
+/// Notes what a graph is given for its rows, as far as it matters. Their tokens may be given to a graph before the
+/// first block output.
+///
+/// # Errors
+/// Those of [`next_rows`].
+fn give(session: &SessionState, found: Inputs, blocks: &[(usize, usize)]) -> Result<(), HookError> {
+    let record = &session.record;
+    let slots = session.slots();
+    if slots.is_some() && let Some(tokens) = found.tokens.and_then(read_words) {
+        record.give_tokens(tokens);
+    }
+    if blocks.is_empty() {
+        return Ok(());
+    }
+    let positions = found.positions.and_then(read_words);
+    let output_ids = found.output_ids.and_then(read_words);
+    let mut rows = found.rows();
+    let profiles = match slots {
+        None => None,
+        Some(slots) => {
+            let tokens = record.tokens();
+            let known = rows.or(tokens.as_ref().map(Vec::len));
+            let most = || blocks.iter().map(|&(_, rows)| rows).max().unwrap_or(0);
+            let count = known.unwrap_or_else(most);
+            rows = Some(count);
+            let given =
+                GivenRows { count, tokens: tokens.as_deref(), positions: positions.as_deref() };
+            Some(next_rows(given, |sequence| slots.profile_of(sequence))?)
+        }
+    };
+    if positions.is_some() || profiles.is_some() {
+        record.give(Given { rows, positions, output_ids, profiles });
+    }
+    Ok(())
 }
 
 /// Returns the blocks of block outputs and their numbers of rows.

@@ -89,10 +89,10 @@ impl Config {
         self.set_profiles(list, model)
     }
 
-    /// Counts the rows of the default profile in `tally` as well, until its caps are set again.
-    pub(crate) fn count_in(&mut self, tally: Option<Arc<Tally>>) {
+    /// Counts the rows of a profile in `tally` as well, until its caps are set again.
+    pub(crate) fn count_in(&mut self, id: ProfileId, tally: Option<Arc<Tally>>) {
         let mut list = self.profiles.list().to_vec();
-        if let Some(profile) = list.iter_mut().find(|profile| profile.id == ProfileId::DEFAULT) {
+        if let Some(profile) = list.iter_mut().find(|profile| profile.id == id) {
             profile.tally = tally;
         }
         self.profiles = Arc::new(Profiles::new(list));

@@ -38,6 +38,10 @@ enum Order {
     /// One micro-batch, as its graphs show it.
     Shown {
         number: u64,
+        /// Whether rows are under profiles of their sequences.
+        by_sequence: bool,
+        /// The tokens that a graph was given.
+        tokens: Option<Vec<i32>>,
         /// What its graphs were given.
         given: Option<Given>,
         /// Its rows, where their positions matter.
@@ -45,15 +49,17 @@ enum Order {
     },
 }
 
-/// The positions that a micro-batch was given.
+/// What a micro-batch was given.
 #[derive(Debug)]
 pub(crate) struct Given {
     /// Number of rows, if an input tells it.
     pub(crate) rows: Option<usize>,
-    /// One per row, repeated by sections where a model has several kinds of positions.
-    pub(crate) positions: Vec<i32>,
+    /// One per row, repeated by sections where a model has several kinds of positions. `None` where it has none.
+    pub(crate) positions: Option<Vec<i32>>,
     /// Indices of the rows with outputs. `None` stands for all.
     pub(crate) output_ids: Option<Vec<i32>>,
+    /// One per row, where rows are under profiles of their sequences.
+    pub(crate) profiles: Option<Vec<Option<ProfileId>>>,
 }
 
 /// A micro-batch that is to come.
@@ -76,9 +82,10 @@ impl Decode {
         Ok(Self { passes: vec![0; config.wanted_blocks().len()], config, rows: Some(rows), order })
     }
 
-    /// One micro-batch of which only the graphs are seen, all rows under the default profile.
-    pub(crate) fn shown(number: u64, config: Arc<Config>) -> Self {
-        let order = Order::Shown { number, given: None, rows: None };
+    /// One micro-batch of which only the graphs are seen. All rows are under the default profile, or under those of
+    /// their sequences.
+    pub(crate) fn shown(number: u64, config: Arc<Config>, by_sequence: bool) -> Self {
+        let order = Order::Shown { number, by_sequence, tokens: None, given: None, rows: None };
         Self { passes: vec![0; config.wanted_blocks().len()], config, rows: None, order }
     }
 
@@ -87,9 +94,22 @@ impl Decode {
         matches!(self.order, Order::Shown { .. })
     }
 
-    /// Whether the positions of the rows matter, and no graph has been given them yet.
-    pub(crate) fn needs_positions(&self) -> bool {
-        matches!(self.order, Order::Shown { given: None, .. }) && self.config.any_rows().is_err()
+    /// Whether it matters what its graphs are given, and none has been given it yet.
+    pub(crate) fn needs_given(&self) -> bool {
+        let Order::Shown { by_sequence, given: None, .. } = self.order else { return false };
+        by_sequence || self.config.any_rows().is_err()
+    }
+
+    /// Notes the tokens that a graph was given.
+    pub(crate) fn give_tokens(&mut self, found: Vec<i32>) {
+        if let Order::Shown { tokens, .. } = &mut self.order {
+            tokens.get_or_insert(found);
+        }
+    }
+
+    /// Returns the tokens that a graph was given.
+    pub(crate) fn tokens(&self) -> Option<&[i32]> {
+        if let Order::Shown { tokens, .. } = &self.order { tokens.as_deref() } else { None }
     }
 
     /// Notes what a graph was given.
@@ -139,8 +159,9 @@ impl Decode {
         let micro_batches = match &mut self.order {
             Order::Any(profiles) => return Ok(profiles.clone()),
             Order::Known { micro_batches, .. } => &*micro_batches,
-            Order::Shown { number, given, rows } => {
-                return shown_rows(&self.config, *number, given.as_ref(), rows, outputs);
+            Order::Shown { number, by_sequence, given, rows, .. } => {
+                let any = if *by_sequence { None } else { Some(self.config.any_rows()) };
+                return shown_rows(any, &self.config, *number, given.as_ref(), rows, outputs);
             }
         };
         let Some(&(first, _)) = outputs.first() else { return Ok(RowProfiles::None) };
@@ -194,19 +215,20 @@ impl Decode {
     }
 }
 
-/// Returns the profiles of the rows of a graph, of which only the graphs are seen.
+/// Returns the profiles of the rows of a graph, of which only the graphs are seen. `any` are those of rows of
+/// which nothing is known, if they are not under profiles of their sequences.
 fn shown_rows(
+    any: Option<Result<RowProfiles, HookError>>,
     config: &Config,
     number: u64,
     given: Option<&Given>,
     rows: &mut Option<Arc<MicroBatch>>,
     outputs: &[(usize, usize)],
 ) -> Result<RowProfiles, HookError> {
-    let plain = config.any_rows();
     if outputs.is_empty() {
         return Ok(RowProfiles::None);
     }
-    if plain != Err(HookError::PositionsUnknown) {
+    if let Some(plain) = any.filter(|any| *any != Err(HookError::PositionsUnknown)) {
         return plain;
     }
     let micro_batch = match rows {
@@ -230,18 +252,29 @@ impl Given {
         let with_outputs = self.output_ids.as_ref().map(Vec::len);
         // The output of the last block may have the rows with outputs alone.
         let most = outputs.iter().map(|&(_, rows)| rows).max().filter(|&rows| Some(rows) != with_outputs);
-        let rows = self.rows.or(most).unwrap_or(self.positions.len());
-        let positions = self.positions.get(..rows)?;
+        let listed = self.profiles.as_ref().map(Vec::len).or(self.positions.as_ref().map(Vec::len));
+        let rows = self.rows.or(most).or(listed)?;
+        let skips = config.profiles().list().iter().any(|profile| profile.caps.policy().skip_positions > 0);
+        let positions = match &self.positions {
+            Some(positions) => positions.get(..rows)?.to_vec(),
+            None if skips => return None,
+            None => vec![0; rows],
+        };
+        let profiles = match &self.profiles {
+            Some(profiles) => profiles.get(..rows)?.to_vec(),
+            None => vec![Some(ProfileId::DEFAULT); rows],
+        };
         let mut output = vec![self.output_ids.is_none(); rows];
         for &id in self.output_ids.iter().flatten() {
             *output.get_mut(usize::try_from(id).ok()?)? = true;
         }
-        let row = |(index, (&position, &output)): (usize, (&i32, &bool))| {
+        let row = |(index, ((position, profile), &output))| {
             // Tokens play no part in the choice of a profile.
-            let row = DecodeRow { token: 0, position, profile: Some(ProfileId::DEFAULT), output };
+            let row = DecodeRow { token: 0, position, profile, output };
             Some((config.profiles().index_of_row(&row).ok()?, index, output))
         };
-        let rows: Option<Vec<_>> = positions.iter().zip(&output).enumerate().map(row).collect();
+        let rows = positions.into_iter().zip(profiles).zip(&output).enumerate();
+        let rows: Option<Vec<_>> = rows.map(row).collect();
         Some(MicroBatch::new(number, &rows?))
     }
 }
@@ -309,20 +342,21 @@ mod tests {
     use crate::host::architecture::ModelShape;
 
     fn given(rows: Option<usize>, positions: &[i32], output_ids: Option<&[i32]>) -> Given {
-        Given { rows, positions: positions.to_vec(), output_ids: output_ids.map(<[i32]>::to_vec) }
+        let (positions, output_ids) = (Some(positions.to_vec()), output_ids.map(<[i32]>::to_vec));
+        Given { rows, positions, output_ids, profiles: None }
     }
 
     #[test]
     fn a_policy_finds_its_rows_by_the_positions_that_graphs_are_given() {
         let config = Arc::new(config(Policy::default().with_skip_positions(2)));
-        let start = || Decode::shown(1, Arc::clone(&config));
-        assert!(start().needs_positions());
+        let start = || Decode::shown(1, Arc::clone(&config), false);
+        assert!(start().needs_given());
         assert_eq!(start().profiles_of(&[(0, 3)]), Err(HookError::PositionsUnknown));
         assert_eq!(start().profiles_of(&[]), Ok(RowProfiles::None));
         let mut decode = start();
         // Two sequences, and positions of three kinds.
         decode.give(given(Some(3), &[0, 1, 7, 0, 0, 0, 0, 0, 0], Some(&[2])));
-        assert!(!decode.needs_positions());
+        assert!(!decode.needs_given());
         decode.give(given(Some(3), &[9; 9], None));
         let profiles = |found: &RowProfiles, rows| -> Vec<u32> {
             (0..rows).map(|row| found.profile(rows, row)).collect()
@@ -348,8 +382,8 @@ mod tests {
 
     #[test]
     fn without_a_policy_positions_do_not_matter() {
-        let mut decode = Decode::shown(1, Arc::new(config(Policy::default())));
-        assert!(!decode.needs_positions());
+        let mut decode = Decode::shown(1, Arc::new(config(Policy::default())), false);
+        assert!(!decode.needs_given());
         assert_eq!(decode.profiles_of(&[(0, 3), (1, 1)]), Ok(RowProfiles::First(None)));
     }
 

@@ -198,6 +198,21 @@ pub enum HookError {
         /// What contradicts.
         reason: String,
     },
+    /// Slots have profiles, and the batch of a graph was not seen.
+    #[error(
+        "slots have profiles, but the program does not let the batch be seen that it decodes; load axiscap by LD_PRELOAD as well, into a program that calls llama_decode in a shared library, or give no slot a profile"
+    )]
+    BatchUnseen,
+    /// The profile of a slot is for another model.
+    #[error("slot {slot} is under the profile {caps}, which is not for this model: {reason}")]
+    ProfileMisfit {
+        /// The sequence.
+        slot: i32,
+        /// Name of the caps.
+        caps: String,
+        /// Why not.
+        reason: String,
+    },
     /// An RPC server caps the model by itself, and not as this process does.
     #[error(
         "{device} is on an RPC server with axiscap, which does not cap the model as this process does: {reason}"

@@ -29,6 +29,7 @@ mod error;
 mod graph;
 mod hook;
 mod host;
+mod order;
 mod profile;
 mod record;
 mod report;
@@ -47,6 +48,8 @@ pub use host::Symbols;
 #[doc(hidden)]
 pub use host::architecture::BlockNames;
 pub use host::architecture::ModelShape;
+#[doc(hidden)]
+pub use order::Split;
 pub use profile::{DecodeBatch, DecodeRow, Decoding, ProfileId, ProfileInfo};
 pub use report::{BlockTrace, FusedNorms, GraphCounts, NotFusedReason, RouteUse, RowTrace};
 #[doc(hidden)]
@@ -55,7 +58,7 @@ pub use route::{Route, RouteChoice};
 pub use session::Session;
 pub use stock::{
     CapTotals, Fault, Found, Generation, Guard, GuardCounts, GuardedContext, Misfit, ModelCaps, Reaction,
-    ReplaceError, Replaced, ReplacedContext, SeenModel, Watcher,
+    ReplaceError, Replaced, ReplacedContext, SeenModel, SlotProfile, StockBatch, Watcher,
 };
 pub use tally::{CapTotal, EXCESS_EDGES};
 pub use tap::{Tap, TapRows};

@@ -257,9 +257,21 @@ impl Record {
             && outputs.iter().any(|&(block, _)| claimed(block))
     }
 
-    /// Whether a graph's positions are to be shown to [`Record::give`].
-    pub(crate) fn needs_positions(&self) -> bool {
-        self.lock().decoding.as_ref().is_some_and(Decode::needs_positions)
+    /// Whether what a graph is given is to be shown to [`Record::give`].
+    pub(crate) fn needs_given(&self) -> bool {
+        self.lock().decoding.as_ref().is_some_and(Decode::needs_given)
+    }
+
+    /// Notes the tokens that a graph of the decode was given.
+    pub(crate) fn give_tokens(&self, tokens: Vec<i32>) {
+        if let Some(decode) = &mut self.lock().decoding {
+            decode.give_tokens(tokens);
+        }
+    }
+
+    /// Returns the tokens that a graph of the decode was given.
+    pub(crate) fn tokens(&self) -> Option<Vec<i32>> {
+        self.lock().decoding.as_ref().and_then(Decode::tokens).map(<[i32]>::to_vec)
     }
 
     /// Notes what a graph of the decode was given.

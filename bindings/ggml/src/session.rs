@@ -1,7 +1,7 @@
 //! The caps of one context: its public handle.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use axiscap::{Bound, Cap, CapSet, CapStats};
 
@@ -13,6 +13,7 @@ use crate::profile::{DecodeBatch, Decoding, ProfileId, ProfileInfo};
 use crate::record::{Record, lock};
 use crate::report::{BlockTrace, FusedNorms, GraphCounts, RouteUse};
 use crate::route::ComputeHook;
+use crate::stock::slots::Slots;
 use crate::tally::Tally;
 use crate::tap::Tap;
 
@@ -29,6 +30,8 @@ pub(crate) struct SessionState {
     pub(crate) model: ModelShape,
     pub(crate) record: Record,
     bound: AtomicBool,
+    /// What sequences are capped with, if that differs.
+    slots: OnceLock<Slots>,
     config: Mutex<Arc<Config>>,
     compute_hook: Mutex<Option<Arc<dyn ComputeHook>>>,
 }
@@ -40,6 +43,7 @@ impl Session {
         Self(Arc::new(SessionState {
             record: Record::new(model.blocks),
             bound: AtomicBool::new(false),
+            slots: OnceLock::new(),
             config: Mutex::new(Arc::new(Config::new(model.blocks))),
             compute_hook: Mutex::default(),
             model,
@@ -115,7 +119,7 @@ impl Session {
         let mut config = lock(&self.0.config);
         let mut next = Config::clone(&config);
         next.set_caps(Some(caps), &self.0.model)?;
-        next.count_in(tally);
+        next.count_in(ProfileId::DEFAULT, tally);
         next.settings.enabled = enabled;
         self.0.record.reset_for_caps();
         self.0.record.follow_profiles(&next);
@@ -133,6 +137,23 @@ impl Session {
     /// Those of [`Session::set_caps`], and [`HookError::ProfileName`].
     pub fn add_profile(&self, name: &str, caps: &CapSet) -> Result<ProfileId, HookError> {
         self.change_profiles(|config| config.add_profile(name, caps, &self.0.model))
+    }
+
+    /// Adds a profile as [`Session::add_profile`] does, and where its rows are counted, in one step.
+    ///
+    /// # Errors
+    /// Those of [`Session::add_profile`].
+    pub(crate) fn add_counted_profile(
+        &self,
+        name: &str,
+        caps: &CapSet,
+        tally: Option<Arc<Tally>>,
+    ) -> Result<ProfileId, HookError> {
+        self.change_profiles(|config| {
+            let id = config.add_profile(name, caps, &self.0.model)?;
+            config.count_in(id, tally);
+            Ok(id)
+        })
     }
 
     /// Removes a profile with its statistics. A decode in progress keeps it. A later decode with rows under it
@@ -354,7 +375,17 @@ impl SessionState {
     /// Begins a micro-batch of which only the graphs are seen, under the current configuration.
     pub(crate) fn begin_micro_batch(&self) {
         let config = Arc::clone(&lock(&self.config));
-        self.record.begin(Decode::shown(self.record.next_decode(), config));
+        let by_sequence = self.slots.get().is_some();
+        self.record.begin(Decode::shown(self.record.next_decode(), config, by_sequence));
+    }
+
+    /// Puts sequences under profiles, before the first decode.
+    pub(crate) fn set_slots(&self, slots: Slots) {
+        let _ = self.slots.set(slots);
+    }
+
+    pub(crate) fn slots(&self) -> Option<&Slots> {
+        self.slots.get()
     }
 
     pub(crate) fn compute_hook(&self) -> Option<Arc<dyn ComputeHook>> {

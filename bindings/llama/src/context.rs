@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use axiscap::{CapSet, CapStats};
-use axiscap_ggml::{DecodeBatch, DecodeRow, Hook, HookError, ProfileId, ProfileInfo, Session};
+use axiscap_ggml::{DecodeBatch, DecodeRow, Hook, HookError, ProfileId, ProfileInfo, Session, Split};
 use llama_cpp_2::DecodeError;
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::llama_batch::LlamaBatch;
@@ -16,7 +16,6 @@ use crate::cached::{CachedRow, CachedRows};
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::{ContextOptions, ContextParams};
-use crate::order::Split;
 use crate::schedule::{Engagement, Schedule, Schedules, revision};
 use crate::trace::{TraceRow, Tracer};
 use crate::{Token, backend, log, memory};
@@ -354,7 +353,8 @@ impl<'m> Context<'m> {
             added.map_err(|_| Error::BatchTooLong { rows: rows.len(), batch: self.batch() })?;
         }
         let before = self.positions(rows);
-        let micro_batches = Split::of(self.model).micro_batches(rows, self.llama.n_ubatch() as usize);
+        let sequences: Vec<_> = rows.iter().map(|row| row.sequence).collect();
+        let micro_batches = split_of(self.model).micro_batches(&sequences, self.llama.n_ubatch() as usize);
         tracing::trace!(rows = rows.len(), position = first.position, "decoding");
         let mut number = None;
         let (decoded, complaints) = log::capture(|| {
@@ -614,4 +614,17 @@ fn create<'m>(model: &'m Model, options: &ContextOptions) -> Result<(u32, LlamaC
     let (made, complaints) = log::capture(|| model.llama().new_context(backend::llama(), params.to_llama()));
     let llama = made.map_err(|_| Error::of_context(&params, complaints.reason()))?;
     Ok((ctx.min(llama.n_ctx()), llama))
+}
+
+/// Returns how llama.cpp splits the batches of a model, in contexts with a unified KV cache
+/// (`llama_memory_i::init_batch`).
+fn split_of(model: &Model) -> Split {
+    let llama = model.llama();
+    if llama.is_recurrent() {
+        Split::Equal { consecutive: true }
+    } else if llama.is_hybrid() {
+        Split::Equal { consecutive: false }
+    } else {
+        Split::InOrder
+    }
 }

@@ -43,7 +43,6 @@ mod model;
 mod modules;
 mod norms;
 mod options;
-mod order;
 mod saved;
 mod schedule;
 mod split;

@@ -7,11 +7,13 @@ use axiscap_ggml::{Guard, Hook, Settings};
 use serde_json::json;
 
 use crate::caps;
+use crate::decode;
 use crate::duty::Duty;
-use crate::environment::{CAPS, Environment, LISTEN};
+use crate::environment::{CAPS, Environment, LISTEN, PROFILES};
 use crate::host::Host;
 use crate::http::{self, Control, Listener, Origin};
 use crate::log;
+use crate::profiles;
 use crate::registry::{NAME, Registry};
 use crate::report::Reporter;
 
@@ -96,6 +98,11 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
         );
         return Ok(Attached { registry, duty: Arc::clone(duty), host, hook: None });
     }
+    if environment.caps.is_empty() && !environment.profiles.is_empty() {
+        return Err(format!(
+            "{PROFILES} is set without {CAPS}; name the caps of the slots without a profile in it"
+        ));
+    }
     if environment.caps.is_empty() {
         tracing::warn!("{CAPS} is not set: nothing is capped");
         if environment.listen.is_some() {
@@ -120,6 +127,8 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
             }
         );
     }
+    let slots =
+        profiles::read(&environment.profiles, environment.strength).map_err(|error| error.to_string())?;
     let listener = environment.listen.as_ref().map(Listener::bind).transpose();
     let listener = listener.map_err(|error| error.to_string())?;
     // SAFETY: the symbols of one loaded ggml, which this plugin keeps loaded.
@@ -128,8 +137,15 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
     settings.route = environment.engine;
     let guard = hook.guard(models, settings, Arc::clone(duty) as _).map_err(|error| error.to_string())?;
     let report = hook.report();
-    if let Some(listener) = listener {
+    if listener.is_some() {
         guard.keep_totals();
+    }
+    if !slots.is_empty() {
+        decode::switch_on().map_err(|reason| format!("{PROFILES}: {reason}"))?;
+        guard.set_slots(slots).map_err(|error| format!("{PROFILES}: {error}"))?;
+        tracing::info!("slots are under profiles ({PROFILES}), all others under the caps of their model");
+    }
+    if let Some(listener) = listener {
         let (files, strength) = (environment.caps.clone(), environment.strength);
         let origin = Origin { files, strength, models: originals };
         http::serve(listener, Control::new(guard.clone(), &report.ggml, origin))?;

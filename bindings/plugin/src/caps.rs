@@ -41,7 +41,7 @@ pub(crate) fn with_strength(
     Ok(models)
 }
 
-fn read_file(path: &Path) -> Result<ModelCaps, CapsError> {
+pub(crate) fn read_file(path: &Path) -> Result<ModelCaps, CapsError> {
     let file = CapFile::read(path)?;
     if file.is_unbounded() {
         return Err(CapsError::Unbounded(path.into()));

@@ -8,10 +8,12 @@ use axiscap_ggml::RouteChoice;
 use tracing::level_filters::LevelFilter;
 
 use crate::http::{Address, EXPECTED};
+use crate::profiles::{self, SlotsProfile};
 
 /// The variables, by what they say.
 pub(crate) const CAPS: &str = "AXISCAP_CAPS";
 const STRENGTH: &str = "AXISCAP_STRENGTH";
+pub(crate) const PROFILES: &str = "AXISCAP_PROFILES";
 pub(crate) const STRICT: &str = "AXISCAP_STRICT";
 const ENGINE: &str = "AXISCAP_ENGINE";
 const LOG: &str = "AXISCAP_LOG";
@@ -35,6 +37,8 @@ pub(crate) enum Strict {
 pub(crate) struct Environment {
     /// Cap files, or folders of them.
     pub(crate) caps: Vec<PathBuf>,
+    /// The profiles of slots.
+    pub(crate) profiles: Vec<SlotsProfile>,
     /// Strength in the place of that of each cap.
     pub(crate) strength: Option<f32>,
     pub(crate) strict: Strict,
@@ -68,6 +72,7 @@ impl Environment {
     fn of(variables: impl IntoIterator<Item = (OsString, OsString)>) -> (Self, Option<WrongValue>) {
         let mut environment = Self {
             caps: Vec::new(),
+            profiles: Vec::new(),
             strength: None,
             strict: Strict::Abort,
             engine: RouteChoice::Auto,
@@ -101,6 +106,9 @@ impl Environment {
             STRENGTH => {
                 let strength = text.parse().ok().filter(|strength| (0.0..=1.0).contains(strength));
                 self.strength = Some(strength.ok_or((STRENGTH, "expected a number from 0 to 1"))?);
+            }
+            PROFILES => {
+                self.profiles = profiles::parse(value).ok_or((PROFILES, profiles::EXPECTED))?;
             }
             STRICT => {
                 self.strict = match text {
@@ -150,6 +158,7 @@ mod tests {
         let (environment, wrong) = of(&[
             (CAPS, "/a.gguf:/b c:"),
             (STRENGTH, "0.5"),
+            (PROFILES, "0-1=none,2=/b.gguf"),
             (STRICT, "warn"),
             (ENGINE, "one-graph"),
             (LOG, "debug"),
@@ -162,6 +171,7 @@ mod tests {
         ]);
         assert_eq!(wrong, None);
         assert_eq!(environment.caps, [PathBuf::from("/a.gguf"), PathBuf::from("/b c")]);
+        assert_eq!(environment.profiles.len(), 2);
         assert_eq!((environment.strength, environment.strict), (Some(0.5), Strict::Warn));
         assert_eq!((environment.engine, environment.log), (RouteChoice::OneGraph, LevelFilter::DEBUG));
         assert_eq!(environment.report, Some("/run/report".into()));
@@ -182,6 +192,8 @@ mod tests {
             (STRENGTH, "-0.1"),
             (STRENGTH, "nan"),
             (STRENGTH, "1,0"),
+            (PROFILES, ""),
+            (PROFILES, "0"),
             (STRICT, "yes"),
             (STRICT, "Abort"),
             (ENGINE, "fast"),

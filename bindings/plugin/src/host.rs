@@ -124,15 +124,24 @@ impl Host {
     }
 }
 
-/// Returns the path of the loaded library that holds an address. An empty path is the program's.
-fn library_of(address: usize) -> Option<PathBuf> {
+/// Returns what the loader knows of the library that holds an address.
+fn loader_info(address: usize) -> Option<libc::Dl_info> {
     // SAFETY: an all-zero value is valid for this plain structure.
     let mut found: libc::Dl_info = unsafe { std::mem::zeroed() };
     // SAFETY: any address may be asked for, and `found` can be written.
     let known = unsafe { libc::dladdr(address as *const c_void, &raw mut found) };
-    if known == 0 || found.dli_fname.is_null() {
-        return None;
-    }
+    (known != 0).then_some(found)
+}
+
+/// Whether an address is in this library.
+pub(crate) fn is_own(address: usize) -> bool {
+    let begin = |address| loader_info(address).map(|found| found.dli_fbase);
+    begin(address) == begin(is_own as *const () as usize)
+}
+
+/// Returns the path of the loaded library that holds an address. An empty path is the program's.
+pub(crate) fn library_of(address: usize) -> Option<PathBuf> {
+    let found = loader_info(address).filter(|found| !found.dli_fname.is_null())?;
     // SAFETY: the name of a loaded library, NUL-terminated.
     let name = unsafe { CStr::from_ptr(found.dli_fname) };
     Some(Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())).into())

@@ -16,11 +16,13 @@
 
 mod attach;
 mod caps;
+mod decode;
 mod duty;
 mod environment;
 mod host;
 mod http;
 mod log;
+mod profiles;
 mod registry;
 mod report;
 mod send;

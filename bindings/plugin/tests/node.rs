@@ -7,19 +7,29 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use axiscap::Bound;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use support::{Host, PROMPTS, caps_with, check_floors, model, other_model, shipped_caps, with_plugin};
 
-/// Completes the prompts with each model, and returns the texts and the host, which has ended.
+/// Completes the prompts with each model on the CPU, and returns the texts and the host, which has ended.
 fn complete(models: &[&Path], caps: &[&Path]) -> (Vec<String>, Host) {
+    complete_on(&json!(false), models, caps, |_| {})
+}
+
+fn complete_on(
+    gpu: &Value,
+    models: &[&Path],
+    caps: &[&Path],
+    change: impl FnOnce(&mut Command),
+) -> (Vec<String>, Host) {
     let out = tempfile::tempdir().unwrap();
     let texts = out.path().join("texts.json");
     let mut command = Command::new("node");
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/complete.mjs"));
     command.arg(support::path("AXISCAP_TEST_NODE")).arg(&texts);
-    command.arg(json!({ "models": models, "prompts": PROMPTS }).to_string());
+    command.arg(json!({ "models": models, "prompts": PROMPTS, "gpu": gpu }).to_string());
     command.env_remove("GGML_BACKEND_PATH");
+    change(&mut command);
     if !caps.is_empty() {
         with_plugin(&mut command, caps);
     }
@@ -46,6 +56,37 @@ fn infinite_bounds_change_nothing_and_floors_hold() {
     assert!(texts.iter().zip(&plain).all(|(capped, plain)| capped != plain), "{texts:?}");
     for stats in host.events("ended")[0]["stats"].as_array().unwrap() {
         assert_eq!((stats["min_after"].as_f64(), stats["max_after"].as_f64()), (Some(60.0), Some(60.0)));
+    }
+}
+
+/// ggml's Vulkan backend, here on Mesa's software driver.
+#[test]
+fn a_second_backend() {
+    let Some(driver) = std::env::var_os("AXISCAP_TEST_LAVAPIPE") else {
+        eprintln!("left out: AXISCAP_TEST_LAVAPIPE names no Vulkan driver");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let infinite = caps_with(folder.path(), "infinite.gguf", |_| Bound::band(f32::MIN, f32::MAX).unwrap());
+    let tight = caps_with(folder.path(), "tight.gguf", |_| Bound::band(60.0, 60.0).unwrap());
+    let model = model();
+    let on_vulkan = |caps: &[&Path]| {
+        complete_on(&json!("vulkan"), &[&model], caps, |command| {
+            // ggml leaves out software drivers unless they are named. Waiting threads sleep.
+            command.env("VK_DRIVER_FILES", &driver).env("VK_ICD_FILENAMES", &driver);
+            command.env("GGML_VK_VISIBLE_DEVICES", "0").env("OMP_WAIT_POLICY", "passive");
+        })
+    };
+    let (plain, _) = on_vulkan(&[]);
+    let (texts, host) = on_vulkan(&[&infinite]);
+    assert_eq!(texts, plain, "{}", host.log());
+    assert_eq!(host.events("loaded")[0]["devices"], json!(["Vulkan0", "CPU"]));
+    assert!(host.log().contains("device=\"Vulkan0\""), "{}", host.log());
+    let (texts, host) = on_vulkan(&[&tight]);
+    assert!(texts.iter().zip(&plain).all(|(capped, plain)| capped != plain), "{texts:?}");
+    for stats in host.events("ended")[0]["stats"].as_array().unwrap() {
+        assert_eq!((stats["min_after"].as_f64(), stats["max_after"].as_f64()), (Some(60.0), Some(60.0)));
+        assert!(stats["rows"].as_u64() > Some(50), "{stats}");
     }
 }
 
@@ -80,7 +121,7 @@ fn a_fault_at_load_ends_the_process() {
     let mut command = Command::new("node");
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/complete.mjs"));
     command.arg(support::path("AXISCAP_TEST_NODE")).arg(&texts);
-    command.arg(json!({ "models": [model()], "prompts": PROMPTS }).to_string());
+    command.arg(json!({ "models": [model()], "prompts": PROMPTS, "gpu": false }).to_string());
     with_plugin(&mut command, &[Path::new("/absent/caps.gguf")]);
     let mut host = Host::start(&mut command);
     assert!(!host.wait().success());

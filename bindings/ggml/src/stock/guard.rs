@@ -1,16 +1,18 @@
 //! The guard of a process: which caps its contexts get, and what becomes of faults.
 
 use std::fmt::Debug;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use axiscap::CapStats;
 
 use super::ledger::Ledger;
 use super::living::{Contexts, Living};
-use super::models::{Fit, Misfit, ModelCaps, usual_names};
+use super::models::{Fit, Misfit, ModelCaps, known_norms, usual_names};
 use super::replace::Generation;
 use super::seen::{Look, SeenModel};
+use super::slots::{SlotProfile, SlotProfiles, Slots};
 use crate::config::Settings;
 use crate::error::HookError;
 use crate::hook::Hook;
@@ -108,6 +110,30 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// Puts slots under profiles, by the numbers of sequences; all others are under the caps of their model. To
+    /// be called once, before the first context is created, and after [`Guard::keep_totals`] if totals are kept.
+    /// The last entry that names a slot counts. The program has to announce each batch ([`StockBatch::begin`](crate::StockBatch::begin)).
+    ///
+    /// # Errors
+    /// [`HookError::Architecture`] and [`HookError::Caps`] for caps that do not suit their own model.
+    pub fn set_slots(&self, slots: Vec<(RangeInclusive<i32>, SlotProfile)>) -> Result<(), HookError> {
+        let mut models: Vec<Arc<ModelCaps>> = Vec::new();
+        for (_, profile) in &slots {
+            if let SlotProfile::Caps(caps) = profile
+                && !models.iter().any(|known| Arc::ptr_eq(known, caps))
+            {
+                caps.check()?;
+                models.push(Arc::clone(caps));
+            }
+        }
+        let number = self.state.current().number;
+        let tallies = lock(&self.state.ledger).as_mut().map(|ledger| ledger.open(number, &models));
+        let tallies = models.into_iter().zip(tallies.unwrap_or_default()).collect();
+        // A second call has no effect.
+        let _ = self.state.slots.set(SlotProfiles { list: slots, tallies });
+        Ok(())
+    }
+
     /// Returns what was counted so far.
     #[must_use]
     pub fn counts(&self) -> GuardCounts {
@@ -152,6 +178,8 @@ pub(crate) struct GuardState {
     pub(super) current: Mutex<Arc<Generation>>,
     /// Locked before `current` and `ledger`, and while the caps are replaced.
     pub(super) contexts: Mutex<Contexts>,
+    /// What slots are capped with, if some are under profiles.
+    pub(super) slots: OnceLock<SlotProfiles>,
     /// `None` if no totals are kept.
     pub(super) ledger: Mutex<Option<Ledger>>,
     pub(super) settings: Settings,
@@ -196,6 +224,7 @@ impl GuardState {
         Ok(Self {
             current: Mutex::new(Arc::new(first)),
             contexts: Mutex::default(),
+            slots: OnceLock::new(),
             ledger: Mutex::default(),
             settings,
             watcher,
@@ -263,6 +292,10 @@ impl GuardState {
         let session = Session::new(model.shape.clone());
         session.update(|settings| *settings = self.settings);
         session.replace_caps(&model.caps, of.enabled, of.tally(caps))?;
+        if let Some(profiles) = self.slots.get() {
+            let known = known_norms(model, &seen);
+            session.0.set_slots(Slots::add_to(&session, profiles, &known)?);
+        }
         session.0.set_bound();
         Ok(Some(contexts.enter(session, seen, Arc::clone(model))))
     }

@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex, Weak};
 use axiscap::CapStats;
 
 use super::guard::GuardState;
-use super::models::{ModelCaps, choose};
+use super::models::{ModelCaps, choose, known_norms};
 use super::promises::Promises;
 use super::replace::Generation;
 use super::seen::SeenModel;
 use crate::error::HookError;
-use crate::graph::weights::OUTPUT_NORM;
 use crate::record::lock;
 use crate::report::RouteUse;
 use crate::route::Route;
@@ -117,9 +116,7 @@ impl Living {
     /// Returns which of these caps are for the model of the context. The error is why each of them is not.
     pub(super) fn choose(&self, models: &[Arc<ModelCaps>]) -> Result<usize, String> {
         let own = self.caps();
-        let mut known = own.norms.clone();
-        known.extend(self.seen.norm_digest.map(|digest| (OUTPUT_NORM.to_owned(), digest)));
-        choose(models, &own.shape, &known)
+        choose(models, &own.shape, &known_norms(&own, &self.seen))
     }
 
     /// Whether an RPC server caps blocks of the context.

@@ -11,6 +11,7 @@
 //! - A [`Watcher`] is told what was found, and decides whether the program goes on after a fault.
 
 mod backend;
+pub(crate) mod batch;
 mod context;
 mod guard;
 mod ledger;
@@ -19,13 +20,16 @@ mod models;
 mod promises;
 mod replace;
 mod seen;
+pub(crate) mod slots;
 mod visits;
 
 pub(crate) use backend::{StockBackend, begin_backend};
 pub(crate) use guard::GuardState;
+pub use batch::StockBatch;
 pub use guard::{Fault, Found, Guard, GuardCounts, Reaction, Watcher};
 pub use ledger::CapTotals;
 pub use living::GuardedContext;
 pub use models::{Misfit, ModelCaps};
 pub use replace::{Generation, ReplaceError, Replaced, ReplacedContext};
 pub use seen::SeenModel;
+pub use slots::SlotProfile;

@@ -184,6 +184,13 @@ impl ModelCaps {
     }
 }
 
+/// Returns the norms that are known of a model: those of its caps, and what its graph showed.
+pub(super) fn known_norms(caps: &ModelCaps, seen: &SeenModel) -> Vec<(String, [u8; 32])> {
+    let mut known = caps.norms.clone();
+    known.extend(seen.norm_digest.map(|digest| (OUTPUT_NORM.to_owned(), digest)));
+    known
+}
+
 /// Returns the first of these caps that are for a model of this shape, of which these norms are known: those that
 /// name its norms, or else those that its shape fits. The error is why each of them is not.
 pub(super) fn choose(

@@ -1,6 +1,6 @@
 // Completes prompts with node-llama-cpp's prebuilt binaries, and writes the texts as JSON:
 //
-//     node complete.mjs FOLDER-OF-NODE_MODULES OUT '{"models": ["a.gguf", "b.gguf"], "prompts": ["..."]}'
+//     node complete.mjs FOLDER-OF-NODE_MODULES OUT '{"models": ["a.gguf", "b.gguf"], "prompts": ["..."], "gpu": false}'
 //
 // All models are loaded first. Each prompt is completed with each model, in turns.
 import { createRequire } from "node:module";
@@ -8,11 +8,11 @@ import { writeFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
 const [folder, out, task] = process.argv.slice(2);
-const { models, prompts } = JSON.parse(task);
+const { models, prompts, gpu } = JSON.parse(task);
 const entry = createRequire(folder + "/").resolve("node-llama-cpp");
 const { getLlama, LlamaLogLevel } = await import(pathToFileURL(entry));
 
-const llama = await getLlama({ build: "never", gpu: false, logLevel: LlamaLogLevel.error, maxThreads: 1 });
+const llama = await getLlama({ build: "never", gpu, logLevel: LlamaLogLevel.error, maxThreads: 1 });
 const loaded = [];
 for (const modelPath of models) {
     const model = await llama.loadModel({ modelPath });

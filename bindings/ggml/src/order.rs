@@ -3,15 +3,13 @@
 //! llama.cpp splits a batch into micro-batches (`llama_batch_allocr`). Models with a KV cache alone keep the
 //! order of the batch. Models that keep states take equal numbers of rows of several sequences at a time.
 
-use crate::batch::BatchRow;
-use crate::model::Model;
-
 /// How llama.cpp splits a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Split {
+#[doc(hidden)]
+pub enum Split {
     /// In the order of the batch (`split_simple`): a unified KV cache.
     InOrder,
-    /// Equally over sequences (`split_equal`): recurrent and hybrid models. Those that keep states alone take
+    /// Equally over sequences (`split_equal`): recurrent and hybrid models, and a KV cache per sequence. Those that keep states alone take
     /// only sequences with consecutive numbers together.
     Equal {
         /// Whether sequences of a micro-batch have consecutive numbers.
@@ -20,22 +18,10 @@ pub(crate) enum Split {
 }
 
 impl Split {
-    /// Returns how the batches of a model are split, in contexts with a unified KV cache
-    /// (`llama_memory_i::init_batch`).
-    pub(crate) fn of(model: &Model) -> Self {
-        let llama = model.llama();
-        if llama.is_recurrent() {
-            Self::Equal { consecutive: true }
-        } else if llama.is_hybrid() {
-            Self::Equal { consecutive: false }
-        } else {
-            Self::InOrder
-        }
-    }
-
     /// Returns the micro-batches of at most `ubatch` rows that llama.cpp makes of a batch, as indices of its
-    /// rows.
-    pub(crate) fn micro_batches(self, rows: &[BatchRow], ubatch: usize) -> Vec<Vec<usize>> {
+    /// rows, which are given by their sequences.
+    #[must_use]
+    pub fn micro_batches(self, rows: &[i32], ubatch: usize) -> Vec<Vec<usize>> {
         match self {
             Self::InOrder => {
                 let indices: Vec<_> = (0..rows.len()).collect();
@@ -47,19 +33,19 @@ impl Split {
 }
 
 /// Splits as `llama_batch_allocr::split_equal` does, again and again.
-fn equal(rows: &[BatchRow], ubatch: usize, consecutive: bool) -> Vec<Vec<usize>> {
+fn equal(rows: &[i32], ubatch: usize, consecutive: bool) -> Vec<Vec<usize>> {
     let mut left: Vec<usize> = (0..rows.len()).collect();
     let mut micro_batches = Vec::new();
     while !left.is_empty() {
         // Whether a sequence takes part is decided row by row, so a later row of it may let it in.
         let mut sequences: Vec<i32> = Vec::new();
-        for sequence in left.iter().map(|&index| rows[index].sequence) {
+        for sequence in left.iter().map(|&index| rows[index]) {
             let follows = sequences.last().is_none_or(|last| !consecutive || sequence == last + 1);
             if sequences.len() <= ubatch && follows && !sequences.contains(&sequence) {
                 sequences.push(sequence);
             }
         }
-        let of = |sequence: i32| left.iter().copied().filter(move |&index| rows[index].sequence == sequence);
+        let of = |sequence: i32| left.iter().copied().filter(move |&index| rows[index] == sequence);
         // As many rows of each as the shortest has, and as fit.
         let shortest = sequences.iter().map(|&sequence| of(sequence).count()).min().unwrap_or(0);
         let each = shortest.min((ubatch / sequences.len()).max(1));
@@ -74,16 +60,9 @@ fn equal(rows: &[BatchRow], ubatch: usize, consecutive: bool) -> Vec<Vec<usize>>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Token;
-
-    fn batch(sequences: &[i32]) -> Vec<BatchRow> {
-        let row = |&sequence| BatchRow { token: Token(0), position: 0, sequence, logits: false };
-        sequences.iter().map(row).collect()
-    }
-
     #[test]
     fn a_cache_keeps_the_order_of_the_batch() {
-        let rows = batch(&[1, 0, 0, 1, 1]);
+        let rows = [1, 0, 0, 1, 1];
         assert_eq!(Split::InOrder.micro_batches(&rows, 2), [vec![0, 1], vec![2, 3], vec![4]]);
         assert!(Split::InOrder.micro_batches(&[], 2).is_empty());
     }
@@ -91,7 +70,7 @@ mod tests {
     #[test]
     fn states_take_equal_numbers_of_rows_of_each_sequence() {
         let split = |sequences: &[i32], ubatch, consecutive| {
-            Split::Equal { consecutive }.micro_batches(&batch(sequences), ubatch)
+            Split::Equal { consecutive }.micro_batches(sequences, ubatch)
         };
         // Five rows of sequence 0 and three of sequence 1.
         let rows = [0, 0, 0, 0, 0, 1, 1, 1];
