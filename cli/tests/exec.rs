@@ -62,7 +62,7 @@ fn a_host_has_its_variables_its_streams_and_its_status() {
     };
     let plain = variables(&mut place.command(&[]));
     assert_eq!(plain["AXISCAP_STRICT"], "abort");
-    for name in ["STRENGTH", "ENGINE", "LOG"] {
+    for name in ["STRENGTH", "ENGINE", "LOG", "PROFILES"] {
         assert!(plain.get(format!("AXISCAP_{name}")).is_none(), "{name}");
     }
     let settings = [("AXISCAP_STRICT", "warn"), ("AXISCAP_STRENGTH", "0.5"), ("AXISCAP_LOG", "error")];
@@ -70,6 +70,16 @@ fn a_host_has_its_variables_its_streams_and_its_status() {
     let found = ["STRICT", "STRENGTH", "LOG"].map(|name| given[format!("AXISCAP_{name}")].as_str());
     assert_eq!(found, [Some("warn"), Some("0.5"), Some("info")]);
     misuse(run_to_end(place.command(&["--", "true"]).env("AXISCAP_STRENGTH", "2")), &["2", "[0, 1]"]);
+
+    // Profiles need the plugin before all other libraries. The loader leaves out files that are none.
+    let folder = place.0.path();
+    let profiles =
+        variables(place.command(&["--profiles", "0-1=default,2=none,3=d.gguf"]).current_dir(folder));
+    let expected = format!("0-1=default,2=none,3={}", place.step("d.gguf"));
+    assert_eq!(profiles["AXISCAP_PROFILES"], expected.as_str());
+    assert_eq!(profiles["LD_PRELOAD"], place.step("plugin.so").as_str());
+    let after = variables(place.command(&["--profiles", "0=none"]).env("LD_PRELOAD", "/other.so"));
+    assert_eq!(after["LD_PRELOAD"], format!("{}:/other.so", place.step("plugin.so")).as_str());
 }
 
 #[test]
@@ -239,6 +249,12 @@ fn nothing_is_started_without_caps_and_plugin() {
     fs::create_dir(place.at("co:lon")).unwrap();
     fs::copy(place.at("c.gguf"), place.at("co:lon/c.gguf")).unwrap();
     refuse(&["--caps", &at("co:lon")], &nothing, &["colon"]);
+
+    for wrong in ["", "0", "=none", "0="] {
+        refuse(&["--profiles", wrong], &nothing, &["expected SLOT=PROFILE"]);
+    }
+    refuse(&["--profiles", "0=absent.gguf"], &nothing, &["absent.gguf", "check the path"]);
+    refuse(&["--profiles", &format!("0={}", at("axes.gguf"))], &nothing, &["no cap has a bound"]);
 
     let other = |command: &mut Command| {
         command.env("GGML_BACKEND_PATH", "/other/libggml-vulkan.so");

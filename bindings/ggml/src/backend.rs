@@ -278,7 +278,9 @@ impl Backend {
 fn give(session: &SessionState, found: Inputs, blocks: &[(usize, usize)]) -> Result<(), HookError> {
     let record = &session.record;
     let slots = session.slots();
-    if slots.is_some() && let Some(tokens) = found.tokens.and_then(read_words) {
+    if slots.is_some()
+        && let Some(tokens) = found.tokens.and_then(read_words)
+    {
         record.give_tokens(tokens);
     }
     if blocks.is_empty() {
@@ -295,8 +297,7 @@ fn give(session: &SessionState, found: Inputs, blocks: &[(usize, usize)]) -> Res
             let most = || blocks.iter().map(|&(_, rows)| rows).max().unwrap_or(0);
             let count = known.unwrap_or_else(most);
             rows = Some(count);
-            let given =
-                GivenRows { count, tokens: tokens.as_deref(), positions: positions.as_deref() };
+            let given = GivenRows { count, tokens: tokens.as_deref(), positions: positions.as_deref() };
             Some(next_rows(given, |sequence| slots.profile_of(sequence))?)
         }
     };
@@ -384,16 +385,16 @@ mod tests {
     }
 
     #[derive(Debug, Clone, Copy)]
-    enum Asked {
+    enum Request {
         For(RouteChoice),
         Hook,
     }
 
     #[test]
     fn every_situation_has_its_route() {
-        use Asked::{For, Hook};
         use On::{Cpu, Gpu, Other};
         use OwnGraphs::{NoneOfNewGraphs, Off, On as Unknown};
+        use Request::{For, Hook};
         use RouteChoice::{Auto, Inserted, OneGraph, Views};
         let (custom, untouched) = (Route::Custom("test"), Route::Untouched);
         let views_in_a_process_with = |own_graphs| {

@@ -75,4 +75,3 @@ pub use crate::threads::{MAX_THREADS, default_threads};
 pub use crate::trace::{AnswerMeans, TraceRow, answer_means};
 #[cfg(feature = "dynamic-backends")]
 pub use crate::{backend::modules, modules::Module};
-pub use axiscap_ggml::CapDigest;

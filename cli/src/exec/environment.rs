@@ -9,11 +9,12 @@ use clap::ValueEnum;
 
 use super::Args;
 use super::plugin::BACKEND_PATH;
+use super::profiles;
 
 /// Returns the variables of the host. Paths are absolute, because the host may change its folder.
 ///
 /// # Errors
-/// A path of caps with a colon in it.
+/// A path of caps with a colon in it, and those of the profiles.
 pub(super) fn variables(args: &Args, plugin: &Path, socket: &Path) -> Result<Vec<(&'static str, OsString)>> {
     let caps = args.caps.iter().map(absolute).collect::<Result<Vec<_>, _>>();
     let caps = caps.context("cannot tell where the caps are")?;
@@ -27,6 +28,11 @@ pub(super) fn variables(args: &Args, plugin: &Path, socket: &Path) -> Result<Vec
     ];
     if let Some(strength) = args.strength {
         variables.push(("AXISCAP_STRENGTH", strength.to_string().into()));
+    }
+    if let Some(profiles) = &args.profiles {
+        variables.push(("AXISCAP_PROFILES", profiles::check(profiles)?.into()));
+        let before = std::env::var_os(profiles::PRELOAD);
+        variables.push((profiles::PRELOAD, profiles::preload(plugin, before)?));
     }
     if let Some(engine) = args.engine {
         variables.push(("AXISCAP_ENGINE", word(engine)));

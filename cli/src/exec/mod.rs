@@ -15,6 +15,8 @@ mod launch;
 #[cfg(unix)]
 mod plugin;
 #[cfg(unix)]
+mod profiles;
+#[cfg(unix)]
 mod report;
 #[cfg(unix)]
 mod signals;
@@ -46,6 +48,7 @@ pub(crate) use status::status;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   axiscap exec --caps caps.gguf -- llama-server -m model.gguf --port 8080
+  axiscap exec --caps caps.gguf --profiles 3=none -- llama-server -m model.gguf --parallel 4
   axiscap exec --caps a.gguf --caps b.gguf --until-capped 300 -- llama-cli -m model.gguf
 
 As the entry point of a container it passes signals on, and reaps processes that lost their parent:
@@ -62,6 +65,9 @@ pub(crate) struct Args {
     /// Strength of every cap in place of the file's: 1 moves projections onto the bound, 0 only observes
     #[arg(long, value_name = "S", env = "AXISCAP_STRENGTH", value_parser = sampling::share)]
     strength: Option<f32>,
+    /// Slots of a server under other caps: 0-1=default,2=none,3=strict.gguf. The rest is under --caps
+    #[arg(long, value_name = "SLOTS=PROFILE,...", env = "AXISCAP_PROFILES")]
+    profiles: Option<String>,
     /// What the plugin does where it cannot cap: abort the program, or warn
     #[arg(long, value_name = "WHAT", env = "AXISCAP_STRICT", value_enum, default_value_t = Strict::Abort)]
     strict: Strict,

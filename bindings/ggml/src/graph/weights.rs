@@ -79,3 +79,54 @@ pub(crate) fn whole_blocks(graph: &Graph, blocks: usize) -> Range<usize> {
     let ends = blocks.iter().min().zip(blocks.iter().max());
     ends.map_or(0..0, |(&first, &last)| first..last)
 }
+
+#[cfg(all(test, feature = "linked"))]
+mod tests {
+    use std::ffi::CString;
+
+    use llama_cpp_sys_2 as sys;
+
+    use super::*;
+    use crate::host::{Arena, chain};
+
+    /// Returns a graph whose nodes read weights of these names.
+    fn reading(arena: &Arena, names: &[&str]) -> Graph {
+        // SAFETY: the graph lives in the arena, and its nodes are valid.
+        let graph = unsafe { Graph::new(chain(arena, names.len())) };
+        for (node, &name) in graph.nodes().iter().zip(names) {
+            let weight = node.source(1).expect("a leaf");
+            // SAFETY: a tensor of the graph.
+            unsafe { sys::ggml_set_name(weight.raw(), CString::new(name).unwrap().as_ptr()) };
+        }
+        graph
+    }
+
+    #[test]
+    fn the_blocks_between_norms_have_their_outputs_in_the_graph() {
+        crate::host::use_linked_host().unwrap();
+        let arena = Arena::new(64).unwrap();
+        let range = |names: &[&str]| whole_blocks(&reading(&arena, names), 6);
+        assert_eq!(
+            range(&["blk.2.attn_norm.weight", "blk.2.ffn_norm.weight", "blk.5.attn_norm.weight"]),
+            2..5
+        );
+        assert_eq!(
+            range(&["CUDA0#blk.0.attn_norm.weight#0", OUTPUT_NORM]),
+            0..6,
+            "a copy, and the last block"
+        );
+        assert_eq!(range(&["blk.3.attn_norm.weight", "blk.3.ffn_norm.weight"]), 3..3);
+        let others =
+            ["blk.7.attn_norm.weight", "blk.x.attn_norm.weight", "blk.2.attn_q.weight", "norm.weight"];
+        assert_eq!(range(&others), 0..0);
+    }
+
+    #[test]
+    fn a_weight_without_memory_has_no_digest() {
+        crate::host::use_linked_host().unwrap();
+        let arena = Arena::new(64).unwrap();
+        let graph = reading(&arena, &["blk.0.attn_norm.weight", "blk.0.attn_q.weight"]);
+        assert_eq!(weights_by_name(&graph).len(), 2);
+        assert_eq!((norms_of(&graph), norm_weights(&graph).count()), (Vec::new(), 0));
+    }
+}

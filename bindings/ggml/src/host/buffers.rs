@@ -104,3 +104,26 @@ pub(super) fn measure_free() -> Result<Option<usize>, HookError> {
     let was_called = CALLED.lock().unwrap_or_else(PoisonError::into_inner).take().is_none();
     Ok((plausible && was_called).then_some(0))
 }
+
+#[cfg(all(test, feature = "linked"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watched_buffer_that_is_freed_is_noticed() {
+        crate::host::use_linked_host().unwrap();
+        let backend = CpuBackend::new().unwrap();
+        let arena = Arena::new(1).unwrap();
+        // SAFETY: the tensor lives in the arena and has no memory yet. The buffer is watched while it is alive, and
+        // freed once.
+        unsafe {
+            (api().ggml_new_tensor_1d)(arena.context(), F32, 8);
+            let buffer = (api().ggml_backend_alloc_ctx_tensors)(arena.context(), backend.raw());
+            assert!(watch(buffer) && watch(buffer), "watched twice is watched");
+            let before = freed();
+            (api().ggml_backend_buffer_free)(buffer);
+            assert!(freed() > before);
+            assert!(!WATCHED.lock().unwrap().contains_key(&(buffer as usize)));
+        }
+    }
+}

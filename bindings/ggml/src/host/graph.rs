@@ -195,3 +195,41 @@ impl Graph {
         compute()
     }
 }
+
+#[cfg(all(test, feature = "linked"))]
+mod tests {
+    use llama_cpp_sys_2 as sys;
+
+    use super::*;
+    use crate::host::Arena;
+
+    /// Whether the graph of the sum of two rows is self-contained, which is made as an RPC server makes one.
+    fn is_sum_self_contained(arena: &Arena, unnamed: usize, second: Option<*mut sys::ggml_tensor>) -> bool {
+        // SAFETY: the graph lives in the arena, which has room for it, and its node is valid.
+        let (graph, sum) = unsafe {
+            let row = || sys::ggml_new_tensor_1d(arena.context(), sys::GGML_TYPE_F32, 1);
+            let graph = sys::ggml_new_graph_custom(arena.context(), 1, false);
+            for _ in 0..unnamed {
+                row();
+            }
+            let (first, second) = (row(), second.unwrap_or_else(row));
+            let sum = sys::ggml_add(arena.context(), first, second);
+            (Graph::new(graph), Tensor::new(sum).expect("a node"))
+        };
+        graph.with_nodes(&mut [sum], || graph.is_self_contained())
+    }
+
+    #[test]
+    fn a_graph_made_with_all_its_tensors_is_self_contained() {
+        crate::host::use_linked_host().unwrap();
+        crate::host::Layout::probe().unwrap();
+        let (arena, weights) = (Arena::new(64).unwrap(), Arena::new(64).unwrap());
+        assert!(is_sum_self_contained(&arena, 0, None));
+        // Other tensors in between.
+        assert!(!is_sum_self_contained(&arena, 2, None));
+        // A weight of a model lies elsewhere.
+        // SAFETY: the arena has room for the tensor.
+        let weight = unsafe { sys::ggml_new_tensor_1d(weights.context(), sys::GGML_TYPE_F32, 1) };
+        assert!(!is_sum_self_contained(&arena, 0, Some(weight)));
+    }
+}

@@ -264,11 +264,13 @@ mod tests {
     #[test]
     fn the_linked_ggml_is_laid_out_as_its_headers_say() {
         // ggml 0.26: ggml_backend = { guid, iface { get_name, free, .. }, .. } with graph_compute the 13th
-        // function of the interface; init_backend is a device's 6th; ggml_cgraph = { size, n_nodes, n_leafs,
+        // function of the interface; get_type is a device's 4th, init_backend its 6th; ggml_cgraph = { size, n_nodes, n_leafs,
         // nodes, .., uid }.
         let layout = Layout::probe().unwrap();
         let expected = Layout {
             device_init_backend: 5 * 8,
+            device_get_type: 3 * 8,
+            buffer_free: Some(0),
             backend_free: (1 + 1) * 8,
             backend_graph_compute: (1 + 12) * 8,
             graph_n_nodes: 4,

@@ -100,7 +100,8 @@ impl Batch {
     fn candidates(&self, count: usize) -> Vec<Vec<usize>> {
         let first_of = |row: usize| self.is.sequences[row].first().copied().unwrap_or(0);
         let sequences: Vec<_> = self.left.iter().map(|&row| first_of(row)).collect();
-        let splits = [Split::InOrder, Split::Equal { consecutive: false }, Split::Equal { consecutive: true }];
+        let splits =
+            [Split::InOrder, Split::Equal { consecutive: false }, Split::Equal { consecutive: true }];
         let mut candidates: Vec<Vec<usize>> = Vec::new();
         let mut add = |rows: Vec<usize>| {
             let rows: Vec<_> = rows.into_iter().map(|index| self.left[index]).collect();
@@ -111,7 +112,7 @@ impl Batch {
         // llama.cpp warms up with micro-batches of its own size as well.
         for ubatch in [self.is.ubatch, count] {
             for split in splits {
-                add(split.micro_batches(&sequences, ubatch.max(1)).swap_remove(0));
+                split.micro_batches(&sequences, ubatch.max(1)).into_iter().take(1).for_each(&mut add);
             }
         }
         candidates

@@ -24,8 +24,8 @@ pub(crate) mod slots;
 mod visits;
 
 pub(crate) use backend::{StockBackend, begin_backend};
-pub(crate) use guard::GuardState;
 pub use batch::StockBatch;
+pub(crate) use guard::GuardState;
 pub use guard::{Fault, Found, Guard, GuardCounts, Reaction, Watcher};
 pub use ledger::CapTotals;
 pub use living::GuardedContext;

@@ -36,7 +36,10 @@ pub(crate) struct Slots(Vec<(RangeInclusive<i32>, Slot)>);
 enum Slot {
     Profile(Option<ProfileId>),
     /// The caps of this name are for another model.
-    Misfit { caps: String, reason: String },
+    Misfit {
+        caps: String,
+        reason: String,
+    },
 }
 
 impl Slots {
