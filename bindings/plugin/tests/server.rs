@@ -225,3 +225,45 @@ fn the_plugin_is_no_device() {
     };
     assert_eq!(list(true), list(false));
 }
+
+/// The program `axiscap run` links llama.cpp, and this server is a stock one of another version: where both continue
+/// a prompt alike without caps, they begin alike with them, and mostly go on alike.
+#[test]
+fn the_program_that_links_llama_cpp_writes_the_same_text() {
+    let Some(program) = std::env::var_os("AXISCAP_TEST_PROGRAM") else {
+        eprintln!("skipped: the program axiscap is not built");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let tight = caps_with(folder.path(), "tight.gguf", band_at(60.0));
+    let run = |caps: Option<&Path>, prompt: &str| {
+        let mut command = Command::new(&program);
+        command.args(["run", "--raw", "--temp", "0", "-n", "24", "--threads", "1", "--model"]).arg(model());
+        command.args(["--prompt", prompt]);
+        if let Some(caps) = caps {
+            command.arg("--caps").arg(caps);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    };
+    let all = |caps: Option<&Path>| -> Vec<_> { PROMPTS.iter().map(|prompt| run(caps, prompt)).collect() };
+    let served = |caps: &[&Path]| -> Vec<_> {
+        Server::start(caps, &[]).texts().iter().map(|text| text.trim_end().to_owned()).collect()
+    };
+    let alike: Vec<_> = all(None).iter().zip(served(&[])).map(|(run, served)| *run == served).collect();
+    assert!(alike.contains(&true), "the two versions have no text in common");
+    for caps in [&*shipped_caps(), &*tight] {
+        let mut equal = 0;
+        for (index, (run, served)) in all(Some(caps)).into_iter().zip(served(&[caps])).enumerate() {
+            if alike[index] {
+                // Last bits differ between versions and processors, and may show later in a text.
+                let start = |text: &str| text.chars().take(12).collect::<String>();
+                assert_eq!(start(&run), start(&served), "{}", PROMPTS[index]);
+                equal += usize::from(run == served);
+            }
+        }
+        eprintln!("{}: {equal} texts are equal", caps.display());
+        assert!(equal > 0, "{}", caps.display());
+    }
+}
