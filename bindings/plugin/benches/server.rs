@@ -46,8 +46,27 @@ fn eight_blocks(folder: &Path) -> PathBuf {
     path
 }
 
+/// How tokens per second are measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Clock {
+    /// By the time that passes, with two threads.
+    Wall,
+    /// By the processor time of the server, with one thread. Other guests of the host move it less.
+    Processor,
+}
+
+/// Returns the processor time of all threads of a server, in seconds.
+fn processor_time(server: &Server) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.host.id())).expect("a process");
+    let time = |task: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        text.split_whitespace().next().and_then(|time| time.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    tasks.map_while(Result::ok).map(time).sum::<f64>() * 1e-9
+}
+
 /// Returns the tokens per second of a server that completes as many prompts as it has slots.
-fn speed(server: &Server, slots: usize) -> f64 {
+fn speed(server: &Server, slots: usize, clock: Clock) -> f64 {
     let complete = |index: usize| {
         let body = json!({
             "prompt": PROMPTS[index % PROMPTS.len()], "n_predict": TOKENS, "temperature": 0, "ignore_eos": true,
@@ -55,6 +74,11 @@ fn speed(server: &Server, slots: usize) -> f64 {
         });
         server.post("/completion", &body)
     };
+    if clock == Clock::Processor {
+        let start = processor_time(server);
+        complete(0);
+        return TOKENS as f64 / (processor_time(server) - start);
+    }
     if slots == 1 {
         // The server's own clock, without HTTP.
         return complete(0)["timings"]["predicted_per_second"].as_f64().expect("a speed");
@@ -69,6 +93,16 @@ fn speed(server: &Server, slots: usize) -> f64 {
     (slots * TOKENS) as f64 / start.elapsed().as_secs_f64()
 }
 
+/// Returns the servers in another order for each number. Six orders have each server as often first as last.
+fn in_turns(number: usize) -> [usize; 3] {
+    let mut order = [0, 1, 2];
+    order.rotate_left(number % 3);
+    if number % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
 /// The speeds of one launch: of the server alone, with caps, and with the plugin alone, by round.
 struct Launch {
     speeds: [Vec<f64>; 3],
@@ -76,23 +110,25 @@ struct Launch {
     engaged: u64,
 }
 
-fn launch(slots: usize, caps: &Path) -> Launch {
+fn launch(slots: usize, clock: Clock, number: usize, caps: &Path) -> Launch {
     let (parallel, context) = (slots.to_string(), (slots * 512).to_string());
-    let arguments = ["--parallel", &*parallel, "--ctx-size", &*context, "--threads", "2"];
-    let servers = [
-        Server::start(&[], &arguments),
-        Server::start(&[caps], &arguments),
-        Server::start_with(&[], &arguments, |command| with_plugin(command, &[])),
-    ];
+    let threads = if clock == Clock::Processor { "1" } else { "2" };
+    let arguments = ["--parallel", &*parallel, "--ctx-size", &*context, "--threads", threads];
+    let start = |way: usize| match way {
+        0 => Server::start(&[], &arguments),
+        1 => Server::start(&[caps], &arguments),
+        _ => Server::start_with(&[], &arguments, |command| with_plugin(command, &[])),
+    };
+    // What is started first may get other memory.
+    let mut servers = [const { None }; 3];
+    for way in in_turns(number) {
+        servers[way] = Some(start(way));
+    }
+    let servers = servers.map(|server| server.expect("each is started"));
     let mut speeds = [const { Vec::new() }; 3];
     for round in 0..=ROUNDS {
-        let mut order = [0, 1, 2];
-        order.rotate_left(round % 3);
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for server in order {
-            let found = speed(&servers[server], slots);
+        for server in in_turns(round) {
+            let found = speed(&servers[server], slots, clock);
             // The first round warms up.
             if round > 0 {
                 speeds[server].push(found);
@@ -106,17 +142,17 @@ fn launch(slots: usize, caps: &Path) -> Launch {
     Launch { speeds, rows: sum("rows"), engaged: sum("engaged") }
 }
 
-fn measure(slots: usize, launches: usize, caps: &Path) -> Value {
+fn measure(slots: usize, clock: Clock, launches: usize, caps: &Path) -> Value {
     let mut all = Vec::with_capacity(launches);
     let ratio = |launch: &Launch, way: usize| {
         let [alone, ..] = &launch.speeds;
         median(&sorted(launch.speeds[way].iter().zip(alone).map(|(way, alone)| way / alone)))
     };
     for number in 1..=launches {
-        let launch = launch(slots, caps);
+        let launch = launch(slots, clock, number, caps);
         let [capped, plugin] = [1, 2].map(|way| ratio(&launch, way));
         eprintln!(
-            "{slots} slots, launch {number} of {launches}: capped {capped:.3}, plugin without caps {plugin:.3}"
+            "{clock:?}, {slots} slots, launch {number} of {launches}: capped {capped:.3}, plugin without caps {plugin:.3}"
         );
         all.push(launch);
     }
@@ -129,6 +165,7 @@ fn measure(slots: usize, launches: usize, caps: &Path) -> Value {
     let (rows, engaged) = all.iter().fold((0, 0), |(rows, engaged), l| (rows + l.rows, engaged + l.engaged));
     json!({
         "slots": slots,
+        "clock": format!("{clock:?}"),
         "launches": launches,
         "rounds_per_launch": ROUNDS,
         "tokens_per_request": TOKENS,
@@ -141,10 +178,12 @@ fn measure(slots: usize, launches: usize, caps: &Path) -> Value {
 }
 
 fn main() {
-    let launches = std::env::var("LAUNCHES").map_or(20, |launches| launches.parse().expect("a number"));
+    let launches = std::env::var("LAUNCHES").map_or(24, |launches| launches.parse().expect("a number"));
     let folder = tempfile::tempdir().expect("a folder");
     let caps = eight_blocks(folder.path());
-    let results: Vec<_> = [1, 4].map(|slots| measure(slots, launches, &caps)).into();
+    let results: Vec<_> = [(1, Clock::Wall), (4, Clock::Wall), (1, Clock::Processor)]
+        .map(|(slots, clock)| measure(slots, clock, launches, &caps))
+        .into();
     let name = model().file_name().map(|name| name.to_string_lossy().into_owned());
-    println!("{}", json!({ "model": name, "threads": 2, "results": results }));
+    println!("{}", json!({ "model": name, "results": results }));
 }

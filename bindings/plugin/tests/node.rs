@@ -13,12 +13,13 @@ use support::{Host, PROMPTS, caps_with, check_floors, model, other_model, shippe
 
 /// Completes the prompts with each model on the CPU, and returns the texts and the host, which has ended.
 fn complete(models: &[&Path], caps: &[&Path]) -> (Vec<String>, Host) {
-    complete_on(&json!(false), models, caps, |_| {})
+    complete_on(&json!(false), models, &PROMPTS, caps, |_| {})
 }
 
 fn complete_on(
     gpu: &Value,
     models: &[&Path],
+    prompts: &[&str],
     caps: &[&Path],
     change: impl FnOnce(&mut Command),
 ) -> (Vec<String>, Host) {
@@ -27,7 +28,7 @@ fn complete_on(
     let mut command = Command::new("node");
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/complete.mjs"));
     command.arg(support::path("AXISCAP_TEST_NODE")).arg(&texts);
-    command.arg(json!({ "models": models, "prompts": PROMPTS, "gpu": gpu }).to_string());
+    command.arg(json!({ "models": models, "prompts": prompts, "gpu": gpu }).to_string());
     command.env_remove("GGML_BACKEND_PATH");
     change(&mut command);
     if !caps.is_empty() {
@@ -71,7 +72,7 @@ fn a_second_backend() {
     let tight = caps_with(folder.path(), "tight.gguf", |_| Bound::band(60.0, 60.0).unwrap());
     let model = model();
     let on_vulkan = |caps: &[&Path]| {
-        complete_on(&json!("vulkan"), &[&model], caps, |command| {
+        complete_on(&json!("vulkan"), &[&model], &PROMPTS[..1], caps, |command| {
             // ggml leaves out software drivers unless they are named. Waiting threads sleep.
             command.env("VK_DRIVER_FILES", &driver).env("VK_ICD_FILENAMES", &driver);
             command.env("GGML_VK_VISIBLE_DEVICES", "0").env("OMP_WAIT_POLICY", "passive");
@@ -86,7 +87,7 @@ fn a_second_backend() {
     assert!(texts.iter().zip(&plain).all(|(capped, plain)| capped != plain), "{texts:?}");
     for stats in host.events("ended")[0]["stats"].as_array().unwrap() {
         assert_eq!((stats["min_after"].as_f64(), stats["max_after"].as_f64()), (Some(60.0), Some(60.0)));
-        assert!(stats["rows"].as_u64() > Some(50), "{stats}");
+        assert!(stats["rows"].as_u64() >= Some(12), "{stats}");
     }
 }
 

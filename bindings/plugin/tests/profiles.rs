@@ -81,7 +81,18 @@ fn slots_have_their_own_caps() {
             assert!(rows > 500.0, "{}: {rows}", caps.display());
         }
         assert_eq!(metrics.get("axiscap_faults_total"), 0.0);
-        server.server.end();
+        let Server { mut host, .. } = server.server;
+        assert!(host.terminate().success());
+        let ended = host.events("ended");
+        for (caps, value) in [(&tight, 60.0), (&strict, -40.0)] {
+            let stats = ended.iter().find(|ended| ended["caps"] == caps.to_str().unwrap()).unwrap();
+            for stats in stats["stats"].as_array().unwrap() {
+                assert_eq!(
+                    (stats["min_after"].as_f64(), stats["max_after"].as_f64()),
+                    (Some(value), Some(value))
+                );
+            }
+        }
     }
 }
 

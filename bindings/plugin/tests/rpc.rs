@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use support::interface::{Metrics, Served};
 use support::server::{Server, command};
-use support::{Host, agent, caps_for, caps_with, free_port, other_model, path, shipped_caps, with_plugin};
+use support::{
+    Host, agent, caps_for, caps_with, free_port, model, other_model, path, shipped_caps, with_plugin,
+};
 
 /// A stock RPC server.
 struct Rpc {
@@ -102,6 +104,40 @@ fn blocks_are_capped_once_on_whichever_side() {
         capping.host.terminate();
         assert_eq!(capping.host.events("fatal"), Vec::<Value>::new());
     }
+}
+
+/// Parts of blocks on a server: feed-forward networks with their norms, or without them, where no norm says whose
+/// the outputs of blocks are. And caps that name the last norm alone, which only one of two servers has.
+#[test]
+fn parts_of_blocks_and_parts_without_the_norm_that_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let half = half_caps(folder.path());
+    let last_norm_alone = caps_for(folder.path(), "last.gguf", &model(), &half);
+    for tensors in [r"blk\.2[0-9]\.ffn_.*", r"blk\.2[0-9]\.ffn_(up|gate|down)\.weight"] {
+        let on = |caps: &[&Path], server: &Rpc| {
+            let client = Server::start_with(caps, &[], |command| {
+                on_servers(command, 0, &[server]);
+                command.args(["--override-tensor", &format!("{tensors}=RPC0[{}]", server.endpoint)]);
+            });
+            let texts = client.texts();
+            assert_eq!(client.host.events("fatal"), Vec::<Value>::new(), "{}", client.host.log());
+            texts
+        };
+        let (bare, capping) = (Rpc::start(&[]), Rpc::start(&[&half]));
+        let (plain, expected) = (on(&[], &bare), on(&[&half], &bare));
+        assert_ne!(plain, expected);
+        assert_eq!(on(&[&half], &capping), expected, "{tensors}: {}", capping.host.log());
+        // The caps name other norms than those of feed-forward networks.
+        let log = capping.host.log();
+        assert!(log.contains("not capped: ") != tensors.contains('|'), "{log}");
+        assert!(log.contains("such parts are not capped here") == tensors.contains('|'), "{log}");
+    }
+    let (one, other) = (Rpc::start(&[]), Rpc::start(&[]));
+    let expected = client(&[&half], 99, &[&one, &other]).texts();
+    drop((one, other));
+    let (one, other) = (Rpc::start(&[&last_norm_alone]), Rpc::start(&[&last_norm_alone]));
+    let client = client(&[&last_norm_alone], 99, &[&one, &other]);
+    assert_eq!(client.texts(), expected, "{}\n{}", one.host.log(), other.host.log());
 }
 
 /// One of two servers has the plugin, and each computes a part of the model.

@@ -1,11 +1,13 @@
 //! The client's side: asks the server that computes for a backend whether it caps.
 
+use std::collections::HashMap;
+
 use super::NODE;
 use super::message::{Answer, MAX_BYTES, Question, from_values, to_values};
 use crate::config::Config;
 use crate::digest::CapDigest;
 use crate::error::HookError;
-use crate::graph::weights::norms_of;
+use crate::graph::weights::{norm_weights, norms_of};
 use crate::host::architecture::ModelShape;
 use crate::host::{Arena, Backend, Buffer, F32, GRAPH_SIZE, Graph, api};
 use crate::profile::{ProfileId, RowProfiles};
@@ -14,8 +16,10 @@ use crate::route::{Compute, check};
 /// What the server of a backend has answered.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
-    /// The caps that were asked for, by revision, and whether the server caps with them.
-    answered: Option<(u64, bool)>,
+    /// Revision of the caps that were asked for.
+    revision: u64,
+    /// By the first norm of a part of the model, whether the server caps it.
+    answered: HashMap<Vec<u8>, bool>,
 }
 
 /// What a graph is asked about.
@@ -30,7 +34,8 @@ pub(crate) struct About<'a> {
 }
 
 impl Asked {
-    /// Whether the server that computes for this backend caps the graph. It is asked once for each caps.
+    /// Whether the server that computes for this backend caps the graph. It is asked once for each part of the
+    /// model and revision of the caps. A part without norms it never caps, because it could not tell whose it is.
     ///
     /// # Errors
     /// [`HookError::Rpc`] if it caps the model in another way, and those of the graph that asks.
@@ -45,10 +50,14 @@ impl Asked {
     ) -> Result<bool, HookError> {
         let About { device, model, config, profiles, graph } = about;
         let refuse = |reason: &str| HookError::Rpc { device: device.into(), reason: reason.into() };
-        let revision = config.revision();
-        let capped = match self.answered {
-            Some((asked, capped)) if asked == revision => capped,
-            _ => {
+        let Some(first) = norm_weights(graph).next() else { return Ok(false) };
+        if self.revision != config.revision() {
+            self.revision = config.revision();
+            self.answered.clear();
+        }
+        let capped = match self.answered.get(first.name()) {
+            Some(&capped) => capped,
+            None => {
                 let default = config.profiles().get(ProfileId::DEFAULT);
                 let question = Question {
                     caps: default.map_or([0; 32], |default| CapDigest::of(&default.caps).bytes()),
@@ -66,7 +75,7 @@ impl Asked {
                 if capped {
                     tracing::info!("{device}: the RPC server caps its blocks, with the same caps");
                 }
-                self.answered = Some((revision, capped));
+                self.answered.insert(first.name().to_vec(), capped);
                 capped
             }
         };

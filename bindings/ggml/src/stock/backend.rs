@@ -2,10 +2,12 @@
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::context::{Account, Shown, StockContext};
 use super::guard::{Counters, GuardState, Reaction};
+use super::models::usual_names;
 use super::visits::Visits;
 use crate::backend::Backend;
 use crate::by_uid::ByUid;
@@ -49,6 +51,7 @@ pub(crate) fn begin_backend(
         guard: Arc::clone(guard),
         own: Served::new(context),
         visits: Mutex::default(),
+        left: AtomicBool::new(false),
         made: Made { device: device as usize, name, is_cpu, own_graphs, drivers: Arc::clone(drivers) },
         finders: Mutex::default(),
     }
@@ -62,6 +65,8 @@ pub(crate) struct StockBackend {
     own: Served,
     /// The models that clients of an RPC server have it compute.
     visits: Mutex<Visits>,
+    /// Whether the log was told of parts that are left to the client.
+    left: AtomicBool,
     made: Made,
     finders: Mutex<Finders>,
 }
@@ -127,7 +132,11 @@ impl StockBackend {
                 return Ok(rpc::answer(graph, node, compute, |question| guard.answer(question)));
             }
             let (shown, visiting) = self.look(graph);
-            let visited = visiting.then(|| lock(&self.visits).find(graph, backend, guard)).flatten();
+            let visited = if visiting { lock(&self.visits).find(graph, backend, guard) } else { None };
+            if visiting && visited.is_none() {
+                self.leave(graph);
+                return Ok(compute(graph));
+            }
             let served = visited.as_deref().unwrap_or(&self.own);
             context = Some(Arc::clone(&served.context));
             // SAFETY: as for this function.
@@ -144,6 +153,18 @@ impl StockBackend {
                     (Reaction::Uncapped, None) => compute(graph),
                 }
             }
+        }
+    }
+
+    /// Says once that block outputs in a part of a model without norms are left to the client.
+    fn leave(&self, graph: &Graph) {
+        let names = usual_names();
+        let has_blocks = || graph.nodes().iter().any(|node| names.block_of(node.name()).is_some());
+        if !self.left.load(Ordering::Relaxed) && has_blocks() && !self.left.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "{}: a client has a part of a model computed that has block outputs and no norms; such parts are not capped here, and axiscap in the client caps them",
+                self.made.name
+            );
         }
     }
 

@@ -11,6 +11,7 @@ use crate::graph::ends::Ending;
 use crate::graph::inputs::Inputs;
 use crate::graph::weights::{norms_of, whole_blocks};
 use crate::host::Graph;
+use crate::profile::ProfileId;
 use crate::record::lock;
 use crate::session::{Session, SessionState};
 
@@ -278,6 +279,13 @@ impl Drop for StockContext {
         if let Model::Capped(capped) = &state.model {
             let (caps, stats) = (capped.living.name(), capped.living.session.stats());
             self.guard.found(&Found::Ended { caps, stats });
+            let session = &capped.living.session;
+            for profile in session.profiles().into_iter().filter(|profile| profile.id != ProfileId::DEFAULT) {
+                let stats = session.profile_stats(profile.id).unwrap_or_default();
+                if stats.iter().any(|stats| stats.rows > 0) {
+                    self.guard.found(&Found::Ended { caps: profile.name, stats });
+                }
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use axiscap::CapStats;
 
@@ -57,7 +57,8 @@ pub enum Found {
         /// The capped blocks, ascending.
         blocks: Vec<usize>,
     },
-    /// A capped context was freed.
+    /// A capped context was freed. Told once for the caps of its model, and once for each profile of its slots that
+    /// had rows.
     Ended {
         /// Name of the caps.
         caps: String,
@@ -110,9 +111,10 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Puts slots under profiles, by the numbers of sequences; all others are under the caps of their model. To
-    /// be called once, before the first context is created, and after [`Guard::keep_totals`] if totals are kept.
-    /// The last entry that names a slot counts. The program has to announce each batch ([`StockBatch::begin`](crate::StockBatch::begin)).
+    /// Puts slots under profiles, by the numbers of sequences, in contexts that are first capped from now on. All
+    /// other slots are under the caps of their model, and the last entry that names a slot counts. To be called
+    /// after [`Guard::keep_totals`] if totals are kept. The program has to announce each batch
+    /// ([`StockBatch::begin`](crate::StockBatch::begin)).
     ///
     /// # Errors
     /// [`HookError::Architecture`] and [`HookError::Caps`] for caps that do not suit their own model.
@@ -129,8 +131,7 @@ impl Guard {
         let number = self.state.current().number;
         let tallies = lock(&self.state.ledger).as_mut().map(|ledger| ledger.open(number, &models));
         let tallies = models.into_iter().zip(tallies.unwrap_or_default()).collect();
-        // A second call has no effect.
-        let _ = self.state.slots.set(SlotProfiles { list: slots, tallies });
+        *lock(&self.state.slots) = Some(Arc::new(SlotProfiles { list: slots, tallies }));
         Ok(())
     }
 
@@ -179,7 +180,7 @@ pub(crate) struct GuardState {
     /// Locked before `current` and `ledger`, and while the caps are replaced.
     pub(super) contexts: Mutex<Contexts>,
     /// What slots are capped with, if some are under profiles.
-    pub(super) slots: OnceLock<SlotProfiles>,
+    pub(super) slots: Mutex<Option<Arc<SlotProfiles>>>,
     /// `None` if no totals are kept.
     pub(super) ledger: Mutex<Option<Ledger>>,
     pub(super) settings: Settings,
@@ -224,7 +225,7 @@ impl GuardState {
         Ok(Self {
             current: Mutex::new(Arc::new(first)),
             contexts: Mutex::default(),
-            slots: OnceLock::new(),
+            slots: Mutex::default(),
             ledger: Mutex::default(),
             settings,
             watcher,
@@ -292,9 +293,10 @@ impl GuardState {
         let session = Session::new(model.shape.clone());
         session.update(|settings| *settings = self.settings);
         session.replace_caps(&model.caps, of.enabled, of.tally(caps))?;
-        if let Some(profiles) = self.slots.get() {
+        let profiles = lock(&self.slots).clone();
+        if let Some(profiles) = profiles {
             let known = known_norms(model, &seen);
-            session.0.set_slots(Slots::add_to(&session, profiles, &known)?);
+            session.0.set_slots(Slots::add_to(&session, &profiles, &known)?);
         }
         session.0.set_bound();
         Ok(Some(contexts.enter(session, seen, Arc::clone(model))))

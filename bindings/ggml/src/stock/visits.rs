@@ -1,7 +1,7 @@
 //! The models whose graphs clients send to a backend of an RPC server.
 //!
 //! Such a backend lives as long as the server, and computes parts of whatever models its clients load, one after
-//! the other or in turns. Each graph therefore shows anew whose it is, by the norm weights that it reads.
+//! the other or in turns. Each graph therefore has to show whose it is, by the norm weights that it reads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,17 +30,15 @@ pub(super) struct Visits {
 }
 
 impl Visits {
-    /// Returns the context that a graph belongs to. A graph without norms belongs to the last one, if there is
-    /// one.
+    /// Returns the context that a graph belongs to. `None` for a graph without norms, which could be any model's.
+    /// A client with axiscap caps such a part itself.
     pub(super) fn find(
         &mut self,
         graph: &Graph,
         backend: Backend,
         guard: &Arc<GuardState>,
     ) -> Option<Arc<Served>> {
-        let Some(first) = norm_weights(graph).next() else {
-            return self.list.last().map(|(_, served)| Arc::clone(served));
-        };
+        let first = norm_weights(graph).next()?;
         let freed = freed_buffers();
         if self.freed != freed {
             // What lies at these addresses now may be another model's.

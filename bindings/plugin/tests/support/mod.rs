@@ -118,6 +118,11 @@ impl Host {
         self.folder.path()
     }
 
+    /// Returns the number of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Returns the events of this kind so far.
     pub(crate) fn events(&self, kind: &str) -> Vec<Value> {
         let events = self.events.lock().unwrap();
