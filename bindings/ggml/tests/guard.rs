@@ -192,6 +192,33 @@ fn a_model_that_generates_alone_needs_caps() {
     }
 }
 
+/// A draft may compute before its model does. Without a model that may be capped, it is what is served.
+#[test]
+fn a_model_without_caps_may_compute_first() {
+    let (served, draft) = (Subject::new(3, 1.0), Subject::new(3, 1.25));
+    let caps = model_caps("a", served.shape.clone(), served.caps(), &[served.digest(OUTPUT_NORM)]);
+    let guarded = Guarded::new(&support::install(), vec![caps], Reaction::Fail);
+    let decode =
+        |context: &mut TestContext<'_>, position| logits(context, &rows(0, position, 1, |_| true)).is_ok();
+    let create = |model| guarded.guard.bind(|| TestModel::context(model, |_| {}).unwrap());
+    let mut first = create(&draft.model);
+    let mut main = create(&served.model);
+    for position in 0..10 {
+        assert!(decode(&mut first, position), "{:?}", guarded.faults());
+    }
+    assert!(decode(&mut main, 0) && decode(&mut first, 10));
+    let counts = guarded.guard.counts();
+    assert_eq!((counts.faults, counts.capped, counts.not_capped), (0, 1, 11));
+    // The model is gone, and a context that never computes does not stand in for it for long.
+    drop(main);
+    let idle = create(&served.model);
+    let passed = (11..50).take_while(|&position| decode(&mut first, position)).count();
+    assert_eq!(passed, 32 - 10);
+    assert!(guarded.faults()[0].contains("no caps are for this model"));
+    drop(idle);
+    assert!(!decode(&mut first, 11 + 22));
+}
+
 /// Norm weights say that it is the model, and its graph names block outputs as another architecture does.
 #[test]
 fn blocks_that_are_not_seen_fail_the_micro_batch() {

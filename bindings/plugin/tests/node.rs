@@ -9,36 +9,43 @@ use std::process::Command;
 use axiscap::Bound;
 use serde_json::{Value, json};
 
-use support::{Host, PROMPTS, caps_with, check_floors, model, other_model, shipped_caps, with_plugin};
+use support::interface::Metrics;
+use support::{
+    Host, PROMPTS, caps_with, check_floors, free_port, model, other_model, shipped_caps, with_plugin,
+};
 
 /// Completes the prompts with each model on the CPU, and returns the texts and the host, which has ended.
 fn complete(models: &[&Path], caps: &[&Path]) -> (Vec<String>, Host) {
-    complete_on(&json!(false), models, &PROMPTS, caps, |_| {})
+    let (seen, host) = run(&json!({ "models": models, "prompts": PROMPTS, "gpu": false }), caps, |_| {});
+    (texts(&seen), host)
 }
 
-fn complete_on(
-    gpu: &Value,
-    models: &[&Path],
-    prompts: &[&str],
-    caps: &[&Path],
-    change: impl FnOnce(&mut Command),
-) -> (Vec<String>, Host) {
+/// Returns the texts that a run of the host wrote.
+fn texts(seen: &Value) -> Vec<String> {
+    serde_json::from_value(seen["texts"].clone()).expect("texts")
+}
+
+/// Runs the host with a task, and returns what it saw and the host, which has ended.
+fn run(task: &Value, caps: &[&Path], change: impl FnOnce(&mut Command)) -> (Value, Host) {
     let out = tempfile::tempdir().unwrap();
-    let texts = out.path().join("texts.json");
-    let mut command = Command::new("node");
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/complete.mjs"));
-    command.arg(support::path("AXISCAP_TEST_NODE")).arg(&texts);
-    command.arg(json!({ "models": models, "prompts": prompts, "gpu": gpu }).to_string());
-    command.env_remove("GGML_BACKEND_PATH");
-    change(&mut command);
+    let seen = out.path().join("seen.json");
+    let mut command = host(&seen, task);
     if !caps.is_empty() {
         with_plugin(&mut command, caps);
     }
+    change(&mut command);
     let mut host = Host::start(&mut command);
     let status = host.wait();
     assert!(status.success(), "{status}: {}", host.log());
-    let texts = serde_json::from_slice(&std::fs::read(texts).unwrap()).unwrap();
-    (texts, host)
+    (serde_json::from_slice(&std::fs::read(seen).unwrap()).unwrap(), host)
+}
+
+fn host(seen: &Path, task: &Value) -> Command {
+    let mut command = Command::new("node");
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/complete.mjs"));
+    command.arg(support::path("AXISCAP_TEST_NODE")).arg(seen).arg(task.to_string());
+    command.env_remove("GGML_BACKEND_PATH");
+    command
 }
 
 #[test]
@@ -70,13 +77,14 @@ fn a_second_backend() {
     let folder = tempfile::tempdir().unwrap();
     let infinite = caps_with(folder.path(), "infinite.gguf", |_| Bound::band(f32::MIN, f32::MAX).unwrap());
     let tight = caps_with(folder.path(), "tight.gguf", |_| Bound::band(60.0, 60.0).unwrap());
-    let model = model();
+    let task = json!({ "models": [model()], "prompts": PROMPTS[..1], "gpu": "vulkan" });
     let on_vulkan = |caps: &[&Path]| {
-        complete_on(&json!("vulkan"), &[&model], &PROMPTS[..1], caps, |command| {
+        let (seen, host) = run(&task, caps, |command| {
             // ggml leaves out software drivers unless they are named. Waiting threads sleep.
             command.env("VK_DRIVER_FILES", &driver).env("VK_ICD_FILENAMES", &driver);
             command.env("GGML_VK_VISIBLE_DEVICES", "0").env("OMP_WAIT_POLICY", "passive");
-        })
+        });
+        (texts(&seen), host)
     };
     let (plain, _) = on_vulkan(&[]);
     let (texts, host) = on_vulkan(&[&infinite]);
@@ -113,20 +121,74 @@ fn two_models_in_one_process() {
     assert!(!host.log().contains("does not say which model"), "{}", host.log());
 }
 
+/// Caps change between two texts, and a wrong file leaves them as they are.
+#[test]
+fn caps_change_while_the_host_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let tight = caps_with(folder.path(), "tight.gguf", |_| Bound::band(60.0, 60.0).unwrap());
+    let other = caps_with(folder.path(), "other.gguf", |_| Bound::band(-40.0, -40.0).unwrap());
+    let model = model();
+    let [plain, by_tight, by_other] =
+        [&[][..], &[&*tight], &[&*other]].map(|caps| complete(&[&model], caps).0.remove(0));
+    let port = free_port();
+    let task = json!({
+        "models": [model], "prompts": vec![PROMPTS[0]; 5], "gpu": false, "port": port,
+        "changes": [null, { "file": "/absent.gguf" }, { "file": other }, { "enabled": false }, { "enabled": true }],
+    });
+    let (seen, host) = run(&task, &[&tight], |command| {
+        command.env("AXISCAP_LISTEN", format!("127.0.0.1:{port}"));
+    });
+    assert_eq!(
+        texts(&seen),
+        [&by_tight, &by_tight, &by_other, &plain, &by_other].map(String::as_str),
+        "{}",
+        host.log()
+    );
+    let statuses: Vec<_> =
+        seen["answers"].as_array().unwrap().iter().map(|answer| &answer["status"]).collect();
+    assert_eq!(statuses, [422, 200, 200, 200]);
+    let metrics = Metrics::parse(seen["metrics"].as_str().unwrap());
+    for (caps, value) in [(&tight, 60.0), (&other, -40.0)] {
+        let labels = [("caps", caps.to_str().unwrap())];
+        assert!(metrics.sum("axiscap_rows_total", &labels) > 0.0);
+        // Every row is on the bound.
+        for metric in ["axiscap_projection_after_min", "axiscap_projection_after_max"] {
+            let found = metrics.values(metric, &labels);
+            assert!(found.len() >= 6 && found.iter().all(|&found| found == value), "{metric}: {found:?}");
+        }
+    }
+    assert_eq!(metrics.get("axiscap_faults_total"), 0.0);
+}
+
+/// A draft of other weights is left alone, and its model writes what it writes without a draft.
+#[test]
+fn a_draft_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, draft) = (model(), other_model(folder.path()));
+    let (expected, _) = complete(&[&model], &[&shipped_caps()]);
+    let task = json!({ "models": [model], "draft": draft, "prompts": PROMPTS, "gpu": false });
+    let (seen, host) = run(&task, &[&shipped_caps()], |_| {});
+    assert!(seen["predictions"]["validated"].as_u64() > Some(0), "{seen}");
+    // Products of several rows at once differ in last bits, which may show later in a text.
+    let starts = |texts: &[String]| -> Vec<String> {
+        texts.iter().map(|text| text.chars().take(12).collect()).collect()
+    };
+    assert_eq!(starts(&texts(&seen)), starts(&expected), "{}", host.log());
+    assert_eq!((host.events("not_capped").len(), host.events("ended").len()), (1, 1), "{}", host.log());
+    check_floors(&host.events("ended")[0], &shipped_caps());
+}
+
 /// node-llama-cpp tries its binaries in a process of its own first, and takes that process' end for a binary that
 /// does not suit the system. Text is not written either way.
 #[test]
 fn a_fault_at_load_ends_the_process() {
     let out = tempfile::tempdir().unwrap();
-    let texts = out.path().join("texts.json");
-    let mut command = Command::new("node");
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/complete.mjs"));
-    command.arg(support::path("AXISCAP_TEST_NODE")).arg(&texts);
-    command.arg(json!({ "models": [model()], "prompts": PROMPTS, "gpu": false }).to_string());
+    let seen = out.path().join("seen.json");
+    let mut command = host(&seen, &json!({ "models": [model()], "prompts": PROMPTS, "gpu": false }));
     with_plugin(&mut command, &[Path::new("/absent/caps.gguf")]);
     let mut host = Host::start(&mut command);
     assert!(!host.wait().success());
-    assert!(!texts.exists());
+    assert!(!seen.exists());
     let fatal = host.events("fatal");
     assert!(fatal[0]["reason"].as_str().unwrap().contains("/absent/caps.gguf"), "{fatal:?}");
 }

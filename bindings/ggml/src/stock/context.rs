@@ -1,5 +1,6 @@
 //! One context of the host: its model, and the account of its micro-batches.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::guard::{Counters, Decision, Found, GuardState};
@@ -20,8 +21,14 @@ use crate::session::{Session, SessionState};
 pub(super) struct StockContext {
     guard: Arc<GuardState>,
     account: Account,
+    /// Whether it has computed a graph.
+    used: AtomicBool,
     state: Mutex<State>,
 }
+
+/// Micro-batches that a model without caps may compute before a context that may be capped computes its first. A
+/// draft may run before its model: it reads the prompt and drafts some tokens.
+const BEFORE_OTHERS: u32 = 32;
 
 /// What the context has to account for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +56,8 @@ enum Model {
     /// It generates, no caps are for it, and no capped context lives.
     Refused {
         error: HookError,
+        /// Micro-batches that were let pass, because a context that may be capped had not computed yet.
+        passed: u32,
         _listed: Arc<Uncapped>,
     },
 }
@@ -84,7 +93,12 @@ pub(super) struct Shown {
 impl StockContext {
     pub(super) fn new(guard: &Arc<GuardState>, account: Account) -> Self {
         let state = State { model: Model::Open, progress: Progress::default() };
-        Self { guard: Arc::clone(guard), account, state: Mutex::new(state) }
+        // A part that a client sends is computed at once.
+        let used = account == Account::OfPart;
+        if !used {
+            guard.unused.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { guard: Arc::clone(guard), account, used: AtomicBool::new(used), state: Mutex::new(state) }
     }
 
     /// Whether the guard is this one.
@@ -108,11 +122,11 @@ impl StockContext {
     /// # Errors
     /// A fault, with the name of the caps where there are some.
     pub(super) fn session(&self, graph: &Graph, shown: Shown) -> Adopted {
+        self.begin_use();
         let mut state = lock(&self.state);
         match &mut state.model {
             Model::NotCapped { .. } => Ok(None),
-            Model::Refused { .. } if self.guard.has_capped() || !self.guard.is_enabled() => Ok(None),
-            Model::Refused { error, .. } => Err((None, error.clone())),
+            Model::Refused { error, passed, .. } => self.refuse(error, passed, shown),
             Model::Capped(capped) => {
                 if !capped.settled {
                     capped
@@ -130,7 +144,7 @@ impl StockContext {
                         true => self.guard.leave_alone(&look),
                         false => self.guard.decide(&look),
                     };
-                    if let Some(adopted) = self.adopt(&mut state.model, decided, left) {
+                    if let Some(adopted) = self.adopt(&mut state.model, decided, left, shown) {
                         return adopted;
                     }
                 }
@@ -139,7 +153,7 @@ impl StockContext {
     }
 
     /// Adopts what was decided. `left` says that a client caps the model. Returns `None` if the caps were replaced in the meantime.
-    fn adopt(&self, model: &mut Model, decided: Decision, left: bool) -> Option<Adopted> {
+    fn adopt(&self, model: &mut Model, decided: Decision, left: bool, shown: Shown) -> Option<Adopted> {
         let adopted = match decided {
             Decision::Open => Ok(None),
             Decision::Capped { caps, of, model: seen, confirmed, settled } => {
@@ -166,12 +180,33 @@ impl StockContext {
                     return Some(Ok(None));
                 }
                 let error = HookError::NoCapsFit { model: seen.to_string(), reasons };
-                *model = Model::Refused { error: error.clone(), _listed: listed };
-                // Caps that are switched off are the wish of the operator.
-                if self.guard.is_enabled() { Err((None, error)) } else { Ok(None) }
+                let mut passed = 0;
+                let refused = self.refuse(&error, &mut passed, shown);
+                *model = Model::Refused { error, passed, _listed: listed };
+                refused
             }
         };
         Some(adopted)
+    }
+
+    /// Refuses a graph of a model that generates and has no caps, unless another one is capped, or may be.
+    fn refuse(&self, error: &HookError, passed: &mut u32, shown: Shown) -> Adopted {
+        // Caps that are switched off are the wish of the operator.
+        if self.guard.has_capped() || !self.guard.is_enabled() {
+            return Ok(None);
+        }
+        if self.guard.unused.load(Ordering::Relaxed) > 0 && *passed < BEFORE_OTHERS {
+            *passed += u32::from(shown.ending.end.is_some());
+            return Ok(None);
+        }
+        Err((None, error.clone()))
+    }
+
+    /// Notes that the context computes.
+    fn begin_use(&self) {
+        if !self.used.swap(true, Ordering::Relaxed) {
+            self.guard.unused.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Begins a micro-batch, if none is in progress.
@@ -275,6 +310,7 @@ impl StockContext {
 
 impl Drop for StockContext {
     fn drop(&mut self) {
+        self.begin_use();
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Model::Capped(capped) = &state.model {
             let (caps, stats) = (capped.living.name(), capped.living.session.stats());

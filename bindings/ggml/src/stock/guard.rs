@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axiscap::CapStats;
@@ -179,6 +179,8 @@ pub(crate) struct GuardState {
     pub(super) current: Mutex<Arc<Generation>>,
     /// Locked before `current` and `ledger`, and while the caps are replaced.
     pub(super) contexts: Mutex<Contexts>,
+    /// Number of contexts that live and have not computed yet.
+    pub(super) unused: AtomicUsize,
     /// What slots are capped with, if some are under profiles.
     pub(super) slots: Mutex<Option<Arc<SlotProfiles>>>,
     /// `None` if no totals are kept.
@@ -225,6 +227,7 @@ impl GuardState {
         Ok(Self {
             current: Mutex::new(Arc::new(first)),
             contexts: Mutex::default(),
+            unused: AtomicUsize::new(0),
             slots: Mutex::default(),
             ledger: Mutex::default(),
             settings,

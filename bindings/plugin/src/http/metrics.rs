@@ -63,6 +63,16 @@ const NEGATIVE: Metric = metric(
     "counter",
     "Sum of the sizes of the projections before the cap that are below 0.",
 );
+const AFTER_MIN: Metric = metric(
+    "axiscap_projection_after_min",
+    "gauge",
+    "Smallest projection after the cap so far. With strength 1 it is not below the floor.",
+);
+const AFTER_MAX: Metric = metric(
+    "axiscap_projection_after_max",
+    "gauge",
+    "Largest projection after the cap so far. With strength 1 it is not above the ceiling.",
+);
 const EXCESS: Metric = metric(
     "axiscap_excess",
     "histogram",
@@ -71,7 +81,7 @@ const EXCESS: Metric = metric(
 
 /// All metrics.
 #[cfg(test)]
-pub(crate) const METRICS: [Metric; 16] = [
+pub(crate) const METRICS: [Metric; 18] = [
     BUILD,
     ENABLED,
     GENERATION,
@@ -87,6 +97,8 @@ pub(crate) const METRICS: [Metric; 16] = [
     SKIPPED,
     POSITIVE,
     NEGATIVE,
+    AFTER_MIN,
+    AFTER_MAX,
     EXCESS,
 ];
 
@@ -149,6 +161,7 @@ fn in_force(text: &mut Text, caps: &InForce) {
 /// Writes what the caps of all generations did.
 fn totals(text: &mut Text, totals: &[CapTotals]) {
     type Read = fn(&CapTotal) -> Number;
+    type Extreme = fn(&CapTotal) -> f32;
     let metrics: [(Metric, Read); 6] = [
         (ROWS, |total| Number(total.stats.rows as f64)),
         (ENGAGED, |total| Number(total.stats.engaged as f64)),
@@ -161,6 +174,16 @@ fn totals(text: &mut Text, totals: &[CapTotals]) {
         text.announce(metric);
         for cap in totals {
             with_labels(cap, |labels| text.sample(metric.name, labels, read(&cap.total)));
+        }
+    }
+    let extremes: [(Metric, Extreme); 2] =
+        [(AFTER_MIN, |total| total.stats.min_after), (AFTER_MAX, |total| total.stats.max_after)];
+    for (metric, read) in extremes {
+        text.announce(metric);
+        // Before the first row there is none.
+        for cap in totals.iter().filter(|cap| read(&cap.total).is_finite()) {
+            let value = Number(read(&cap.total).into());
+            with_labels(cap, |labels| text.sample(metric.name, labels, value));
         }
     }
     text.announce(EXCESS);

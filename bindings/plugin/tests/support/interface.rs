@@ -85,8 +85,16 @@ impl Metrics {
 
     /// Returns the sum of the samples of this name with all of these labels.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.values(name, labels).iter().sum()
+    }
+
+    /// Returns the samples of this name with all of these labels.
+    pub(crate) fn values(&self, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
         let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
         let samples = self.0.iter().filter(|(sample, _)| sample.split('{').next() == Some(name));
-        samples.filter(|(sample, _)| labels.iter().all(|label| sample.contains(label))).map(|(_, v)| v).sum()
+        samples
+            .filter(|(sample, _)| labels.iter().all(|label| sample.contains(label)))
+            .map(|(_, &v)| v)
+            .collect()
     }
 }
