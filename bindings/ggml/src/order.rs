@@ -22,39 +22,43 @@ impl Split {
     /// rows, which are given by their sequences.
     #[must_use]
     pub fn micro_batches(self, rows: &[i32], ubatch: usize) -> Vec<Vec<usize>> {
+        let mut left: Vec<usize> = (0..rows.len()).collect();
+        let mut micro_batches = Vec::new();
+        while !left.is_empty() {
+            let micro_batch = self.next(rows, &left, ubatch.max(1));
+            let mut taken = vec![false; rows.len()];
+            micro_batch.iter().for_each(|&index| taken[index] = true);
+            left.retain(|&index| !taken[index]);
+            micro_batches.push(micro_batch);
+        }
+        micro_batches
+    }
+
+    /// Returns the next micro-batch of the rows that are left, ascending, of which there must be some.
+    #[must_use]
+    pub(crate) fn next(self, rows: &[i32], left: &[usize], ubatch: usize) -> Vec<usize> {
         match self {
-            Self::InOrder => {
-                let indices: Vec<_> = (0..rows.len()).collect();
-                indices.chunks(ubatch.max(1)).map(<[usize]>::to_vec).collect()
-            }
-            Self::Equal { consecutive } => equal(rows, ubatch, consecutive),
+            Self::InOrder => left[..ubatch.min(left.len())].to_vec(),
+            Self::Equal { consecutive } => equal(rows, left, ubatch, consecutive),
         }
     }
 }
 
-/// Splits as `llama_batch_allocr::split_equal` does, again and again.
-fn equal(rows: &[i32], ubatch: usize, consecutive: bool) -> Vec<Vec<usize>> {
-    let mut left: Vec<usize> = (0..rows.len()).collect();
-    let mut micro_batches = Vec::new();
-    while !left.is_empty() {
-        // Whether a sequence takes part is decided row by row, so a later row of it may let it in.
-        let mut sequences: Vec<i32> = Vec::new();
-        for sequence in left.iter().map(|&index| rows[index]) {
-            let follows = sequences.last().is_none_or(|last| !consecutive || sequence == last + 1);
-            if sequences.len() <= ubatch && follows && !sequences.contains(&sequence) {
-                sequences.push(sequence);
-            }
+/// Takes rows as `llama_batch_allocr::split_equal` does.
+fn equal(rows: &[i32], left: &[usize], ubatch: usize, consecutive: bool) -> Vec<usize> {
+    // Whether a sequence takes part is decided row by row, so a later row of it may let it in.
+    let mut sequences: Vec<i32> = Vec::new();
+    for sequence in left.iter().map(|&index| rows[index]) {
+        let follows = sequences.last().is_none_or(|last| !consecutive || sequence == last + 1);
+        if sequences.len() <= ubatch && follows && !sequences.contains(&sequence) {
+            sequences.push(sequence);
         }
-        let of = |sequence: i32| left.iter().copied().filter(move |&index| rows[index] == sequence);
-        // As many rows of each as the shortest has, and as fit.
-        let shortest = sequences.iter().map(|&sequence| of(sequence).count()).min().unwrap_or(0);
-        let each = shortest.min((ubatch / sequences.len()).max(1));
-        let micro_batch: Vec<usize> =
-            sequences.iter().flat_map(|&sequence| of(sequence).take(each)).collect();
-        left.retain(|index| !micro_batch.contains(index));
-        micro_batches.push(micro_batch);
     }
-    micro_batches
+    let of = |sequence: i32| left.iter().copied().filter(move |&index| rows[index] == sequence);
+    // As many rows of each as the shortest has, and as fit.
+    let shortest = sequences.iter().map(|&sequence| of(sequence).count()).min().unwrap_or(0);
+    let each = shortest.min((ubatch / sequences.len().max(1)).max(1));
+    sequences.iter().flat_map(|&sequence| of(sequence).take(each)).collect()
 }
 
 #[cfg(test)]

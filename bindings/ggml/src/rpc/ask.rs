@@ -72,7 +72,8 @@ impl Asked {
                         Answer::No => false,
                         Answer::Otherwise(reason) => return Err(refuse(&reason)),
                     };
-                if capped {
+                // A model may be computed there in many parts.
+                if capped && !self.answered.values().any(|&known| known) {
                     tracing::info!("{device}: the RPC server caps its blocks, with the same caps");
                 }
                 self.answered.insert(first.name().to_vec(), capped);

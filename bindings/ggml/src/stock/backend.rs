@@ -132,6 +132,10 @@ impl StockBackend {
                 return Ok(rpc::answer(graph, node, compute, |question| guard.answer(question)));
             }
             let (shown, visiting) = self.look(graph);
+            if visiting {
+                // It is no context of its own that may be capped later.
+                self.own.context.begin_use();
+            }
             let visited = if visiting { lock(&self.visits).find(graph, backend, guard) } else { None };
             if visiting && visited.is_none() {
                 self.leave(graph);

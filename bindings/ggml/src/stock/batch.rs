@@ -36,6 +36,15 @@ struct Batch {
     left: Vec<usize>,
 }
 
+/// The rows that a micro-batch may have.
+#[derive(Debug)]
+struct Candidate {
+    /// In their order.
+    rows: Vec<usize>,
+    /// The rows of the micro-batches before it.
+    before: Vec<usize>,
+}
+
 /// What a graph is given for its rows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GivenRows<'a> {
@@ -74,45 +83,51 @@ impl Batch {
         given: GivenRows<'_>,
         profile: impl Fn(i32) -> Result<Option<ProfileId>, HookError>,
     ) -> Result<Vec<Option<ProfileId>>, HookError> {
-        let mut fitting: Option<(Vec<usize>, Vec<Option<ProfileId>>)> = None;
-        for rows in self.candidates(given.count) {
-            if !self.fits(&rows, given) {
-                continue;
-            }
-            let profiles: Vec<_> =
-                rows.iter().map(|&row| self.profile_of(row, &profile)).collect::<Result<_, _>>()?;
-            match &fitting {
-                Some((_, known)) if *known != profiles => {
-                    return Err(order_error("two orders of rows under different profiles fit its tokens"));
-                }
-                Some(_) => {}
-                None => fitting = Some((rows, profiles)),
-            }
+        let mut fitting = self.candidates(given, false);
+        if fitting.is_empty() {
+            // Micro-batches before it were computed with caps switched off, and were not asked about.
+            fitting = self.candidates(given, true);
         }
-        let Some((rows, profiles)) = fitting else {
+        let mut fitting = fitting.into_iter();
+        let Some(Candidate { rows, before }) = fitting.next() else {
             return Err(order_error("no order of rows that is known fits its tokens and positions"));
         };
-        self.left.retain(|row| !rows.contains(row));
-        Ok(profiles)
+        let profiles = |rows: &[usize]| -> Result<Vec<_>, HookError> {
+            rows.iter().map(|&row| self.profile_of(row, &profile)).collect()
+        };
+        let found = profiles(&rows)?;
+        for other in fitting {
+            if profiles(&other.rows)? != found {
+                return Err(order_error("two orders of rows under different profiles fit its tokens"));
+            }
+        }
+        self.left.retain(|row| !rows.contains(row) && !before.contains(row));
+        Ok(found)
     }
 
-    /// Returns the rows that the next micro-batch of so many may have, in their order.
-    fn candidates(&self, count: usize) -> Vec<Vec<usize>> {
-        let first_of = |row: usize| self.is.sequences[row].first().copied().unwrap_or(0);
-        let sequences: Vec<_> = self.left.iter().map(|&row| first_of(row)).collect();
+    /// Returns the rows that the next micro-batch may have, or with `later` one after it, by what it is given.
+    fn candidates(&self, given: GivenRows<'_>, later: bool) -> Vec<Candidate> {
+        let first_of = |sequences: &Vec<i32>| sequences.first().copied().unwrap_or(0);
+        let sequences: Vec<_> = self.is.sequences.iter().map(first_of).collect();
         let splits =
             [Split::InOrder, Split::Equal { consecutive: false }, Split::Equal { consecutive: true }];
-        let mut candidates: Vec<Vec<usize>> = Vec::new();
-        let mut add = |rows: Vec<usize>| {
-            let rows: Vec<_> = rows.into_iter().map(|index| self.left[index]).collect();
-            if rows.len() == count && !candidates.contains(&rows) {
-                candidates.push(rows);
-            }
-        };
-        // llama.cpp warms up with micro-batches of its own size as well.
-        for ubatch in [self.is.ubatch, count] {
+        let mut candidates: Vec<Candidate> = Vec::new();
+        // The size of micro-batches may not be known.
+        for ubatch in [self.is.ubatch.max(1), given.count.max(1)] {
             for split in splits {
-                split.micro_batches(&sequences, ubatch.max(1)).into_iter().take(1).for_each(&mut add);
+                let (mut left, mut before) = (self.left.clone(), Vec::new());
+                while !left.is_empty() {
+                    let rows = split.next(&sequences, &left, ubatch);
+                    let new = candidates.iter().all(|known| known.rows != rows);
+                    if rows.len() == given.count && new && self.fits(&rows, given) {
+                        candidates.push(Candidate { rows: rows.clone(), before: before.clone() });
+                    }
+                    if !later {
+                        break;
+                    }
+                    left.retain(|row| !rows.contains(row));
+                    before.extend(rows);
+                }
             }
         }
         candidates
@@ -193,6 +208,15 @@ mod tests {
     fn equal_numbers_of_rows_of_each_sequence() {
         begin(&[(5, 0, 0), (6, 1, 0), (7, 2, 0), (5, 0, 2), (9, 1, 2)], 8);
         assert_eq!(next(&[5, 6, 5, 9], &[0, 1, 0, 1]).unwrap(), [DEFAULT, DEFAULT, OTHER, OTHER]);
+        assert_eq!(next(&[7], &[2]).unwrap(), [DEFAULT]);
+    }
+
+    #[test]
+    fn micro_batches_that_were_not_asked_about_are_passed_over() {
+        begin(&[(5, 0, 0), (6, 1, 0), (7, 4, 2), (8, 9, 3)], 2);
+        assert_eq!(next(&[7, 8], &[4, 9]).unwrap(), [OTHER, None]);
+        assert!(next(&[5, 6], &[0, 1]).is_err(), "they came before");
+        begin(&[(5, 0, 0), (6, 1, 0), (7, 2, 0), (5, 0, 2), (9, 1, 2)], 8);
         assert_eq!(next(&[7], &[2]).unwrap(), [DEFAULT]);
     }
 

@@ -152,7 +152,8 @@ impl StockContext {
         }
     }
 
-    /// Adopts what was decided. `left` says that a client caps the model. Returns `None` if the caps were replaced in the meantime.
+    /// Adopts what was decided. `left` says that a client caps the model. Returns `None` if the caps were replaced
+    /// in the meantime.
     fn adopt(&self, model: &mut Model, decided: Decision, left: bool, shown: Shown) -> Option<Adopted> {
         let adopted = match decided {
             Decision::Open => Ok(None),
@@ -203,18 +204,15 @@ impl StockContext {
     }
 
     /// Notes that the context computes.
-    fn begin_use(&self) {
+    pub(super) fn begin_use(&self) {
         if !self.used.swap(true, Ordering::Relaxed) {
             self.guard.unused.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Begins a micro-batch, if none is in progress.
+    /// Begins a micro-batch, if none is in progress. A part of one is a whole one here.
     pub(super) fn begin(&self, session: &SessionState) {
-        if self.account == Account::OfPart {
-            session.record.end();
-        }
-        if session.record.decoding().is_none() {
+        if self.account == Account::OfPart || session.record.decoding().is_none() {
             session.begin_micro_batch();
         }
     }
