@@ -75,6 +75,23 @@ fn slots_have_their_own_caps() {
                 }
             });
         }
+        // Caps are switched off and on between the micro-batches of a batch.
+        std::thread::scope(|scope| {
+            let prompt = PROMPTS[1].repeat(40);
+            let request = scope.spawn({
+                let server = &server.server;
+                move || (0..3).map(|_| complete_in(server, 3, &prompt).len()).min()
+            });
+            while !request.is_finished() {
+                for enabled in [false, true] {
+                    server.change(&json!({ "enabled": enabled }));
+                }
+            }
+            assert!(request.join().unwrap() > Some(0));
+        });
+        for (slot, expected) in expected.iter().enumerate() {
+            assert_eq!(complete_in(&server, slot, PROMPTS[0]), expected[0], "slot {slot}");
+        }
         let metrics = server.metrics();
         for caps in [&tight, &strict] {
             let rows = metrics.sum("axiscap_rows_total", &[("caps", caps.to_str().unwrap())]);

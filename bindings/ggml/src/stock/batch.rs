@@ -24,8 +24,11 @@ pub struct StockBatch {
     pub positions: Option<Vec<i32>>,
     /// The sequences of each row.
     pub sequences: Vec<Vec<i32>>,
-    /// Rows per micro-batch at most (`llama_n_ubatch`).
+    /// Rows per micro-batch at most (`llama_n_ubatch`); 0 if that is unknown.
     pub ubatch: usize,
+    /// Whether the sequences of the context share one KV cache, if that is known. It decides how llama.cpp takes
+    /// the rows of a model that has nothing but a KV cache (`llama_kv_cache::init_batch`).
+    pub unified: Option<bool>,
 }
 
 /// A batch in progress.
@@ -83,10 +86,14 @@ impl Batch {
         given: GivenRows<'_>,
         profile: impl Fn(i32) -> Result<Option<ProfileId>, HookError>,
     ) -> Result<Vec<Option<ProfileId>>, HookError> {
-        let mut fitting = self.candidates(given, false);
-        if fitting.is_empty() {
-            // Micro-batches before it were computed with caps switched off, and were not asked about.
-            fitting = self.candidates(given, true);
+        let mut fitting = Vec::new();
+        // Micro-batches before it may have been computed with caps switched off, and were not asked about.
+        for later in [false, true] {
+            for splits in self.splits() {
+                if fitting.is_empty() {
+                    fitting = self.candidates(splits, given, later);
+                }
+            }
         }
         let mut fitting = fitting.into_iter();
         let Some(Candidate { rows, before }) = fitting.next() else {
@@ -105,16 +112,27 @@ impl Batch {
         Ok(found)
     }
 
+    /// Returns the orders in which llama.cpp may take the rows, those that are expected before all others.
+    fn splits(&self) -> [&'static [Split]; 2] {
+        const IN_ORDER: Split = Split::InOrder;
+        const EQUAL: Split = Split::Equal { consecutive: false };
+        const CONSECUTIVE: Split = Split::Equal { consecutive: true };
+        match self.is.unified {
+            // With sliding windows and a full cache it takes equal numbers of rows.
+            Some(true) => [&[IN_ORDER, EQUAL], &[CONSECUTIVE]],
+            Some(false) => [&[CONSECUTIVE], &[IN_ORDER, EQUAL]],
+            None => [&[IN_ORDER, EQUAL, CONSECUTIVE], &[]],
+        }
+    }
+
     /// Returns the rows that the next micro-batch may have, or with `later` one after it, by what it is given.
-    fn candidates(&self, given: GivenRows<'_>, later: bool) -> Vec<Candidate> {
+    fn candidates(&self, splits: &[Split], given: GivenRows<'_>, later: bool) -> Vec<Candidate> {
         let first_of = |sequences: &Vec<i32>| sequences.first().copied().unwrap_or(0);
         let sequences: Vec<_> = self.is.sequences.iter().map(first_of).collect();
-        let splits =
-            [Split::InOrder, Split::Equal { consecutive: false }, Split::Equal { consecutive: true }];
         let mut candidates: Vec<Candidate> = Vec::new();
         // The size of micro-batches may not be known.
         for ubatch in [self.is.ubatch.max(1), given.count.max(1)] {
-            for split in splits {
+            for &split in splits {
                 let (mut left, mut before) = (self.left.clone(), Vec::new());
                 while !left.is_empty() {
                     let rows = split.next(&sequences, &left, ubatch);
@@ -186,8 +204,15 @@ mod tests {
             positions: Some(rows.iter().map(|row| row.1).collect()),
             sequences: rows.iter().map(|row| vec![row.2]).collect(),
             ubatch,
+            unified: None,
         };
         batch.begin();
+    }
+
+    /// As [`begin`], in a context of which it is known whether its KV cache is unified.
+    fn begin_in(unified: bool, rows: &[(i32, i32, i32)], ubatch: usize) {
+        begin(rows, ubatch);
+        CURRENT.with_borrow_mut(|batch| batch.as_mut().unwrap().is.unified = Some(unified));
     }
 
     fn next(tokens: &[i32], positions: &[i32]) -> Result<Vec<Option<ProfileId>>, HookError> {
@@ -221,6 +246,23 @@ mod tests {
     }
 
     #[test]
+    fn the_kind_of_the_cache_tells_orders_apart() {
+        // Sequences 2, 0 and 3 read the same two tokens. Those with consecutive numbers go together.
+        let rows = [2, 0, 3].map(|sequence| [(5, 0, sequence), (6, 1, sequence)]).concat();
+        let (tokens, positions) = ([5, 6, 5, 6], [0, 1, 0, 1]);
+        begin_in(true, &rows, 4);
+        assert_eq!(next(&tokens, &positions).unwrap(), [OTHER, OTHER, DEFAULT, DEFAULT]);
+        begin_in(false, &rows, 4);
+        assert_eq!(next(&tokens, &positions).unwrap(), [OTHER, OTHER, None, None]);
+        assert_eq!(next(&tokens[..2], &positions[..2]).unwrap(), [DEFAULT, DEFAULT]);
+        begin(&rows, 4);
+        assert!(matches!(next(&tokens, &positions), Err(HookError::RowOrder { .. })));
+        // What is known of the cache may not be all.
+        begin_in(false, &[(5, 0, 0), (6, 1, 0), (7, 4, 2)], 3);
+        assert_eq!(next(&[5, 6, 7], &[0, 1, 4]).unwrap(), [DEFAULT, DEFAULT, OTHER]);
+    }
+
+    #[test]
     fn what_cannot_be_told_apart_is_an_error() {
         // Either two rows of sequence 0, or one of each.
         let rows = [(5, 0, 0), (5, 0, 0), (5, 0, 2), (5, 0, 2)];
@@ -239,7 +281,8 @@ mod tests {
     fn a_row_of_several_sequences() {
         let shared = |sequences: &[i32]| {
             let sequences = vec![sequences.to_vec()];
-            StockBatch { tokens: Some(vec![5]), positions: None, sequences, ubatch: 8 }.begin();
+            StockBatch { tokens: Some(vec![5]), positions: None, sequences, ubatch: 8, unified: None }
+                .begin();
             next(&[5], &[0])
         };
         assert_eq!(shared(&[0, 1]).unwrap(), [DEFAULT]);

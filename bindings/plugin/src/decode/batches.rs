@@ -18,6 +18,15 @@ pub(super) struct Batch {
     logits: *const i8,
 }
 
+/// What is known of a context.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Context {
+    /// Rows per micro-batch at most; 0 if that is unknown.
+    pub(super) ubatch: usize,
+    /// Whether its sequences share one KV cache.
+    pub(super) unified: Option<bool>,
+}
+
 /// Rows of a batch that are believed. llama.cpp's largest batches have some thousands.
 const MOST: i32 = 1 << 22;
 
@@ -25,7 +34,7 @@ const MOST: i32 = 1 << 22;
 ///
 /// # Safety
 /// The arrays must be null or have as many elements as the batch has rows.
-pub(super) unsafe fn read(batch: &Batch, ubatch: usize) -> StockBatch {
+pub(super) unsafe fn read(batch: &Batch, context: Context) -> StockBatch {
     if !(0..=MOST).contains(&batch.n_tokens) {
         return StockBatch::default();
     }
@@ -50,7 +59,8 @@ pub(super) unsafe fn read(batch: &Batch, ubatch: usize) -> StockBatch {
         }
     };
     let sequences = (0..rows).map(sequences).collect();
-    StockBatch { tokens: list(batch.token), positions: list(batch.pos), sequences, ubatch }
+    let (tokens, positions) = (list(batch.token), list(batch.pos));
+    StockBatch { tokens, positions, sequences, ubatch: context.ubatch, unified: context.unified }
 }
 
 /// The rows of the living `llama_batch_ext`s, by address.
@@ -102,13 +112,14 @@ pub(super) fn freed(batch: usize) {
 }
 
 /// Returns a batch as it was made.
-pub(super) fn made(batch: usize, ubatch: usize) -> StockBatch {
+pub(super) fn made(batch: usize, context: Context) -> StockBatch {
     with_rows(batch, |rows| StockBatch {
         // Rows that are embeddings have no tokens.
         tokens: rows.iter().map(|row| row.token).collect(),
         positions: Some(rows.iter().map(|row| row.position).collect()),
         sequences: rows.iter().map(|row| row.sequences.clone()).collect(),
-        ubatch,
+        ubatch: context.ubatch,
+        unified: context.unified,
     })
 }
 
@@ -133,7 +144,7 @@ mod tests {
             logits: null(),
         };
         // SAFETY: the arrays have as many elements as the batch has rows.
-        let read_batch = |batch: &Batch| unsafe { read(batch, 8) };
+        let read_batch = |batch: &Batch| unsafe { read(batch, Context { ubatch: 8, unified: None }) };
         let found = read_batch(&batch);
         assert_eq!(
             (found.tokens.as_deref(), found.positions.as_deref()),
@@ -157,13 +168,14 @@ mod tests {
         for row in [-1, 2] {
             positioned(batch, row, 7);
         }
-        let found = made(batch, 16);
+        let context = Context { ubatch: 16, unified: Some(true) };
+        let found = made(batch, context);
         assert_eq!((found.tokens, found.positions), (Some(vec![5, 6]), Some(vec![0, 9])));
         assert_eq!((found.sequences, found.ubatch), (vec![vec![2], vec![3, 4]], 16));
         added(batch, 0, None);
-        assert_eq!(made(batch, 16).tokens, None, "a row of embeddings");
+        assert_eq!(made(batch, context).tokens, None, "a row of embeddings");
         cleared(batch);
-        assert!(made(batch, 16).sequences.is_empty());
+        assert!(made(batch, context).sequences.is_empty());
         freed(batch);
     }
 }

@@ -121,31 +121,77 @@ fn symbol_in(path: &Path, name: &CStr) -> Option<NonNull<c_void>> {
     }
 }
 
-/// Returns how many rows a micro-batch of a context has at most (`llama_n_ubatch`); 0 where that is unknown.
-fn ubatch_of(call: &Call) -> usize {
-    static FUNCTION: OnceLock<usize> = OnceLock::new();
-    let function = *FUNCTION.get_or_init(|| look_up(c"llama_n_ubatch", call.caller()) as usize);
-    if function == 0 {
-        return 0;
+/// llama.cpp's functions that say something of a context; 0 where there is none.
+#[derive(Debug)]
+struct Getters {
+    n_ubatch: usize,
+    n_ctx: usize,
+    n_ctx_seq: usize,
+    n_seq_max: usize,
+    get_model: usize,
+    is_recurrent: usize,
+    is_hybrid: usize,
+}
+
+impl Getters {
+    fn of(caller: usize) -> &'static Self {
+        static GETTERS: OnceLock<Getters> = OnceLock::new();
+        GETTERS.get_or_init(|| {
+            let find = |name: &CStr| look_up(name, caller) as usize;
+            Self {
+                n_ubatch: find(c"llama_n_ubatch"),
+                n_ctx: find(c"llama_n_ctx"),
+                n_ctx_seq: find(c"llama_n_ctx_seq"),
+                n_seq_max: find(c"llama_n_seq_max"),
+                get_model: find(c"llama_get_model"),
+                is_recurrent: find(c"llama_model_is_recurrent"),
+                is_hybrid: find(c"llama_model_is_hybrid"),
+            }
+        })
     }
-    // SAFETY: llama.cpp's function of this name has this signature, and the first argument of the calls that decode
-    // is a context.
-    unsafe {
-        let function: extern "C" fn(usize) -> u32 = std::mem::transmute(function);
-        function(call.argument(0)) as usize
-    }
+}
+
+/// Returns what llama.cpp says of the context that a call is made with.
+fn context_of(call: &Call) -> batches::Context {
+    let &Getters { n_ubatch, n_ctx, n_ctx_seq, n_seq_max, get_model, is_recurrent, is_hybrid } =
+        Getters::of(call.caller());
+    let context = call.argument(0);
+    let number = |function: usize| {
+        // SAFETY: llama.cpp's getters of a context have this signature, and the first argument of the calls that
+        // decode is a context.
+        (function != 0).then(|| unsafe {
+            let function: extern "C" fn(usize) -> u32 = std::mem::transmute(function);
+            function(context)
+        })
+    };
+    let is = |function: usize| {
+        // SAFETY: as above; the model's getters return a bool.
+        (function != 0 && get_model != 0).then(|| unsafe {
+            let model: extern "C" fn(usize) -> usize = std::mem::transmute(get_model);
+            let function: extern "C" fn(usize) -> bool = std::mem::transmute(function);
+            function(model(context))
+        })
+    };
+    // A model that keeps states takes rows in another order, whatever its KV cache.
+    let has_cache_alone = is(is_recurrent) == Some(false) && is(is_hybrid) == Some(false);
+    let unified = match (number(n_ctx), number(n_ctx_seq), number(n_seq_max)) {
+        // In one cache, each sequence may fill the whole context.
+        (Some(all), Some(each), Some(2..)) if has_cache_alone => Some(all == each),
+        _ => None,
+    };
+    batches::Context { ubatch: number(n_ubatch).map_or(0, |rows| rows as usize), unified }
 }
 
 /// `llama_decode(context, batch)` and `llama_encode`.
 fn decodes(call: &Call) {
     let batch = call.second_in_memory().cast::<batches::Batch>();
     // SAFETY: the batch that the program passes to llama.cpp, which reads the same fields.
-    unsafe { batches::read(&*batch, ubatch_of(call)) }.begin();
+    unsafe { batches::read(&*batch, context_of(call)) }.begin();
 }
 
 /// `llama_process(context, type, batch)`.
 fn processes(call: &Call) {
-    batches::made(call.argument(2), ubatch_of(call)).begin();
+    batches::made(call.argument(2), context_of(call)).begin();
 }
 
 /// `llama_batch_ext_add(batch, sequence)`.

@@ -40,7 +40,8 @@ impl Server {
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> Value {
-        let mut answer = agent().post(format!("{}{path}", self.url)).send_json(body).expect("an answer");
+        let answer = agent().post(format!("{}{path}", self.url)).send_json(body);
+        let mut answer = answer.unwrap_or_else(|error| panic!("{error}: {}", self.host.log()));
         let status = answer.status();
         let value: Value = answer.body_mut().read_json().expect("JSON");
         assert_eq!(status, 200, "{path}: {value}\n{}", self.host.log());
