@@ -66,7 +66,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "S", env = "AXISCAP_STRENGTH", value_parser = sampling::share)]
     strength: Option<f32>,
     /// Slots of a server under other caps: 0-1=default,2=none,3=strict.gguf. The rest is under --caps
-    #[arg(long, value_name = "SLOTS=PROFILE,...", env = "AXISCAP_PROFILES")]
+    #[arg(long, value_name = "SLOTS=CAPS,...", env = "AXISCAP_PROFILES")]
     profiles: Option<String>,
     /// What the plugin does where it cannot cap: abort the program, or warn
     #[arg(long, value_name = "WHAT", env = "AXISCAP_STRICT", value_enum, default_value_t = Strict::Abort)]
