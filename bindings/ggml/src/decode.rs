@@ -137,13 +137,17 @@ impl Decode {
             for &index in indices {
                 match left.get_mut(index).map(std::mem::take) {
                     Some(true) => rows.push((index, batch.rows[index])),
-                    _ => return Err(order_error("the micro-batches hold a row twice, or one that is none")),
+                    _ => {
+                        return Err(HookError::row_order(
+                            "the micro-batches hold a row twice, or one that is none",
+                        ));
+                    }
                 }
             }
             micro_batches.push(Planned::new(number, &config, &rows, indexed)?);
         }
         if left.contains(&true) {
-            return Err(order_error("the micro-batches leave out a row"));
+            return Err(HookError::row_order("the micro-batches leave out a row"));
         }
         let order = Order::Known { micro_batches, at: None };
         let rows = Some(batch.rows.len());
@@ -328,10 +332,6 @@ impl Config {
 /// Rows at skipped positions come once per sequence, and are not a reason.
 pub(crate) fn is_mixed(batch: DecodeBatch<'_>) -> bool {
     batch.rows.iter().any(|row| row.profile != Some(ProfileId::DEFAULT))
-}
-
-fn order_error(what: &str) -> HookError {
-    HookError::RowOrder { what: what.into() }
 }
 
 #[cfg(test)]

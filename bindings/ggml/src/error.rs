@@ -291,6 +291,11 @@ pub enum HookError {
 }
 
 impl HookError {
+    /// Returns the error for rows in an order that was not expected.
+    pub(crate) fn row_order(what: &str) -> Self {
+        Self::RowOrder { what: what.into() }
+    }
+
     /// Returns the error for a caught panic.
     pub(crate) fn panic(panic: &(dyn Any + Send)) -> Self {
         let text = panic

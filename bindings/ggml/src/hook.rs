@@ -100,7 +100,7 @@ thread_local! {
 }
 
 impl Hook {
-    /// Installs the hook: measures ggml's layout and replaces `init_backend` of every device. Contexts
+    /// Installs the hook: measures ggml's layout and replaces two functions of every device. Contexts
     /// created under [`Hook::bind`] from now on can be capped. Others run as before. A second call returns
     /// the installed hook.
     ///

@@ -1,9 +1,10 @@
 //! Activation capping inside an unmodified ggml.
 //!
-//! llama.cpp computes a token by handing graphs to ggml backends. [`Hook::install`] replaces one function
-//! slot of every ggml device, `init_backend`. Backends of contexts created under [`Hook::bind`] then get
-//! another `graph_compute`, which finds the outputs of the capped blocks in each graph (nodes named
-//! `l_out-N`). The graph takes a [`Route`] on which they are capped before another node reads them:
+//! llama.cpp computes a token by handing graphs to ggml backends. [`Hook::install`] replaces two functions of
+//! every ggml device: `init_backend`, and `get_type` to notice devices that are registered later. Backends of
+//! contexts created under [`Hook::bind`] then get another `graph_compute`, which finds the outputs of the capped
+//! blocks in each graph (nodes named `l_out-N`). The graph takes a [`Route`] on which they are capped before another
+//! node reads them:
 //!
 //! - on the CPU backend a node is *inserted* after each of them, which ggml's own worker threads run between
 //!   their own barriers ([`RouteChoice::Inserted`]);

@@ -1,7 +1,8 @@
 //! The order in which llama.cpp computes the rows of a batch.
 //!
-//! llama.cpp splits a batch into micro-batches (`llama_batch_allocr`). Models with a KV cache alone keep the
-//! order of the batch. Models that keep states take equal numbers of rows of several sequences at a time.
+//! llama.cpp splits a batch into micro-batches (`llama_batch_allocr`). A unified KV cache alone keeps the order of
+//! the batch. A cache per sequence, and models that keep states, take equal numbers of rows of several sequences at
+//! a time.
 
 /// How llama.cpp splits a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,8 +10,8 @@
 pub enum Split {
     /// In the order of the batch (`split_simple`): a unified KV cache.
     InOrder,
-    /// Equally over sequences (`split_equal`): recurrent and hybrid models, and a KV cache per sequence. Those that keep states alone take
-    /// only sequences with consecutive numbers together.
+    /// Equally over sequences (`split_equal`): recurrent and hybrid models, and a KV cache per sequence. Models that
+    /// keep states alone, and such a cache, take only sequences with consecutive numbers together.
     Equal {
         /// Whether sequences of a micro-batch have consecutive numbers.
         consecutive: bool,
@@ -64,6 +65,7 @@ fn equal(rows: &[i32], left: &[usize], ubatch: usize, consecutive: bool) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
     #[test]
     fn a_cache_keeps_the_order_of_the_batch() {
         let rows = [1, 0, 0, 1, 1];

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axiscap_ggml::{Guard, Hook, Settings};
+use axiscap_ggml::{Guard, Hook, ModelCaps, Settings};
 use serde_json::json;
 
 use crate::caps;
@@ -112,23 +112,9 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
     }
     let originals = caps::read(&environment.caps).map_err(|error| error.to_string())?;
     let models = caps::with_strength(&originals, environment.strength).map_err(|error| error.to_string())?;
-    for caps in &models {
-        let blocks: Vec<_> = caps.caps.blocks().into_keys().collect();
-        let (shape, policy) = (&caps.shape, caps.caps.policy());
-        tracing::info!(
-            "{}: caps on blocks {blocks:?} of a `{}` of {} blocks of width {}{}",
-            caps.name,
-            shape.architecture,
-            shape.blocks,
-            shape.width,
-            match policy.skip_positions {
-                0 => String::new(),
-                count => format!("; the first {count} positions of a sequence are left alone"),
-            }
-        );
-    }
     let slots =
         profiles::read(&environment.profiles, environment.strength).map_err(|error| error.to_string())?;
+    models.iter().chain(profiles::caps_of(&slots)).for_each(announce);
     let listener = environment.listen.as_ref().map(Listener::bind).transpose();
     let listener = listener.map_err(|error| error.to_string())?;
     // SAFETY: the symbols of one loaded ggml, which this plugin keeps loaded.
@@ -172,4 +158,21 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
     let version = env!("CARGO_PKG_VERSION");
     duty.reporter.send("loaded", json!({ "version": version, "ggml": report.ggml, "devices": devices }));
     Ok(Attached { registry, duty: Arc::clone(duty), host, hook: Some((hook, guard)) })
+}
+
+/// Says what caps are for.
+fn announce(caps: &ModelCaps) {
+    let blocks: Vec<_> = caps.caps.blocks().into_keys().collect();
+    let (shape, policy) = (&caps.shape, caps.caps.policy());
+    tracing::info!(
+        "{}: caps on blocks {blocks:?} of a `{}` of {} blocks of width {}{}",
+        caps.name,
+        shape.architecture,
+        shape.blocks,
+        shape.width,
+        match policy.skip_positions {
+            0 => String::new(),
+            count => format!("; the first {count} positions of a sequence are left alone"),
+        }
+    );
 }

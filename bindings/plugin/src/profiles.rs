@@ -76,6 +76,18 @@ pub(crate) fn read(
     Ok(read)
 }
 
+/// Returns the caps of profiles, each once.
+pub(crate) fn caps_of(slots: &[(RangeInclusive<i32>, SlotProfile)]) -> impl Iterator<Item = &ModelCaps> {
+    let mut seen: Vec<*const ModelCaps> = Vec::new();
+    slots.iter().filter_map(move |(_, profile)| match profile {
+        SlotProfile::Caps(caps) if !seen.contains(&Arc::as_ptr(caps)) => {
+            seen.push(Arc::as_ptr(caps));
+            Some(&**caps)
+        }
+        _ => None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -61,6 +61,8 @@ fn slots_have_their_own_caps() {
                 );
             }
         }
+        let read = format!("{}: caps on blocks", strict.display());
+        assert_eq!(server.host.log().matches(&read).count(), 1, "{}", server.host.log());
         // All at the same time, with the same prompt in all slots.
         for (index, prompt) in PROMPTS.iter().enumerate() {
             std::thread::scope(|scope| {

@@ -264,8 +264,8 @@ mod tests {
     #[test]
     fn the_linked_ggml_is_laid_out_as_its_headers_say() {
         // ggml 0.26: ggml_backend = { guid, iface { get_name, free, .. }, .. } with graph_compute the 13th
-        // function of the interface; get_type is a device's 4th, init_backend its 6th; ggml_cgraph = { size, n_nodes, n_leafs,
-        // nodes, .., uid }.
+        // function of the interface; get_type is a device's 4th, init_backend its 6th; free_buffer is a buffer's
+        // 1st; ggml_cgraph = { size, n_nodes, n_leafs, nodes, .., uid }.
         let layout = Layout::probe().unwrap();
         let expected = Layout {
             device_init_backend: 5 * 8,

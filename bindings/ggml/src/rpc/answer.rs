@@ -1,7 +1,7 @@
 //! The server's side: answers the question of a client.
 
-use super::NODE;
 use super::message::{Answer, MAX_BYTES, Question, from_values, to_values};
+use super::{NODE, OTHER_VERSION};
 use crate::host::{Graph, SUCCESS, Status, Tensor, api};
 use crate::route::Compute;
 
@@ -33,9 +33,7 @@ pub(crate) fn answer(
     let question = from_values(&values).and_then(|bytes| Question::decode(&bytes));
     let answer = match &question {
         Some(question) => decide(question),
-        None => {
-            Answer::Otherwise("it runs another version of axiscap; use the same one on both sides".into())
-        }
+        None => Answer::Otherwise(OTHER_VERSION.into()),
     };
     values.fill(0.0);
     let message = to_values(&answer.encode(values.len()));

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::NODE;
 use super::message::{Answer, MAX_BYTES, Question, from_values, to_values};
+use super::{NODE, OTHER_VERSION};
 use crate::config::Config;
 use crate::digest::CapDigest;
 use crate::error::HookError;
@@ -146,5 +146,5 @@ unsafe fn ask(question: &Question, backend: Backend, compute: Compute<'_>) -> Re
         return Ok(Answer::No);
     }
     let answer = from_values(&found).and_then(|bytes| Answer::decode(&bytes));
-    answer.ok_or_else(|| "it runs another version of axiscap; use the same one on both sides".into())
+    answer.ok_or_else(|| OTHER_VERSION.into())
 }

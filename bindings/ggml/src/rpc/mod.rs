@@ -20,6 +20,9 @@ use crate::route::{BlockDone, GraphCall, Outcome, Route};
 /// Name of the node that asks.
 const NODE: &CStr = c"axiscap.question";
 
+/// What either side says of a message that it does not understand.
+const OTHER_VERSION: &str = "it runs another version of axiscap; use the same one on both sides";
+
 /// Computes a graph on a server that caps it.
 pub(crate) fn compute(call: &GraphCall<'_>) -> Outcome {
     Outcome::of(|outcome| {

@@ -97,7 +97,7 @@ impl Batch {
         }
         let mut fitting = fitting.into_iter();
         let Some(Candidate { rows, before }) = fitting.next() else {
-            return Err(order_error("no order of rows that is known fits its tokens and positions"));
+            return Err(HookError::row_order("no order of rows that is known fits its tokens and positions"));
         };
         let profiles = |rows: &[usize]| -> Result<Vec<_>, HookError> {
             rows.iter().map(|&row| self.profile_of(row, &profile)).collect()
@@ -105,7 +105,9 @@ impl Batch {
         let found = profiles(&rows)?;
         for other in fitting {
             if profiles(&other.rows)? != found {
-                return Err(order_error("two orders of rows under different profiles fit its tokens"));
+                return Err(HookError::row_order(
+                    "two orders of rows under different profiles fit its tokens",
+                ));
             }
         }
         self.left.retain(|row| !rows.contains(row) && !before.contains(row));
@@ -171,15 +173,11 @@ impl Batch {
         let first = profiles.next().unwrap_or_else(|| profile(0))?;
         for other in profiles {
             if other? != first {
-                return Err(order_error("a row is of several sequences under different profiles"));
+                return Err(HookError::row_order("a row is of several sequences under different profiles"));
             }
         }
         Ok(first)
     }
-}
-
-fn order_error(what: &str) -> HookError {
-    HookError::RowOrder { what: what.into() }
 }
 
 #[cfg(test)]
