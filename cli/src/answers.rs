@@ -6,6 +6,7 @@ use anyhow::{Result, bail, ensure};
 use axiscap_lab::rollout::{Generator, Plan, Rollout, RolloutHeader, RolloutOptions, RolloutPart, Rollouts};
 use axiscap_llama::{Model, Token};
 use clap::builder::RangedU64ValueParser;
+use serde_json::{Map, Value};
 
 use crate::bos::{self, Writer};
 use crate::interrupt::{self, Catch};
@@ -13,6 +14,7 @@ use crate::model::{self, GpuLayers};
 use crate::output::{self, counted, file_name, tool};
 use crate::progress::Progress;
 use crate::sampling::Seed;
+use crate::template::{self, TemplateArgs, switched};
 use crate::{input, remedy, sampling};
 
 /// Seed of the answers by default.
@@ -58,10 +60,6 @@ pub(crate) struct AnswersArgs {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
     limit_questions: Option<usize>,
 
-    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
-    #[arg(long, value_name = "NAME")]
-    chat_template: Option<String>,
-
     /// Maximum tokens of an answer [default: 48]
     #[arg(long, short = 'n', visible_aliases = ["n-predict", "predict"], value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: Option<usize>,
@@ -85,6 +83,9 @@ pub(crate) struct AnswersArgs {
     /// Layers on the GPU: a number, or all, or auto
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = model::gpu_layers)]
     gpu_layers: Option<GpuLayers>,
+
+    #[command(flatten)]
+    template: TemplateArgs,
 }
 
 /// Answers, and the file that keeps them until the command's output is written.
@@ -142,7 +143,10 @@ impl AnswersArgs {
         options.slots = self.slots.unwrap_or(options.slots);
         options.sampling.temperature = self.temp.unwrap_or(options.sampling.temperature);
         options.threads = self.threads;
-        options.chat_template.clone_from(&self.chat_template);
+        let template = self.template.prepare(model)?;
+        let used = self.template.options()?;
+        let mut generator = Generator::new(&template, &requests, &options)?;
+        generator.prompts().iter().any(|prompt| bos::check(model, prompt, Writer::Template));
         let shape = model.shape();
         let header = RolloutHeader {
             version: RolloutHeader::VERSION,
@@ -157,15 +161,18 @@ impl AnswersArgs {
             seed,
             temperature: options.sampling.temperature,
             max_tokens: options.max_tokens,
-            chat_template: self.chat_template.clone(),
+            chat_template: template::name(&used.source),
+            default_system: used.default_system,
+            thinking: used.thinking,
+            template_variables: used.variables,
+            template_date: template.date().map(Into::into),
+            prompts_sha256: Some(generator.prompts_sha256()),
             file_type: model::file_type(model),
             slots: Some(options.slots),
             limit_roles: self.limit_roles,
             limit_questions: self.limit_questions,
             answers: Some(requests.len()),
         };
-        let mut generator = Generator::new(model, &requests, &options)?;
-        generator.prompts().iter().any(|prompt| bos::check(model, prompt, Writer::Template));
         let place = part_file(self.rollouts.as_deref(), out);
         let mut part = RolloutPart::open(&place, &header, generator.group_size())?;
         if !part.kept().is_empty() {
@@ -274,12 +281,21 @@ impl AnswersArgs {
         fn words(value: Option<impl ToString>) -> Option<String> {
             value.map(|value| value.to_string())
         }
+        let template = &self.template;
+        let used = template.options()?;
+        let written = |variables: &Map<String, Value>| {
+            (!variables.is_empty()).then(|| Value::Object(variables.clone()).to_string())
+        };
         // A seed to be drawn agrees with the one that was.
         let seed = self.seed.filter(|seed| !seed.is_drawn).map(|seed| seed.number);
         let options = [
             ("--limit-roles", words(self.limit_roles), words(header.limit_roles)),
             ("--limit-questions", words(self.limit_questions), words(header.limit_questions)),
-            ("--chat-template", self.chat_template.clone(), header.chat_template.clone()),
+            (template.flag(), template::name(&used.source), header.chat_template.clone()),
+            ("--default-system", used.default_system, header.default_system.clone()),
+            ("--thinking", words(used.thinking.map(switched)), words(header.thinking.map(switched))),
+            ("--chat-template-kwargs", written(&used.variables), written(&header.template_variables)),
+            ("--template-date", used.date, header.template_date.clone()),
             ("--max-tokens", words(self.max_tokens), Some(header.max_tokens.to_string())),
             ("--temp", words(self.temp), Some(header.temperature.to_string())),
             ("--seed", words(seed), Some(header.seed.to_string())),
@@ -317,9 +333,7 @@ impl AnswersArgs {
                 words += &format!(" {flag} {limit}");
             }
         }
-        if let Some(name) = &header.chat_template {
-            words += &format!(" --chat-template {name}");
-        }
+        words += &template::words(header);
         let RolloutHeader { max_tokens, temperature, seed, .. } = header;
         words += &format!(" --max-tokens {max_tokens} --temp {temperature} --seed {seed}");
         if let Some(slots) = header.slots {

@@ -16,6 +16,7 @@ use crate::interrupt::{self, Interrupt, is_interrupted};
 use crate::model::ModelArgs;
 use crate::sampling::SamplingArgs;
 use crate::schedule::{self, EngagementReport};
+use crate::template::TemplateArgs;
 use crate::{input, output, remedy, report};
 
 /// Converse with the model. One line is one turn. After every answer stderr says where its projections were
@@ -46,9 +47,8 @@ pub(crate) struct Args {
     /// The system prompt
     #[arg(long, visible_alias = "system-prompt", value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
-    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
-    #[arg(long, value_name = "NAME")]
-    chat_template: Option<String>,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// Print one JSON object per turn, as a line, in place of the text
     #[arg(long)]
     json: bool,
@@ -64,14 +64,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     // A template that is missing or unknown is reported also where no turn follows.
     let system = args.system.iter().map(|text| Message::new(Role::System, text));
     let beginning: Vec<_> = system.chain([Message::new(Role::User, "")]).collect();
-    model.render(&beginning, args.chat_template.as_deref(), true)?;
+    let template = args.template.prepare(&model)?;
+    template.render(&beginning, true)?;
     let mut context = Context::new(&model, &args.model.context(&model))?;
     context.set_caps(caps.as_ref())?;
     args.caps.schedule(&mut context)?;
     context.set_tracing(caps.is_some())?;
     let interactive = io::stdin().is_terminal() && !args.json;
     let mut repl = Repl {
-        chat: Chat::new(args.system.as_deref(), args.chat_template.as_deref()),
+        chat: Chat::new(&template, args.system.as_deref()),
         context,
         caps,
         options: args.sampling.options(),
@@ -122,7 +123,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 const COMMANDS: &str = "/caps on|off, /strength S, /undo, /reset, /help, /quit";
 
 struct Repl<'m> {
-    chat: Chat,
+    chat: Chat<'m>,
     context: Context<'m>,
     caps: Option<CapSet>,
     options: GenerateOptions,

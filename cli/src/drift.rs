@@ -9,7 +9,7 @@ use axiscap_lab::bench::{BenchOptions, Ratio, bench};
 use axiscap_lab::charts::{LineChart, Series};
 use axiscap_lab::drift::{Conversation, DriftTurn, Mode, Moved, Script, TurnProjection, default_alarm};
 use axiscap_lab::output::write_atomically;
-use axiscap_llama::{Alarm, AlarmRule, Context, GenerateOptions, Message, Model, Role, Stop};
+use axiscap_llama::{Alarm, AlarmRule, ChatTemplate, Context, GenerateOptions, Message, Model, Role, Stop};
 use serde_json::json;
 
 use crate::bos::{self, Writer};
@@ -20,6 +20,7 @@ use crate::output::{self, counted};
 use crate::progress::Progress;
 use crate::sampling::SamplingArgs;
 use crate::schedule::{EngagementReport, alarm_rule};
+use crate::template::TemplateArgs;
 use crate::{input, report};
 
 /// Have a scripted conversation uncapped, capped, and capped on alarm, and follow the projection of the answers
@@ -45,9 +46,8 @@ pub(crate) struct Args {
     /// The user's messages (JSON) [default: a built-in emotional conversation of 8 turns]
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
-    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
-    #[arg(long, value_name = "NAME")]
-    chat_template: Option<String>,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// Block to look at [default: the last capped one]
     #[arg(long, value_name = "BLOCK")]
     block: Option<usize>,
@@ -95,11 +95,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     args.sampling.report_seed();
     let caps = caps.check(&model)?.acting()?;
     let cap = report::shown_cap(&caps, args.block)?;
-    warn_of_two_bos(&args, &model, &script);
+    let template = args.template.prepare(&model)?;
+    warn_of_two_bos(&template, &script);
     let interrupt = Interrupt::new()?;
     let caught = interrupt.catch();
     let Turns { uncapped, capped, on_alarm, alarm, unfinished, interrupted } =
-        converse(&args, &model, &script, &caps, &options, &caught)?;
+        converse(&args, &template, &script, &caps, &options, &caught)?;
     let speed = if interrupted { None } else { speed(&args, &model, &caps, &caught)? };
     let measured = speed.as_ref().map_or(0, |speed| speed.pairs.len());
     let interrupted = interrupted || caught.stopped() && measured < args.speed_pairs;
@@ -142,13 +143,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// Looks at the beginning of the conversation. What is wrong with its template, the first turn says.
-fn warn_of_two_bos(args: &Args, model: &Model, script: &Script) {
+fn warn_of_two_bos(template: &ChatTemplate<'_>, script: &Script) {
     let system = script.system.iter().map(|text| Message::new(Role::System, text));
     let first = script.turns.iter().take(1).map(|text| Message::new(Role::User, text));
     let messages: Vec<_> = system.chain(first).collect();
-    let rendered = model.render(&messages, args.chat_template.as_deref(), true);
-    if let Ok(prompt) = rendered.and_then(|text| model.tokenize(&text, true)) {
-        bos::check(model, &prompt, Writer::Template);
+    if let Ok(prompt) = template.prompt(&messages) {
+        bos::check(template.model(), &prompt, Writer::Template);
     }
 }
 
@@ -180,17 +180,17 @@ struct Turns {
 /// They are compared turn by turn: unless there was a signal, they have equally many.
 fn converse(
     args: &Args,
-    model: &Model,
+    template: &ChatTemplate<'_>,
     script: &Script,
     caps: &CapSet,
     options: &GenerateOptions,
     caught: &Catch,
 ) -> Result<Turns> {
+    let model = template.model();
     let mut context = Context::new(model, &args.model.context(model))?;
     let turns = script.turns.len();
     let conversations = if matches!(args.alarm, Some(AlarmArg::Off)) { 2 } else { 3 };
     let progress = Progress::new("turns", conversations * turns);
-    let template = args.chat_template.as_deref();
     let mut script = script.clone();
     let mut held: [Vec<DriftTurn>; 3] = Default::default();
     let (mut alarm, mut unfinished, mut interrupted) = (None, None, false);

@@ -29,9 +29,8 @@ struct Named(String, PathBuf);
 
 fn role(arg: &Arg) -> Option<Role> {
     Some(match arg.get_id().as_str() {
-        "model" | "caps" | "axes" | "file" | "plugin" | "prompt_file" | "questions" | "roles" | "script" => {
-            Role::Read
-        }
+        "model" | "caps" | "axes" | "chat_template_file" | "file" | "plugin" | "prompt_file"
+        | "questions" | "roles" | "script" => Role::Read,
         "out" | "plot" | "trace" => Role::Written,
         "changed_caps" => Role::Changed,
         "rollouts" => Role::Answers,
@@ -294,7 +293,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(pairs, 3 + 3 + (4 + 4 + 1) + 5 + 2, "run, drift, extract, calibrate, bind");
+        assert_eq!(pairs, 4 + 4 + (5 + 5 + 1) + 6 + 2, "run, drift, extract, calibrate, bind");
     }
 
     #[test]

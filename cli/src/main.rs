@@ -27,6 +27,7 @@ mod route;
 mod run;
 mod sampling;
 mod schedule;
+mod template;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -17,6 +17,7 @@ use crate::report::{self, CapReport, EngineReport, FusedNormReport};
 use crate::route::RouteArg;
 use crate::sampling::SamplingArgs;
 use crate::schedule::{self, EngagementReport};
+use crate::template::{self, TemplateArgs};
 
 /// Write an answer, or with --raw go on with a text. The text goes to stdout as it is written, statistics to
 /// stderr.
@@ -45,11 +46,10 @@ pub(crate) struct Args {
     system: Option<String>,
     /// Feed the prompt as it is: no chat template; special tokens in it are parsed, BOS is added as the model
     /// asks
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = template::IDS)]
     raw: bool,
-    /// A chat template that llama.cpp knows (chatml, llama3, ...) in place of the model's own
-    #[arg(long, value_name = "NAME", conflicts_with = "raw")]
-    chat_template: Option<String>,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// How graphs are computed with their caps; no effect without caps
     #[arg(long, alias = "engine", value_name = "HOW", value_enum, default_value_t = RouteArg::Auto)]
     route: RouteArg,
@@ -71,6 +71,8 @@ pub(crate) struct Args {
 struct Report<'a> {
     text: &'a str,
     tokens: Vec<i32>,
+    /// The prompt with the markup of its template, without a BOS that the tokenizer adds.
+    prompt: &'a str,
     prompt_tokens: usize,
     /// Of the random numbers, also if it was drawn.
     seed: u32,
@@ -112,13 +114,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let text = args.prompt.read(args.raw)?;
     let model = args.model.load()?;
     let caps = caps.map(|caps| caps.check(&model)?.acting()).transpose()?;
-    let (prompt, writer) = if args.raw {
-        (model.tokenize(&text, true)?, Writer::Prompt)
+    let (rendered, prompt, writer) = if args.raw {
+        let prompt = model.tokenize(&text, true)?;
+        (text, prompt, Writer::Prompt)
     } else {
         let system = args.system.iter().map(|text| Message::new(Role::System, text));
         let messages: Vec<_> = system.chain([Message::new(Role::User, text)]).collect();
-        let rendered = model.render(&messages, args.chat_template.as_deref(), true)?;
-        (model.tokenize(&rendered, true)?, Writer::Template)
+        let markup = args.template.prepare(&model)?.render(&messages, true)?;
+        (markup.text(), markup.tokens(&model, true)?, Writer::Template)
     };
     bos::check(&model, &prompt, writer);
     let interrupt = Interrupt::new()?;
@@ -158,6 +161,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let printed = output::json(&Report {
             text: &generated.text,
             tokens: generated.tokens.iter().map(|token| token.0).collect(),
+            prompt: &rendered,
             prompt_tokens: prompt.len(),
             seed: options.sampling.seed,
             stop: stop_name(generated.stop),

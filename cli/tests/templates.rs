@@ -38,7 +38,7 @@ fn every_command_that_converses_takes_another_template() {
         ["drift", "--caps", arg(&cap_file), "--max-tokens", "2", "--speed-pairs", "0", "--plot", arg(&plot)];
     let extract =
         ["extract", "--out", arg(&axes), "--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "2"];
-    for (file, says) in [(&none, "no chat template"), (&unknown, "cannot apply the chat template")] {
+    for (file, says) in [(&none, "no chat template"), (&unknown, "cannot be used: it cannot be run")] {
         for command in [&run[..], &chat, &drift, &extract] {
             let given = [command, &["--model", arg(file)]].concat();
             fail(program(&given, "Hello\n"), &[says, "--chat-template", "chatml", "run --raw"]);
@@ -48,7 +48,7 @@ fn every_command_that_converses_takes_another_template() {
     fail(program(&[&chat[..], &["--model", arg(&none)]].concat(), ""), &["no chat template"]);
     fail(
         program(&[&chat[..], &["--model", arg(&unknown)]].concat(), ""),
-        &["cannot apply the chat template"],
+        &["cannot be used: it cannot be run"],
     );
     for command in [&run[..], &chat, &drift, &extract] {
         let given = [command, &["--model", arg(&none), "--chat-template", "chatml"]].concat();

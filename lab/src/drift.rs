@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use axiscap::{Bound, CapSet};
 use axiscap_llama::{
-    Alarm, AlarmRule, Chat, Context, Engagement, GenerateOptions, ProfileId, Schedule, Stop, Timings,
-    TraceRow, answer_means,
+    Alarm, AlarmRule, Chat, ChatTemplate, Context, Engagement, GenerateOptions, ProfileId, Schedule, Stop,
+    Timings, TraceRow, answer_means,
 };
 use serde::{Deserialize, Serialize};
 
@@ -183,8 +183,8 @@ pub fn default_alarm(caps: &CapSet, uncapped: &[DriftTurn]) -> Option<Alarm> {
 pub struct Conversation<'a> {
     /// The user's messages.
     pub script: &'a Script,
-    /// A chat template that llama.cpp knows. `None` means the model's own.
-    pub template: Option<&'a str>,
+    /// The chat template.
+    pub template: &'a ChatTemplate<'a>,
     /// The caps.
     pub caps: &'a CapSet,
     /// Whether the caps act.
@@ -221,7 +221,7 @@ impl Conversation<'_> {
         context.schedule_profile(0, Some(ProfileId::DEFAULT), schedule)?;
         drop(context.take_engagements());
         context.set_tracing(true)?;
-        let mut chat = Chat::new(self.script.system.as_deref(), self.template);
+        let mut chat = Chat::new(self.template, self.script.system.as_deref());
         let mut turns = Vec::new();
         let mut unfinished = None;
         for user in &self.script.turns {

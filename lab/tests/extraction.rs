@@ -5,18 +5,19 @@ mod support;
 use axiscap::{Bound, CapSet};
 use axiscap_lab::activations::{mean_activations, project};
 use axiscap_lab::rollout::{Generator, Plan, Rollout, RolloutOptions, generate_rollouts};
-use axiscap_llama::{BatchRow, Context, ContextOptions, Sampling, Token};
+use axiscap_llama::{BatchRow, Context, ContextOptions, Sampling, TemplateOptions, Token};
 use support::{caps, long_text, model};
 
 #[test]
 fn answers_come_in_the_order_of_the_plan_and_are_those_of_a_single_sequence() {
     let model = model();
+    let template = model.chat_template(&TemplateOptions::default()).unwrap();
     let plan = Plan::builtin().limited(Some(1), Some(2));
     let requests = plan.requests(7);
     let generate = |sampling: Sampling| {
         let options = RolloutOptions { max_tokens: 8, slots: 5, sampling, ..RolloutOptions::default() };
         let mut reported = Vec::new();
-        let answers = generate_rollouts(&model, &requests, &options, |done| reported.push(done)).unwrap();
+        let answers = generate_rollouts(&template, &requests, &options, |done| reported.push(done)).unwrap();
         assert_eq!(reported, (1..=requests.len()).collect::<Vec<_>>());
         answers
     };
@@ -38,10 +39,11 @@ fn answers_come_in_the_order_of_the_plan_and_are_those_of_a_single_sequence() {
 #[test]
 fn a_group_of_answers_does_not_depend_on_earlier_groups() {
     let model = model();
+    let template = model.chat_template(&TemplateOptions::default()).unwrap();
     let requests = Plan::builtin().limited(Some(2), Some(2)).requests(3);
     let options = RolloutOptions { max_tokens: 6, slots: 2, ..RolloutOptions::default() };
-    let whole = generate_rollouts(&model, &requests, &options, |_| {}).unwrap();
-    let mut generator = Generator::new(&model, &requests, &options).unwrap();
+    let whole = generate_rollouts(&template, &requests, &options, |_| {}).unwrap();
+    let mut generator = Generator::new(&template, &requests, &options).unwrap();
     assert_eq!((requests.len(), generator.group_size()), (18, 8));
     let go_on = |_| std::ops::ControlFlow::Continue(());
     // In another order, with one group stopped halfway.

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use axiscap::file::CapFile;
-use axiscap_llama::{Chat, Context, ContextOptions, GenerateOptions, Model, ModelOptions};
+use axiscap_llama::{Chat, Context, ContextOptions, GenerateOptions, Model, ModelOptions, TemplateOptions};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
@@ -18,7 +18,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let caps = CapFile::read(caps.as_ref())?;
     let mut context = Context::new(&model, &ContextOptions::default())?;
     context.set_caps(Some(&caps.caps))?;
-    let mut chat = Chat::new(None, None);
+    let template = model.chat_template(&TemplateOptions::default())?;
+    let mut chat = Chat::new(&template, None);
     chat.say(&mut context, &question, &GenerateOptions::default(), |piece| {
         print!("{piece}");
         match std::io::stdout().flush() {

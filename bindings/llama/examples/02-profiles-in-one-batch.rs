@@ -12,7 +12,7 @@ use axiscap::Bound;
 use axiscap::file::CapFile;
 use axiscap_llama::{
     Batcher, BatcherOptions, Context, ContextOptions, Event, GenerateOptions, Message, Model, ModelOptions,
-    ProfileId, Request, Role,
+    ProfileId, Request, Role, TemplateOptions,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -34,8 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = BatcherOptions { statistics: true, ..BatcherOptions::default() };
     let mut batcher = Batcher::new(context, options)?;
 
-    let rendered = model.render(&[Message::new(Role::User, question)], None, true)?;
-    let prompt = model.tokenize(&rendered, true)?;
+    let template = model.chat_template(&TemplateOptions::default())?;
+    let prompt = template.prompt(&[Message::new(Role::User, question)])?;
     let mut names = Vec::new();
     for (name, profile) in
         [("assistant", Some(ProfileId::DEFAULT)), ("other", Some(other)), ("uncapped", None)]

@@ -240,14 +240,37 @@ pub enum Error {
         /// The path as given.
         path: PathBuf,
     },
-    /// A chat template that llama.cpp does not know.
+    /// A chat template that neither runs nor is known to llama.cpp.
     #[error(
-        "llama.cpp cannot apply the chat template {template:?}; name one it knows (e.g. chatml, llama3, gemma), or write the prompt's markup yourself"
+        "the chat template {template:?} cannot be used: {}llama.cpp does not know it; name one that it knows (e.g. chatml, llama3, gemma), give another in Jinja, or write the prompt's markup yourself", .reason.as_ref().map_or(String::new(), |reason| format!("it cannot be run ({reason}), and "))
     )]
     ChatTemplate {
         /// Its name, or its beginning.
         template: String,
+        /// Why it cannot be run, if it is more than a name.
+        reason: Option<String>,
     },
+    /// A conversation that the model's template refuses.
+    #[error(
+        "the chat template refuses the conversation: {reason}; change the messages, or use another template"
+    )]
+    TemplateRefuses {
+        /// The template's own words.
+        reason: String,
+    },
+    /// A chat template that runs on some conversations and not on this one.
+    #[error(
+        "the chat template fails on the conversation: {reason}; change the messages, or use another template"
+    )]
+    TemplateFails {
+        /// What went wrong, and where in the template.
+        reason: String,
+    },
+    /// Messages that hold each of Unicode's 131,068 characters for private use in the planes 15 and 16.
+    #[error(
+        "the messages use every character of Unicode's private planes, and none is left to stand for the special tokens that they spell; shorten them"
+    )]
+    PrivateUse,
     /// The hook reported other rows than those of the batch.
     #[error(
         "the hook reported {found} rows for block {block}, but the batch had {rows} rows, {outputs} of them with logits; this is a bug in axiscap: please report it with the model's name"

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use axiscap_ggml::ModelShape;
 use llama_cpp_2::model::LlamaModel;
@@ -13,6 +14,7 @@ use crate::Token;
 use crate::backend;
 use crate::error::{Error, LoadFailure};
 use crate::log;
+use crate::special::SpecialTokens;
 use crate::split;
 use crate::utf8::Utf8;
 
@@ -34,6 +36,7 @@ pub struct Model {
     name: Option<String>,
     file_type: Option<String>,
     trained_context: u32,
+    special: OnceLock<SpecialTokens>,
 }
 
 /// Architectures that predict no token of a text: those that run without a KV cache, need the output of an
@@ -87,6 +90,7 @@ impl Model {
             path: path.to_owned(),
             files,
             options: options.clone(),
+            special: OnceLock::new(),
             llama,
         };
         model.check_generative()?;
@@ -209,13 +213,8 @@ impl Model {
     /// # Errors
     /// [`Error::TextTooLong`].
     pub fn tokenize(&self, text: &str, whole: bool) -> Result<Vec<Token>, Error> {
-        // llama.cpp counts bytes and tokens in an i32, and may add a few tokens.
-        const MAX: usize = (i32::MAX / 2) as usize;
-        if text.len() > MAX {
-            return Err(Error::TextTooLong { bytes: text.len(), max: MAX });
-        }
         let vocab = self.llama.vocab();
-        let mut tokens = vocab.tokenize(text.as_bytes(), whole, true);
+        let mut tokens = self.tokens(text, whole, true)?;
         // llama.cpp adds these only together with BOS. An EOS that ends the text itself stays.
         // Only tokenizers named `bert` end with a separator (llama.cpp's `LLAMA_VOCAB_TYPE_WPM`).
         // `LlamaVocab::vocab_type` panics on types that it does not know.
@@ -228,6 +227,38 @@ impl Model {
             tokens.pop();
         }
         Ok(tokens)
+    }
+
+    /// Returns the tokens of a text as it is read: what spells a control token is text. Nothing is added.
+    ///
+    /// # Errors
+    /// [`Error::TextTooLong`].
+    pub fn tokenize_text(&self, text: &str) -> Result<Vec<Token>, Error> {
+        self.tokens(text, false, false)
+    }
+
+    fn tokens(&self, text: &str, whole: bool, special: bool) -> Result<Vec<Token>, Error> {
+        // llama.cpp counts bytes and tokens in an i32, and may add a few tokens.
+        const MAX: usize = (i32::MAX / 2) as usize;
+        if text.len() > MAX {
+            return Err(Error::TextTooLong { bytes: text.len(), max: MAX });
+        }
+        Ok(self.llama.vocab().tokenize(text.as_bytes(), whole, special))
+    }
+
+    /// Returns the special tokens of the vocabulary.
+    pub(crate) fn special_tokens(&self) -> &SpecialTokens {
+        self.special.get_or_init(|| SpecialTokens::of(&self.llama.vocab()))
+    }
+
+    /// Returns how BOS and EOS are written, for those that the vocabulary has.
+    pub(crate) fn written_ends(&self) -> (Option<String>, Option<String>) {
+        let vocab = self.llama.vocab();
+        let written = |token: Token| {
+            let bytes = self.has_token(token).then(|| vocab.token_to_piece(token, true, None))?;
+            String::from_utf8(bytes).ok().filter(|text| !text.is_empty())
+        };
+        (written(vocab.bos()), written(vocab.eos()))
     }
 
     /// Returns whether a prompt begins with two BOS tokens, of which this model's tokenizer added one. The

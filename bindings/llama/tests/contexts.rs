@@ -9,7 +9,7 @@ use axiscap::Bound;
 use axiscap_llama::{
     BatchRow, Chat, Context, ContextOptions, Error, HookError, Model, Session, Stop, Token, generate,
 };
-use support::{caps, greedy, long_text, model, options};
+use support::{caps, greedy, long_text, model, options, template};
 
 fn write(context: &mut Context<'_>, text: &str, max_tokens: usize) -> Vec<Token> {
     let prompt = context.model().tokenize(text, true).expect("tokens");
@@ -150,7 +150,8 @@ fn a_prompt_is_stopped_between_two_passes_and_continued() {
 fn a_turn_that_is_stopped_before_its_answer_leaves_the_conversation_as_it_was() {
     let model = model();
     let mut context = Context::new(&model, &ContextOptions { ubatch: 8, ..options() }).expect("a context");
-    let mut chat = Chat::new(Some("Be brief."), None);
+    let template = template(&model);
+    let mut chat = Chat::new(&template, Some("Be brief."));
     let go_on = |_: &str| ControlFlow::Continue(());
     chat.say(&mut context, "Hello.", &greedy(4), go_on).expect("an answer");
     let (messages, tokens) = (chat.messages().to_vec(), chat.tokens().to_vec());
@@ -168,7 +169,8 @@ fn a_failed_turn_leaves_the_conversation_as_it_was() {
     let model = model();
     let mut context =
         Context::new(&model, &ContextOptions { ctx: Some(128), ..options() }).expect("a context");
-    let mut chat = Chat::new(Some("Be brief."), None);
+    let template = template(&model);
+    let mut chat = Chat::new(&template, Some("Be brief."));
     let hello =
         chat.say(&mut context, "Hello.", &greedy(8), |_| ControlFlow::Continue(())).expect("an answer");
     let error = chat.say(&mut context, &long_text(), &greedy(8), |_| ControlFlow::Continue(())).unwrap_err();
@@ -267,7 +269,7 @@ fn messages_too_long_for_a_template_are_refused() {
     let model = model();
     let bytes = i32::MAX as usize / 4 + 1;
     let message = axiscap_llama::Message::new(axiscap_llama::Role::User, "a".repeat(bytes));
-    let error = model.render(&[message], None, true).unwrap_err();
+    let error = template(&model).render(&[message], true).unwrap_err();
     assert!(matches!(error, Error::TextTooLong { bytes: b, .. } if b == bytes), "{error}");
 }
 

@@ -251,8 +251,9 @@ fn a_conversation_that_is_decoded_again_keeps_its_alarm() {
     let alarm = Schedule::OnAlarm(Alarm { cap: None, rule });
     let set = support::caps([3, 4], 7, floor(50.0));
     let mut context = context(&model, &set, alarm);
-    let mut chat = Chat::new(None, None);
-    let say = |context: &mut Context<'_>, chat: &mut Chat, text: &str| {
+    let template = support::template(&model);
+    let mut chat = Chat::new(&template, None);
+    let say = |context: &mut Context<'_>, chat: &mut Chat<'_>, text: &str| {
         drop(context.take_trace());
         let turn = chat.say(context, text, &greedy(4), |_| ControlFlow::Continue(())).expect("a turn");
         (turn.prompt_tokens, acted(&context.take_trace()))

@@ -50,6 +50,18 @@ impl Place {
             command.env_remove(variable);
         }
         command.env_remove("GGML_BACKEND_PATH");
+        // A shell starts its background jobs with SIGINT and SIGQUIT ignored, and the launcher keeps that.
+        //
+        // SAFETY: `signal` is one system call, safe after a fork, and no handler of this process is involved.
+        #[cfg(unix)]
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+                for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTERM] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            });
+        }
         command
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use axiscap_llama::ModelShape;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::error::Error;
 use crate::output::write_atomically;
@@ -62,9 +63,25 @@ pub struct RolloutHeader {
     pub temperature: f32,
     /// Maximum tokens of an answer.
     pub max_tokens: usize,
-    /// The chat template used instead of the model's own, if any.
+    /// The chat template used instead of the model's own, if any: its name, or `sha256:` and the digest of its
+    /// text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
+    /// The system prompt of conversations without one, if it was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_system: Option<String>,
+    /// The template's variable `enable_thinking`, if it was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<bool>,
+    /// Further variables of the template.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub template_variables: Map<String, Value>,
+    /// The date in the prompts, if the template writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_date: Option<String>,
+    /// SHA-256 of the prompts' tokens. Absent in files of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompts_sha256: Option<String>,
     /// How the weights were stored: `general.file_type` of the model, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_type: Option<u32>,
@@ -222,6 +239,11 @@ pub(super) mod tests {
             temperature: 0.7,
             max_tokens: 3,
             chat_template: None,
+            default_system: None,
+            thinking: None,
+            template_variables: Map::new(),
+            template_date: None,
+            prompts_sha256: None,
             file_type: Some(3),
             slots: Some(2),
             limit_roles: None,

@@ -6,9 +6,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use axiscap_llama::{
-    self as batcher, Batcher, BatcherOptions, Context, ContextOptions, Event, GenerateOptions, Message,
-    Model, Role, Sampling, Token,
+    self as batcher, Batcher, BatcherOptions, ChatTemplate, Context, ContextOptions, Event, GenerateOptions,
+    Message, Model, Role, Sampling, Token,
 };
+
+use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 
@@ -31,15 +33,13 @@ pub struct RolloutOptions {
     pub slots: usize,
     /// Threads for the CPU. `None` means [`default_threads`](axiscap_llama::default_threads).
     pub threads: Option<usize>,
-    /// A chat template that llama.cpp knows, e.g. `chatml`. `None` means the model's own.
-    pub chat_template: Option<String>,
 }
 
 impl Default for RolloutOptions {
     /// Returns 48 tokens at temperature 0.7, 16 answers side by side.
     fn default() -> Self {
         let sampling = Sampling { temperature: 0.7, ..Sampling::default() };
-        Self { max_tokens: 48, sampling, slots: 16, threads: None, chat_template: None }
+        Self { max_tokens: 48, sampling, slots: 16, threads: None }
     }
 }
 
@@ -59,14 +59,14 @@ const ROUNDS: usize = 4;
 /// prompts of other lengths.
 ///
 /// # Errors
-/// Those of [`Model::render`], [`Error::AnswerTooLong`], and those of [`Context::decode`].
+/// Those of [`ChatTemplate::render`], [`Error::AnswerTooLong`], and those of [`Context::decode`].
 pub fn generate_rollouts(
-    model: &Model,
+    template: &ChatTemplate<'_>,
     requests: &[Request],
     options: &RolloutOptions,
     mut on_progress: impl FnMut(usize),
 ) -> Result<Vec<Rollout>, Error> {
-    let mut generator = Generator::new(model, requests, options)?;
+    let mut generator = Generator::new(template, requests, options)?;
     let (mut rollouts, mut reported) = (Vec::new(), 0);
     while rollouts.len() < requests.len() {
         let group = generator.group(rollouts.len(), |done| {
@@ -98,13 +98,14 @@ impl<'a> Generator<'a> {
     /// Makes a context for the answers to these requests.
     ///
     /// # Errors
-    /// Those of [`Model::render`] and [`Context::uncapped`], [`Error::AnswerTooLong`].
+    /// Those of [`ChatTemplate::render`] and [`Context::uncapped`], [`Error::AnswerTooLong`].
     pub fn new(
-        model: &'a Model,
+        template: &ChatTemplate<'a>,
         requests: &'a [Request],
         options: &'a RolloutOptions,
     ) -> Result<Self, Error> {
-        let prompt = |request| prompt(model, request, options.chat_template.as_deref());
+        let model = template.model();
+        let prompt = |request| prompt(template, request);
         let prompts = requests.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
         let longest_prompt = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let longest = longest_prompt.saturating_add(options.max_tokens);
@@ -139,6 +140,17 @@ impl<'a> Generator<'a> {
     #[must_use]
     pub fn prompts(&self) -> &[Vec<Token>] {
         &self.prompts
+    }
+
+    /// Returns the SHA-256 of all prompts' tokens, in hexadecimal. Other prompts are another experiment.
+    #[must_use]
+    pub fn prompts_sha256(&self) -> String {
+        let mut digest = Sha256::new();
+        for prompt in &self.prompts {
+            digest.update((prompt.len() as u64).to_le_bytes());
+            prompt.iter().for_each(|token| digest.update(token.0.to_le_bytes()));
+        }
+        format!("{:x}", digest.finalize())
     }
 
     /// Generates the answers of the group that begins with request `first`, in order. Returns `None` if
@@ -210,11 +222,11 @@ pub(crate) fn slots(model: &Model, wanted: usize) -> usize {
 }
 
 /// Returns the tokens of the templated prompt of a request.
-fn prompt(model: &Model, request: &Request, template: Option<&str>) -> Result<Vec<Token>, Error> {
+fn prompt(template: &ChatTemplate<'_>, request: &Request) -> Result<Vec<Token>, Error> {
     let mut messages = Vec::new();
     if let Some(system) = &request.system {
         messages.push(Message::new(Role::System, system));
     }
     messages.push(Message::new(Role::User, &request.text));
-    Ok(model.tokenize(&model.render(&messages, template, true)?, true)?)
+    Ok(template.prompt(&messages)?)
 }

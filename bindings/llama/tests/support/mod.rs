@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
-use axiscap_llama::{ContextOptions, GenerateOptions, Model, ModelOptions, Sampling};
+use axiscap_llama::{
+    ChatTemplate, ContextOptions, GenerateOptions, Model, ModelOptions, Sampling, TemplateOptions,
+};
 
 use axiscap_testing::llama::{Description, TestModel};
 use axiscap_testing::numbers::Random;
@@ -11,6 +13,11 @@ pub(crate) use axiscap_testing::small_model as path;
 /// Loads the small model. Without it a test fails.
 pub(crate) fn model() -> Model {
     Model::load(path(), &ModelOptions::default()).expect("the model loads")
+}
+
+/// Returns the model's own chat template.
+pub(crate) fn template(model: &Model) -> ChatTemplate<'_> {
+    model.chat_template(&TemplateOptions::default()).expect("the model's template")
 }
 
 /// Attention, sliding windows, latent attention, recurrent, and hybrid ones.
