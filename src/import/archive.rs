@@ -38,6 +38,7 @@ impl Archive {
             let expected = format!("at most {MAX_ENTRIES} entries");
             return Err(unsupported("zip archive", expected, zip.len().to_string(), SAVE_AGAIN));
         }
+        refuse_other_kinds(&zip)?;
         zip.validate_header_consistency().map_err(failed)?;
         let mut entries = HashMap::with_capacity(zip.len());
         let mut pickle = None;
@@ -51,9 +52,9 @@ impl Archive {
             }
             entries.insert(name, range);
         }
-        let Some((folder, pickle)) = pickle else { return Err(no_pickle(&entries)) };
+        let (folder, pickle) = pickle.ok_or_else(|| other_kind("no data.pkl"))?;
         let archive = Self { entries, folder, pickle };
-        archive.check_kind(bytes)?;
+        archive.check_byte_order(bytes)?;
         Ok(archive)
     }
 
@@ -67,13 +68,9 @@ impl Archive {
         self.entries.get(&format!("{}data/{key}", self.folder)).cloned()
     }
 
-    fn check_kind(&self, bytes: &[u8]) -> Result<()> {
-        let of_script = [format!("{}constants.pkl", self.folder), format!("{}code/", self.folder)];
-        if self.entries.keys().any(|name| *name == of_script[0] || name.starts_with(&of_script[1])) {
-            let remedy = "TorchScript holds a program; save the tensors alone with torch.save";
-            return Err(unsupported("zip archive", "tensors by torch.save", "a TorchScript module", remedy));
-        }
+    fn check_byte_order(&self, bytes: &[u8]) -> Result<()> {
         match self.entries.get(&format!("{}byteorder", self.folder)).map(|range| &bytes[range.clone()]) {
+            // Files of PyTorch before version 2.1 have no such entry.
             None | Some(b"little") => Ok(()),
             Some(other) => {
                 let found = quoted(&String::from_utf8_lossy(&other[..other.len().min(64)]));
@@ -82,6 +79,25 @@ impl Archive {
             }
         }
     }
+}
+
+/// Recognises archives of other kinds by the names in them, whatever else is wrong with them.
+fn refuse_other_kinds(zip: &ZipArchive<Cursor<&[u8]>>) -> Result<()> {
+    for name in zip.file_names_raw() {
+        let name = name.split(|&byte| byte == b'/').collect::<Vec<_>>();
+        if matches!(name.as_slice(), [.., b"constants.pkl"] | [_, b"code", ..]) {
+            return Err(other_kind("a TorchScript module, which holds a program"));
+        }
+        if name.last().is_some_and(|last| last.ends_with(b".npy")) {
+            return Err(other_kind("an archive of NumPy (.npz)"));
+        }
+    }
+    Ok(())
+}
+
+fn other_kind(found: &str) -> FileError {
+    let remedy = "save the tensors alone with torch.save or safetensors";
+    unsupported("zip archive", "tensors by torch.save", found, remedy)
 }
 
 /// Returns name and place of an entry, after its checksum was found right.
@@ -119,15 +135,4 @@ fn entry(zip: &mut ZipArchive<Cursor<&[u8]>>, index: usize) -> Result<(String, R
 /// Whether a text is empty or ends with a slash.
 fn is_folder(text: &str) -> bool {
     text.is_empty() || text.ends_with('/')
-}
-
-fn no_pickle(entries: &HashMap<String, Range<usize>>) -> FileError {
-    let npz = entries.keys().any(|name| name.ends_with(".npy"));
-    let found = if npz { "an archive of NumPy (.npz)" } else { "no data.pkl" };
-    unsupported(
-        "zip archive",
-        "tensors by torch.save",
-        found,
-        "save the tensors with torch.save or safetensors",
-    )
 }

@@ -122,12 +122,13 @@ impl Source {
             let contents = Contents::Vectors { vectors, notes: Notes::default() };
             return Ok(Self { path: None, bytes, format: Format::Torch, contents });
         }
-        refuse_legacy(&bytes)?;
+        // The length in front of a safetensors header may have the first bytes of a pickle.
         if safetensors::is_one(&bytes) {
             let (vectors, bounds_ignored) = safetensors::parse(&bytes)?;
             let contents = Contents::Vectors { vectors, notes: Notes { bounds_ignored, ..Notes::default() } };
             return Ok(Self { path: None, bytes, format: Format::Safetensors, contents });
         }
+        refuse_legacy(&bytes)?;
         if manifest(&bytes)?.is_some() {
             let expected = "a file that holds vectors";
             let remedy = "open the manifest by its path, so that the file of vectors beside it is found";
