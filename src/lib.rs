@@ -17,6 +17,7 @@
 //! | `cuda` | the operation on NVIDIA GPUs, with the same bits (feature `cuda`) |
 //! | `interop` | cudarc's and `cust`'s types (features `cuda` and `cust`) |
 //! | [`mod@file`] | cap files |
+//! | `import` | axes and caps from files of other tools (feature `import`) |
 //!
 //! # The operation
 //! For a row `h` of `d` values and the ordered caps of its block, each with unit axis `v`, bounds `lo <= hi`
@@ -42,6 +43,8 @@ pub mod cpu;
 pub mod cuda;
 mod error;
 pub mod file;
+#[cfg(feature = "import")]
+pub mod import;
 #[cfg(feature = "cuda")]
 pub mod interop;
 pub mod op;

@@ -80,7 +80,7 @@ pub(super) fn direction_block(name: &str) -> Option<usize> {
 }
 
 /// Turns the error of an axis into one of its tensor.
-pub(super) fn axis_problem(field: String, error: Error) -> FileError {
+pub(crate) fn axis_problem(field: String, error: Error) -> FileError {
     let again = "extract the axes again";
     match error {
         Error::EmptyAxis => invalid(field, "one value per channel", "none", again),

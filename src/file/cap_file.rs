@@ -16,7 +16,7 @@ use crate::file::warning::Warning;
 use crate::file::{decode, encode};
 
 /// Maximum size of a file that is read or written. The caps of 80 blocks of width 8192 take 2.6 MB.
-pub(super) const MAX_BYTES: u64 = 1 << 30;
+pub(crate) const MAX_BYTES: u64 = 1 << 30;
 
 /// Caps, the rows they leave alone, the model they are for, and how they were made.
 #[derive(Debug, Clone, PartialEq)]

@@ -129,7 +129,7 @@ impl FileError {
 
 /// Escapes the control characters in text from a file. Names in an untrusted file must not control a
 /// terminal.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() { printable.extend(c.escape_default()) } else { printable.push(c) }

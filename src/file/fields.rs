@@ -54,7 +54,7 @@ impl Fields {
     }
 }
 
-pub(super) fn invalid(
+pub(crate) fn invalid(
     field: impl Into<String>,
     expected: impl Into<String>,
     found: impl Into<String>,

@@ -52,3 +52,11 @@ pub use norm_digest::NormDigest;
 pub use origin::Origin;
 pub use output::write_atomically;
 pub use warning::Warning;
+
+#[cfg(feature = "import")]
+pub(crate) use {
+    axes::axis_problem,
+    cap_file::MAX_BYTES,
+    error::{Result, printable},
+    fields::invalid,
+};
