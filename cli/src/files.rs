@@ -29,8 +29,8 @@ struct Named(String, PathBuf);
 
 fn role(arg: &Arg) -> Option<Role> {
     Some(match arg.get_id().as_str() {
-        "model" | "caps" | "axes" | "chat_template_file" | "file" | "plugin" | "prompt_file"
-        | "questions" | "roles" | "script" => Role::Read,
+        "model" | "caps" | "axes" | "chat_template_file" | "default_vector" | "file" | "plugin"
+        | "prompt_file" | "questions" | "role_vector" | "roles" | "script" => Role::Read,
         "out" | "plot" | "trace" => Role::Written,
         "changed_caps" => Role::Changed,
         "rollouts" => Role::Answers,
@@ -61,13 +61,14 @@ pub(crate) fn check(cli: &Command, matches: &ArgMatches) -> Result<()> {
     for arg in paths(command) {
         let id = arg.get_id().as_str();
         let Some(path) = matches.get_one::<PathBuf>(id) else { continue };
+        let every = || matches.get_many::<PathBuf>(id).into_iter().flatten();
         let role = role(arg).with_context(|| format!("{}: a path without a role", flag(arg)))?;
         match role {
             Role::Read if id == "model" => {
                 inputs.extend(model_files(path).into_iter().map(|file| Named(flag(arg), file)));
             }
             Role::Read if path == Path::new("-") => inputs.push(stdin()),
-            Role::Read => inputs.push(Named(flag(arg), path.clone())),
+            Role::Read => inputs.extend(every().map(|path| Named(flag(arg), path.clone()))),
             Role::Changed if matches.contains_id("out") => inputs.push(Named(flag(arg), path.clone())),
             Role::Answers if path.exists() => inputs.push(Named(flag(arg), path.clone())),
             Role::Answers | Role::Changed | Role::Written => outputs.push(Named(flag(arg), path.clone())),
@@ -227,8 +228,8 @@ mod tests {
             written += roles(command).iter().filter(|(_, role)| *role != Role::Read).count();
         }
         assert_eq!(
-            written, 9,
-            "run --trace, drift --plot, extract --out --plot --rollouts, calibrate --out --rollouts, bind --out --caps"
+            written, 11,
+            "run --trace, drift --plot, extract --out --plot --rollouts, calibrate --out --rollouts, bind --out --caps, import --out, export --out"
         );
     }
 
@@ -293,7 +294,11 @@ mod tests {
                 }
             }
         }
-        assert_eq!(pairs, 4 + 4 + (5 + 5 + 1) + 6 + 2, "run, drift, extract, calibrate, bind");
+        assert_eq!(
+            pairs,
+            4 + 4 + (5 + 5 + 1) + 6 + 2 + 4 + 1,
+            "run, drift, extract, calibrate, bind, import, export"
+        );
     }
 
     #[test]

@@ -10,9 +10,11 @@ mod chat;
 mod doctor;
 mod drift;
 mod exec;
+mod export;
 mod extract;
 mod files;
 mod fingerprint;
+mod import;
 mod input;
 mod inspect;
 mod interrupt;
@@ -71,6 +73,10 @@ enum Command {
     Calibrate(calibrate::Args),
     /// Write into a cap file which model it is for, by digests of the model's norm weights
     Bind(bind::Args),
+    /// Make a cap file of axes or caps that another tool wrote
+    Import(import::Args),
+    /// Write caps or axes in a format of other tools
+    Export(export::Args),
     /// Follow the projection over a conversation, uncapped and capped
     Drift(drift::Args),
     /// Start a program of stock llama.cpp, such as llama-server, with caps
@@ -90,6 +96,8 @@ impl Command {
             Self::Extract(args) => extract::run(args),
             Self::Calibrate(args) => calibrate::run(args),
             Self::Bind(args) => bind::run(args),
+            Self::Import(args) => import::run(args),
+            Self::Export(args) => export::run(args),
             Self::Drift(args) => drift::run(args),
             Self::Exec(args) => exec::run(args),
             Self::Inspect(args) => inspect::run(args),

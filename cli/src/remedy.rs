@@ -90,6 +90,9 @@ fn llama(error: &LlamaError) -> Option<String> {
         LlamaError::NoChatTemplate { .. } | LlamaError::ChatTemplate { .. } => {
             "--chat-template NAME names a template; `axiscap run --raw` takes a prompt with its markup"
         }
+        LlamaError::TemplateRefuses { .. } | LlamaError::TemplateFails { .. } => {
+            "--chat-template or --chat-template-file takes another template, --chat-template-kwargs sets its variables"
+        }
         _ => return None,
     };
     Some(remedy.into())
@@ -122,7 +125,12 @@ fn file(error: &FileError) -> Option<String> {
 fn field(Problem { field, .. }: &Problem) -> Option<String> {
     let remedy = match field.as_str() {
         "general.architecture" | "file size" => "if this is a model, give it with --model",
-        "magic" => "`axiscap calibrate` makes cap files",
+        "magic" => "`axiscap calibrate` makes cap files, and `axiscap import` reads those of other tools",
+        "experiments" => "--list shows the experiments of a file, --experiment ID names one",
+        "orientation" => {
+            "--default-vector and --role-vector decide what the vectors point to, --points-to says it"
+        }
+        "axiscap.version" => "`axiscap calibrate` and `axiscap run` take cap files as they are",
         field if field.starts_with("tensor") => "`axiscap extract` makes the axes again",
         field if field.starts_with("axiscap.") || field.starts_with("controlvector.") => {
             "`axiscap calibrate` makes the file again"

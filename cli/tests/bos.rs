@@ -45,7 +45,7 @@ fn a_second_bos_is_warned_of_once_with_the_remedy() {
     }
     let tokens = |model: &Path| {
         let args = ["run", "-c", "64", "-n", "1", "--json", "-p", "Hi", "--model", arg(model)];
-        support::json(&program(&args, ""))["prompt_tokens"].clone()
+        support::json(program(&args, ""))["prompt_tokens"].clone()
     };
     assert_eq!(tokens(&adds), tokens(&support::model()));
     // The model as it is.
