@@ -2,8 +2,8 @@
 //!
 //! | | `controlvector.layer_count` | numbers |
 //! |---|---|---|
-//! | llama.cpp's `cvector-generator` | i32, the number of directions | from 1: `direction.N` is the difference at the output of block N - 1 |
-//! | repeng | u32, the number of directions | those of the layers asked for: block N; 0 and negative ones occur |
+//! | llama.cpp's `cvector-generator` | i32, the number of directions | from 1: measured on block N - 1 |
+//! | repeng | u32, the number of directions | as asked for: block N, also 0 and negative |
 //! | axiscap | i32, the number of blocks | block N |
 //!
 //! llama.cpp adds `direction.N` to the output of block N, and ignores block 0 and the count.

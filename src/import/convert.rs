@@ -40,6 +40,10 @@ impl Source {
     }
 
     fn of_config(&self, config: &CappingConfig, target: &Target, request: &Request<'_>) -> Result<Imported> {
+        // Every vector counts: an experiment may use low blocks of a deeper model.
+        for vector in &config.vectors {
+            check_place(vector.layer, vector.row.width, target)?;
+        }
         let experiment = chosen(&config.experiments, request.experiment)?;
         let taken: Vec<_> = experiment
             .caps
@@ -58,7 +62,6 @@ impl Source {
         let mut placed = Vec::with_capacity(taken.len());
         for cap in &taken {
             let vector = &config.vectors[cap.vector];
-            check_place(vector.layer, vector.row.width, target)?;
             let axis = match axes.get(&vector.row) {
                 Some(axis) => axis.clone(),
                 None => {
@@ -96,10 +99,7 @@ impl Source {
         if experiment.without_cap > 0 {
             imported.warnings.push(Warning::WithoutCap { count: experiment.without_cap });
         }
-        let layers = config.vectors.iter().map(|vector| vector.layer).collect::<BTreeSet<_>>().len();
-        if layers < target.model.blocks && layers > experiment.caps.len() {
-            imported.warnings.push(Warning::FewerLayers { file: layers, model: target.model.blocks });
-        }
+        imported.warnings.extend(fewer_layers(config, target));
         Ok(imported)
     }
 
@@ -377,6 +377,14 @@ fn check_place(block: usize, width: usize, target: &Target) -> Result<()> {
         return Err(invalid("layers", expected, found, "name a file for this model"));
     }
     Ok(())
+}
+
+/// Warns about a configuration with vectors for every layer of a model with fewer blocks.
+fn fewer_layers(config: &CappingConfig, target: &Target) -> Option<Warning> {
+    let layers: BTreeSet<usize> = config.vectors.iter().map(|vector| vector.layer).collect();
+    let is_whole = (0..layers.len()).eq(layers.iter().copied());
+    let (file, model) = (layers.len(), target.model.blocks);
+    (is_whole && file < model).then_some(Warning::FewerLayers { file, model })
 }
 
 /// Refuses one vector per layer of a model with another number of blocks.

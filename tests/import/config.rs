@@ -130,11 +130,15 @@ fn requests_that_the_file_cannot_serve_are_refused() {
     let mut other = target();
     other.width = 4;
     let error = source.caps(&other, &request("twice")).unwrap_err().to_string();
-    assert_contains(&error, &["block 3", "width 3, not 4"]);
-    let mut other = target();
+    assert_contains(&error, &["block 0", "width 3, not 4"]);
+    // Whichever experiment is taken.
+    other.width = 3;
     other.model.blocks = 3;
-    let error = source.caps(&other, &request("twice")).unwrap_err().to_string();
+    let error = source.caps(&other, &request("layers_1:3-p0.25")).unwrap_err().to_string();
     assert_contains(&error, &["a block of the model, from 0 to 2", "found 3"]);
+    other.model.blocks = 5;
+    let imported = source.caps(&other, &request("twice")).unwrap();
+    assert!(imported.warnings.contains(&Warning::FewerLayers { file: 4, model: 5 }));
 }
 
 /// Changes a value of the good file's dict.

@@ -38,9 +38,8 @@ static ALLOCATOR: Counting = Counting;
 /// Does everything with a file, and returns whether it was read.
 #[track_caller]
 fn check(bytes: Vec<u8>) -> bool {
-    // A node of a pickle takes up to 32 bytes for a byte of the file, and three times that while a vector
-    // of nodes grows.
-    let max = 128 * bytes.len() + (1 << 16);
+    // A node of a pickle takes 32 bytes in memory for at least two in the file, and lists of them 4 to 12.
+    let max = 48 * bytes.len() + (1 << 14);
     let length = bytes.len();
     let before = NOW.load(Relaxed) - length;
     MAX.store(before, Relaxed);
@@ -110,7 +109,7 @@ fn sharing() {
     let experiment = dict([("id", text("e")), ("interventions", P::List(vec![cap; 4000]))]);
     let value = dict([("vectors", dict([(name, vector)])), ("experiments", P::List(vec![experiment]))]);
     let bytes = torch(&value, &storage);
-    let max = 128 * bytes.len();
+    let max = 48 * bytes.len();
     let before = NOW.load(Relaxed);
     MAX.store(before, Relaxed);
     let source = Source::from_bytes(bytes).unwrap();

@@ -27,17 +27,28 @@ struct Machine<'a> {
     memo: Vec<Id>,
 }
 
+/// Returns the maximum number of nodes. Picklers need two bytes or more for each: they write a small number in
+/// two, and store every other value in the memo.
+fn max_nodes(pickle: &[u8]) -> usize {
+    pickle.len() / 2 + 16
+}
+
 /// Runs a pickle to its `STOP`, which must be its last byte. Returns the nodes and the index of the result.
 pub(super) fn run(bytes: &[u8]) -> Result<(Vec<Node<'_>>, Id)> {
     if bytes.len() > MAX_BYTES {
         let expected = format!("at most {MAX_BYTES} bytes without the tensors' data");
         return Err(unsupported("data.pkl", expected, format!("{} bytes", bytes.len()), SAVE_AGAIN));
     }
-    let nodes = vec![Node::None, Node::Bool(false), Node::Bool(true), Node::Tuple(Vec::new())];
+    let mut nodes = Vec::with_capacity(max_nodes(bytes));
+    nodes.extend([Node::None, Node::Bool(false), Node::Bool(true), Node::Tuple(Vec::new())]);
     let (stack, marks, memo) = (Vec::new(), Vec::new(), Vec::new());
     let mut machine = Machine { bytes, at: 0, start: 0, nodes, stack, marks, memo };
     machine.header()?;
-    while !machine.step()? {}
+    while !machine.step()? {
+        if machine.nodes.len() >= max_nodes(bytes) {
+            return Err(unsupported("data.pkl", "values of two bytes or more", "shorter ones", SAVE_AGAIN));
+        }
+    }
     let left = bytes.len() - machine.at;
     if left > 0 {
         return Err(malformed(
@@ -257,7 +268,7 @@ impl<'a> Machine<'a> {
     }
 
     fn push(&mut self, node: Node<'a>) {
-        // At most one node per byte, and at most MAX_BYTES.
+        // At most one node per byte of MAX_BYTES.
         self.stack.push(Id(self.nodes.len() as u32));
         self.nodes.push(node);
     }
