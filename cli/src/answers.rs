@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
-use axiscap_lab::rollout::{Generator, Plan, Rollout, RolloutHeader, RolloutOptions, RolloutPart, Rollouts};
+use axiscap_lab::rollout::{
+    Fault, FaultCounts, Generator, Plan, Rollout, RolloutHeader, RolloutOptions, RolloutPart, Rollouts, sift,
+};
 use axiscap_llama::{Model, Token};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value};
@@ -84,6 +86,11 @@ pub(crate) struct AnswersArgs {
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = model::gpu_layers)]
     gpu_layers: Option<GpuLayers>,
 
+    /// Measure all answers: also those without text, those that never leave their thoughts, and those with
+    /// markup of the template or with somebody else's turn, which are left out otherwise
+    #[arg(long)]
+    keep_all_answers: bool,
+
     #[command(flatten)]
     template: TemplateArgs,
 }
@@ -94,7 +101,10 @@ pub(crate) struct Answers {
     /// The file that keeps them.
     place: PathBuf,
     pub(crate) header: RolloutHeader,
+    /// Those that are measured.
     pub(crate) rollouts: Vec<Rollout>,
+    /// The faults of all.
+    pub(crate) counts: FaultCounts,
     part: Option<RolloutPart>,
 }
 
@@ -105,6 +115,12 @@ impl Answers {
         interrupt::error(&format!(
             "all answers are kept in {place}, and the same command measures them without generating them again"
         ))
+    }
+
+    /// Returns how many answers have each fault, as JSON.
+    pub(crate) fn faults(&self) -> Value {
+        let name = |(fault, count): (&Fault, &usize)| (fault.name().to_owned(), (*count).into());
+        Value::Object(self.counts.faults.iter().map(name).collect())
     }
 
     /// Removes the file. Call it after the command's output is written.
@@ -127,10 +143,40 @@ impl AnswersArgs {
         let text = |path: &Option<PathBuf>| path.as_deref().map(input::text_file).transpose();
         let (roles, questions) = (text(&self.roles)?, text(&self.questions)?);
         let plan = Plan::from_texts(roles.as_deref(), questions.as_deref())?;
-        match self.rollouts.as_deref().filter(|path| path.exists()) {
+        let answers = match self.rollouts.as_deref().filter(|path| path.exists()) {
             Some(path) => self.reuse(path, model, &plan),
             None => self.generate(model, plan.limited(self.limit_roles, self.limit_questions), out, caught),
+        };
+        self.sifted(answers?)
+    }
+
+    /// Leaves out answers that are not what they are taken for, and says how many.
+    fn sifted(&self, mut answers: Answers) -> Result<Answers> {
+        let place = answers.place.display().to_string();
+        if !self.keep_all_answers {
+            let all = std::mem::take(&mut answers.rollouts);
+            let sifted =
+                sift(all).map_err(|error| remedy::noted(error, format!("the answers are in {place}")));
+            (answers.rollouts, answers.counts) = sifted?;
         }
+        let FaultCounts { answers: all, left_out, faults } = &answers.counts;
+        if !faults.is_empty() {
+            let kept = if self.keep_all_answers { "all are measured" } else { "left out" };
+            let number = if self.keep_all_answers { String::new() } else { format!("{left_out} ") };
+            let cut = if faults.contains_key(&Fault::CutOff) {
+                format!("; of those cut off, the first {} tokens are measured", answers.header.max_tokens)
+            } else {
+                String::new()
+            };
+            output::note(&format!("[of {all} answers {}; {number}{kept}{cut}]", answers.counts));
+            if let Some(worst) = answers.counts.worst().filter(|_| left_out * 10 >= *all) {
+                output::warning(&format!(
+                    "{left_out} of {all} answers are not what they are taken for, most of them {worst}: {}",
+                    worst.remedy()
+                ));
+            }
+        }
+        Ok(answers)
     }
 
     fn generate(&self, model: &Model, plan: Plan, out: &Path, caught: &Catch) -> Result<Answers> {
@@ -217,12 +263,19 @@ impl AnswersArgs {
         progress.finish();
         let rollouts = part.kept().to_vec();
         let Some(path) = &self.rollouts else {
-            return Ok(Answers { place, header, rollouts, part: Some(part) });
+            return Ok(Answers {
+                place,
+                header,
+                counts: FaultCounts::of(&rollouts),
+                rollouts,
+                part: Some(part),
+            });
         };
         let whole = Rollouts { header, rollouts };
         whole.write(path)?;
         drop(part.finish());
-        Ok(Answers { place: path.clone(), header: whole.header, rollouts: whole.rollouts, part: None })
+        let Rollouts { header, rollouts } = whole;
+        Ok(Answers { place: path.clone(), header, counts: FaultCounts::of(&rollouts), rollouts, part: None })
     }
 
     /// Reads answers made before, if they are from this model and plan, made with the options given.
@@ -273,7 +326,8 @@ impl AnswersArgs {
             let prompt: Vec<_> = rollout.prompt.iter().copied().map(Token).collect();
             bos::check(model, &prompt, Writer::Template)
         });
-        Ok(Answers { place: path.to_owned(), header, rollouts, part: None })
+        let counts = FaultCounts::of(&rollouts);
+        Ok(Answers { place: path.to_owned(), header, rollouts, counts, part: None })
     }
 
     /// Refuses options that the existing answers were not made with: they would have no effect.
@@ -334,6 +388,9 @@ impl AnswersArgs {
             }
         }
         words += &template::words(header);
+        if self.keep_all_answers {
+            words += " --keep-all-answers";
+        }
         let RolloutHeader { max_tokens, temperature, seed, .. } = header;
         words += &format!(" --max-tokens {max_tokens} --temp {temperature} --seed {seed}");
         if let Some(slots) = header.slots {

@@ -147,6 +147,7 @@ fn work(args: Args) -> Result<()> {
     write_caps(&args.out, &file)?;
     let count = answers.rollouts.len();
     let seed = answers.header.seed;
+    let (faults, left_out) = (answers.faults(), answers.counts.answers - count);
     answers.done();
     let warnings: Vec<String> = results.iter().filter_map(BlockFloor::warning).collect();
     for warning in &warnings {
@@ -159,6 +160,8 @@ fn work(args: Args) -> Result<()> {
             "percentile_from_role_end": args.percentile,
             "interrupted": false,
             "answers": count,
+            "left_out": left_out,
+            "faults": faults,
             "seed": seed,
             "seconds": started.elapsed().as_secs_f64(),
             "blocks": blocks,
@@ -240,6 +243,8 @@ fn record(args: &Args, file: &mut CapFile, results: &[BlockFloor], answers: &Ans
         .set("calibrate.command", command)
         .set("calibrate.percentile_from_role_end", args.percentile as f32)
         .set("calibrate.answers", answers.rollouts.len() as u32)
+        .set("calibrate.left_out", (answers.counts.answers - answers.rollouts.len()) as u32)
+        .set("calibrate.faults", answers.counts.to_string())
         .set("calibrate.default_mean", each(&|r| r.default_mean.unwrap_or(f64::NAN)))
         .set("calibrate.role_mean", each(&|r| r.role_mean.unwrap_or(f64::NAN)))
         .set("calibrate.answers_below_floor", each(&|r| r.answers_below))

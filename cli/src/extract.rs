@@ -87,6 +87,7 @@ fn work(args: Args) -> Result<()> {
     let tokens: usize = answers.rollouts.iter().map(|r| r.response.len()).sum();
     let defaults = answers.rollouts.iter().filter(|r| r.role.is_none()).count();
     let seed = answers.header.seed;
+    let (faults, left_out) = (answers.faults(), answers.counts.answers - count);
     answers.done();
     if args.json {
         let blocks: Vec<_> = axes
@@ -107,6 +108,8 @@ fn work(args: Args) -> Result<()> {
             "out": args.out.display().to_string(),
             "interrupted": false,
             "answers": count,
+            "left_out": left_out,
+            "faults": faults,
             "seed": seed,
             "default_answers": defaults,
             "role_answers": count - defaults,
@@ -173,6 +176,8 @@ fn axis_file(args: &Args, model: &Model, answers: &Answers, axes: &[BlockAxis]) 
         .set("extract.questions_sha256", header.questions_sha256.as_str())
         .set("extract.default_answers", defaults as u32)
         .set("extract.role_answers", (answers.rollouts.len() - defaults) as u32)
+        .set("extract.left_out", (answers.counts.answers - answers.rollouts.len()) as u32)
+        .set("extract.faults", answers.counts.to_string())
         .set("extract.response_tokens", tokens as u32)
         .set("extract.max_tokens", header.max_tokens as u32)
         .set("extract.temperature", header.temperature)

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use axiscap::file::FileError;
 
+use crate::rollout::FaultCounts;
+
 /// Why there are no answers, axes, bounds or measurements. Every message says what is wrong, where, and what
 /// to do.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +121,22 @@ pub enum Error {
         group: &'static str,
         /// `even-numbered` or `odd-numbered`.
         half: &'static str,
+    },
+    /// Half of the answers of a group, or more, are not what they are taken for.
+    #[error(
+        "{left_out} of {answers} {group} answers cannot be used ({counts}), and what is left would be chance; {remedy}"
+    )]
+    MostAnswersLeftOut {
+        /// `default` or `role`.
+        group: &'static str,
+        /// Answers that are left out.
+        left_out: usize,
+        /// Answers of the group.
+        answers: usize,
+        /// The faults of the group.
+        counts: FaultCounts,
+        /// What to do about the most frequent one.
+        remedy: &'static str,
     },
     /// The answers and their activations do not belong together.
     #[error("there are activations of {found} answers, but {expected} answers; measure all of them")]

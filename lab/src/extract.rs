@@ -131,6 +131,7 @@ mod tests {
                     prompt: vec![1],
                     response: vec![2],
                     text: String::new(),
+                    faults: Vec::new(),
                 });
                 for _block in 0..2 {
                     means.extend([question as f32, sign * offset, 5.0]);

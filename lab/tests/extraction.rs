@@ -88,6 +88,7 @@ fn rollouts(text: &[Token]) -> Vec<Rollout> {
         prompt: ids(prompt),
         response: ids(response),
         text: String::new(),
+        faults: Vec::new(),
     };
     let repeated: Vec<Token> = text.iter().copied().cycle().take(560).collect();
     vec![

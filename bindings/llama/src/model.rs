@@ -289,6 +289,18 @@ impl Model {
         text
     }
 
+    /// Returns the text of tokens with that of special tokens. Bytes that form no character become U+FFFD.
+    #[must_use]
+    pub fn written(&self, tokens: &[Token]) -> String {
+        let vocab = self.llama.vocab();
+        let known = tokens.iter().filter(|&&token| self.has_token(token));
+        let mut utf8 = Utf8::default();
+        let mut text: String =
+            known.map(|&token| utf8.push(&vocab.token_to_piece(token, true, None))).collect();
+        text.push_str(&utf8.finish());
+        text
+    }
+
     /// Returns whether the token ends generation (end of sequence, end of turn, ...).
     #[must_use]
     pub fn ends_generation(&self, token: Token) -> bool {

@@ -9,6 +9,7 @@ use axiscap_llama::ModelShape;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::fault::Fault;
 use crate::error::Error;
 use crate::output::write_atomically;
 
@@ -33,6 +34,9 @@ pub struct Rollout {
     pub response: Vec<i32>,
     /// The answer as text.
     pub text: String,
+    /// What is wrong with it. Empty in files of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Fault>,
 }
 
 /// What the answers were made from.
@@ -121,6 +125,12 @@ impl RolloutHeader {
 }
 
 impl Rollout {
+    /// Returns whether axes and floors are made without this answer.
+    #[must_use]
+    pub fn is_left_out(&self) -> bool {
+        self.faults.iter().any(|fault| fault.is_left_out())
+    }
+
     /// Reads any other line of a file. The error says what is wrong with it.
     pub(super) fn parse(line: &str, header: &RolloutHeader) -> Result<Self, String> {
         let rollout: Self = serde_json::from_str(line).map_err(malformed)?;
@@ -258,6 +268,7 @@ pub(super) mod tests {
             prompt: vec![1, 9],
             response: response.to_vec(),
             text: "ah \"oh\"\n".into(),
+            faults: vec![],
         };
         Rollouts { header, rollouts: vec![rollout(None, &[2, 3]), rollout(Some("pirate"), &[])] }
     }

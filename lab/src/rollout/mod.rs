@@ -7,20 +7,24 @@ use std::sync::Arc;
 
 use axiscap_llama::{
     self as batcher, Batcher, BatcherOptions, ChatTemplate, Context, ContextOptions, Event, GenerateOptions,
-    Message, Model, Role, Sampling, Token,
+    Generated, Message, Model, Role, Sampling, Token,
 };
 
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 
+mod fault;
 mod file;
 mod part;
 mod plan;
+mod sift;
 
+pub use fault::{Fault, Inspector};
 pub use file::{Rollout, RolloutHeader, Rollouts};
 pub use part::RolloutPart;
 pub use plan::{Plan, Request, RolePlay};
+pub use sift::{FaultCounts, sift};
 
 /// How to generate answers.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,6 +95,7 @@ pub struct Generator<'a> {
     prompts: Vec<Vec<Token>>,
     options: &'a RolloutOptions,
     slots: usize,
+    inspector: Inspector,
     batcher: Batcher<'a>,
 }
 
@@ -105,6 +110,7 @@ impl<'a> Generator<'a> {
         options: &'a RolloutOptions,
     ) -> Result<Self, Error> {
         let model = template.model();
+        let inspector = Inspector::new(template)?;
         let prompt = |request| prompt(template, request);
         let prompts = requests.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
         let longest_prompt = prompts.iter().map(Vec::len).max().unwrap_or(0);
@@ -127,7 +133,7 @@ impl<'a> Generator<'a> {
         // The rows of an answer that has ended would only be in the way.
         let queue = ROUNDS * slots;
         let batcher = Batcher::new(context, BatcherOptions { queue, reuse: false, statistics: false })?;
-        Ok(Self { requests, prompts, options, slots, batcher })
+        Ok(Self { requests, prompts, options, slots, inspector, batcher })
     }
 
     /// Returns the number of answers of a group. The last group may be shorter.
@@ -177,7 +183,7 @@ impl<'a> Generator<'a> {
         while finished < end {
             let (mut ended, mut failed) = (Vec::new(), None);
             self.batcher.step(|event| match event {
-                Event::Done { request, result: Ok(answer) } => ended.push((request, answer.generated.tokens)),
+                Event::Done { request, result: Ok(answer) } => ended.push((request, answer.generated)),
                 // All answers of a batch fail for one reason.
                 Event::Done { result: Err(error), .. } => drop(failed.get_or_insert(error)),
                 _ => {}
@@ -185,9 +191,9 @@ impl<'a> Generator<'a> {
             if let Some(error) = failed {
                 return Err(Arc::into_inner(error).expect("the batcher keeps no errors").into());
             }
-            for (id, response) in ended {
+            for (id, answer) in ended {
                 let index = places[&id];
-                done[index - first] = Some(self.rollout(index, &response));
+                done[index - first] = Some(self.rollout(index, &answer));
                 finished += 1;
             }
             if go_on(finished).is_break() && finished < end {
@@ -197,9 +203,10 @@ impl<'a> Generator<'a> {
         Ok(Some(done.into_iter().flatten().collect()))
     }
 
-    fn rollout(&self, index: usize, response: &[Token]) -> Rollout {
+    fn rollout(&self, index: usize, answer: &Generated) -> Rollout {
         let ids = |tokens: &[Token]| tokens.iter().map(|token| token.0).collect();
-        let request = &self.requests[index];
+        let (request, response) = (&self.requests[index], &answer.tokens);
+        let model = self.batcher.context().model();
         Rollout {
             role: request.role.clone(),
             system: request.system.clone(),
@@ -207,7 +214,8 @@ impl<'a> Generator<'a> {
             seed: request.seed,
             prompt: ids(&self.prompts[index]),
             response: ids(response),
-            text: self.batcher.context().model().detokenize(response),
+            text: model.detokenize(response),
+            faults: self.inspector.faults(&model.written(response), answer.stop),
         }
     }
 }
