@@ -1,9 +1,10 @@
 //! `axiscap import`: axes and caps from files of other tools.
 
+use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use axiscap::file::CapFile;
 use axiscap::file::gguf::Value as Origin;
 use axiscap_lab::import::{Description, Evidence, Imported, PointsTo, Request, Source, Target};
@@ -28,8 +29,8 @@ use crate::output::{self, counted};
 Examples:
   axiscap import capping_config.pt --list
   axiscap import capping_config.pt --experiment layers_46:54-p0.25 --model Qwen3-32B-Q4_K_M.gguf --out caps.gguf
-  axiscap import assistant_axis.pt --default-vector default_vector.pt --role-vector roles/pirate.pt \\
-      --role-vector roles/oracle.pt --model M.gguf --out axes.gguf
+  axiscap import assistant_axis.pt --default-vector default_vector.pt --role-vectors role_vectors/ \\
+      --model M.gguf --out axes.gguf
   axiscap calibrate --model M.gguf --axes axes.gguf --out caps.gguf")]
 pub(crate) struct Args {
     /// The file to import. Without it, the axes are the default vector minus the mean of the role vectors
@@ -62,8 +63,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", requires = "role_vector")]
     default_vector: Option<PathBuf>,
 
-    /// Mean activations of a role. May be repeated; every role counts the same
-    #[arg(long, value_name = "FILE", requires = "default_vector")]
+    /// Mean activations of roles: files, or a folder of them (.pt, .safetensors). Every role counts the same
+    #[arg(long, visible_alias = "role-vectors", value_name = "FILE", num_args = 1.., requires = "default_vector")]
     role_vector: Vec<PathBuf>,
 
     /// What the file's vectors point to
@@ -164,7 +165,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn evidence(args: &Args) -> Result<Option<Evidence>> {
     let Some(path) = &args.default_vector else { return Ok(None) };
     let default = Source::open(path)?;
-    let (Some(first), rest) = (args.role_vector.first(), args.role_vector.iter().skip(1)) else {
+    let roles = role_files(&args.role_vector)?;
+    let Some((first, rest)) = roles.split_first() else {
         bail!("--default-vector needs --role-vector as well: only their difference has no common offset");
     };
     // One file at a time: there may be hundreds.
@@ -173,6 +175,33 @@ fn evidence(args: &Args) -> Result<Option<Evidence>> {
         evidence.add_role(&Source::open(path)?)?;
     }
     Ok(Some(evidence))
+}
+
+/// Returns the files that paths of role vectors stand for: those of a folder in the order of their names.
+fn role_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let failed = || format!("cannot read the folder {}", path.display());
+        let mut found = Vec::new();
+        for entry in fs::read_dir(path).with_context(failed)? {
+            let file = entry.with_context(failed)?.path();
+            if file.extension().is_some_and(|ending| ending == "pt" || ending == "safetensors") {
+                found.push(file);
+            }
+        }
+        ensure!(
+            !found.is_empty(),
+            "{}: the folder holds no file whose name ends in .pt or .safetensors; name the folder of role vectors",
+            path.display()
+        );
+        found.sort();
+        files.extend(found);
+    }
+    Ok(files)
 }
 
 /// Returns a text of the file's origin.

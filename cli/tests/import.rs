@@ -141,6 +141,19 @@ fn default_and_role_vectors_decide_what_an_axis_points_to() {
     json(done);
     assert_eq!(first(&out).is_sign_negative(), axis[0].is_sign_negative());
     fail(import(&[&[arg(&file), "--points-to", "assistant"][..], &evidence].concat()), &["orientation"]);
+    // Several files after one option, and a folder.
+    let roles = at("roles");
+    fs::create_dir(&roles).unwrap();
+    let folder_of_roles = ["--default-vector", arg(&default), "--role-vectors", arg(&roles)];
+    fail(import(&folder_of_roles), &["roles", ".pt"]);
+    for role in ["pirate.pt", "tree.pt"] {
+        fs::copy(at(role), roles.join(role)).unwrap();
+    }
+    let together = ["--default-vector", arg(&default), "--role-vector", arg(&pirate), arg(&tree)];
+    for given in [&folder_of_roles[..], &together] {
+        json(import(given));
+        assert_eq!(CapFile::read(&out).unwrap().caps, own.caps);
+    }
     misuse(import(&[arg(&file), "--role-vector", arg(&pirate)]), &["--default-vector"]);
     misuse(import(&[]), &["FILE"]);
 }

@@ -105,6 +105,19 @@ pub enum HookError {
         /// The later node.
         node: String,
     },
+    /// Rows that a cap had to leave as they were, because their projection, or the step to the bound, is NaN or
+    /// infinite. From a GPU the number may arrive with a later decode.
+    #[error(
+        "block {block}: {rows} of {of} rows have no finite projection on their cap's axis (or step to its bound) and stayed uncapped: the model's activations are NaN or overflow there; check the model file, and a KV cache or weights of a smaller number format, or leave this block uncapped"
+    )]
+    NotFinite {
+        /// The block.
+        block: usize,
+        /// Rows that stayed uncapped.
+        rows: usize,
+        /// Rows of the block in this graph.
+        of: usize,
+    },
     /// Several devices compute the same rows of a block, each of them partially.
     #[error(
         "several devices compute the output of block {block} for the same tokens: the model's tensors are split over them (LLAMA_SPLIT_MODE_TENSOR), and none of them may have the whole residual stream; load the model with another split mode, for example by layers"

@@ -314,13 +314,14 @@ impl Record {
     }
 
     /// Adds the statistics of one block output. Those of profiles that were removed or have other caps by now
-    /// are dropped.
+    /// are dropped. Rows that an acting cap left alone because they are not finite fail the decode.
     pub(crate) fn add_stats(&self, block: BlockStats) {
         let Some(caps) = block.config.caps_of(block.block) else { return };
         let mut recorded = self.lock();
         let profiles = block.config.profiles();
         let depth = caps.depth();
         let index_of = |row| block.profiles.profile(block.rows, row);
+        let mut not_finite = 0;
         for index in 1..=profiles.slots().len() as u32 {
             let Some((profile, slot)) = profiles.slot(index) else { continue };
             let own = caps.caps_of(index);
@@ -328,10 +329,17 @@ impl Record {
             let mut known = stats.filter(|stats| stats.generation == profile.generation);
             // Rows of caps that were replaced belong to their tally all the same.
             let mut tally = profile.tally.as_deref().map(Tally::lock);
-            if own.is_empty() || known.is_none() && tally.is_none() {
+            if own.is_empty() {
                 continue;
             }
+            let acts = |cap: usize| {
+                let cap = &profile.caps.caps()[cap].cap;
+                cap.strength() > 0.0 && !cap.bound().is_none()
+            };
             for row in (0..block.rows).filter(|&row| index_of(row) == index) {
+                let left = |(&cap, stat): (&usize, &RowStat)| stat.non_finite() && acts(cap);
+                not_finite +=
+                    usize::from(!slot.skipped && own.iter().zip(&block.stats[row * depth..]).any(left));
                 for (&cap, stat) in own.iter().zip(&block.stats[row * depth..]) {
                     if let Some(known) = &mut known {
                         match slot.skipped {
@@ -347,6 +355,10 @@ impl Record {
                     }
                 }
             }
+        }
+        if not_finite > 0 {
+            let error = HookError::NotFinite { block: block.block, rows: not_finite, of: block.rows };
+            recorded.error.get_or_insert(error);
         }
         let default = |config: &Config| config.profiles().get(ProfileId::DEFAULT).map(|p| p.generation);
         let now = recorded.stats.get(&ProfileId::DEFAULT).map(|stats| stats.generation);

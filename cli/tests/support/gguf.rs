@@ -71,6 +71,23 @@ impl Source {
         change(&part);
         part.write(path);
     }
+
+    /// Writes the model with another first value of a tensor of F32.
+    pub(crate) fn with_value(&self, path: &Path, tensor: &str, value: f32) {
+        let name = CString::new(tensor).expect("a name without NUL");
+        // SAFETY: the name is NUL-terminated, and the tensors are in memory.
+        let tensor = unsafe { sys::ggml_get_tensor(self.tensors, name.as_ptr()) };
+        assert!(!tensor.is_null(), "{name:?} is there");
+        // SAFETY: a tensor of F32 has at least one value at its data.
+        unsafe {
+            assert_eq!((*tensor).type_, sys::GGML_TYPE_F32);
+            let first = (*tensor).data.cast::<f32>();
+            let old = first.read();
+            first.write(value);
+            self.with_metadata(path, |_| {});
+            first.write(old);
+        }
+    }
 }
 
 impl Drop for Source {
