@@ -163,6 +163,25 @@ fn each_model_of_a_process_gets_its_own_caps() {
     assert!(faults[0].contains("no caps are for this model"), "{faults:?}");
 }
 
+/// Rows without a finite projection stay uncapped, which is a fault and no text.
+#[test]
+fn activations_that_are_not_finite_are_a_fault() {
+    let broken = Subject::new(3, f32::NAN);
+    for reaction in [Reaction::Fail, Reaction::Uncapped] {
+        let caps = model_caps("a", broken.shape.clone(), broken.caps(), &[broken.digest(OUTPUT_NORM)]);
+        let guarded = Guarded::new(&support::install(), vec![caps], reaction);
+        assert_eq!(run(&broken.model, Some(&guarded)).is_err(), reaction == Reaction::Fail);
+        let faults = guarded.faults();
+        assert!(faults[0].contains("4 of 4 rows have no finite projection"), "{faults:?}");
+    }
+    // Caps that only observe leave every row alone.
+    let observing = broken.caps().with_bounds(|_| axiscap::Bound::NONE);
+    let caps = model_caps("a", broken.shape.clone(), observing, &[broken.digest(OUTPUT_NORM)]);
+    let guarded = Guarded::new(&support::install(), vec![caps], Reaction::Fail);
+    assert_eq!(run(&broken.model, Some(&guarded)), run(&broken.model, None));
+    assert_eq!(guarded.faults(), [""; 0]);
+}
+
 #[test]
 fn a_model_that_generates_alone_needs_caps() {
     let (served, other) = (Subject::new(3, 1.0), Subject::new(3, 1.25));
