@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::fingerprint::Fingerprint;
-use crate::inspect::printable;
+use crate::inspect::{printable, ranges};
 use crate::output::{self, counted};
 
 /// Make a cap file of axes or caps that another tool wrote: capping_config.pt, assistant_axis.pt and other
@@ -153,7 +153,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let what = if file.is_unbounded() { "axis" } else { "cap" };
     let count = file.caps.caps().len();
     let plural = if what == "axis" && count != 1 { format!("{count} axes") } else { counted(count, what) };
-    let mut text = format!("{out}: {plural}, on {}\n", blocks(&file));
+    let mut text = format!("{out}: {plural}, on blocks {}\n", blocks(&file));
     if file.is_unbounded() {
         text += "They have no bounds yet: `axiscap calibrate --axes` measures them on the model that will serve.\n";
     } else {
@@ -227,17 +227,7 @@ fn caps(file: &CapFile) -> Vec<Value> {
 }
 
 fn blocks(file: &CapFile) -> String {
-    let mut blocks: Vec<_> = file.caps.caps().iter().map(|entry| entry.block).collect();
-    blocks.sort_unstable();
-    blocks.dedup();
-    match blocks.as_slice() {
-        [one] => format!("block {one}"),
-        [first, .., last] if last - first + 1 == blocks.len() => format!("blocks {first} to {last}"),
-        _ => {
-            let numbers: Vec<_> = blocks.iter().map(ToString::to_string).collect();
-            format!("blocks {}", numbers.join(", "))
-        }
-    }
+    ranges(file.caps.caps().iter().map(|entry| entry.block).collect())
 }
 
 /// Prints what is in a file.
@@ -269,14 +259,7 @@ fn list(description: &Description, json: bool) -> Result<()> {
         text += &format!("\n{:<32} {:>5}  layers\n", "experiment", "caps");
     }
     for line in experiments {
-        let mut layers: Vec<_> = line.layers.clone();
-        layers.sort_unstable();
-        layers.dedup();
-        let range = match layers.as_slice() {
-            [] => "none".to_owned(),
-            [one] => one.to_string(),
-            [first, .., last] => format!("{first} to {last}"),
-        };
+        let range = ranges(line.layers.clone());
         text += &format!("{:<32} {:>5}  {range}\n", printable(&line.id), line.upper_bounds.len());
     }
     text += &format!("\n{:>5} {:>6} {:>9} {:>12}  vector\n", "layer", "width", "type", "norm");

@@ -371,7 +371,7 @@ impl Report {
 }
 
 /// Writes block numbers as ranges: `3, 14-21`.
-fn ranges(mut blocks: Vec<usize>) -> String {
+pub(crate) fn ranges(mut blocks: Vec<usize>) -> String {
     blocks.sort_unstable();
     blocks.dedup();
     let runs = blocks.chunk_by(|a, b| a + 1 == *b);

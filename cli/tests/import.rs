@@ -60,7 +60,7 @@ fn a_released_configuration_is_listed_imported_and_holds() {
     let (pt, out) = (at("capping_config.pt"), at("c.gguf"));
     config(&pt);
     let table = succeed(program(&["import", arg(&pt), "--list"], ""));
-    for part in ["capping_config.pt", "layers_21:23-p0.25", "21 to 22", "float32", "contrast_role_pos3"] {
+    for part in ["capping_config.pt", "layers_21:23-p0.25", "21-22", "float32", "contrast_role_pos3"] {
         assert!(table.contains(part), "{part}: {table}");
     }
     let listed = json(program(&["import", arg(&pt), "--list", "--json"], ""));

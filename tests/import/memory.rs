@@ -1,7 +1,6 @@
 //! Importing takes memory in proportion to the file, for any counts, lengths and references in it.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use axiscap::file::ModelInfo;
 use axiscap::import::{PointsTo, Request, Source, Target};
@@ -11,26 +10,10 @@ mod support;
 
 use support::{P, Tensor, config, dict, entry, f32s, raw_pickle, text, torch, torch_of, zip};
 
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static MAX: AtomicUsize = AtomicUsize::new(0);
+#[path = "../memory/counting.rs"]
+mod counting;
 
-/// The system's allocator, which counts the bytes in use.
-struct Counting;
-
-// SAFETY: every call is passed on to the system's allocator unchanged, and counting does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        MAX.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller promises a layout that the system's allocator takes.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller promises a pointer that `alloc` returned for this layout.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+use counting::{Counting, MAX, NOW};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

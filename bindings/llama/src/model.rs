@@ -254,10 +254,7 @@ impl Model {
     /// Returns how BOS and EOS are written, for those that the vocabulary has.
     pub(crate) fn written_ends(&self) -> (Option<String>, Option<String>) {
         let vocab = self.llama.vocab();
-        let written = |token: Token| {
-            let bytes = self.has_token(token).then(|| vocab.token_to_piece(token, true, None))?;
-            String::from_utf8(bytes).ok().filter(|text| !text.is_empty())
-        };
+        let written = |token| String::from_utf8(self.bytes(token, true)).ok().filter(|text| !text.is_empty());
         (written(vocab.bos()), written(vocab.eos()))
     }
 
@@ -274,31 +271,34 @@ impl Model {
     /// tokens.
     #[must_use]
     pub fn piece(&self, token: Token) -> Vec<u8> {
-        if !self.has_token(token) {
-            return Vec::new();
-        }
-        self.llama.vocab().token_to_piece(token, false, None)
+        self.bytes(token, false)
     }
 
     /// Returns the text of tokens. Bytes that form no character become U+FFFD.
     #[must_use]
     pub fn detokenize(&self, tokens: &[Token]) -> String {
-        let mut utf8 = Utf8::default();
-        let mut text: String = tokens.iter().map(|&token| utf8.push(&self.piece(token))).collect();
-        text.push_str(&utf8.finish());
-        text
+        self.text(tokens, false)
     }
 
     /// Returns the text of tokens with that of special tokens. Bytes that form no character become U+FFFD.
     #[must_use]
     pub fn written(&self, tokens: &[Token]) -> String {
-        let vocab = self.llama.vocab();
-        let known = tokens.iter().filter(|&&token| self.has_token(token));
+        self.text(tokens, true)
+    }
+
+    fn text(&self, tokens: &[Token], special: bool) -> String {
         let mut utf8 = Utf8::default();
-        let mut text: String =
-            known.map(|&token| utf8.push(&vocab.token_to_piece(token, true, None))).collect();
+        let mut text: String = tokens.iter().map(|&token| utf8.push(&self.bytes(token, special))).collect();
         text.push_str(&utf8.finish());
         text
+    }
+
+    /// Returns the bytes that a token stands for, none for one that the vocabulary does not have.
+    fn bytes(&self, token: Token, special: bool) -> Vec<u8> {
+        if !self.has_token(token) {
+            return Vec::new();
+        }
+        self.llama.vocab().token_to_piece(token, special, None)
     }
 
     /// Returns whether the token ends generation (end of sequence, end of turn, ...).
