@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use axiscap::file::CapFile;
+use axiscap::file::gguf::{Array, Value};
 use axiscap::{Axis, Policy};
 use axiscap_lab::activations;
 use axiscap_lab::calibrate::{self, BlockFloor, DEFAULT_PERCENTILE, TABLE, default_blocks, floor_of};
@@ -16,6 +17,7 @@ use serde_json::json;
 
 use crate::answers::{Answers, AnswersArgs};
 use crate::caps;
+use crate::extract::RECOMMENDED;
 use crate::interrupt::{self, Interrupt};
 use crate::model::model_info;
 use crate::output::{self, file_name, seconds, tool};
@@ -53,7 +55,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     skip_positions: Option<u32>,
 
-    /// Blocks to cap, 0-based and inclusive, e.g. 21-26 or 9,21-26. Default: 70 % to 90 % of the depth
+    /// Blocks to cap, 0-based and inclusive, e.g. 21-26 or 9,21-26. Default: those that the axes' file
+    /// recommends, or else 70 % to 90 % of the depth
     #[arg(long, value_name = "BLOCKS", value_parser = parse_blocks)]
     blocks: Option<Blocks>,
 
@@ -125,7 +128,9 @@ fn work(args: Args) -> Result<()> {
     let axes = chosen_axes(&args, &file, &floors)?;
     let interrupt = Interrupt::new()?;
     let caught = interrupt.catch();
-    let answers = args.answers.answers(&model, &args.out, &caught)?;
+    let mut answers = args.answers.answers(&model, &args.out, &caught)?;
+    // Answers that were asked to show a trait are no sample of what the model says.
+    answers.rollouts.retain(|rollout| rollout.group.kind() != "trait");
     let progress = Progress::new("answers measured", answers.rollouts.len());
     let projections = activations::project(&model, &answers.rollouts, &axes, args.answers.threads, |done| {
         progress.set(done);
@@ -147,7 +152,8 @@ fn work(args: Args) -> Result<()> {
     write_caps(&args.out, &file)?;
     let count = answers.rollouts.len();
     let seed = answers.header.seed;
-    let (faults, left_out) = (answers.faults(), answers.counts.answers - count);
+    let (faults, left_out) = (answers.faults(), answers.counts.left_out);
+    let judge = answers.header.judge.clone();
     answers.done();
     let warnings: Vec<String> = results.iter().filter_map(BlockFloor::warning).collect();
     for warning in &warnings {
@@ -162,6 +168,7 @@ fn work(args: Args) -> Result<()> {
             "answers": count,
             "left_out": left_out,
             "faults": faults,
+            "judge": judge,
             "seed": seed,
             "seconds": started.elapsed().as_secs_f64(),
             "blocks": blocks,
@@ -204,7 +211,12 @@ fn chosen_axes(args: &Args, file: &CapFile, floors: &BTreeMap<usize, f32>) -> Re
     }
     let blocks = match &args.blocks {
         Some(Blocks(blocks)) => blocks.clone(),
-        None => default_blocks(file.model.blocks).collect(),
+        None => match file.origin.get(RECOMMENDED) {
+            Some(Value::Array(Array::U32(blocks))) if !blocks.is_empty() => {
+                blocks.iter().map(|&block| block as usize).collect::<BTreeSet<_>>().into_iter().collect()
+            }
+            _ => default_blocks(file.model.blocks).collect(),
+        },
     };
     if let Some(block) = floors.keys().find(|block| !blocks.contains(block)) {
         bail!("--floor {block}=...: block {block} is not among the capped blocks; add it to --blocks");
@@ -243,7 +255,7 @@ fn record(args: &Args, file: &mut CapFile, results: &[BlockFloor], answers: &Ans
         .set("calibrate.command", command)
         .set("calibrate.percentile_from_role_end", args.percentile as f32)
         .set("calibrate.answers", answers.rollouts.len() as u32)
-        .set("calibrate.left_out", (answers.counts.answers - answers.rollouts.len()) as u32)
+        .set("calibrate.left_out", answers.counts.left_out as u32)
         .set("calibrate.faults", answers.counts.to_string())
         .set("calibrate.default_mean", each(&|r| r.default_mean.unwrap_or(f64::NAN)))
         .set("calibrate.role_mean", each(&|r| r.role_mean.unwrap_or(f64::NAN)))
@@ -263,9 +275,10 @@ fn block_json(result: &BlockFloor) -> serde_json::Value {
         "default_mean": result.default_mean,
         "role_mean": result.role_mean,
         "auc": result.separation.map(|s| s.auc),
-        "cohens_d": result.separation.map(|s| s.cohens_d),
+        "d_prime": result.separation.map(|s| s.d_prime),
         "answers_below": result.answers_below,
         "tokens_below": result.tokens_below,
+        "thoughts_below": result.thoughts_below,
         "quantile_levels": TABLE,
         "quantiles": result.quantiles,
     })

@@ -473,6 +473,7 @@ impl Report<'_> {
                 .filter(|(name, _)| *name != "on alarm" || self.alarm.is_some())
                 .map(|(name, turns)| line(name, turns))
                 .collect(),
+            band: None,
             level: floor.is_finite().then(|| (format!("floor {floor:.3}"), f64::from(floor))),
         }
     }

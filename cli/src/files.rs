@@ -30,8 +30,8 @@ struct Named(String, PathBuf);
 fn role(arg: &Arg) -> Option<Role> {
     Some(match arg.get_id().as_str() {
         "model" | "caps" | "axes" | "chat_template_file" | "default_vector" | "file" | "plugin"
-        | "prompt_file" | "questions" | "role_vector" | "roles" | "script" => Role::Read,
-        "out" | "plot" | "trace" => Role::Written,
+        | "prompt_file" | "questions" | "role_vector" | "roles" | "script" | "traits" => Role::Read,
+        "out" | "plot" | "report" | "trace" => Role::Written,
         "changed_caps" => Role::Changed,
         "rollouts" => Role::Answers,
         _ => return None,
@@ -228,8 +228,8 @@ mod tests {
             written += roles(command).iter().filter(|(_, role)| *role != Role::Read).count();
         }
         assert_eq!(
-            written, 11,
-            "run --trace, drift --plot, extract --out --plot --rollouts, calibrate --out --rollouts, bind --out --caps, import --out, export --out"
+            written, 12,
+            "run --trace, drift --plot, extract --out --plot --report --rollouts, calibrate --out --rollouts, bind --out --caps, import --out, export --out"
         );
     }
 
@@ -296,7 +296,7 @@ mod tests {
         }
         assert_eq!(
             pairs,
-            4 + 4 + (5 + 5 + 1) + 6 + 2 + 4 + 1,
+            4 + 4 + (3 * 6 + 3) + 7 + 2 + 4 + 1,
             "run, drift, extract, calibrate, bind, import, export"
         );
     }

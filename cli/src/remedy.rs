@@ -65,11 +65,14 @@ fn lab(error: &LabError) -> Option<String> {
         }
         LabError::AnswerTooLong { .. } => Some("--max-tokens N allows fewer tokens per answer".into()),
         LabError::MostAnswersLeftOut { .. } => Some(
-            "--chat-template, --thinking off and --max-tokens N change how the model answers, with another --rollouts FILE; --keep-all-answers measures these all the same".into(),
+            "--chat-template, --thinking off and --max-tokens N change how the model answers, with another --rollouts FILE; --keep FAULT,... measures these all the same".into(),
         ),
         LabError::EmptyGroup { .. } => {
             Some("--max-tokens N allows more tokens per answer, --limit-questions N more questions".into())
         }
+        LabError::FewRoles { .. } => Some(
+            "--answers-per-role N generates more answers, --keep FAULT,... keeps more, --min-answers N accepts fewer".into(),
+        ),
         _ => None,
     }
 }

@@ -134,6 +134,7 @@ impl SamplingArgs {
                 seed: self.seed.number,
             },
             margins: false,
+            log_probabilities: false,
         }
     }
 }

@@ -327,7 +327,8 @@ fn a_path_need_not_be_unicode() {
     };
     let report = run("inspect", &[caps_file.as_os_str()]);
     assert!(report["file"].as_str().unwrap().ends_with("caps\u{fffd}.gguf"), "{report}");
-    let few = ["--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "2", "--out"].map(OsStr::new);
+    let few = ["--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "2", "--keep", "all", "--out"];
+    let few = few.map(OsStr::new);
     let report = run("extract", &[&few[..], &[axes.as_os_str()]].concat());
     assert!(report["out"].as_str().unwrap().ends_with("axes\u{fffd}.gguf"), "{report}");
     let blocks = [OsStr::new("--blocks"), OsStr::new("9"), OsStr::new("--axes"), axes.as_os_str()];

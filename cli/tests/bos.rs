@@ -32,7 +32,8 @@ fn a_second_bos_is_warned_of_once_with_the_remedy() {
     assert_eq!(warnings(&adds, &plain, "").0, 0);
 
     let drift = ["drift", "-c", "2048", "--caps", arg(&file), "--plot", arg(&plot), "--speed-pairs", "0"];
-    let extract = ["extract", "--limit-roles", "1", "--limit-questions", "2", "--out", arg(&axes)];
+    let extract =
+        ["extract", "--limit-roles", "1", "--limit-questions", "2", "--keep", "all", "--out", arg(&axes)];
     // The BOS that the template writes is the one that the tokenizer adds.
     let twice = "{{ bos_token * 2 }}user\n{% for message in messages %}{{ message.content }}\n{% endfor %}";
     for args in [&["run", "-c", "64", "-p", "Hi"][..], &["chat", "-c", "128"], &drift, &extract] {

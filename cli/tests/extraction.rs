@@ -10,7 +10,9 @@ use support::{
     BLOCKS, WIDTH, arg, axiscap, caps, caps_for, fail, fail_with, folder, json, misuse, model, notes, succeed,
 };
 
-const TINY: [&str; 6] = ["--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "5"];
+/// Few and short answers, whatever is wrong with them.
+const TINY: [&str; 8] =
+    ["--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "5", "--keep", "all"];
 
 #[test]
 fn answers_lead_to_axes_to_caps_and_to_drift() {
@@ -19,18 +21,32 @@ fn answers_lead_to_axes_to_caps_and_to_drift() {
     let (answers, axes, out) = (at("answers.jsonl"), at("axes.gguf"), at("caps.gguf"));
 
     let plot = at("axes.svg");
-    let args = ["--rollouts", &answers, "--out", &axes, "--plot", &plot, "--json"];
+    let page = at("axes.html");
+    let args = ["--rollouts", &answers, "--out", &axes, "--plot", &plot, "--report", &page, "--json"];
     let report = json(axiscap("extract", &[&TINY[..], &args].concat()));
     assert_eq!(report["blocks"].as_array().unwrap().len(), BLOCKS);
-    assert_eq!(report["answers"], 14, "5 neutral prompts and 2 of the role, 2 questions");
+    assert_eq!(report["answers"], 14, "2 questions under 5 neutral prompts, and 4 answers in the role");
     assert!(std::fs::read_to_string(&plot).unwrap().contains("</svg>"));
+    let page = std::fs::read_to_string(&page).unwrap();
+    assert!(page.contains("Cap blocks") && page.contains("</svg>") && page.contains("pirate"), "{page}");
+    let recommended: Vec<u64> = report["recommended_blocks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|block| block.as_u64().unwrap())
+        .collect();
+    assert!(recommended.len() == 6 && recommended[0] >= 15, "{recommended:?}");
+    assert_eq!(
+        (&report["held_out"], report["judge"]["by"].as_str()),
+        (&"questions".into(), Some("likelihood"))
+    );
     let file = CapFile::read(Path::new(&axes)).unwrap();
     assert!(file.is_unbounded());
     assert_eq!((file.caps.caps().len(), file.caps.width()), (BLOCKS, WIDTH));
     assert_eq!(file.orientation.as_deref(), Some("more Assistant"));
     assert!(file.caps.caps().iter().all(|entry| entry.cap.axis().norm().unwrap() > 0.0));
 
-    let args = ["--rollouts", &answers, "--axes", &axes, "--out", &out, "--json"];
+    let args = ["--rollouts", &answers, "--axes", &axes, "--out", &out, "--keep", "all", "--json"];
     let args = [&args[..], &["--blocks", "20,25-26", "--floor", "25=1.5"]].concat();
     let report = json(axiscap("calibrate", &args));
     let file = CapFile::read(Path::new(&out)).unwrap();
@@ -147,10 +163,10 @@ fn existing_answers_record_how_they_were_made() {
     let (answers, axes, out) = (at("answers.jsonl"), at("axes.gguf"), at("caps.gguf"));
     let made = ["--rollouts", &answers, "--out", &axes, "--seed", "5", "--temp", "0.9", "--slots", "3"];
     succeed(axiscap("extract", &[&TINY[..], &made].concat()));
-    let words = "--limit-roles 1 --limit-questions 2 --max-tokens 5 --temp 0.9 --seed 5 --slots 3";
+    let words = "--limit-roles 1 --limit-questions 2 --answers-per-role 4 --default-answers 48 --keep empty,unfinished,markup,other-turn,cut-off,role-ignored --max-tokens 5 --temp 0.9 --seed 5 --slots 3 --judge likelihood";
     assert!(origin(&axes, "extract.command").contains(words));
 
-    let reused = ["--rollouts", &answers, "--axes", &axes, "--out", &out, "--blocks", "20"];
+    let reused = ["--rollouts", &answers, "--axes", &axes, "--out", &out, "--blocks", "20", "--keep", "all"];
     succeed(axiscap("calibrate", &reused));
     assert!(origin(&out, "calibrate.command").contains(words), "{}", origin(&out, "calibrate.command"));
     // Options that agree with the file are accepted. Others are refused, because they would have no effect.
@@ -162,6 +178,8 @@ fn existing_answers_record_how_they_were_made() {
         ("--slots", "16", "with --slots 3"),
         ("--limit-roles", "2", "with --limit-roles 1"),
         ("--limit-questions", "3", "with --limit-questions 2"),
+        ("--answers-per-role", "all", "with --answers-per-role 4"),
+        ("--default-answers", "7", "with --default-answers 48"),
         ("--chat-template", "chatml", "without --chat-template"),
     ] {
         let given = axiscap("calibrate", &[&reused[..], &[flag, given]].concat());
@@ -226,10 +244,11 @@ fn ctrl_c_keeps_the_answers_and_the_same_command_continues() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (stopped, through) = (at("stopped.gguf"), at("through.gguf"));
     let args = ["--limit-roles", "1", "--limit-questions", "6", "--max-tokens", "8", "--slots", "1"];
+    let args = [&args[..], &["--keep", "all"]].concat();
     let part = format!("{stopped}.answers.part");
     let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
         .args(["extract", "--model", arg(&model()), "--out", &stopped])
-        .args(args)
+        .args(&args)
         .env("OMP_WAIT_POLICY", "passive")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -246,7 +265,7 @@ fn ctrl_c_keeps_the_answers_and_the_same_command_continues() {
     let output = child.wait_with_output().unwrap();
     support::interrupted(
         output,
-        &["of 42 answers are kept in", ".answers.part", "the same command continues"],
+        &["of 34 answers are kept in", ".answers.part", "the same command continues"],
     );
     assert!(!Path::new(&stopped).exists());
     let out = |path: &str| axiscap("extract", &[&args[..], &["--out", path]].concat());

@@ -29,7 +29,7 @@ fn scripts_for_both_sides_are_left_out() {
         ["--limit-roles", "2", "--limit-questions", "2", "--max-tokens", "64", "--chat-template", "vicuna"];
     let files = ["--rollouts", arg(&file), "--out", arg(&axes), "--json"];
     // Chance may have most of the answers of a group go on with the user's turn.
-    json(axiscap("extract", &[&plan[..], &files, &["--keep-all-answers"]].concat()));
+    json(axiscap("extract", &[&plan[..], &files, &["--keep", "all"]].concat()));
     let all = answers(&file);
     assert_eq!(all.len(), 18);
     let (mut others, mut left_out) = (0, 0);
@@ -43,7 +43,7 @@ fn scripts_for_both_sides_are_left_out() {
         left_out += usize::from(faults.iter().any(|fault| fault != "cut-off"));
     }
     assert!(others > 0, "{all:?}");
-    let measured = axiscap("extract", &files);
+    let measured = axiscap("extract", &[&files[..], &["--keep", "cut-off,role-ignored"]].concat());
     if measured.status.success() {
         let said = notes(&measured);
         assert!(said.contains(&format!("{others} with somebody else's turn")), "{said}");
@@ -70,10 +70,10 @@ fn thoughts_without_an_end_are_refused() {
     );
     assert!(!axes.exists());
     assert!(answers(&file).iter().all(|(_, faults)| faults == &["unfinished", "cut-off"]));
-    let report = json(extract(&["--keep-all-answers", "--json"]));
+    let report = json(extract(&["--keep", "all", "--json"]));
     assert_eq!((&report["answers"], &report["left_out"]), (&14.into(), &0.into()));
     fail(extract(&["--thinking", "off"]), &["without --thinking", "another file"]);
     fs::remove_file(&file).unwrap();
-    let report = json(extract(&["--thinking", "off", "--json"]));
+    let report = json(extract(&["--thinking", "off", "--keep", "cut-off,role-ignored", "--json"]));
     assert_eq!((&report["answers"], &report["faults"]["unfinished"]), (&14.into(), &Value::Null));
 }

@@ -213,7 +213,8 @@ fn measuring_answers_may_be_cut_short_and_they_are_kept() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (answers, axes) = (at("answers.jsonl"), at("axes.gguf"));
-    let tiny = ["--limit-roles", "20", "--limit-questions", "4", "--max-tokens", "1", "--json"];
+    let tiny =
+        ["--limit-roles", "20", "--limit-questions", "4", "--max-tokens", "1", "--keep", "all", "--json"];
     let args = [&tiny[..], &["--rollouts", &answers, "--out", &axes]].concat();
     // The second context measures.
     let output = stop("extract", &args, (CONTEXT, 2), &["INT"]);

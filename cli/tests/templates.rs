@@ -36,8 +36,19 @@ fn every_command_that_converses_takes_another_template() {
     let chat = ["chat", "--max-tokens", "2", "--ctx", "64"];
     let drift =
         ["drift", "--caps", arg(&cap_file), "--max-tokens", "2", "--speed-pairs", "0", "--plot", arg(&plot)];
-    let extract =
-        ["extract", "--out", arg(&axes), "--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "2"];
+    let extract = [
+        "extract",
+        "--out",
+        arg(&axes),
+        "--limit-roles",
+        "1",
+        "--limit-questions",
+        "2",
+        "--max-tokens",
+        "2",
+        "--keep",
+        "all",
+    ];
     for (file, says) in [(&none, "no chat template"), (&unknown, "cannot be used: it cannot be run")] {
         for command in [&run[..], &chat, &drift, &extract] {
             let given = [command, &["--model", arg(file)]].concat();

@@ -35,8 +35,10 @@ pub fn default_blocks(blocks: usize) -> std::ops::RangeInclusive<usize> {
 pub struct BlockProjections {
     /// For each answer that has a token, whether it is the default Assistant's, and its mean projection.
     pub answers: Vec<(bool, f64)>,
-    /// Projection of every response token.
+    /// Projection of every response token after the thoughts.
     pub tokens: Vec<f32>,
+    /// Projection of every token of thoughts.
+    pub thoughts: Vec<f32>,
 }
 
 /// The floor of one block and what it was read from.
@@ -57,6 +59,8 @@ pub struct BlockFloor {
     /// Share of the response tokens whose projection is below the floor. This is the engagement to expect on
     /// such text if no earlier block is capped.
     pub tokens_below: f64,
+    /// Share of the tokens of thoughts whose projection is below the floor, if there are any.
+    pub thoughts_below: Option<f64>,
     /// How far default answers and role play are apart on this axis.
     pub separation: Option<Separation>,
 }
@@ -102,7 +106,7 @@ pub fn floor_of(
         return Err(Error::NoAnswers);
     }
     let finite = projections.answers.iter().all(|a| a.1.is_finite())
-        && projections.tokens.iter().all(|t| t.is_finite());
+        && projections.tokens.iter().chain(&projections.thoughts).all(|t| t.is_finite());
     if !finite {
         return Err(Error::NonFinite { block });
     }
@@ -114,6 +118,7 @@ pub fn floor_of(
         projections.answers.iter().filter(|a| a.0 == default).map(|a| a.1).collect()
     };
     let (default, role) = (group(true), group(false));
+    let below = |tokens: &[f32]| share_below(tokens.iter().map(|&t| f64::from(t)), f64::from(floor));
     let both = !default.is_empty() && !role.is_empty();
     Ok(BlockFloor {
         block,
@@ -122,7 +127,8 @@ pub fn floor_of(
         default_mean: mean(&default),
         role_mean: mean(&role),
         answers_below: share_below(sorted.iter().copied(), f64::from(floor)),
-        tokens_below: share_below(projections.tokens.iter().map(|&t| f64::from(t)), f64::from(floor)),
+        tokens_below: below(&projections.tokens),
+        thoughts_below: (!projections.thoughts.is_empty()).then(|| below(&projections.thoughts)),
         separation: both.then(|| Separation::between(&default, &role)),
     })
 }
@@ -167,6 +173,7 @@ mod tests {
         BlockProjections {
             answers: (0..100).map(|i| (i >= 75, f64::from(i))).collect(),
             tokens: (0..100).map(|i| i as f32).collect(),
+            thoughts: vec![10.0, 90.0],
         }
     }
 
@@ -176,7 +183,7 @@ mod tests {
         assert_eq!(floor.floor, 74.25);
         assert_eq!((floor.answers_below, floor.tokens_below), (0.75, 0.75));
         assert_eq!((floor.default_mean, floor.role_mean), (Some(87.0), Some(37.0)));
-        assert_eq!(floor.separation.unwrap().auc, 1.0);
+        assert_eq!((floor.separation.unwrap().auc, floor.thoughts_below), (1.0, Some(0.5)));
         assert_eq!(floor.quantiles[0], 0.0);
         assert_eq!(floor.quantiles[10], 99.0);
         assert!(floor.quantiles.is_sorted());
@@ -223,7 +230,7 @@ mod tests {
 
     #[test]
     fn one_answer_is_every_quantile() {
-        let one = BlockProjections { answers: vec![(true, 2.0)], tokens: vec![2.0] };
+        let one = BlockProjections { answers: vec![(true, 2.0)], tokens: vec![2.0], thoughts: vec![] };
         let floor = floor_of(0, &one, 75.0, None).unwrap();
         assert_eq!(floor.quantiles, [2.0; TABLE.len()]);
         assert_eq!(floor.role_mean, None);

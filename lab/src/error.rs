@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use axiscap::file::FileError;
 
-use crate::rollout::FaultCounts;
+use crate::judge::JudgeError;
+use crate::rollout::{Fault, FaultCounts};
 
 /// Why there are no answers, axes, bounds or measurements. Every message says what is wrong, where, and what
 /// to do.
@@ -15,6 +16,9 @@ pub enum Error {
     /// A model, a context or a decode failed.
     #[error(transparent)]
     Llama(#[from] axiscap_llama::Error),
+    /// A judge did not score the answers.
+    #[error(transparent)]
+    Judge(#[from] JudgeError),
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -45,6 +49,15 @@ pub enum Error {
         /// What the parser found.
         error: serde_json::Error,
     },
+    /// A traits file that is not JSON of the expected shape.
+    // The message holds the cause, which as a source would be printed twice.
+    #[error(
+        "the traits are not as expected: {error}; a traits file is JSON: {{\"traits\": [{{\"name\": \"warm\", \"positive\": [\"You are warm ...\"], \"negative\": [\"You are cold ...\"]}}]}}"
+    )]
+    Traits {
+        /// What the parser found.
+        error: serde_json::Error,
+    },
     /// A script that is not JSON of the expected shape.
     // The message holds the cause, which as a source would be printed twice.
     #[error(
@@ -65,7 +78,7 @@ pub enum Error {
     /// A role or a question that appears twice would count twice.
     #[error("{what} {text:?} appears twice; remove one of them")]
     Duplicate {
-        /// `role` or `question`.
+        /// `role`, `trait` or `question`.
         what: &'static str,
         /// The name or question.
         text: String,
@@ -117,17 +130,40 @@ pub enum Error {
         "no {group} answer with at least one token in the {half} questions; the axis is a difference of two groups, and is tested on the questions it was not made from: use more questions or allow more tokens per answer"
     )]
     EmptyGroup {
-        /// `default` or `role`.
+        /// `default`, `role`, `positive` or `negative`.
         group: &'static str,
         /// `even-numbered` or `odd-numbered`.
         half: &'static str,
     },
+    /// Most roles have too few answers.
+    #[error(
+        "only {used} of {roles} roles have {min_answers} answers or more; generate more answers per role, keep more of them, or accept fewer per role"
+    )]
+    FewRoles {
+        /// Roles with enough answers.
+        used: usize,
+        /// All roles.
+        roles: usize,
+        /// Least answers per role.
+        min_answers: usize,
+    },
+    /// There are no answers for a trait.
+    #[error(
+        "there are no answers for a trait {name:?}, only for {known:?}; name one of the traits file that the answers were made with"
+    )]
+    NoTrait {
+        /// The trait asked for.
+        name: String,
+        /// The traits that have answers.
+        known: Vec<String>,
+    },
     /// Half of the answers of a group, or more, are not what they are taken for.
     #[error(
-        "{left_out} of {answers} {group} answers cannot be used ({counts}), and what is left would be chance; {remedy}"
+        "{left_out} of {answers} {group} answers cannot be used ({counts}), and what is left would be chance; {}",
+        .worst.remedy()
     )]
     MostAnswersLeftOut {
-        /// `default` or `role`.
+        /// `default`, `role` or `trait`.
         group: &'static str,
         /// Answers that are left out.
         left_out: usize,
@@ -135,8 +171,19 @@ pub enum Error {
         answers: usize,
         /// The faults of the group.
         counts: FaultCounts,
-        /// What to do about the most frequent one.
-        remedy: &'static str,
+        /// The most frequent one.
+        worst: Fault,
+    },
+    /// The temporary file of mean activations cannot be made, written or read.
+    // The message holds the cause, which as a source would be printed twice.
+    #[error(
+        "the folder {} does not take the mean activations: {error}; make room there, or write to another folder", .folder.display()
+    )]
+    Scratch {
+        /// Where the file is.
+        folder: PathBuf,
+        /// What failed.
+        error: std::io::Error,
     },
     /// The answers and their activations do not belong together.
     #[error("there are activations of {found} answers, but {expected} answers; measure all of them")]

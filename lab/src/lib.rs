@@ -2,14 +2,15 @@
 //! they cost.
 //!
 //! 1. [`rollout`] has a model answer questions, as itself and in roles.
-//! 2. [`activations`] runs the answers through the uncapped model and averages or projects its block outputs.
-//! 3. [`extract`] makes an axis per block from the averages. [`calibrate`] puts a floor on it from the
+//! 2. [`judge`] finds the answers that ignore their role.
+//! 3. [`activations`] runs the others through the uncapped model and averages or projects its block outputs.
+//! 4. [`extract`] makes an axis per block from the averages. [`calibrate`] puts a floor on it from the
 //!    projections.
-//! 4. [`import`] makes the same of files that other tools wrote.
-//! 5. [`drift`] follows the projection over a scripted conversation, uncapped and capped.
-//! 6. [`bench`](mod@bench) measures what capping costs, in pairs, and compares with other ways to cap.
+//! 5. [`import`] makes the same of files that other tools wrote.
+//! 6. [`drift`] follows the projection over a scripted conversation, uncapped and capped.
+//! 7. [`bench`](mod@bench) measures what capping costs, in pairs, and compares with other ways to cap.
 //!
-//! Steps 1 to 3 follow *The Assistant Axis* (arXiv 2601.10387). `docs/method.md` says where they differ from
+//! Steps 1 to 4 follow *The Assistant Axis* (arXiv 2601.10387). `docs/method.md` says where they differ from
 //! it.
 
 pub mod activations;
@@ -20,9 +21,13 @@ pub mod charts;
 pub mod drift;
 mod error;
 pub mod extract;
+pub mod judge;
 pub mod output;
+mod pass;
+pub mod report;
 pub mod rollout;
 mod separation;
+mod text;
 
 pub use axiscap::import;
 

@@ -6,8 +6,9 @@ pub struct Separation {
     /// The area under the ROC curve: the probability that a random member of the upper group projects higher
     /// than a random member of the lower one. Ties count half. 0.5 means not apart, 1 means fully apart.
     pub auc: f64,
-    /// Cohen's d: the distance of the means in pooled standard deviations. Infinite if neither group varies.
-    pub cohens_d: f64,
+    /// d': the distance of the means in units of the square root of the mean of both variances. Infinite if
+    /// neither group varies.
+    pub d_prime: f64,
 }
 
 impl Separation {
@@ -17,12 +18,9 @@ impl Separation {
         let wins: f64 = upper.iter().flat_map(|u| lower.iter().map(move |l| win(*u, *l))).sum();
         let pairs = (upper.len() * lower.len()) as f64;
         let ((mean_u, var_u), (mean_l, var_l)) = (moments(upper), moments(lower));
-        let (free_u, free_l) = (upper.len() as f64 - 1.0, lower.len() as f64 - 1.0);
-        let free = free_u + free_l;
-        let pooled = if free > 0.0 { (free_u * var_u + free_l * var_l) / free } else { 0.0 };
-        let distance = mean_u - mean_l;
-        let cohens_d = if distance == 0.0 { 0.0 } else { distance / pooled.sqrt() };
-        Self { auc: wins / pairs, cohens_d }
+        let (variance, distance) = (f64::midpoint(var_u, var_l), mean_u - mean_l);
+        let d_prime = if distance == 0.0 { 0.0 } else { distance / variance.sqrt() };
+        Self { auc: wins / pairs, d_prime }
     }
 
     /// Returns the mean of several comparisons.
@@ -31,7 +29,7 @@ impl Separation {
         let count = all.len() as f64;
         Self {
             auc: all.iter().map(|s| s.auc).sum::<f64>() / count,
-            cohens_d: all.iter().map(|s| s.cohens_d).sum::<f64>() / count,
+            d_prime: all.iter().map(|s| s.d_prime).sum::<f64>() / count,
         }
     }
 }
@@ -60,9 +58,9 @@ mod tests {
     fn it_agrees_with_numbers_worked_out_by_hand() {
         let s = Separation::between(&[2.0, 4.0], &[1.0, 3.0]);
         assert_eq!(s.auc, 0.75);
-        assert!((s.cohens_d - 1.0 / 2f64.sqrt()).abs() < 1e-15);
-        assert_eq!(Separation::between(&[1.0], &[1.0]), Separation { auc: 0.5, cohens_d: 0.0 });
-        assert_eq!(Separation::between(&[2.0], &[1.0]).cohens_d, f64::INFINITY);
+        assert!((s.d_prime - 1.0 / 2f64.sqrt()).abs() < 1e-15);
+        assert_eq!(Separation::between(&[1.0], &[1.0]), Separation { auc: 0.5, d_prime: 0.0 });
+        assert_eq!(Separation::between(&[2.0], &[1.0]).d_prime, f64::INFINITY);
         assert_eq!(Separation::between(&[0.0, 0.0], &[1.0, 2.0]).auc, 0.0);
     }
 }

@@ -4,7 +4,7 @@ mod support;
 
 use axiscap::{Bound, CapSet};
 use axiscap_lab::activations::{mean_activations, project};
-use axiscap_lab::rollout::{Generator, Plan, Rollout, RolloutOptions, generate_rollouts};
+use axiscap_lab::rollout::{Generator, Group, Plan, PlanSize, Rollout, RolloutOptions, generate_rollouts};
 use axiscap_llama::{BatchRow, Context, ContextOptions, Sampling, TemplateOptions, Token};
 use support::{caps, long_text, model};
 
@@ -13,7 +13,7 @@ fn answers_come_in_the_order_of_the_plan_and_are_those_of_a_single_sequence() {
     let model = model();
     let template = model.chat_template(&TemplateOptions::default()).unwrap();
     let plan = Plan::builtin().limited(Some(1), Some(2));
-    let requests = plan.requests(7);
+    let requests = plan.requests(PlanSize::default(), 7);
     let generate = |sampling: Sampling| {
         let options = RolloutOptions { max_tokens: 8, slots: 5, sampling, ..RolloutOptions::default() };
         let mut reported = Vec::new();
@@ -25,7 +25,7 @@ fn answers_come_in_the_order_of_the_plan_and_are_those_of_a_single_sequence() {
     let options = ContextOptions { ctx: Some(512), ..ContextOptions::default() };
     let mut context = Context::uncapped(&model, &options).unwrap();
     for (rollout, request) in together.iter().zip(&requests) {
-        assert_eq!((&rollout.role, rollout.question), (&request.role, request.question));
+        assert_eq!((&rollout.group, rollout.question), (&request.group, request.question));
         assert!(rollout.response.len() <= 8);
         assert!(!rollout.text.is_empty() || rollout.response.is_empty());
         let lead = lead_of_other_tokens(&mut context, rollout);
@@ -40,7 +40,7 @@ fn answers_come_in_the_order_of_the_plan_and_are_those_of_a_single_sequence() {
 fn a_group_of_answers_does_not_depend_on_earlier_groups() {
     let model = model();
     let template = model.chat_template(&TemplateOptions::default()).unwrap();
-    let requests = Plan::builtin().limited(Some(2), Some(2)).requests(3);
+    let requests = Plan::builtin().limited(Some(2), Some(2)).requests(PlanSize::default(), 3);
     let options = RolloutOptions { max_tokens: 6, slots: 2, ..RolloutOptions::default() };
     let whole = generate_rollouts(&template, &requests, &options, |_| {}).unwrap();
     let mut generator = Generator::new(&template, &requests, &options).unwrap();
@@ -81,13 +81,16 @@ fn lead_of_other_tokens(context: &mut Context<'_>, rollout: &Rollout) -> f32 {
 fn rollouts(text: &[Token]) -> Vec<Rollout> {
     let ids = |tokens: &[Token]| tokens.iter().map(|token| token.0).collect::<Vec<_>>();
     let rollout = |role: Option<&str>, prompt: &[Token], response: &[Token]| Rollout {
-        role: role.map(Into::into),
+        group: role.map_or(Group::Default, |role| Group::Role(role.into())),
         system: None,
         question: 0,
         seed: 0,
         prompt: ids(prompt),
         response: ids(response),
+        thoughts: 0,
         text: String::new(),
+        log_likelihood: None,
+        score: None,
         faults: Vec::new(),
     };
     let repeated: Vec<Token> = text.iter().copied().cycle().take(560).collect();
@@ -130,10 +133,11 @@ fn mean_activations_and_projections_agree_with_the_trace_on_every_kind_of_block(
     let axes: Vec<_> = set.caps().iter().map(|entry| (entry.block, entry.cap.axis().clone())).collect();
     let rollouts = rollouts(&model.tokenize(&long_text(), true).unwrap());
     let go_on = |_| std::ops::ControlFlow::Continue(());
-    let means = mean_activations(&model, &rollouts, None, go_on).unwrap().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let means = mean_activations(&model, &rollouts, None, folder.path(), go_on).unwrap().unwrap();
     let projections = project(&model, &rollouts, &axes, None, go_on).unwrap().unwrap();
     assert_eq!((means.answers(), means.blocks(), means.width()), (4, 30, 576));
-    assert!(means.mean(1, 14).iter().all(|&value| value == 0.0), "an answer without tokens");
+    assert!(means.block(14).unwrap().answer(1).iter().all(|&value| value == 0.0), "an answer without tokens");
 
     let options = ContextOptions { ctx: Some(1024), batch: 1024, ..ContextOptions::default() };
     let mut context = Context::new(&model, &options).unwrap();
@@ -144,8 +148,9 @@ fn mean_activations_and_projections_agree_with_the_trace_on_every_kind_of_block(
             assert_eq!(traced[index].len(), rollouts[answer].response.len());
             let expected = traced[index].iter().sum::<f64>() / traced[index].len() as f64;
             let (default, projected) = projections[index].answers[place];
-            assert_eq!(default, rollouts[answer].role.is_none());
-            let mean = means.mean(answer, *block);
+            assert_eq!(default, rollouts[answer].is_default());
+            let of_block = means.block(*block).unwrap();
+            let mean = of_block.answer(answer);
             let norm = mean.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
             let dot: f64 = axis.values().iter().zip(mean).map(|(&v, &x)| f64::from(v) * f64::from(x)).sum();
             // Other batches have other last bits, and llama.cpp rounds activations to 8 bits

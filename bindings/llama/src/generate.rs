@@ -133,12 +133,14 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// Whether to record by how much the likeliest token led, for each token ([`Generated::margins`]).
     pub margins: bool,
+    /// Whether to record how likely each token was ([`Generated::log_probabilities`]).
+    pub log_probabilities: bool,
 }
 
 impl Default for GenerateOptions {
-    /// Returns 256 tokens, [`Sampling::default`], no margins.
+    /// Returns 256 tokens, [`Sampling::default`], no margins, no log probabilities.
     fn default() -> Self {
-        Self { max_tokens: 256, sampling: Sampling::default(), margins: false }
+        Self { max_tokens: 256, sampling: Sampling::default(), margins: false, log_probabilities: false }
     }
 }
 
@@ -166,6 +168,10 @@ pub struct Generated {
     /// small margin marks a near tie, which other roundings may tip. Empty unless
     /// [`GenerateOptions::margins`].
     pub margins: Vec<f32>,
+    /// The natural logarithm of the probability of each token, and of the one that ended the text, as the
+    /// model gives it: before temperature, penalties and cuts. Empty unless
+    /// [`GenerateOptions::log_probabilities`].
+    pub log_probabilities: Vec<f32>,
     /// Why it ended.
     pub stop: Stop,
     /// How long it took.
@@ -175,8 +181,14 @@ pub struct Generated {
 impl Generated {
     /// A text that was ended before its first token.
     pub(crate) fn none() -> Self {
-        let (text, tokens, margins) = (String::new(), Vec::new(), Vec::new());
-        Self { text, tokens, margins, stop: Stop::Caller, timings: Timings::default() }
+        Self {
+            text: String::new(),
+            tokens: Vec::new(),
+            margins: Vec::new(),
+            log_probabilities: Vec::new(),
+            stop: Stop::Caller,
+            timings: Timings::default(),
+        }
     }
 }
 
@@ -262,11 +274,11 @@ fn run(
     context: &mut Context<'_>,
     prompt: &[Token],
     answers: &[Range<usize>],
-    &GenerateOptions { max_tokens, margins: with_margins, .. }: &GenerateOptions,
+    options: &GenerateOptions,
     sampler: &mut LlamaSampler,
     mut on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
-    let model = context.model();
+    let (model, max_tokens) = (context.model(), options.max_tokens);
     let mut timings = Timings { reused: reuse(context, prompt, answers)?, ..Timings::default() };
     let started = Instant::now();
     let prefilled = prefill(context, prompt, &mut on_text)?;
@@ -278,7 +290,8 @@ fn run(
     }
 
     let mut utf8 = Utf8::default();
-    let (mut text, mut tokens, mut margins) = (String::new(), Vec::new(), Vec::new());
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    let (mut margins, mut log_probabilities) = (Vec::new(), Vec::new());
     let started = Instant::now();
     let stop = loop {
         if tokens.len() == max_tokens {
@@ -286,8 +299,11 @@ fn run(
         }
         debug_assert!(context.has_last_logits(), "sampling without logits would abort in llama.cpp");
         let token = sampler.sample(context.llama(), -1);
-        if with_margins {
+        if options.margins {
             margins.push(margin(context.last_logits()));
+        }
+        if options.log_probabilities {
+            log_probabilities.push(log_probability(context.last_logits(), token));
         }
         if model.ends_generation(token) {
             break Stop::End(token);
@@ -317,7 +333,7 @@ fn run(
         // Generation has ended, so the answer does not matter.
         let _ = on_text(&rest);
     }
-    Ok(Generated { text, tokens, margins, stop, timings })
+    Ok(Generated { text, tokens, margins, log_probabilities, stop, timings })
 }
 
 /// Decodes what the context does not hold of the prompt yet, pass by pass. `on_text` may stop it between two
@@ -348,6 +364,20 @@ pub(crate) fn margin(logits: &[f32]) -> f32 {
     first - second
 }
 
+/// Returns the natural logarithm of the probability that logits, `[vocabulary]`, give a token. NaN for a token
+/// outside the vocabulary.
+#[must_use]
+pub fn log_probability(logits: &[f32], token: Token) -> f32 {
+    let own = usize::try_from(token.0).ok().and_then(|index| logits.get(index));
+    let Some(&own) = own else { return f32::NAN };
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // Lanes of f32, which the compiler can vectorise. Terms far below the largest add up to less than an f32
+    // resolves in any order.
+    let sum: f64 =
+        logits.chunks(1024).map(|part| f64::from(part.iter().map(|&l| (l - most).exp()).sum::<f32>())).sum();
+    (f64::from(own) - f64::from(most) - sum.ln()) as f32
+}
+
 /// Truncates sequence 0 to the longest beginning that it shares with the prompt, computed as it would be now,
 /// and returns its length. The prompt's last token is always decoded, because its logits are needed.
 fn reuse(context: &mut Context<'_>, prompt: &[Token], answers: &[Range<usize>]) -> Result<usize, Error> {
@@ -373,5 +403,17 @@ mod tests {
     fn a_margin_is_the_distance_of_the_two_largest_values() {
         assert_eq!(super::margin(&[-3.0, 2.0, 0.5, -7.0]), 1.5);
         assert_eq!(super::margin(&[4.0, 1.0, 4.0]), 0.0);
+    }
+
+    #[test]
+    fn log_probabilities_are_of_one_distribution() {
+        use super::{Token, log_probability};
+
+        let logits: Vec<f32> = (0..3000).map(|i| (i as f32 * 0.37).sin() * 9.0 + 500.0).collect();
+        let sum: f64 = (0..3000).map(|i| f64::from(log_probability(&logits, Token(i))).exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+        assert_eq!(log_probability(&[0.0, 0.0], Token(1)), -std::f32::consts::LN_2);
+        assert_eq!(log_probability(&[f32::NEG_INFINITY, 0.0], Token(0)), f32::NEG_INFINITY);
+        assert!(log_probability(&[0.0], Token(1)).is_nan() && log_probability(&[0.0], Token(-1)).is_nan());
     }
 }

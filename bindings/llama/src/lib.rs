@@ -67,7 +67,7 @@ pub use crate::chat::{Chat, Turn};
 pub use crate::context::Context;
 pub use crate::error::{Error, LoadFailure};
 pub use crate::fingerprint::Fingerprint;
-pub use crate::generate::{GenerateOptions, Generated, Sampling, Stop, Timings, generate};
+pub use crate::generate::{GenerateOptions, Generated, Sampling, Stop, Timings, generate, log_probability};
 pub use crate::kv_type::KvType;
 pub use crate::message::{Message, Role};
 pub use crate::model::{Model, ModelOptions};

@@ -140,7 +140,7 @@ fn an_alarm_engages_and_lets_go() {
     let model = load("llama");
     // Drawn, because a greedy text of a random model repeats itself.
     let sampling = Sampling { temperature: 1.0, seed: 5, ..Sampling::GREEDY };
-    let drawn = GenerateOptions { max_tokens: 60, sampling, margins: false };
+    let drawn = GenerateOptions { max_tokens: 60, sampling, margins: false, log_probabilities: false };
     let mut measuring = context(&model, &caps(&model, Bound::NONE), Schedule::Always);
     let (_, measured) = write_with(&mut measuring, &prompt(12), &drawn);
     let mut projections: Vec<f32> =

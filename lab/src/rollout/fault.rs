@@ -22,19 +22,16 @@ pub enum Fault {
     Markup,
     /// It goes on with somebody else's turn.
     OtherTurn,
-    /// It was cut off at the maximum number of tokens. Its beginning is an answer all the same.
+    /// It was cut off at the maximum number of tokens.
     CutOff,
+    /// It does not play its role, as a judge found.
+    RoleIgnored,
 }
 
 impl Fault {
     /// All of them, the worst first.
-    pub const ALL: [Self; 5] = [Self::Empty, Self::Unfinished, Self::Markup, Self::OtherTurn, Self::CutOff];
-
-    /// Returns whether an answer with this fault is left out of axes and floors.
-    #[must_use]
-    pub fn is_left_out(self) -> bool {
-        self != Self::CutOff
-    }
+    pub const ALL: [Self; 6] =
+        [Self::Empty, Self::Unfinished, Self::Markup, Self::OtherTurn, Self::CutOff, Self::RoleIgnored];
 
     /// Returns the name in files and JSON.
     #[must_use]
@@ -45,6 +42,7 @@ impl Fault {
             Self::Markup => "markup",
             Self::OtherTurn => "other-turn",
             Self::CutOff => "cut-off",
+            Self::RoleIgnored => "role-ignored",
         }
     }
 
@@ -57,7 +55,10 @@ impl Fault {
                 "turn thinking off in the template, or let the model write more tokens per answer"
             }
             Self::Markup | Self::OtherTurn => "use the chat template that the model was trained with",
-            Self::CutOff => "let the model write more tokens per answer",
+            Self::CutOff => {
+                "let the model write more tokens per answer, ask for shorter ones, or measure their beginnings"
+            }
+            Self::RoleIgnored => "write system prompts that the model follows, or ask another judge",
         }
     }
 }
@@ -70,6 +71,7 @@ impl fmt::Display for Fault {
             Self::Markup => "with markup of the template",
             Self::OtherTurn => "with somebody else's turn",
             Self::CutOff => "cut off",
+            Self::RoleIgnored => "that ignore their role",
         })
     }
 }
@@ -145,29 +147,28 @@ impl Inspector {
         }
     }
 
+    /// Returns how many bytes of an answer are thoughts: up to the end of their last markup, and of the markup
+    /// that opens the answer proper. `written` is its text with its special tokens.
+    #[must_use]
+    pub fn thoughts(&self, written: &str) -> usize {
+        let ends = THOUGHTS.iter().filter_map(|(_, close)| Some(written.rfind(close)? + close.len()));
+        let Some(mut end) = ends.max() else { return 0 };
+        while let Some(markup) = self.markup.iter().find(|markup| written[end..].starts_with(markup.as_str()))
+        {
+            end += markup.len();
+        }
+        end
+    }
+
     /// Returns the faults of an answer. `written` is its text with its special tokens.
     #[must_use]
     pub fn faults(&self, written: &str, stop: Stop) -> Vec<Fault> {
         let whole = format!("{}{written}", self.opening);
-        let mut is_open = false;
-        // What follows the last thoughts.
-        let mut answer = written;
-        for (open, close) in THOUGHTS {
+        let is_open = THOUGHTS.iter().any(|&(open, close)| {
             let closed = whole.rfind(close);
-            is_open |= whole.rfind(open).is_some_and(|opened| closed.is_none_or(|closed| closed < opened));
-            if let Some((_, after)) =
-                written.rsplit_once(close).filter(|(_, after)| after.len() < answer.len())
-            {
-                answer = after;
-            }
-        }
-        if answer.len() < written.len() {
-            // The markup that opens an answer after thoughts.
-            while let Some(rest) = self.markup.iter().find_map(|markup| answer.strip_prefix(markup.as_str()))
-            {
-                answer = rest;
-            }
-        }
+            whole.rfind(open).is_some_and(|opened| closed.is_none_or(|closed| closed < opened))
+        });
+        let answer = &written[self.thoughts(written)..];
         let speaks = |line: &str| {
             let line = line.trim_start_matches(['*', '_', '>', ' ', '\t']).to_lowercase();
             self.speakers.iter().any(|speaker| line.starts_with(speaker.as_str()))
@@ -178,6 +179,7 @@ impl Inspector {
             Fault::Markup => !is_open && self.markup.iter().any(|markup| answer.contains(markup.as_str())),
             Fault::OtherTurn => !is_open && answer.lines().any(speaks),
             Fault::CutOff => matches!(stop, Stop::MaxTokens | Stop::ContextFull),
+            Fault::RoleIgnored => false,
         };
         Fault::ALL.into_iter().filter(found).collect()
     }
@@ -236,6 +238,7 @@ mod tests {
             inspector(&["<|im_end|>\n<|im_start|>assistant\n<think>\n"], "<|im_start|>assistant\n<think>\n");
         assert_eq!(opens.faults("Hm, let me see.", Stop::MaxTokens), [Fault::Unfinished, Fault::CutOff]);
         assert_eq!(opens.faults("Hm.\n</think>\n\nYes.", ended), []);
+        assert_eq!((opens.thoughts("Hm.\n</think>\n\nYes."), opens.thoughts("Hm.")), (12, 0));
         assert_eq!(opens.faults("Hm.\n</think>\n", ended), [Fault::Empty]);
         let plain = inspector(&[], "<|im_start|>assistant\n");
         assert_eq!(plain.faults("<think>\nHm", ended), [Fault::Unfinished]);
@@ -249,6 +252,7 @@ mod tests {
         let channels =
             "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>Yes.";
         assert_eq!(harmony.faults(channels, ended), []);
+        assert_eq!(&channels[harmony.thoughts(channels)..], "Yes.");
         assert_eq!(harmony.faults("<|channel|>analysis<|message|>Hm", ended), [Fault::Unfinished]);
     }
 }

@@ -10,18 +10,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fault::Fault;
+use super::plan::Group;
 use crate::error::Error;
 use crate::output::write_atomically;
 
 /// Version of the file's layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// One generated answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rollout {
-    /// The role played, `None` for the default Assistant.
-    pub role: Option<String>,
+    /// Whose answer it is.
+    pub group: Group,
     /// System prompt, if any.
     pub system: Option<String>,
     /// Index of the question in the plan.
@@ -32,11 +33,26 @@ pub struct Rollout {
     pub prompt: Vec<i32>,
     /// Token ids of the answer, without the token that ends a turn.
     pub response: Vec<i32>,
+    /// How many of these are thoughts, their markup included. They come first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub thoughts: usize,
     /// The answer as text.
     pub text: String,
-    /// What is wrong with it. Empty in files of older versions.
+    /// Natural logarithm of the probability of the response's tokens, as the model gives it. `None` where it is
+    /// not finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_likelihood: Option<f64>,
+    /// What the judge said, on its own scale. `None` before it was asked, and for answers that are in no role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+    /// What is wrong with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<Fault>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// What the answers were made from.
@@ -61,6 +77,9 @@ pub struct RolloutHeader {
     pub roles_sha256: String,
     /// SHA-256 of the questions file.
     pub questions_sha256: String,
+    /// SHA-256 of the traits file, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traits_sha256: Option<String>,
     /// Seed of the plan.
     pub seed: u32,
     /// Sampling temperature.
@@ -83,24 +102,40 @@ pub struct RolloutHeader {
     /// The date in the prompts, if the template writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_date: Option<String>,
-    /// SHA-256 of the prompts' tokens. Absent in files of older versions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prompts_sha256: Option<String>,
+    /// SHA-256 of the prompts' tokens.
+    pub prompts_sha256: String,
     /// How the weights were stored: `general.file_type` of the model, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_type: Option<u32>,
-    /// Answers generated side by side. Absent in files of older versions.
+    /// Answers generated side by side.
+    pub slots: usize,
+    /// Answers of the default Assistant, `None` for every question under every system prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slots: Option<usize>,
+    pub default_answers: Option<usize>,
+    /// Answers per role, and per side of a trait, `None` for every question under every system prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers_per_role: Option<usize>,
     /// Number of the first roles used, `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_roles: Option<usize>,
     /// Number of the first questions used, `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_questions: Option<usize>,
-    /// Number of answers planned, which a complete file holds. Absent in files of older versions.
+    /// Number of answers planned, which a complete file holds.
+    pub answers: usize,
+    /// Who judged the answers, and from which score on an answer plays its role. `None` before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub answers: Option<usize>,
+    pub judge: Option<Judged>,
+}
+
+/// Who judged answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Judged {
+    /// The judge.
+    pub by: String,
+    /// From this score on an answer plays its role. `None` while some answers are not judged yet.
+    pub least: Option<f64>,
 }
 
 impl RolloutHeader {
@@ -125,10 +160,16 @@ impl RolloutHeader {
 }
 
 impl Rollout {
-    /// Returns whether axes and floors are made without this answer.
+    /// Returns the response's tokens after its thoughts.
     #[must_use]
-    pub fn is_left_out(&self) -> bool {
-        self.faults.iter().any(|fault| fault.is_left_out())
+    pub fn answer(&self) -> &[i32] {
+        self.response.get(self.thoughts..).unwrap_or_default()
+    }
+
+    /// Returns whether it is an answer of the default Assistant.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.group == Group::Default
     }
 
     /// Reads any other line of a file. The error says what is wrong with it.
@@ -140,6 +181,9 @@ impl Rollout {
         }
         if rollout.prompt.is_empty() {
             return Err("has an empty prompt; make the file again".into());
+        }
+        if rollout.thoughts > rollout.response.len() {
+            return Err("has more tokens of thoughts than of its response; make the file again".into());
         }
         Ok(rollout)
     }
@@ -201,17 +245,15 @@ impl Rollouts {
         let Some(header) = header.filter(|_| !rollouts.is_empty()) else {
             return Err(fail(None, "holds no answers; make the file again".into()));
         };
-        match header.answers {
-            Some(planned) if planned != rollouts.len() => {
-                let found = rollouts.len();
-                let what = match planned.checked_sub(found) {
-                    Some(missing) => format!("{missing} of the {planned} answers are missing"),
-                    None => format!("there are {found} answers, but only {planned} were planned"),
-                };
-                Err(fail(None, format!("{what}: the file was cut or changed; fetch or make it again")))
-            }
-            _ => Ok(Self { header, rollouts }),
+        let (planned, found) = (header.answers, rollouts.len());
+        if planned == found {
+            return Ok(Self { header, rollouts });
         }
+        let what = match planned.checked_sub(found) {
+            Some(missing) => format!("{missing} of the {planned} answers are missing"),
+            None => format!("there are {found} answers, but only {planned} were planned"),
+        };
+        Err(fail(None, format!("{what}: the file was cut or changed; fetch or make it again")))
     }
 
     /// Writes the answers. The file appears whole or not at all.
@@ -253,24 +295,32 @@ pub(super) mod tests {
             thinking: None,
             template_variables: Map::new(),
             template_date: None,
-            prompts_sha256: None,
+            traits_sha256: None,
+            prompts_sha256: String::new(),
             file_type: Some(3),
-            slots: Some(2),
+            slots: 2,
+            default_answers: Some(1),
+            answers_per_role: None,
             limit_roles: None,
             limit_questions: Some(2),
-            answers: Some(2),
+            answers: 2,
+            judge: None,
         };
-        let rollout = |role: Option<&str>, response: &[i32]| Rollout {
-            role: role.map(Into::into),
+        let rollout = |group, response: &[i32], thoughts| Rollout {
+            group,
             system: None,
             question: 0,
             seed: 7,
             prompt: vec![1, 9],
             response: response.to_vec(),
+            thoughts,
             text: "ah \"oh\"\n".into(),
+            log_likelihood: Some(-2.5),
+            score: None,
             faults: vec![],
         };
-        Rollouts { header, rollouts: vec![rollout(None, &[2, 3]), rollout(Some("pirate"), &[])] }
+        let pirate = Group::Role("pirate".into());
+        Rollouts { header, rollouts: vec![rollout(Group::Default, &[2, 3], 1), rollout(pirate, &[], 0)] }
     }
 
     #[test]
@@ -301,17 +351,17 @@ pub(super) mod tests {
             assert!(endless.contains("/dev/zero, line 1: is too long"), "{endless}");
         }
         assert!(read(good.lines().next().unwrap().into()).contains("holds no answers"));
-        assert!(read(good.replace("\"version\":1", "\"version\":2")).contains("line 1: layout version 2"));
+        assert!(read(good.replace("\"version\":2", "\"version\":1")).contains("line 1: layout version 1"));
         assert!(read(good.replace("[1,9]", "[1,10]")).contains("line 2: token 10 is outside"));
         assert!(read(good.replace("[1,9]", "[]")).contains("line 2: has an empty prompt"));
+        assert!(
+            read(good.replace("\"thoughts\":1", "\"thoughts\":3")).contains("line 2: has more tokens of")
+        );
         assert!(read(good[..good.len() - 9].into()).contains("line 3"));
         let cut = good.lines().take(2).collect::<Vec<_>>().join("\n");
         assert!(read(cut.clone()).contains("1 of the 2 answers are missing"));
         let more = format!("{good}{}\n", good.lines().nth(1).unwrap());
         assert!(read(more).contains("3 answers, but only 2"));
-        // Files of older versions lack the number of planned answers.
-        std::fs::write(&path, cut.replace(",\"answers\":2", "")).unwrap();
-        assert_eq!(Rollouts::read(&path).unwrap().rollouts.len(), 1);
         let nowhere = rollouts().write(Path::new("/nonexistent/r.jsonl")).unwrap_err();
         assert!(nowhere.to_string().contains("/nonexistent/r.jsonl"));
     }

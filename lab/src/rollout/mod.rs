@@ -21,9 +21,9 @@ mod plan;
 mod sift;
 
 pub use fault::{Fault, Inspector};
-pub use file::{Rollout, RolloutHeader, Rollouts};
+pub use file::{Judged, Rollout, RolloutHeader, Rollouts};
 pub use part::RolloutPart;
-pub use plan::{Plan, Request, RolePlay};
+pub use plan::{Group, Plan, PlanSize, Question, Request, RolePlay, Trait};
 pub use sift::{FaultCounts, sift};
 
 /// How to generate answers.
@@ -40,10 +40,10 @@ pub struct RolloutOptions {
 }
 
 impl Default for RolloutOptions {
-    /// Returns 48 tokens at temperature 0.7, 16 answers side by side.
+    /// Returns 160 tokens at temperature 0.7, 16 answers side by side.
     fn default() -> Self {
         let sampling = Sampling { temperature: 0.7, ..Sampling::default() };
-        Self { max_tokens: 48, sampling, slots: 16, threads: None }
+        Self { max_tokens: 160, sampling, slots: 16, threads: None }
     }
 }
 
@@ -111,7 +111,7 @@ impl<'a> Generator<'a> {
     ) -> Result<Self, Error> {
         let model = template.model();
         let inspector = Inspector::new(template)?;
-        let prompt = |request| prompt(template, request);
+        let prompt = |request: &Request| prompt(template, request.system.as_deref(), &request.text);
         let prompts = requests.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
         let longest_prompt = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let longest = longest_prompt.saturating_add(options.max_tokens);
@@ -176,7 +176,8 @@ impl<'a> Generator<'a> {
         let mut places = HashMap::new();
         for index in first..end {
             let sampling = Sampling { seed: self.requests[index].seed, ..self.options.sampling };
-            let options = GenerateOptions { max_tokens: self.options.max_tokens, sampling, margins: false };
+            let (max_tokens, margins) = (self.options.max_tokens, false);
+            let options = GenerateOptions { max_tokens, sampling, margins, log_probabilities: true };
             let request = batcher::Request::new(self.prompts[index].clone(), options);
             places.insert(self.batcher.submit(request)?, index);
         }
@@ -207,17 +208,34 @@ impl<'a> Generator<'a> {
         let ids = |tokens: &[Token]| tokens.iter().map(|token| token.0).collect();
         let (request, response) = (&self.requests[index], &answer.tokens);
         let model = self.batcher.context().model();
+        let written = model.written(response);
+        // The last probability may be that of the token that ended the turn.
+        let log_likelihood: f64 =
+            answer.log_probabilities[..response.len()].iter().map(|&p| f64::from(p)).sum();
         Rollout {
-            role: request.role.clone(),
+            group: request.group.clone(),
             system: request.system.clone(),
             question: request.question,
             seed: request.seed,
             prompt: ids(&self.prompts[index]),
             response: ids(response),
+            thoughts: tokens_of(model, response, self.inspector.thoughts(&written)),
             text: model.detokenize(response),
-            faults: self.inspector.faults(&model.written(response), answer.stop),
+            log_likelihood: log_likelihood.is_finite().then_some(log_likelihood),
+            score: None,
+            faults: self.inspector.faults(&written, answer.stop),
         }
     }
+}
+
+/// Returns how many of the first tokens have the first `bytes` of the text that they write.
+fn tokens_of(model: &Model, tokens: &[Token], bytes: usize) -> usize {
+    if bytes == 0 {
+        return 0;
+    }
+    let counts: Vec<usize> = (0..=tokens.len()).collect();
+    // A longer beginning never writes less.
+    counts.partition_point(|&count| model.written(&tokens[..count]).len() < bytes).min(tokens.len())
 }
 
 /// Returns how many answers may run side by side.
@@ -229,12 +247,16 @@ pub(crate) fn slots(model: &Model, wanted: usize) -> usize {
     wanted.max(1)
 }
 
-/// Returns the tokens of the templated prompt of a request.
-fn prompt(template: &ChatTemplate<'_>, request: &Request) -> Result<Vec<Token>, Error> {
+/// Returns the tokens of the templated prompt of a question.
+pub(crate) fn prompt(
+    template: &ChatTemplate<'_>,
+    system: Option<&str>,
+    question: &str,
+) -> Result<Vec<Token>, Error> {
     let mut messages = Vec::new();
-    if let Some(system) = &request.system {
+    if let Some(system) = system {
         messages.push(Message::new(Role::System, system));
     }
-    messages.push(Message::new(Role::User, &request.text));
+    messages.push(Message::new(Role::User, question));
     Ok(template.prompt(&messages)?)
 }

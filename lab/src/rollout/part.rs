@@ -125,7 +125,7 @@ fn parse(text: &[u8], header: &RolloutHeader, group: usize) -> Result<(Vec<Rollo
         let rollout = Rollout::parse(&utf8(line, number)?, header);
         kept.push(rollout.map_err(|problem| (Some(number), format!("{problem} ({AGAIN})")))?);
         length += line.len();
-        if kept.len() % group.max(1) == 0 || Some(kept.len()) == header.answers {
+        if kept.len() % group.max(1) == 0 || kept.len() == header.answers {
             whole = (kept.len(), length);
         }
     }
@@ -157,7 +157,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("r.part");
         let mut whole = rollouts();
-        whole.header.answers = Some(5);
+        whole.header.answers = 5;
         whole.rollouts = (0..5).map(|seed| Rollout { seed, ..whole.rollouts[0].clone() }).collect();
         let open = || RolloutPart::open(&path, &whole.header, 2).unwrap();
         let mut part = open();

@@ -8,7 +8,7 @@ use llama_cpp_2::sampling::LlamaSampler;
 use super::{Finished, Request, RequestId, needed};
 use crate::Token;
 use crate::context::Context;
-use crate::generate::{Generated, Stop, Timings, margin};
+use crate::generate::{Generated, Stop, Timings, log_probability, margin};
 use crate::utf8::Utf8;
 
 /// One request in progress.
@@ -24,6 +24,7 @@ pub(super) struct Slot {
     text: String,
     utf8: Utf8,
     margins: Vec<f32>,
+    log_probabilities: Vec<f32>,
     timings: Timings,
     waited: Duration,
     stats: Vec<CapStats>,
@@ -64,6 +65,7 @@ impl Slot {
             text: String::new(),
             utf8: Utf8::default(),
             margins: Vec::new(),
+            log_probabilities: Vec::new(),
             timings: Timings { reused, ..Timings::default() },
             waited,
             stats: Vec::new(),
@@ -126,6 +128,10 @@ impl Slot {
         if options.margins {
             self.margins.push(margin(context.logits(row).unwrap_or_default()));
         }
+        if options.log_probabilities {
+            let logits = context.logits(row).unwrap_or_default();
+            self.log_probabilities.push(log_probability(logits, token));
+        }
         if context.model().ends_generation(token) {
             return ended(Stop::End(token));
         }
@@ -163,7 +169,8 @@ impl Slot {
     pub(super) fn finish(mut self, stop: Stop) -> (String, Finished) {
         let rest = self.utf8.finish();
         self.text.push_str(&rest);
-        let Self { tokens, text, margins, timings, waited, stats, .. } = self;
-        (rest, Finished { generated: Generated { text, tokens, margins, stop, timings }, waited, stats })
+        let Self { tokens, text, margins, log_probabilities, timings, waited, stats, .. } = self;
+        let generated = Generated { text, tokens, margins, log_probabilities, stop, timings };
+        (rest, Finished { generated, waited, stats })
     }
 }

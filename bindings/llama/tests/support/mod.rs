@@ -39,7 +39,7 @@ pub(crate) fn options() -> ContextOptions {
 
 /// Returns greedy sampling of a number of tokens.
 pub(crate) fn greedy(max_tokens: usize) -> GenerateOptions {
-    GenerateOptions { max_tokens, sampling: Sampling::GREEDY, margins: false }
+    GenerateOptions { max_tokens, sampling: Sampling::GREEDY, margins: false, log_probabilities: false }
 }
 
 /// Returns a cap on each of these blocks, with different axes and one bound.

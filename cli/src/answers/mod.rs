@@ -1,23 +1,30 @@
 //! The model's answers, generated or read: the input of `axiscap extract` and `axiscap calibrate`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::Result;
 use axiscap_lab::rollout::{
-    Fault, FaultCounts, Generator, Plan, Rollout, RolloutHeader, RolloutOptions, RolloutPart, Rollouts, sift,
+    Fault, FaultCounts, Generator, Group, Plan, PlanSize, Rollout, RolloutHeader, RolloutOptions,
+    RolloutPart, Rollouts, sift,
 };
-use axiscap_llama::{Model, Token};
+use axiscap_llama::Model;
 use clap::builder::RangedU64ValueParser;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::bos::{self, Writer};
 use crate::interrupt::{self, Catch};
 use crate::model::{self, GpuLayers};
-use crate::output::{self, counted, file_name, tool};
+use crate::output::{self, file_name, tool};
 use crate::progress::Progress;
 use crate::sampling::Seed;
-use crate::template::{self, TemplateArgs, switched};
+use crate::template::{self, TemplateArgs};
 use crate::{input, remedy, sampling};
+
+mod judging;
+mod reuse;
+
+use judging::{JudgeArgs, Judging};
 
 /// Seed of the answers by default.
 const SEED: u32 = 1;
@@ -31,6 +38,38 @@ pub(crate) fn part_file(rollouts: Option<&Path>, out: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// A number of answers. `None` is all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Number(Option<usize>);
+
+fn number_or_all(text: &str) -> Result<Number, String> {
+    if text == "all" {
+        return Ok(Number(None));
+    }
+    let number = text.parse().ok().filter(|&number: &usize| number > 0);
+    number.map(|number| Number(Some(number))).ok_or_else(|| "expected a number from 1 on, or all".into())
+}
+
+/// Returns a number of answers as `number_or_all` reads it.
+fn written(number: Option<usize>) -> String {
+    number.map_or("all".into(), |number| number.to_string())
+}
+
+/// A fault that leaves no answer out, or all faults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    All,
+    One(Fault),
+}
+
+fn fault(text: &str) -> Result<Kept, String> {
+    let names = || Fault::ALL.map(Fault::name).join(", ");
+    let found = Fault::ALL.into_iter().find(|fault| fault.name() == text).map(Kept::One);
+    found
+        .or((text == "all").then_some(Kept::All))
+        .ok_or_else(|| format!("expected some of {}, or all", names()))
 }
 
 /// The model and its answers.
@@ -50,9 +89,22 @@ pub(crate) struct AnswersArgs {
     #[arg(long, value_name = "FILE")]
     roles: Option<PathBuf>,
 
-    /// Questions, one a line, instead of the built-in ones
+    /// Questions, one a line, instead of the built-in ones. A line in [brackets] begins a style
     #[arg(long, value_name = "FILE")]
     questions: Option<PathBuf>,
+
+    /// Traits (JSON) whose axes are compared with the Assistant's
+    #[arg(long, value_name = "FILE")]
+    traits: Option<PathBuf>,
+
+    /// Answers per role, and per side of a trait, spread evenly over its system prompts and the styles of
+    /// questions; all is every question under every system prompt [default: 4]
+    #[arg(long, value_name = "N", value_parser = number_or_all)]
+    answers_per_role: Option<Number>,
+
+    /// Answers of the default Assistant, spread evenly over the neutral system prompts [default: 48]
+    #[arg(long, value_name = "N", value_parser = number_or_all)]
+    default_answers: Option<Number>,
 
     /// Use only the first N roles: for a quick trial
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
@@ -62,7 +114,7 @@ pub(crate) struct AnswersArgs {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
     limit_questions: Option<usize>,
 
-    /// Maximum tokens of an answer [default: 48]
+    /// Maximum tokens of an answer [default: 160]
     #[arg(long, short = 'n', visible_aliases = ["n-predict", "predict"], value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: Option<usize>,
 
@@ -86,10 +138,13 @@ pub(crate) struct AnswersArgs {
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = model::gpu_layers)]
     gpu_layers: Option<GpuLayers>,
 
-    /// Measure all answers: also those without text, those that never leave their thoughts, and those with
-    /// markup of the template or with somebody else's turn, which are left out otherwise
-    #[arg(long)]
-    keep_all_answers: bool,
+    /// Measure answers with these faults too, which are left out otherwise: empty, unfinished (thoughts), markup,
+    /// other-turn, cut-off, role-ignored, or all
+    #[arg(long, value_name = "FAULT,...", value_delimiter = ',', value_parser = fault)]
+    keep: Vec<Kept>,
+
+    #[command(flatten)]
+    judge: JudgeArgs,
 
     #[command(flatten)]
     template: TemplateArgs,
@@ -105,6 +160,8 @@ pub(crate) struct Answers {
     pub(crate) rollouts: Vec<Rollout>,
     /// The faults of all.
     pub(crate) counts: FaultCounts,
+    /// The number of all answers of each role.
+    pub(crate) all_by_role: BTreeMap<String, usize>,
     part: Option<RolloutPart>,
 }
 
@@ -137,41 +194,65 @@ impl AnswersArgs {
         model::load(&self.model, self.gpu_layers)
     }
 
-    /// Reads the answers, or generates and keeps them.
+    /// Reads the answers, or generates and keeps them, and has them judged.
     /// Ends with [`interrupt::end`] if there was a signal.
     pub(crate) fn answers(&self, model: &Model, out: &Path, caught: &Catch) -> Result<Answers> {
         let text = |path: &Option<PathBuf>| path.as_deref().map(input::text_file).transpose();
         let (roles, questions) = (text(&self.roles)?, text(&self.questions)?);
-        let plan = Plan::from_texts(roles.as_deref(), questions.as_deref())?;
-        let answers = match self.rollouts.as_deref().filter(|path| path.exists()) {
+        let traits = text(&self.traits)?;
+        let plan = Plan::from_texts(roles.as_deref(), questions.as_deref(), traits.as_deref())?;
+        let whole = match self.rollouts.as_deref().filter(|path| path.exists()) {
             Some(path) => self.reuse(path, model, &plan),
-            None => self.generate(model, plan.limited(self.limit_roles, self.limit_questions), out, caught),
+            None => self.generate(
+                model,
+                plan.clone().limited(self.limit_roles, self.limit_questions),
+                out,
+                caught,
+            ),
         };
-        self.sifted(answers?)
+        let mut answers = whole?;
+        let judging = Judging {
+            model,
+            template: &self.template,
+            plan: &plan,
+            threads: self.threads,
+            file: self.rollouts.as_deref(),
+            keep: &self.kept(),
+        };
+        self.judge.judge(&judging, &mut answers, caught)?;
+        self.sifted(answers)
+    }
+
+    /// Returns the faults that leave no answer out.
+    fn kept(&self) -> Vec<Fault> {
+        let kept =
+            |fault: &Fault| self.keep.iter().any(|k| matches!(k, Kept::All) || *k == Kept::One(*fault));
+        Fault::ALL.into_iter().filter(kept).collect()
     }
 
     /// Leaves out answers that are not what they are taken for, and says how many.
     fn sifted(&self, mut answers: Answers) -> Result<Answers> {
         let place = answers.place.display().to_string();
-        if !self.keep_all_answers {
-            let all = std::mem::take(&mut answers.rollouts);
-            let sifted =
-                sift(all).map_err(|error| remedy::noted(error, format!("the answers are in {place}")));
-            (answers.rollouts, answers.counts) = sifted?;
+        let all = std::mem::take(&mut answers.rollouts);
+        for rollout in &all {
+            if let Group::Role(name) = &rollout.group {
+                *answers.all_by_role.entry(name.clone()).or_default() += 1;
+            }
         }
-        let FaultCounts { answers: all, left_out, faults } = &answers.counts;
+        let sifted = sift(all, &self.kept())
+            .map_err(|error| remedy::noted(error, format!("the answers are in {place}")));
+        (answers.rollouts, answers.counts) = sifted?;
+        let FaultCounts { answers: all, left_out, faults, keep } = &answers.counts;
         if !faults.is_empty() {
-            let kept = if self.keep_all_answers { "all are measured" } else { "left out" };
-            let number = if self.keep_all_answers { String::new() } else { format!("{left_out} ") };
-            let cut = if faults.contains_key(&Fault::CutOff) {
+            let cut = if faults.contains_key(&Fault::CutOff) && keep.contains(&Fault::CutOff) {
                 format!("; of those cut off, the first {} tokens are measured", answers.header.max_tokens)
             } else {
                 String::new()
             };
-            output::note(&format!("[of {all} answers {}; {number}{kept}{cut}]", answers.counts));
-            if let Some(worst) = answers.counts.worst().filter(|_| left_out * 10 >= *all) {
+            output::note(&format!("[of {all} answers {}; {left_out} left out{cut}]", answers.counts));
+            if let Some(worst) = answers.counts.worst().filter(|_| left_out * 4 >= *all) {
                 output::warning(&format!(
-                    "{left_out} of {all} answers are not what they are taken for, most of them {worst}: {}",
+                    "{left_out} of {all} answers are left out, most of them {worst}: {}",
                     worst.remedy()
                 ));
             }
@@ -183,7 +264,10 @@ impl AnswersArgs {
         let seed = self.seed.map_or(SEED, |seed| seed.number);
         let drawn = self.seed.filter(|seed| seed.is_drawn);
         drawn.into_iter().for_each(Seed::report);
-        let requests = plan.requests(seed);
+        let mut size = PlanSize::default();
+        size.default = self.default_answers.map_or(size.default, |number| number.0);
+        size.role = self.answers_per_role.map_or(size.role, |number| number.0);
+        let requests = plan.requests(size, seed);
         let mut options = RolloutOptions::default();
         options.max_tokens = self.max_tokens.unwrap_or(options.max_tokens);
         options.slots = self.slots.unwrap_or(options.slots);
@@ -204,6 +288,7 @@ impl AnswersArgs {
             vocabulary: model.vocab_size(),
             roles_sha256: plan.roles_sha256,
             questions_sha256: plan.questions_sha256,
+            traits_sha256: plan.traits_sha256,
             seed,
             temperature: options.sampling.temperature,
             max_tokens: options.max_tokens,
@@ -212,12 +297,15 @@ impl AnswersArgs {
             thinking: used.thinking,
             template_variables: used.variables,
             template_date: template.date().map(Into::into),
-            prompts_sha256: Some(generator.prompts_sha256()),
+            prompts_sha256: generator.prompts_sha256(),
             file_type: model::file_type(model),
-            slots: Some(options.slots),
+            slots: options.slots,
+            default_answers: size.default,
+            answers_per_role: size.role,
             limit_roles: self.limit_roles,
             limit_questions: self.limit_questions,
-            answers: Some(requests.len()),
+            answers: requests.len(),
+            judge: None,
         };
         let place = part_file(self.rollouts.as_deref(), out);
         let mut part = RolloutPart::open(&place, &header, generator.group_size())?;
@@ -262,120 +350,27 @@ impl AnswersArgs {
         }
         progress.finish();
         let rollouts = part.kept().to_vec();
+        let (counts, all_by_role) = Default::default();
         let Some(path) = &self.rollouts else {
-            return Ok(Answers {
-                place,
-                header,
-                counts: FaultCounts::of(&rollouts),
-                rollouts,
-                part: Some(part),
-            });
+            return Ok(Answers { place, header, counts, all_by_role, rollouts, part: Some(part) });
         };
         let whole = Rollouts { header, rollouts };
         whole.write(path)?;
         drop(part.finish());
         let Rollouts { header, rollouts } = whole;
-        Ok(Answers { place: path.clone(), header, counts: FaultCounts::of(&rollouts), rollouts, part: None })
-    }
-
-    /// Reads answers made before, if they are from this model and plan, made with the options given.
-    fn reuse(&self, path: &Path, model: &Model, plan: &Plan) -> Result<Answers> {
-        let Rollouts { header, rollouts } = Rollouts::read(path)?;
-        let again = "remove the file to generate the answers again, or name another";
-        let (shape, place) = (model.shape(), path.display());
-        ensure!(
-            header.shape() == *shape && header.vocabulary == model.vocab_size(),
-            "{place}: these answers are from another model ({}, {} blocks, width {}, {} tokens; this one: {}, {}, {}, {}); {again}",
-            header.architecture,
-            header.blocks,
-            header.width,
-            header.vocabulary,
-            shape.architecture,
-            shape.blocks,
-            shape.width,
-            model.vocab_size()
-        );
-        for (what, found, expected) in [
-            ("roles", &header.roles_sha256, &plan.roles_sha256),
-            ("questions", &header.questions_sha256, &plan.questions_sha256),
-        ] {
-            ensure!(
-                found == expected,
-                "{place}: these answers were made from other {what}; give the file with theirs with --{what}, {again}"
-            );
-        }
-        self.check_options(path, &header)?;
-        if let Some(name) = model.name()
-            && !header.model.is_empty()
-            && header.model != name
-        {
-            output::warning(&format!(
-                "{place}: these answers are from the model {:?}, but this one is {name:?}; {again} unless it is the same under another name",
-                header.model
-            ));
-        }
-        if let (Some(found), Some(expected)) = (header.file_type, model::file_type(model))
-            && found != expected
-        {
-            output::warning(&format!(
-                "{place}: these answers are from weights of file type {found}, but the model's are of file type {expected}, which would answer otherwise; {again}"
-            ));
-        }
-        output::note(&format!("{} read from {place}", counted(rollouts.len(), "answer")));
-        rollouts.iter().any(|rollout| {
-            let prompt: Vec<_> = rollout.prompt.iter().copied().map(Token).collect();
-            bos::check(model, &prompt, Writer::Template)
-        });
-        let counts = FaultCounts::of(&rollouts);
-        Ok(Answers { place: path.to_owned(), header, rollouts, counts, part: None })
-    }
-
-    /// Refuses options that the existing answers were not made with: they would have no effect.
-    fn check_options(&self, path: &Path, header: &RolloutHeader) -> Result<()> {
-        fn words(value: Option<impl ToString>) -> Option<String> {
-            value.map(|value| value.to_string())
-        }
-        let template = &self.template;
-        let used = template.options()?;
-        let written = |variables: &Map<String, Value>| {
-            (!variables.is_empty()).then(|| Value::Object(variables.clone()).to_string())
-        };
-        // A seed to be drawn agrees with the one that was.
-        let seed = self.seed.filter(|seed| !seed.is_drawn).map(|seed| seed.number);
-        let options = [
-            ("--limit-roles", words(self.limit_roles), words(header.limit_roles)),
-            ("--limit-questions", words(self.limit_questions), words(header.limit_questions)),
-            (template.flag(), template::name(&used.source), header.chat_template.clone()),
-            ("--default-system", used.default_system, header.default_system.clone()),
-            ("--thinking", words(used.thinking.map(switched)), words(header.thinking.map(switched))),
-            ("--chat-template-kwargs", written(&used.variables), written(&header.template_variables)),
-            ("--template-date", used.date, header.template_date.clone()),
-            ("--max-tokens", words(self.max_tokens), Some(header.max_tokens.to_string())),
-            ("--temp", words(self.temp), Some(header.temperature.to_string())),
-            ("--seed", words(seed), Some(header.seed.to_string())),
-            ("--slots", words(self.slots), words(header.slots)),
-        ];
-        for (flag, given, found) in options {
-            if let Some(given) = given
-                && Some(&given) != found.as_ref()
-            {
-                let made = found.map_or(format!("without {flag}"), |found| format!("with {flag} {found}"));
-                bail!(
-                    "{}: these answers were made {made}, so {flag} {given} has no effect on them; leave {flag} out to use them, or name another file with --rollouts to have new ones",
-                    path.display()
-                );
-            }
-        }
-        Ok(())
+        Ok(Answers { place: path.clone(), header, counts, all_by_role, rollouts, part: None })
     }
 
     /// Returns the options that shaped the answers, for the origin of a file: without folders. They come from
     /// the header of the answers, because the command line may only name the file.
     pub(crate) fn command(&self, header: &RolloutHeader) -> String {
         let mut words = format!("--model {}", file_name(&self.model));
-        for (flag, path) in
-            [("--rollouts", &self.rollouts), ("--roles", &self.roles), ("--questions", &self.questions)]
-        {
+        for (flag, path) in [
+            ("--rollouts", &self.rollouts),
+            ("--roles", &self.roles),
+            ("--questions", &self.questions),
+            ("--traits", &self.traits),
+        ] {
             if let Some(path) = path {
                 words += &format!(" {flag} {}", file_name(path));
             }
@@ -387,15 +382,20 @@ impl AnswersArgs {
                 words += &format!(" {flag} {limit}");
             }
         }
+        words += &format!(
+            " --answers-per-role {} --default-answers {}",
+            written(header.answers_per_role),
+            written(header.default_answers)
+        );
         words += &template::words(header);
-        if self.keep_all_answers {
-            words += " --keep-all-answers";
+        let kept = self.kept();
+        if !kept.is_empty() {
+            words +=
+                &format!(" --keep {}", kept.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(","));
         }
-        let RolloutHeader { max_tokens, temperature, seed, .. } = header;
-        words += &format!(" --max-tokens {max_tokens} --temp {temperature} --seed {seed}");
-        if let Some(slots) = header.slots {
-            words += &format!(" --slots {slots}");
-        }
+        let RolloutHeader { max_tokens, temperature, seed, slots, .. } = header;
+        words += &format!(" --max-tokens {max_tokens} --temp {temperature} --seed {seed} --slots {slots}");
+        words += &judging::words(header);
         words
     }
 }

@@ -1,0 +1,84 @@
+//! The built-in judge: does the system prompt show in the answer?
+
+use std::ops::ControlFlow;
+
+use axiscap_llama::{ChatTemplate, Context, Model, log_probability};
+
+use crate::error::Error;
+use crate::pass::{Pass, Row, Text};
+use crate::rollout::{Group, Question, Rollout, prompt};
+
+/// From this score on an answer plays its role: the logarithm of 20.
+///
+/// Of the answers that a model gives without the system prompt, at most one in twenty is twenty times as likely with
+/// it: the ratio of two probabilities has the mean 1 under the lower one, and Markov's inequality does the rest.
+pub const LEAST_LIKELIHOOD: f64 = 2.995_732_273_553_991;
+
+/// Compares how likely every answer in a role is under its system prompt and without one. An answer that ignores its
+/// role is as likely without it. `go_on` is called after every pass with the number of answers done. Returns `None`
+/// if it asked to stop.
+///
+/// A score is the natural logarithm of the ratio of both probabilities, of the response as a whole. It is `None` for
+/// answers that are in no role or have no tokens.
+///
+/// # Errors
+/// Those of [`ChatTemplate::render`] and [`Context::decode`].
+///
+/// # Panics
+/// If an answer's question is not among `questions`.
+pub fn likelihoods(
+    template: &ChatTemplate<'_>,
+    questions: &[Question],
+    rollouts: &[Rollout],
+    threads: Option<usize>,
+    go_on: impl FnMut(usize) -> ControlFlow<()>,
+) -> Result<Option<Vec<Option<f64>>>, Error> {
+    let scored: Vec<(usize, f64)> = rollouts
+        .iter()
+        .enumerate()
+        .filter(|(_, rollout)| matches!(rollout.group, Group::Role(_)) && !rollout.response.is_empty())
+        .filter_map(|(index, rollout)| Some((index, rollout.log_likelihood?)))
+        .collect();
+    let mut prompts = Vec::new();
+    for &(index, _) in &scored {
+        let tokens = prompt(template, None, &questions[rollouts[index].question].text)?;
+        prompts.push(tokens.into_iter().map(|token| token.0).collect::<Vec<_>>());
+    }
+    let texts: Vec<_> = scored
+        .iter()
+        .zip(&prompts)
+        .map(|(&(index, _), prompt)| Text { prompt, response: &rollouts[index].response })
+        .collect();
+    let Some(without) = log_likelihoods(template.model(), &texts, threads, go_on)? else { return Ok(None) };
+    let mut scores = vec![None; rollouts.len()];
+    for (&(index, with), without) in scored.iter().zip(without) {
+        scores[index] = Some(with - without);
+    }
+    Ok(Some(scores))
+}
+
+/// Returns the natural logarithm of the probability of each response after its prompt. `None` if `go_on` asked to
+/// stop.
+fn log_likelihoods(
+    model: &Model,
+    texts: &[Text<'_>],
+    threads: Option<usize>,
+    go_on: impl FnMut(usize) -> ControlFlow<()>,
+) -> Result<Option<Vec<f64>>, Error> {
+    let mut sums = vec![0f64; texts.len()];
+    if texts.is_empty() {
+        return Ok(Some(sums));
+    }
+    // A row predicts the token after it.
+    let predicts =
+        |text: &Text<'_>, position: usize| position + 1 >= text.prompt.len() && position + 1 < text.length();
+    let add = |context: &Context<'_>, rows: &[Row]| {
+        for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
+            let next = texts[row.text].token(row.position + 1);
+            sums[row.text] += f64::from(log_probability(context.logits(index).unwrap_or_default(), next));
+        }
+        Ok(())
+    };
+    let is_done = Pass::new(model, texts, threads, false)?.run(predicts, |_| {}, add, go_on)?;
+    Ok(is_done.then_some(sums))
+}
