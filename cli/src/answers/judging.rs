@@ -156,14 +156,14 @@ impl JudgeArgs {
     }
 
     /// Returns the least score of an answer that plays its role, on an outside judge's scale.
-    fn least(&self, header: &RolloutHeader) -> f64 {
+    fn least(&self, header: &RolloutHeader) -> f32 {
         let earlier = header.judge.as_ref().and_then(|judged| judged.least);
-        self.judge_min.map(f64::from).or(earlier).unwrap_or(f64::from(MAX_SCORE))
+        self.judge_min.map(f32::from).or(earlier).unwrap_or(f32::from(MAX_SCORE))
     }
 }
 
 /// Compares likelihoods, unless the file has them. Returns the least score of an answer that plays its role.
-fn by_likelihood(judging: &Judging<'_>, answers: &mut Answers, caught: &Catch) -> Result<f64> {
+fn by_likelihood(judging: &Judging<'_>, answers: &mut Answers, caught: &Catch) -> Result<f32> {
     if let Some(least) = answers.header.judge.as_ref().and_then(|judged| judged.least) {
         return Ok(least);
     }

@@ -12,7 +12,7 @@ use crate::rollout::{Group, Question, Rollout, prompt};
 ///
 /// Of the answers that a model gives without the system prompt, at most one in twenty is twenty times as likely with
 /// it: the ratio of two probabilities has the mean 1 under the lower one, and Markov's inequality does the rest.
-pub const LEAST_LIKELIHOOD: f64 = 2.995_732_273_553_991;
+pub const LEAST_LIKELIHOOD: f32 = 2.995_732_3;
 
 /// Compares how likely every answer in a role is under its system prompt and without one. An answer that ignores its
 /// role is as likely without it. `go_on` is called after every pass with the number of answers done. Returns `None`
@@ -32,8 +32,8 @@ pub fn likelihoods(
     rollouts: &[Rollout],
     threads: Option<usize>,
     go_on: impl FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<Vec<Option<f64>>>, Error> {
-    let scored: Vec<(usize, f64)> = rollouts
+) -> Result<Option<Vec<Option<f32>>>, Error> {
+    let scored: Vec<(usize, f32)> = rollouts
         .iter()
         .enumerate()
         .filter(|(_, rollout)| matches!(rollout.group, Group::Role(_)) && !rollout.response.is_empty())
@@ -52,7 +52,7 @@ pub fn likelihoods(
     let Some(without) = log_likelihoods(template.model(), &texts, threads, go_on)? else { return Ok(None) };
     let mut scores = vec![None; rollouts.len()];
     for (&(index, with), without) in scored.iter().zip(without) {
-        scores[index] = Some(with - without);
+        scores[index] = Some((f64::from(with) - without) as f32);
     }
     Ok(Some(scores))
 }

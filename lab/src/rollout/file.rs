@@ -41,10 +41,10 @@ pub struct Rollout {
     /// Natural logarithm of the probability of the response's tokens, as the model gives it. `None` where it is
     /// not finite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub log_likelihood: Option<f64>,
+    pub log_likelihood: Option<f32>,
     /// What the judge said, on its own scale. `None` before it was asked, and for answers that are in no role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub score: Option<f64>,
+    pub score: Option<f32>,
     /// What is wrong with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<Fault>,
@@ -135,7 +135,7 @@ pub struct Judged {
     /// The judge.
     pub by: String,
     /// From this score on an answer plays its role. `None` while some answers are not judged yet.
-    pub least: Option<f64>,
+    pub least: Option<f32>,
 }
 
 impl RolloutHeader {

@@ -221,7 +221,7 @@ impl<'a> Generator<'a> {
             response: ids(response),
             thoughts: tokens_of(model, response, self.inspector.thoughts(&written)),
             text: model.detokenize(response),
-            log_likelihood: log_likelihood.is_finite().then_some(log_likelihood),
+            log_likelihood: log_likelihood.is_finite().then_some(log_likelihood as f32),
             score: None,
             faults: self.inspector.faults(&written, answer.stop),
         }
