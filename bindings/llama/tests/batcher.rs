@@ -97,7 +97,11 @@ fn requests_get_the_text_that_each_gets_alone() {
         assert_eq!(added, also_added);
         let requests: Vec<Request> = (0..7)
             .map(|i| {
-                let options = GenerateOptions { margins: i % 2 == 0, ..greedy(4 + i as usize) };
+                let options = GenerateOptions {
+                    margins: i % 2 == 0,
+                    log_probabilities: i % 3 == 0,
+                    ..greedy(4 + i as usize)
+                };
                 let profile = [Some(ProfileId::DEFAULT), None, Some(added)][i as usize % 3];
                 Request::new(prompt(i / 2, 10 + i), options).under(profile)
             })
@@ -113,6 +117,16 @@ fn requests_get_the_text_that_each_gets_alone() {
             let pairs = generated.margins.iter().zip(&expected.margins);
             assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 0.01), "{architecture} {pairs:?}");
             assert_eq!(generated.margins.len(), expected.margins.len());
+            let pairs = generated.log_probabilities.iter().zip(&expected.log_probabilities);
+            assert!(
+                pairs.clone().all(|(a, b)| (a - b).abs() < 0.01 && *b <= 0.0),
+                "{architecture} {pairs:?}"
+            );
+            assert_eq!(generated.log_probabilities.len(), expected.log_probabilities.len());
+            let is_ended = matches!(generated.stop, axiscap_llama::Stop::End(_));
+            let sampled = generated.tokens.len() + usize::from(is_ended);
+            let asked = usize::from(request.options.log_probabilities);
+            assert_eq!(generated.log_probabilities.len(), asked * sampled);
             let (text, tokens) = heard.texts.get(id).cloned().unwrap_or_default();
             assert_eq!((text, tokens), (generated.text.clone(), generated.tokens.clone()));
             let timings = &generated.timings;

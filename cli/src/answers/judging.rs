@@ -249,7 +249,8 @@ fn by_judge(judge: &Judge, judging: &Judging<'_>, answers: &mut Answers, caught:
 
 /// Writes the answers with their scores.
 fn save(file: Option<&Path>, answers: &Answers) -> Result<()> {
-    if let Some(file) = file {
+    // What is no file, a pipe for example, cannot be replaced.
+    if let Some(file) = file.filter(|file| file.is_file()) {
         let (header, rollouts) = (answers.header.clone(), answers.rollouts.clone());
         Rollouts { header, rollouts }.write(file)?;
     }

@@ -53,8 +53,9 @@ pub fn mean_activations(
 /// to stop.
 ///
 /// # Errors
-/// [`Error::Llama`]: those of [`Context::decode`](axiscap_llama::Context::decode), and the hook's for blocks the model does not have and
-/// architectures whose block outputs it cannot find. [`Error::AxisWidth`] for axes of another model.
+/// [`Error::Llama`]: those of [`Context::decode`](axiscap_llama::Context::decode), and the hook's for blocks
+/// the model does not have and architectures whose block outputs it cannot find. [`Error::AxisWidth`] for axes
+/// of another model.
 pub fn project(
     model: &Model,
     rollouts: &[Rollout],

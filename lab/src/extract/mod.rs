@@ -147,6 +147,12 @@ pub fn extract(
     let dropped: Vec<usize> =
         massive.iter().filter(|_| options.drop_massive).map(|channel| channel.channel).collect();
 
+    let answers_of = |role: &RoleSummary| {
+        let is_own = |r: &Rollout| matches!(&r.group, Group::Role(name) if *name == role.name);
+        role.is_used.then(|| contrast::places(rollouts, is_own))
+    };
+    let of_roles: Vec<_> = roles.iter().map(answers_of).collect();
+
     let mut blocks = Vec::new();
     for block in 0..activations.blocks() {
         let failed = |error| Error::Axis { block, error };
@@ -156,10 +162,6 @@ pub fn extract(
         let project = |answer: usize| dot(axis.values(), means.answer(answer));
         let mean_of =
             |answers: &[usize]| answers.iter().map(|&a| project(a)).sum::<f64>() / answers.len() as f64;
-        let role_answers = |role: &RoleSummary| {
-            let is_own = |r: &Rollout| matches!(&r.group, Group::Role(name) if *name == role.name);
-            contrast::places(rollouts, is_own)
-        };
         let trait_of = |contrast: &Contrast| {
             let own = space.axis(contrast, &|_, _| true).map_err(failed)?;
             let cosine = own.cosine(&axis).map_err(failed)?;
@@ -174,7 +176,7 @@ pub fn extract(
             peak: peak(&axis),
             thoughts: space.thoughts(&contrast, &axis).map_err(failed)?,
             default_mean: mean_of(&contrast.upper_answers()),
-            role_means: roles.iter().map(|r| r.is_used.then(|| mean_of(&role_answers(r)))).collect(),
+            role_means: of_roles.iter().map(|answers| answers.as_deref().map(mean_of)).collect(),
             traits: of_traits.iter().map(trait_of).collect::<Result<_, _>>()?,
             axis,
         });
