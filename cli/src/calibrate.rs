@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use axiscap::Axis;
 use axiscap::file::CapFile;
 use axiscap::file::gguf::{Array, Value};
-use axiscap::{Axis, Policy};
-use axiscap_lab::activations;
+use axiscap_lab::activations::{self, Sinks};
 use axiscap_lab::calibrate::{self, BlockFloor, DEFAULT_PERCENTILE, TABLE, default_blocks, floor_of};
 use axiscap_lab::output::write_caps;
 use serde_json::json;
@@ -50,8 +50,9 @@ pub(crate) struct Args {
     /// answers lie below the floor
     #[arg(long, default_value_t = DEFAULT_PERCENTILE, value_name = "P", value_parser = parse_percentile)]
     percentile: f64,
-    /// Write into the file that rows at the first N positions of each sequence are left alone (attention
-    /// sinks) [default: what the axes' file says, or else 0]
+
+    /// Write into the file that rows at the first N positions of each sequence are left alone [default: the
+    /// positions that attention sinks are found at, and what the axes' file says if that is more]
     #[arg(long, value_name = "N")]
     skip_positions: Option<u32>,
 
@@ -141,14 +142,23 @@ fn work(args: Args) -> Result<()> {
         return Err(answers.interrupted());
     };
     progress.finish();
+    let Some(sinks) =
+        activations::sinks(&model, &answers.rollouts, &axes, args.answers.threads, || caught.go_on())?
+    else {
+        return Err(answers.interrupted());
+    };
     let mut results = Vec::new();
     for ((block, _), projections) in axes.iter().zip(&projections) {
         results.push(floor_of(*block, projections, args.percentile, floors.get(block).copied())?);
     }
-    let policy = args.skip_positions.map_or(file.caps.policy(), |n| Policy::default().with_skip_positions(n));
+    let skipped =
+        args.skip_positions.unwrap_or_else(|| file.caps.policy().skip_positions.max(sinks.leading()));
+    let policy = file.caps.policy().with_skip_positions(skipped);
     file.caps = calibrate::caps(results.iter().zip(axes.iter().map(|(_, axis)| axis)))?.with_policy(policy);
     file.model = info;
     record(&args, &mut file, &results, &answers);
+    let positions = sinks.sinks.iter().map(|sink| u32::try_from(sink.position).unwrap_or(u32::MAX));
+    file.origin.set("calibrate.sink_positions", positions.collect::<Vec<_>>());
     write_caps(&args.out, &file)?;
     let count = answers.rollouts.len();
     let seed = answers.header.seed;
@@ -172,6 +182,8 @@ fn work(args: Args) -> Result<()> {
             "seed": seed,
             "seconds": started.elapsed().as_secs_f64(),
             "blocks": blocks,
+            "skip_positions": skipped,
+            "sinks": sinks_json(&sinks),
             "warnings": warnings,
         });
         return output::json(&report);
@@ -193,6 +205,7 @@ fn work(args: Args) -> Result<()> {
             100.0 * result.tokens_below
         )?;
     }
+    text += &sinks_text(&sinks, &results, skipped)?;
     writeln!(text, "{} written in {}", args.out.display(), seconds(started.elapsed()))?;
     output::text(&text)
 }
@@ -266,6 +279,48 @@ fn record(args: &Args, file: &mut CapFile, results: &[BlockFloor], answers: &Ans
             "calibrate.quantiles",
             results.iter().flat_map(|r| r.quantiles.map(|q| q as f32)).collect::<Vec<f32>>(),
         );
+}
+
+/// Returns where attention sinks are, and what the caps do with them.
+fn sinks_text(sinks: &Sinks, results: &[BlockFloor], skipped: u32) -> Result<String> {
+    let mut text = String::new();
+    for sink in &sinks.sinks {
+        let is_left_alone = u32::try_from(sink.position).is_ok_and(|position| position < skipped);
+        writeln!(
+            text,
+            "attention sink at position {}: {}",
+            sink.position,
+            if is_left_alone {
+                "left alone by these caps"
+            } else {
+                "capped as any other row (--skip-positions)"
+            }
+        )?;
+        let columns = results.iter().zip(&sink.norms).zip(&sink.projections).zip(&sinks.other_projections);
+        for (((result, norm), projection), other) in columns {
+            writeln!(
+                text,
+                "{:>5} {:>8.0} times the median norm; projection {:.1}, other rows {:.1}",
+                result.block, norm, projection, other
+            )?;
+        }
+    }
+    Ok(text)
+}
+
+fn sinks_json(sinks: &Sinks) -> serde_json::Value {
+    let positions: Vec<_> = sinks
+        .sinks
+        .iter()
+        .map(
+            |sink| json!({ "position": sink.position, "norms": sink.norms, "projections": sink.projections }),
+        )
+        .collect();
+    json!({
+        "positions": positions,
+        "other_projections": sinks.other_projections,
+        "elsewhere": sinks.elsewhere,
+    })
 }
 
 fn block_json(result: &BlockFloor) -> serde_json::Value {

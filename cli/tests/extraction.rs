@@ -53,6 +53,17 @@ fn answers_lead_to_axes_to_caps_and_to_drift() {
     let found: Vec<_> = file.caps.caps().iter().map(|e| (e.block, e.cap.bound())).collect();
     assert_eq!(found.iter().map(|f| f.0).collect::<Vec<_>>(), [20, 25, 26]);
     assert_eq!(found[1].1, Bound::floor(1.5).unwrap());
+    // The first row of this model is an attention sink on every late block.
+    assert_eq!((file.caps.policy().skip_positions, &report["skip_positions"]), (1, &1.into()));
+    assert_eq!(
+        (&report["sinks"]["positions"][0]["position"], &report["sinks"]["elsewhere"]),
+        (&0.into(), &0.0.into())
+    );
+    assert!(report["sinks"]["positions"][0]["norms"][0].as_f64().unwrap() > 10.0, "{report}");
+    let capped = json(axiscap("calibrate", &[&args[..], &["--skip-positions", "0"]].concat()));
+    assert_eq!(capped["skip_positions"], 0);
+    assert_eq!(CapFile::read(Path::new(&out)).unwrap().caps.policy().skip_positions, 0);
+    json(axiscap("calibrate", &args));
     let block = &report["blocks"][0];
     assert_eq!(block["floor"].as_f64().unwrap() as f32, found[0].1.lo());
     assert_eq!(block["floor"].as_f64().unwrap() as f32, block["quantiles"][6].as_f64().unwrap() as f32);

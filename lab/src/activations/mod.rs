@@ -15,8 +15,10 @@ use crate::pass::{Pass, Row, Text};
 use crate::rollout::Rollout;
 
 mod means;
+mod sinks;
 
 pub use means::{BlockMeans, MeanActivations};
+pub use sinks::{Sink, Sinks, sinks};
 
 /// Runs every answer through the uncapped model and averages each block's output over its tokens, in f64:
 /// thoughts and the rest of the response apart. The token that ends the turn is not one of them. The means are
@@ -42,7 +44,7 @@ pub fn mean_activations(
         failed: None,
     };
     let all: Vec<usize> = (0..blocks).collect();
-    match observe(model, rollouts, &all, threads, averager, go_on)? {
+    match observe(model, rollouts, &all, threads, Rows::Responses, averager, go_on)? {
         Some(Averager { failed: Some(error), .. }) => Err(error),
         averager => Ok(averager.map(|averager| averager.means)),
     }
@@ -63,9 +65,7 @@ pub fn project(
     threads: Option<usize>,
     go_on: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Vec<BlockProjections>>, Error> {
-    if let Some((block, axis)) = axes.iter().find(|(_, axis)| axis.width() != model.shape().width) {
-        return Err(Error::AxisWidth { block: *block, found: axis.width(), expected: model.shape().width });
-    }
+    check_widths(model, axes)?;
     let projector = Projector {
         axes: axes.to_vec(),
         lengths: rollouts.iter().map(|rollout| rollout.thoughts).collect(),
@@ -74,7 +74,8 @@ pub fn project(
         thoughts: vec![Vec::new(); axes.len()],
     };
     let blocks: Vec<usize> = axes.iter().map(|(block, _)| *block).collect();
-    let Some(projector) = observe(model, rollouts, &blocks, threads, projector, go_on)? else {
+    let Some(projector) = observe(model, rollouts, &blocks, threads, Rows::Responses, projector, go_on)?
+    else {
         return Ok(None);
     };
     let Projector { sums, tokens, thoughts, .. } = projector;
@@ -91,9 +92,34 @@ pub fn project(
     Ok(Some(sums.into_iter().zip(tokens).zip(thoughts).map(block).collect()))
 }
 
-/// Takes the output of every observed block for every response token.
+fn check_widths(model: &Model, axes: &[(usize, Axis)]) -> Result<(), Error> {
+    match axes.iter().find(|(_, axis)| axis.width() != model.shape().width) {
+        Some((block, axis)) => {
+            Err(Error::AxisWidth { block: *block, found: axis.width(), expected: model.shape().width })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Which rows are observed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// Those of response tokens.
+    Responses,
+    /// Those of prompts too.
+    All,
+}
+
+impl Rows {
+    /// Returns the position of the first one.
+    fn first(self, text: &Text<'_>) -> usize {
+        if self == Self::Responses { text.prompt.len() } else { 0 }
+    }
+}
+
+/// Takes the output of every observed block for every observed token.
 trait Observer: Send + 'static {
-    /// Takes the row of the token with this place in the response.
+    /// Takes the row of the token with this place among the observed ones of its answer.
     fn row(&mut self, answer: usize, place: usize, block: usize, row: &[f32]);
 }
 
@@ -163,10 +189,9 @@ impl Observer for Projector {
 
 /// What the tap needs to know of the current batch, and the observer of its rows.
 struct Watched<O> {
-    /// Per row of the batch, the answer it is a response token of, and its place there. `None` for prompt
-    /// tokens.
+    /// Per row of the batch, its answer, and its place among the observed rows of it. `None` for the others.
     answers: Vec<Option<(usize, usize)>>,
-    /// The rows with logits: the response tokens, if the last block is observed.
+    /// The rows with logits: the observed ones, if the last block is among the blocks.
     outputs: Vec<usize>,
     observer: O,
     /// The first block whose number of rows did not match the batch, and that number.
@@ -198,6 +223,7 @@ fn observe<O: Observer>(
     rollouts: &[Rollout],
     blocks: &[usize],
     threads: Option<usize>,
+    observed: Rows,
     observer: O,
     go_on: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<O>, Error> {
@@ -219,7 +245,8 @@ fn observe<O: Observer>(
     let last_block = blocks.contains(&(model.shape().blocks.saturating_sub(1)));
     let expect = |rows: &[Row]| {
         if let Some(watched) = locked(&watched).as_mut() {
-            let place = |row: &Row| Some((row.text, row.position.checked_sub(texts[row.text].prompt.len())?));
+            let place =
+                |row: &Row| Some((row.text, row.position.checked_sub(observed.first(&texts[row.text]))?));
             watched.outputs = (0..rows.len()).filter(|&row| rows[row].logits).collect();
             watched.answers = rows.iter().map(place).collect();
         }
@@ -232,7 +259,7 @@ fn observe<O: Observer>(
         let outputs = watched.outputs.len();
         Err(axiscap_llama::Error::Trace { block, found, rows: rows.len(), outputs }.into())
     };
-    let logits = |text: &Text<'_>, position| last_block && position >= text.prompt.len();
+    let logits = |text: &Text<'_>, position| last_block && position >= observed.first(text);
     let is_done = pass.run(logits, expect, |_, rows| check(rows), go_on)?;
     session.set_tap(None).map_err(axiscap_llama::Error::from)?;
     let watched = locked(&watched).take();
