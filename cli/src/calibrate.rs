@@ -21,7 +21,6 @@ use crate::extract::RECOMMENDED;
 use crate::interrupt::{self, Interrupt};
 use crate::model::model_info;
 use crate::output::{self, file_name, seconds, tool};
-use crate::progress::Progress;
 
 /// Give axes their floors, on the model file that will be served.
 ///
@@ -132,21 +131,13 @@ fn work(args: Args) -> Result<()> {
     let mut answers = args.answers.answers(&model, &args.out, &caught)?;
     // Answers that were asked to show a trait are no sample of what the model says.
     answers.rollouts.retain(|rollout| rollout.group.kind() != "trait");
-    let progress = Progress::new("answers measured", answers.rollouts.len());
-    let projections = activations::project(&model, &answers.rollouts, &axes, args.answers.threads, |done| {
-        progress.set(done);
-        caught.go_on()
+    let (rollouts, threads) = (&answers.rollouts, args.answers.threads);
+    let projections = answers.measured("answers measured", &caught, |go_on| {
+        activations::project(&model, rollouts, &axes, threads, go_on)
     })?;
-    let Some(projections) = projections else {
-        progress.clear();
-        return Err(answers.interrupted());
-    };
-    progress.finish();
-    let Some(sinks) =
-        activations::sinks(&model, &answers.rollouts, &axes, args.answers.threads, || caught.go_on())?
-    else {
-        return Err(answers.interrupted());
-    };
+    let sinks = answers.measured("rows looked at for sinks", &caught, |go_on| {
+        activations::sinks(&model, rollouts, &axes, threads, go_on)
+    })?;
     let mut results = Vec::new();
     for ((block, _), projections) in axes.iter().zip(&projections) {
         results.push(floor_of(*block, projections, args.percentile, floors.get(block).copied())?);

@@ -46,7 +46,18 @@ fn a_command_judges_once_and_its_scores_are_kept() {
     assert_eq!(scores(&file).iter().flatten().count(), 5);
     assert!(lines(&file)[0]["judge"]["least"].is_null() && !axes.exists());
     // Another judge is not asked by chance: it has to be named.
-    fail(extract(&[]), &["judged in part by command: ", "--judge"]);
+    fail(extract(&[]), &["3 of the answers in roles are not judged yet", "command: ", "--judge"]);
+    // A file may come from anyone: the command that it names is not run, even if it says that all is judged.
+    let written = fs::read_to_string(&file).unwrap();
+    let ran = at("ran");
+    let named = serde_json::json!({ "by": format!("command: touch {}", ran.display()), "least": 3.0 });
+    let mut hostile: Vec<Value> = lines(&file);
+    hostile[0]["judge"] = named;
+    let hostile: Vec<String> = hostile.iter().map(Value::to_string).collect();
+    fs::write(&file, hostile.join("\n") + "\n").unwrap();
+    fail(extract(&[]), &["3 of the answers in roles are not judged yet", "command: touch"]);
+    assert!(!ran.exists());
+    fs::write(&file, written).unwrap();
     // Another judge begins again: one answer of each role ignores it.
     let good = format!(
         "tee {} | awk '{{ n += 1; print (n % 4 == 1) ? \"{{\\\"score\\\": 1}}\" : \"3\" }}'",

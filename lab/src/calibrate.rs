@@ -10,6 +10,7 @@
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 
 use crate::error::Error;
+use crate::quantile::quantile;
 use crate::separation::Separation;
 
 /// The percentile the paper's released caps use, counted from the role end.
@@ -144,15 +145,6 @@ pub fn caps<'a>(floors: impl IntoIterator<Item = (&'a BlockFloor, &'a Axis)>) ->
         caps.push(BlockCap { block: floor.block, cap });
     }
     Ok(CapSet::new(caps)?)
-}
-
-/// Returns the value below which `percentile` % of the ascending `sorted` lie, interpolated linearly between
-/// neighbours.
-fn quantile(sorted: &[f64], percentile: f64) -> f64 {
-    let place = percentile / 100.0 * (sorted.len() - 1) as f64;
-    let below = place.floor() as usize;
-    let above = (below + 1).min(sorted.len() - 1);
-    sorted[below] + (place - below as f64) * (sorted[above] - sorted[below])
 }
 
 fn share_below(values: impl ExactSizeIterator<Item = f64>, floor: f64) -> f64 {

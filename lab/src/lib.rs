@@ -24,6 +24,7 @@ pub mod extract;
 pub mod judge;
 pub mod output;
 mod pass;
+mod quantile;
 pub mod report;
 pub mod rollout;
 mod separation;

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use axiscap_lab::judge::{Case, Endpoint, Judge, LEAST_LIKELIHOOD, MAX_SCORE, likelihoods};
 use axiscap_lab::rollout::{Fault, Group, Judged, Plan, Rollout, RolloutHeader, Rollouts};
 use axiscap_llama::Model;
@@ -63,6 +63,16 @@ fn judge(text: &str) -> Result<Given, String> {
     }
 }
 
+/// Who judges.
+enum Wanted {
+    None,
+    Likelihood,
+    Outside(Judge),
+    /// The one that the file of answers names. It is not asked: a file may come from anyone, and must not have a
+    /// command run or a server asked.
+    Earlier(String),
+}
+
 /// What judging needs to know.
 pub(super) struct Judging<'a> {
     pub(super) model: &'a Model,
@@ -76,23 +86,46 @@ pub(super) struct Judging<'a> {
     pub(super) keep: &'a [Fault],
 }
 
+impl Judging<'_> {
+    /// Returns whether an outside judge has still to score an answer. Those with other faults are left out whatever
+    /// it says.
+    fn misses(&self, rollout: &Rollout) -> bool {
+        let is_kept = rollout.faults.iter().all(|fault| self.keep.contains(fault));
+        matches!(rollout.group, Group::Role(_)) && rollout.score.is_none() && is_kept
+    }
+}
+
 impl JudgeArgs {
     /// Has the answers judged that were not judged before, and marks those that ignore their role.
     pub(super) fn judge(&self, judging: &Judging<'_>, answers: &mut Answers, caught: &Catch) -> Result<()> {
         let before = answers.header.judge.clone();
-        let Some(judge) = self.wanted(&answers.header)? else {
-            answers.header.judge = None;
-            answers.rollouts.iter_mut().for_each(|rollout| rollout.score = None);
-            return Ok(());
+        let wanted = self.wanted(&answers.header)?;
+        let by = match &wanted {
+            Wanted::None => {
+                answers.header.judge = None;
+                answers.rollouts.iter_mut().for_each(|rollout| rollout.score = None);
+                return Ok(());
+            }
+            Wanted::Earlier(by) => by.clone(),
+            Wanted::Likelihood => LIKELIHOOD.to_owned(),
+            Wanted::Outside(judge) => judge.name(),
         };
-        let by = judge.as_ref().map_or(LIKELIHOOD.to_owned(), Judge::name);
-        if answers.header.judge.as_ref().is_none_or(|judged| judged.by != by) {
-            answers.header.judge = Some(Judged { by, least: None });
+        if before.as_ref().is_none_or(|judged| judged.by != by) {
+            answers.header.judge = Some(Judged { by: by.clone(), least: None });
             answers.rollouts.iter_mut().for_each(|rollout| rollout.score = None);
         }
-        let (least, has_asked) = match judge {
-            None => (by_likelihood(judging, answers, caught)?, false),
-            Some(judge) => {
+        let (least, has_asked) = match wanted {
+            Wanted::None => return Ok(()),
+            Wanted::Likelihood => (by_likelihood(judging, answers, caught)?, false),
+            Wanted::Earlier(_) => {
+                let missing = answers.rollouts.iter().filter(|rollout| judging.misses(rollout)).count();
+                ensure!(
+                    missing == 0,
+                    "{missing} of the answers in roles are not judged yet, and the others were by {by}; name that judge again to go on, or another with --judge"
+                );
+                (self.least(&answers.header), false)
+            }
+            Wanted::Outside(judge) => {
                 let has_asked = by_judge(&judge, judging, answers, caught)?;
                 (self.least(&answers.header), has_asked)
             }
@@ -111,48 +144,29 @@ impl JudgeArgs {
         Ok(())
     }
 
-    /// Returns the judge: an outer `None` for no judge, an inner one for the built-in judge.
-    fn wanted(&self, header: &RolloutHeader) -> Result<Option<Option<Judge>>> {
+    /// Returns who judges.
+    fn wanted(&self, header: &RolloutHeader) -> Result<Wanted> {
         if let Some(command) = &self.judge_command {
-            return Ok(Some(Some(Judge::Command(command.clone()))));
+            return Ok(Wanted::Outside(Judge::Command(command.clone())));
         }
         let wanted = match &self.judge {
-            Some(Given::None) => None,
-            Some(Given::Likelihood) => Some(None),
+            Some(Given::None) => Wanted::None,
+            Some(Given::Likelihood) => Wanted::Likelihood,
             Some(Given::Url(url)) => {
                 let key = std::env::var("AXISCAP_JUDGE_KEY").ok();
                 let model = self.judge_model.clone();
-                Some(Some(Judge::Endpoint(Endpoint { model, key, ..Endpoint::new(url) })))
+                Wanted::Outside(Judge::Endpoint(Endpoint { model, key, ..Endpoint::new(url) }))
             }
             None => match &header.judge {
-                Some(Judged { by, .. }) if by != LIKELIHOOD => return self.earlier(by, header),
-                _ => Some(None),
+                Some(Judged { by, .. }) if by != LIKELIHOOD => Wanted::Earlier(by.clone()),
+                _ => Wanted::Likelihood,
             },
         };
         ensure!(
-            self.judge_min.is_none() || matches!(wanted, Some(Some(_))),
+            self.judge_min.is_none() || matches!(wanted, Wanted::Outside(_) | Wanted::Earlier(_)),
             "--judge-min is for the scores of a server or a command; name it with --judge URL or --judge-command"
         );
         Ok(wanted)
-    }
-
-    /// Returns the judge of an earlier run. All its scores are in the file.
-    fn earlier(&self, by: &str, header: &RolloutHeader) -> Result<Option<Option<Judge>>> {
-        if header.judge.as_ref().is_some_and(|judged| judged.least.is_some()) {
-            // Its name is all that is needed: no answer is left to be judged.
-            return Ok(Some(Some(match by.strip_prefix("command: ") {
-                Some(command) => Judge::Command(command.into()),
-                None => match by.split_once(' ') {
-                    Some((url, model)) => {
-                        Judge::Endpoint(Endpoint { model: Some(model.into()), ..Endpoint::new(url) })
-                    }
-                    None => Judge::Endpoint(Endpoint::new(by)),
-                },
-            })));
-        }
-        bail!(
-            "the answers are judged in part by {by}; give the same judge again to go on, or another with --judge"
-        )
     }
 
     /// Returns the least score of an answer that plays its role, on an outside judge's scale.
@@ -169,30 +183,17 @@ fn by_likelihood(judging: &Judging<'_>, answers: &mut Answers, caught: &Catch) -
     }
     // What there is to say about the template was said when the answers were made.
     let template = judging.model.chat_template(&judging.template.options()?)?;
-    let progress = Progress::new("answers judged", answers.rollouts.len());
-    let (rollouts, questions) = (&answers.rollouts, &judging.plan.questions);
-    let scores = likelihoods(&template, questions, rollouts, judging.threads, |done| {
-        progress.set(done);
-        caught.go_on()
+    let scores = answers.measured("answers judged", caught, |go_on| {
+        likelihoods(&template, &judging.plan.questions, &answers.rollouts, judging.threads, go_on)
     })?;
-    let Some(scores) = scores else {
-        progress.clear();
-        return Err(answers.interrupted());
-    };
-    progress.finish();
     answers.rollouts.iter_mut().zip(scores).for_each(|(rollout, score)| rollout.score = score);
     Ok(LEAST_LIKELIHOOD)
 }
 
 /// Asks an outside judge for the scores that are missing. Returns whether there were any.
 fn by_judge(judge: &Judge, judging: &Judging<'_>, answers: &mut Answers, caught: &Catch) -> Result<bool> {
-    let is_missing = |rollout: &Rollout| {
-        // Answers with other faults are left out whatever the judge says.
-        let is_kept = rollout.faults.iter().all(|fault| judging.keep.contains(fault));
-        matches!(rollout.group, Group::Role(_)) && rollout.score.is_none() && is_kept
-    };
     let places: Vec<usize> =
-        (0..answers.rollouts.len()).filter(|&place| is_missing(&answers.rollouts[place])).collect();
+        (0..answers.rollouts.len()).filter(|&place| judging.misses(&answers.rollouts[place])).collect();
     if places.is_empty() {
         return Ok(false);
     }

@@ -1,6 +1,7 @@
 //! The model's answers, generated or read: the input of `axiscap extract` and `axiscap calibrate`.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -166,12 +167,31 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    /// Ends a command that was cut short while it measured the answers.
-    pub(crate) fn interrupted(&self) -> anyhow::Error {
-        let place = self.place.display();
-        interrupt::error(&format!(
-            "all answers are kept in {place}, and the same command measures them without generating them again"
-        ))
+    /// Runs work over the answers that shows its progress and can be interrupted. `work` gets what it calls with the
+    /// number of answers done, and returns `None` if that asked it to stop.
+    ///
+    /// # Errors
+    /// Those of `work`. An interruption says where the answers are kept.
+    pub(crate) fn measured<T>(
+        &self,
+        name: &'static str,
+        caught: &Catch,
+        work: impl FnOnce(&mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<Option<T>, axiscap_lab::Error>,
+    ) -> Result<T> {
+        let progress = Progress::new(name, self.rollouts.len());
+        let done = work(&mut |done| {
+            progress.set(done);
+            caught.go_on()
+        })?;
+        let Some(done) = done else {
+            progress.clear();
+            let place = self.place.display();
+            return Err(interrupt::error(&format!(
+                "all answers are kept in {place}, and the same command measures them without generating them again"
+            )));
+        };
+        progress.finish();
+        Ok(done)
     }
 
     /// Returns how many answers have each fault, as JSON.

@@ -21,7 +21,6 @@ use crate::answers::{Answers, AnswersArgs};
 use crate::interrupt::{self, Interrupt};
 use crate::model::model_info;
 use crate::output::{self, counted, file_name, seconds, tool};
-use crate::progress::Progress;
 
 mod report;
 
@@ -93,18 +92,10 @@ fn work(args: Args) -> Result<()> {
     let caught = interrupt.catch();
     let answers = args.answers.answers(&model, &args.out, &caught)?;
     let generated = started.elapsed();
-    let progress = Progress::new("answers measured", answers.rollouts.len());
-    let threads = args.answers.threads;
-    let means =
-        activations::mean_activations(&model, &answers.rollouts, threads, &folder(&args.out), |done| {
-            progress.set(done);
-            caught.go_on()
-        })?;
-    let Some(means) = means else {
-        progress.clear();
-        return Err(answers.interrupted());
-    };
-    progress.finish();
+    let (rollouts, threads) = (&answers.rollouts, args.answers.threads);
+    let means = answers.measured("answers measured", &caught, |go_on| {
+        activations::mean_activations(&model, rollouts, threads, &folder(&args.out), go_on)
+    })?;
     let options = ExtractOptions {
         min_answers: args.min_answers,
         drop_massive: args.drop_massive,
@@ -234,7 +225,7 @@ fn table(found: &Extraction) -> Result<String> {
     let best = found.best_block();
     writeln!(
         text,
-        "cap {}: among middle and late blocks these tell the groups apart best (AUC {:.3} on block {}, on {} that its axis was not made from)",
+        "cap {}: of middle and late blocks these tell the groups apart as well as any (AUC {:.3} on block {}, on {} that its axis was not made from)",
         blocks_named(&found.recommended),
         best.held_out.auc,
         best.block,

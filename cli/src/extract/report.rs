@@ -161,17 +161,14 @@ pub(super) fn page<'a>(
             ("Seed", header.seed.to_string()),
             ("Chat template", header.chat_template.clone().unwrap_or_else(|| "the model's own".into())),
         ],
-        held_out_on: match found.held_out {
-            HeldOut::RolesAndQuestions => "roles and questions",
-            HeldOut::Questions => "questions",
-        },
+        held_out_on: found.held_out.name(),
         blocks: found.blocks.iter().map(block).collect(),
         roles: found.roles.iter().zip(&best.role_means).map(role).collect(),
         default_mean: best.default_mean,
         shown_block: best.block,
         recommended: found.recommended.clone(),
         why_recommended: format!(
-            "Among middle and late blocks, {} tell the two groups apart best on {} that their axes were not made from.",
+            "Of middle and late blocks, {} tell the two groups apart as well as any on {} that their axes were not made from.",
             blocks_named(&found.recommended),
             found.held_out
         ),

@@ -10,6 +10,7 @@ use axiscap_llama::Model;
 
 use super::{Observer, Rows, observe};
 use crate::error::Error;
+use crate::quantile::median;
 use crate::rollout::Rollout;
 
 /// Texts that are looked at. Sinks are where they are in every text.
@@ -53,7 +54,7 @@ impl Sinks {
 }
 
 /// Looks for sinks in some of the texts, prompts included, on the blocks of these axes. `go_on` is called after every
-/// pass. Returns `None` if it asked to stop.
+/// pass with the number of texts done. Returns `None` if it asked to stop.
 ///
 /// # Errors
 /// As [`project`](super::project).
@@ -62,14 +63,14 @@ pub fn sinks(
     rollouts: &[Rollout],
     axes: &[(usize, Axis)],
     threads: Option<usize>,
-    mut go_on: impl FnMut() -> ControlFlow<()>,
+    go_on: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Sinks>, Error> {
     super::check_widths(model, axes)?;
     let step = rollouts.len().div_ceil(TEXTS).max(1);
     let texts: Vec<Rollout> = rollouts.iter().step_by(step).cloned().collect();
     let watcher = Watcher { axes: axes.to_vec(), rows: vec![Vec::new(); axes.len()] };
     let blocks: Vec<usize> = axes.iter().map(|(block, _)| *block).collect();
-    let watcher = observe(model, &texts, &blocks, threads, Rows::All, watcher, |_| go_on())?;
+    let watcher = observe(model, &texts, &blocks, threads, Rows::All, watcher, go_on)?;
     Ok(watcher.map(|watcher| found(&watcher.rows, texts.len())))
 }
 
@@ -144,12 +145,6 @@ fn found(rows: &[Vec<Seen>], texts: usize) -> Sinks {
             .collect(),
         elsewhere: elsewhere as f64 / others.max(1) as f64,
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]

@@ -24,14 +24,20 @@ pub enum HeldOut {
 
 impl fmt::Display for HeldOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::RolesAndQuestions => "roles and questions",
-            Self::Questions => "questions",
-        })
+        f.write_str(self.name())
     }
 }
 
 impl HeldOut {
+    /// Returns `roles and questions` or `questions`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RolesAndQuestions => "roles and questions",
+            Self::Questions => "questions",
+        }
+    }
+
     /// Returns what axes are made from, and what each is tested on.
     pub(super) fn folds(self) -> Vec<(BoxedChosen, BoxedChosen)> {
         let fold = |role: usize, question: usize| -> BoxedChosen {

@@ -2,6 +2,7 @@
 
 use crate::activations::MeanActivations;
 use crate::error::Error;
+use crate::quantile::median;
 use crate::rollout::Rollout;
 
 /// A channel is massive in a block if its mean magnitude is above this,
@@ -68,12 +69,6 @@ fn massive(magnitudes: &[f64]) -> Vec<usize> {
     };
     let found: Vec<usize> = (0..magnitudes.len()).filter(|&i| is_massive(&&magnitudes[i])).collect();
     if found.len() > MOST { Vec::new() } else { found }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]
