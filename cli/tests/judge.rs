@@ -111,7 +111,8 @@ fn a_server_judges() {
     let strict = ["--judge", &url, "--judge-model", "small", "--judge-min", "3"];
     fail(extract(&strict), &["8 of 8 role answers", "ignore their role"]);
     // Another server is another judge.
-    fail(extract(&["--judge", "http://127.0.0.1:1/v1"]), &["127.0.0.1:1", "0 of 8 scores are kept"]);
+    fail(extract(&["--judge", "http://127.0.0.1:1/v1"]), &["127.0.0.1:1", "a.jsonl is as it was"]);
+    assert!(scores(&file).iter().all(|score| *score == Some(2.0)), "the scores of the first one are kept");
 }
 
 /// Answers every request with the score 2.

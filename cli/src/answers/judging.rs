@@ -233,8 +233,12 @@ fn by_judge(judge: &Judge, judging: &Judging<'_>, answers: &mut Answers, caught:
         Err(error) => Some(error),
     };
     progress.clear();
-    save(judging.file, answers)?;
+    // A judge that gave no score leaves the scores of an earlier one in the file.
+    if done > 0 {
+        save(judging.file, answers)?;
+    }
     let kept = match judging.file {
+        Some(file) if done == 0 => format!("{} is as it was", file.display()),
         Some(file) => format!(
             "{done} of {} scores are kept in {}, and the same command goes on from there",
             cases.len(),
