@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use axiscap::file::ModelInfo;
+use axiscap_lab::ComputeOptions;
 use axiscap_llama::{ContextOptions, KvType, MAX_CTX, MAX_THREADS, Model, ModelOptions, devices};
 use clap::builder::{PossibleValuesParser, RangedI64ValueParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Args, ValueEnum, value_parser};
@@ -20,9 +21,6 @@ pub(crate) struct ModelArgs {
     /// Layers to put on a GPU: a number, or all, or auto [default: all, where there is a GPU]
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = gpu_layers)]
     pub(crate) gpu_layers: Option<GpuLayers>,
-    /// Threads for the CPU [default: physical cores]
-    #[arg(long, short = 't', value_name = "N", value_parser = thread_counts())]
-    threads: Option<usize>,
     /// Tokens the context holds; 0: as many as the model was trained on [default: 4096, or what the model was
     /// trained on if that is less]
     #[arg(long, short = 'c', visible_alias = "ctx-size", value_name = "N", value_parser = value_parser!(u32).range(..=i64::from(MAX_CTX)))]
@@ -34,6 +32,16 @@ pub(crate) struct ModelArgs {
     /// Maximum tokens that llama.cpp computes in one pass, at most --batch
     #[arg(long, visible_alias = "ubatch-size", value_name = "N", default_value_t = 512, value_parser = rows())]
     ubatch: u32,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+/// How llama.cpp computes. Short options and aliases are llama.cpp's.
+#[derive(Debug, Args)]
+pub(crate) struct ComputeArgs {
+    /// Threads for the CPU [default: physical cores]
+    #[arg(long, short = 't', value_name = "N", value_parser = thread_counts())]
+    threads: Option<usize>,
     /// Number format of the KV cache, keys and values alike
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_types())]
     kv_type: KvType,
@@ -124,11 +132,25 @@ impl ModelArgs {
     /// Returns how to make contexts of the model.
     pub(crate) fn context(&self, model: &Model) -> ContextOptions {
         let trained = model.trained_context();
+        let ComputeOptions { threads, kv_type_k, kv_type_v, flash_attention } = self.compute.options();
         ContextOptions {
             ctx: self.ctx.map(|ctx| if ctx == 0 { trained } else { ctx }),
             batch: self.batch.unwrap_or(ContextOptions::default().batch),
             // As in llama.cpp. Without --batch, the batch is raised to the pass.
             ubatch: self.ubatch.min(self.batch.unwrap_or(u32::MAX)),
+            threads,
+            kv_type_k,
+            kv_type_v,
+            flash_attention,
+            ..ContextOptions::default()
+        }
+    }
+}
+
+impl ComputeArgs {
+    /// Returns what the options say.
+    pub(crate) fn options(&self) -> ComputeOptions {
+        ComputeOptions {
             threads: self.threads,
             kv_type_k: self.cache_type_k.unwrap_or(self.kv_type),
             kv_type_v: self.cache_type_v.unwrap_or(self.kv_type),
@@ -136,7 +158,6 @@ impl ModelArgs {
                 None | Some(When::Auto) => None,
                 Some(when) => Some(when == When::On),
             },
-            ..ContextOptions::default()
         }
     }
 }
@@ -169,7 +190,7 @@ pub(crate) fn file_type(model: &Model) -> Option<u32> {
 }
 
 /// Returns the parser of numbers of threads.
-pub(crate) fn thread_counts() -> RangedU64ValueParser<usize> {
+fn thread_counts() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=MAX_THREADS as u64)
 }
 

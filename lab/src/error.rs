@@ -67,6 +67,22 @@ pub enum Error {
         /// What the parser found.
         error: serde_json::Error,
     },
+    /// A text without a token to be predicted.
+    #[error("{name}: there is no token to be predicted; give a longer text")]
+    NoTokens {
+        /// What the text is called.
+        name: String,
+    },
+    /// Logits that are NaN, or give a text's own token no probability.
+    #[error(
+        "text {text}, position {position}: the distribution of the next token is not finite, capped or uncapped; weaker caps may help, or the model's file is damaged"
+    )]
+    Logits {
+        /// Index of the text.
+        text: usize,
+        /// Position of the row in it.
+        position: usize,
+    },
     /// A list of a plan or a script is empty, or a text in it is.
     #[error("{place} is empty; {remedy}")]
     Empty {

@@ -18,6 +18,9 @@ mod baselines;
 pub mod bench;
 pub mod calibrate;
 pub mod charts;
+mod compute;
+mod distribution;
+pub mod dose;
 pub mod drift;
 mod error;
 pub mod extract;
@@ -32,5 +35,7 @@ mod text;
 
 pub use axiscap::import;
 
+pub use crate::compute::ComputeOptions;
+pub use crate::distribution::Distribution;
 pub use crate::error::Error;
 pub use crate::separation::Separation;

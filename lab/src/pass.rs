@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use axiscap_llama::{BatchRow, Context, ContextOptions, Model, Token};
 
+use crate::compute::ComputeOptions;
 use crate::error::Error;
 use crate::rollout::{PASS_ROWS, Rollout, slots};
 
@@ -27,6 +28,11 @@ impl<'a> Text<'a> {
         self.prompt.len() + self.response.len()
     }
 
+    /// Returns whether the row at a position predicts a token of the response.
+    pub(crate) fn predicts(&self, position: usize) -> bool {
+        position + 1 >= self.prompt.len() && position + 1 < self.length()
+    }
+
     pub(crate) fn token(&self, position: usize) -> Token {
         let response = || self.response[position - self.prompt.len()];
         Token(self.prompt.get(position).copied().unwrap_or_else(response))
@@ -46,6 +52,12 @@ pub(crate) struct Pass<'t, 'm> {
     texts: &'t [Text<'t>],
     sequences: usize,
     context: Context<'m>,
+    /// The first text that is not decoded whole.
+    next: usize,
+    /// How many of its rows are.
+    fed: usize,
+    /// Sequences whose texts the last batch ended.
+    ended: Vec<i32>,
 }
 
 impl<'t, 'm> Pass<'t, 'm> {
@@ -53,7 +65,7 @@ impl<'t, 'm> Pass<'t, 'm> {
     pub(crate) fn new(
         model: &'m Model,
         texts: &'t [Text<'t>],
-        threads: Option<usize>,
+        compute: &ComputeOptions,
         is_hooked: bool,
     ) -> Result<Self, Error> {
         let longest = texts.iter().map(Text::length).max().unwrap_or(0);
@@ -65,18 +77,27 @@ impl<'t, 'm> Pass<'t, 'm> {
             ctx: Some(u32::try_from(ctx).unwrap_or(u32::MAX)),
             batch: PASS_ROWS,
             ubatch: PASS_ROWS,
-            threads,
             sequences: u32::try_from(sequences).unwrap_or(u32::MAX),
-            ..ContextOptions::default()
+            ..compute.context()
         };
         let context =
             if is_hooked { Context::new(model, &options)? } else { Context::uncapped(model, &options)? };
-        Ok(Self { texts, sequences, context })
+        Ok(Self { texts, sequences, context, next: 0, fed: 0, ended: Vec::new() })
     }
 
     /// Returns the context.
     pub(crate) fn context(&self) -> &Context<'m> {
         &self.context
+    }
+
+    /// Returns the context, to set its caps.
+    pub(crate) fn context_mut(&mut self) -> &mut Context<'m> {
+        &mut self.context
+    }
+
+    /// Returns the number of texts that are decoded whole.
+    pub(crate) fn done(&self) -> usize {
+        self.next
     }
 
     /// Runs every text. `logits` says which positions of a text have logits. `before` and `after` see the rows
@@ -89,43 +110,54 @@ impl<'t, 'm> Pass<'t, 'm> {
         mut after: impl FnMut(&Context<'m>, &[Row]) -> Result<(), Error>,
         mut go_on: impl FnMut(usize) -> ControlFlow<()>,
     ) -> Result<bool, Error> {
-        let Self { texts, sequences, context } = self;
-        let (mut next, mut fed) = (0, 0);
-        while next < texts.len() {
-            let (mut batch, mut rows, mut ended) = (Vec::new(), Vec::new(), Vec::new());
-            // The rest of a text longer than a batch shares the context with its beginning.
-            let room = context.batch().min(context.ctx().saturating_sub(fed)).max(1);
-            // A sequence may be used once per batch: it must not hold rows of two texts.
-            for _ in 0..*sequences {
-                let Some(text) = texts.get(next) else { break };
-                let sequence = id(next % *sequences);
-                let take = (text.length() - fed).min(room - rows.len());
-                for position in fed..fed + take {
-                    let logits = logits(text, position);
-                    let token = text.token(position);
-                    batch.push(BatchRow { token, position: id(position), sequence, logits });
-                    rows.push(Row { text: next, position, logits });
-                }
-                fed += take;
-                if fed < text.length() {
-                    break;
-                }
-                ended.push(sequence);
-                (next, fed) = (next + 1, 0);
-            }
-            before(&rows);
-            if !batch.is_empty() {
-                context.decode(&batch)?;
-            }
-            after(context, &rows)?;
-            for sequence in ended {
-                context.truncate(sequence, 0)?;
-            }
-            if go_on(next).is_break() && next < texts.len() {
+        while let Some(rows) = self.step(&logits, &mut before)? {
+            after(&self.context, &rows)?;
+            if go_on(self.next).is_break() && self.next < self.texts.len() {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Decodes the next batch and returns its rows. `None` after the last text. Passes over the same texts have
+    /// the same batches.
+    pub(crate) fn step(
+        &mut self,
+        logits: impl Fn(&Text<'_>, usize) -> bool,
+        before: impl FnOnce(&[Row]),
+    ) -> Result<Option<Vec<Row>>, Error> {
+        for sequence in std::mem::take(&mut self.ended) {
+            self.context.truncate(sequence, 0)?;
+        }
+        if self.next == self.texts.len() {
+            return Ok(None);
+        }
+        let (mut batch, mut rows) = (Vec::new(), Vec::new());
+        // The rest of a text longer than a batch shares the context with its beginning.
+        let room = self.context.batch().min(self.context.ctx().saturating_sub(self.fed)).max(1);
+        // A sequence may be used once per batch: it must not hold rows of two texts.
+        for _ in 0..self.sequences {
+            let Some(text) = self.texts.get(self.next) else { break };
+            let sequence = id(self.next % self.sequences);
+            let take = (text.length() - self.fed).min(room - rows.len());
+            for position in self.fed..self.fed + take {
+                let logits = logits(text, position);
+                let token = text.token(position);
+                batch.push(BatchRow { token, position: id(position), sequence, logits });
+                rows.push(Row { text: self.next, position, logits });
+            }
+            self.fed += take;
+            if self.fed < text.length() {
+                break;
+            }
+            self.ended.push(sequence);
+            (self.next, self.fed) = (self.next + 1, 0);
+        }
+        before(&rows);
+        if !batch.is_empty() {
+            self.context.decode(&batch)?;
+        }
+        Ok(Some(rows))
     }
 }
 

@@ -3,6 +3,7 @@
 mod support;
 
 use axiscap::{Bound, CapSet};
+use axiscap_lab::ComputeOptions;
 use axiscap_lab::activations::{mean_activations, project};
 use axiscap_lab::rollout::{Generator, Group, Plan, PlanSize, Rollout, RolloutOptions, generate_rollouts};
 use axiscap_llama::{BatchRow, Context, ContextOptions, Sampling, TemplateOptions, Token};
@@ -134,8 +135,10 @@ fn mean_activations_and_projections_agree_with_the_trace_on_every_kind_of_block(
     let rollouts = rollouts(&model.tokenize(&long_text(), true).unwrap());
     let go_on = |_| std::ops::ControlFlow::Continue(());
     let folder = tempfile::tempdir().unwrap();
-    let means = mean_activations(&model, &rollouts, None, folder.path(), go_on).unwrap().unwrap();
-    let projections = project(&model, &rollouts, &axes, None, go_on).unwrap().unwrap();
+    let means = mean_activations(&model, &rollouts, &ComputeOptions::default(), folder.path(), go_on)
+        .unwrap()
+        .unwrap();
+    let projections = project(&model, &rollouts, &axes, &ComputeOptions::default(), go_on).unwrap().unwrap();
     assert_eq!((means.answers(), means.blocks(), means.width()), (4, 30, 576));
     assert!(means.block(14).unwrap().answer(1).iter().all(|&value| value == 0.0), "an answer without tokens");
 
@@ -147,8 +150,8 @@ fn mean_activations_and_projections_agree_with_the_trace_on_every_kind_of_block(
         for (index, (block, axis)) in axes.iter().enumerate() {
             assert_eq!(traced[index].len(), rollouts[answer].response.len());
             let expected = traced[index].iter().sum::<f64>() / traced[index].len() as f64;
-            let (default, projected) = projections[index].answers[place];
-            assert_eq!(default, rollouts[answer].is_default());
+            let (prompt, projected) = projections[index].answers[place];
+            assert_eq!(projections[index].prompts[prompt].group, rollouts[answer].group);
             let of_block = means.block(*block).unwrap();
             let mean = of_block.answer(answer);
             let norm = mean.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
@@ -165,8 +168,8 @@ fn mean_activations_and_projections_agree_with_the_trace_on_every_kind_of_block(
         }
     }
     // Without the last block no logits are computed. The other blocks see the same rows.
-    let some = project(&model, &rollouts, &axes[..2], None, go_on).unwrap().unwrap();
+    let some = project(&model, &rollouts, &axes[..2], &ComputeOptions::default(), go_on).unwrap().unwrap();
     assert_eq!(some, projections[..2]);
     let tokens: usize = rollouts.iter().map(|rollout| rollout.response.len()).sum();
-    assert!(projections.iter().all(|block| block.tokens.len() == tokens));
+    assert!(projections.iter().all(|one| one.tokens_of(|_| true).count() == tokens as u64));
 }

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use axiscap_lab::ComputeOptions;
 use axiscap_lab::judge::{LEAST_LIKELIHOOD, likelihoods};
 use axiscap_lab::rollout::{Group, Plan, PlanSize, Rollout, RolloutOptions, generate_rollouts};
 use axiscap_llama::{
@@ -31,7 +32,7 @@ fn answers_in_character_are_told_from_answers_that_ignore_their_role() {
     let model = Model::load(small_model(), &ModelOptions::default()).unwrap();
     let template = model.chat_template(&TemplateOptions::default()).unwrap();
     let plan = Plan::builtin().limited(Some(1), Some(2));
-    let requests = plan.requests(PlanSize { default: Some(1), role: Some(3) }, 7);
+    let requests = plan.requests(PlanSize { default: Some(1), role: Some(3), held_out: 0 }, 7);
     let options = RolloutOptions { max_tokens: 12, ..RolloutOptions::default() };
     let mut rollouts = generate_rollouts(&template, &requests, &options, |_| {}).unwrap();
     let options = ContextOptions { ctx: Some(512), ..ContextOptions::default() };
@@ -54,7 +55,9 @@ fn answers_in_character_are_told_from_answers_that_ignore_their_role() {
     assert!(rollouts[1].system.as_ref().unwrap().contains("Scarlet Meg"));
     rollouts.push(Rollout { response: Vec::new(), ..rollouts[1].clone() });
     let go_on = |_| ControlFlow::Continue(());
-    let scores = likelihoods(&template, &plan.questions, &rollouts, None, go_on).unwrap().unwrap();
+    let scores = likelihoods(&template, &plan.questions, &rollouts, &ComputeOptions::default(), go_on)
+        .unwrap()
+        .unwrap();
     assert_eq!((rollouts[0].group.clone(), scores[0]), (Group::Default, None));
     assert_eq!((scores.len(), scores[6]), (rollouts.len(), None), "an answer without tokens");
     assert!(scores[4].unwrap() > LEAST_LIKELIHOOD + 10.0, "{scores:?}");
@@ -72,5 +75,8 @@ fn answers_in_character_are_told_from_answers_that_ignore_their_role() {
     // It can be stopped.
     let stop = |_| ControlFlow::Break(());
     let many: Vec<_> = rollouts.iter().cycle().take(100).cloned().collect();
-    assert_eq!(likelihoods(&template, &plan.questions, &many, None, stop).unwrap(), None);
+    assert_eq!(
+        likelihoods(&template, &plan.questions, &many, &ComputeOptions::default(), stop).unwrap(),
+        None
+    );
 }

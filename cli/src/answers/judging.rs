@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use axiscap_lab::ComputeOptions;
 use axiscap_lab::judge::{Case, Endpoint, Judge, LEAST_LIKELIHOOD, MAX_SCORE, likelihoods};
 use axiscap_lab::rollout::{Fault, Group, Judged, Plan, Rollout, RolloutHeader, Rollouts};
 use axiscap_llama::Model;
@@ -79,7 +80,7 @@ pub(super) struct Judging<'a> {
     pub(super) template: &'a TemplateArgs,
     /// The whole plan, with every question that an answer may name.
     pub(super) plan: &'a Plan,
-    pub(super) threads: Option<usize>,
+    pub(super) compute: &'a ComputeOptions,
     /// The file that keeps scores.
     pub(super) file: Option<&'a Path>,
     /// Faults that leave no answer out: answers with others are not judged.
@@ -183,8 +184,8 @@ fn by_likelihood(judging: &Judging<'_>, answers: &mut Answers, caught: &Catch) -
     }
     // What there is to say about the template was said when the answers were made.
     let template = judging.model.chat_template(&judging.template.options()?)?;
-    let scores = answers.measured("answers judged", caught, |go_on| {
-        likelihoods(&template, &judging.plan.questions, &answers.rollouts, judging.threads, go_on)
+    let scores = answers.measured("answers judged", answers.rollouts.len(), caught, |go_on| {
+        likelihoods(&template, &judging.plan.questions, &answers.rollouts, judging.compute, go_on)
     })?;
     answers.rollouts.iter_mut().zip(scores).for_each(|(rollout, score)| rollout.score = score);
     Ok(LEAST_LIKELIHOOD)

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use axiscap_lab::ComputeOptions;
 use axiscap_lab::rollout::{
     Fault, FaultCounts, Generator, Group, Plan, PlanSize, Rollout, RolloutHeader, RolloutOptions,
     RolloutPart, Rollouts, sift,
@@ -15,7 +16,7 @@ use serde_json::Value;
 
 use crate::bos::{self, Writer};
 use crate::interrupt::{self, Catch};
-use crate::model::{self, GpuLayers};
+use crate::model::{self, ComputeArgs, GpuLayers};
 use crate::output::{self, file_name, tool};
 use crate::progress::Progress;
 use crate::sampling::Seed;
@@ -107,6 +108,11 @@ pub(crate) struct AnswersArgs {
     #[arg(long, value_name = "N", value_parser = number_or_all)]
     default_answers: Option<Number>,
 
+    /// Answers of the default Assistant to questions of their own. Axes and floors are not made from them: they are
+    /// for measuring what caps do [default: 24]
+    #[arg(long, value_name = "N")]
+    held_out_answers: Option<usize>,
+
     /// Use only the first N roles: for a quick trial
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     limit_roles: Option<usize>,
@@ -131,13 +137,12 @@ pub(crate) struct AnswersArgs {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
     slots: Option<usize>,
 
-    /// CPU threads
-    #[arg(long, short = 't', value_name = "N", value_parser = model::thread_counts())]
-    pub(crate) threads: Option<usize>,
-
     /// Layers on the GPU: a number, or all, or auto
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = model::gpu_layers)]
     gpu_layers: Option<GpuLayers>,
+
+    #[command(flatten)]
+    compute: ComputeArgs,
 
     /// Measure answers with these faults too, which are left out otherwise: empty, unfinished (thoughts), markup,
     /// other-turn, cut-off, role-ignored, or all
@@ -157,8 +162,10 @@ pub(crate) struct Answers {
     /// The file that keeps them.
     place: PathBuf,
     pub(crate) header: RolloutHeader,
-    /// Those that are measured.
+    /// Those that axes and floors are made from.
     pub(crate) rollouts: Vec<Rollout>,
+    /// Those of the default Assistant that they are not made from.
+    pub(crate) held_out: Vec<Rollout>,
     /// The faults of all.
     pub(crate) counts: FaultCounts,
     /// The number of all answers of each role.
@@ -167,18 +174,19 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    /// Runs work over the answers that shows its progress and can be interrupted. `work` gets what it calls with the
-    /// number of answers done, and returns `None` if that asked it to stop.
+    /// Runs work over the answers, or as many other texts, that shows its progress and can be interrupted. `work`
+    /// gets what it calls with the number of texts done, and returns `None` if that asked it to stop.
     ///
     /// # Errors
     /// Those of `work`. An interruption says where the answers are kept.
     pub(crate) fn measured<T>(
         &self,
         name: &'static str,
+        count: usize,
         caught: &Catch,
         work: impl FnOnce(&mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<Option<T>, axiscap_lab::Error>,
     ) -> Result<T> {
-        let progress = Progress::new(name, self.rollouts.len());
+        let progress = Progress::new(name, count);
         let done = work(&mut |done| {
             progress.set(done);
             caught.go_on()
@@ -231,16 +239,22 @@ impl AnswersArgs {
             ),
         };
         let mut answers = whole?;
+        let compute = self.compute();
         let judging = Judging {
             model,
             template: &self.template,
             plan: &plan,
-            threads: self.threads,
+            compute: &compute,
             file: self.rollouts.as_deref(),
             keep: &self.kept(),
         };
         self.judge.judge(&judging, &mut answers, caught)?;
         self.sifted(answers)
+    }
+
+    /// Returns how llama.cpp computes.
+    pub(crate) fn compute(&self) -> ComputeOptions {
+        self.compute.options()
     }
 
     /// Returns the faults that leave no answer out.
@@ -254,6 +268,9 @@ impl AnswersArgs {
     fn sifted(&self, mut answers: Answers) -> Result<Answers> {
         let place = answers.place.display().to_string();
         let all = std::mem::take(&mut answers.rollouts);
+        // One that is cut off shows what caps do as well as any.
+        let (held_out, all) = all.into_iter().partition(|rollout| rollout.group == Group::HeldOut);
+        answers.held_out = held_out;
         for rollout in &all {
             if let Group::Role(name) = &rollout.group {
                 *answers.all_by_role.entry(name.clone()).or_default() += 1;
@@ -287,12 +304,13 @@ impl AnswersArgs {
         let mut size = PlanSize::default();
         size.default = self.default_answers.map_or(size.default, |number| number.0);
         size.role = self.answers_per_role.map_or(size.role, |number| number.0);
+        size.held_out = self.held_out_answers.unwrap_or(size.held_out);
         let requests = plan.requests(size, seed);
         let mut options = RolloutOptions::default();
         options.max_tokens = self.max_tokens.unwrap_or(options.max_tokens);
         options.slots = self.slots.unwrap_or(options.slots);
         options.sampling.temperature = self.temp.unwrap_or(options.sampling.temperature);
-        options.threads = self.threads;
+        options.compute = self.compute();
         let template = self.template.prepare(model)?;
         let used = self.template.options()?;
         let mut generator = Generator::new(&template, &requests, &options)?;
@@ -322,6 +340,7 @@ impl AnswersArgs {
             slots: options.slots,
             default_answers: size.default,
             answers_per_role: size.role,
+            held_out_answers: size.held_out,
             limit_roles: self.limit_roles,
             limit_questions: self.limit_questions,
             answers: requests.len(),
@@ -370,15 +389,15 @@ impl AnswersArgs {
         }
         progress.finish();
         let rollouts = part.kept().to_vec();
-        let (counts, all_by_role) = Default::default();
+        let (counts, all_by_role, held_out) = Default::default();
         let Some(path) = &self.rollouts else {
-            return Ok(Answers { place, header, counts, all_by_role, rollouts, part: Some(part) });
+            return Ok(Answers { place, header, counts, all_by_role, rollouts, held_out, part: Some(part) });
         };
         let whole = Rollouts { header, rollouts };
         whole.write(path)?;
         drop(part.finish());
         let Rollouts { header, rollouts } = whole;
-        Ok(Answers { place: path.clone(), header, counts, all_by_role, rollouts, part: None })
+        Ok(Answers { place: path.clone(), header, counts, all_by_role, rollouts, held_out, part: None })
     }
 
     /// Returns the options that shaped the answers, for the origin of a file: without folders. They come from
@@ -403,9 +422,10 @@ impl AnswersArgs {
             }
         }
         words += &format!(
-            " --answers-per-role {} --default-answers {}",
+            " --answers-per-role {} --default-answers {} --held-out-answers {}",
             written(header.answers_per_role),
-            written(header.default_answers)
+            written(header.default_answers),
+            header.held_out_answers
         );
         words += &template::words(header);
         let kept = self.kept();

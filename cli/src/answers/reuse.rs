@@ -68,11 +68,13 @@ impl AnswersArgs {
             let prompt: Vec<_> = rollout.prompt.iter().copied().map(Token).collect();
             bos::check(model, &prompt, Writer::Template)
         });
-        if let Some(rollout) = rollouts.iter().find(|rollout| rollout.question >= plan.questions.len()) {
+        if let Some(rollout) =
+            rollouts.iter().find(|rollout| rollout.question >= plan.asked(&rollout.group).len())
+        {
             bail!("{place}: there is no question {} in the plan; {again}", rollout.question);
         }
-        let (counts, all_by_role) = Default::default();
-        Ok(Answers { place: path.to_owned(), header, rollouts, counts, all_by_role, part: None })
+        let (counts, all_by_role, held_out) = Default::default();
+        Ok(Answers { place: path.to_owned(), header, rollouts, held_out, counts, all_by_role, part: None })
     }
 
     /// Refuses options that the existing answers were not made with: they would have no effect.
@@ -100,6 +102,7 @@ impl AnswersArgs {
                 self.default_answers.map(|number| written(number.0)),
                 Some(written(header.default_answers)),
             ),
+            ("--held-out-answers", words(self.held_out_answers), Some(header.held_out_answers.to_string())),
             (template.flag(), template::name(&used.source), header.chat_template.clone()),
             ("--default-system", used.default_system, header.default_system.clone()),
             ("--thinking", words(used.thinking.map(switched)), words(header.thinking.map(switched))),

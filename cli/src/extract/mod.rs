@@ -92,9 +92,9 @@ fn work(args: Args) -> Result<()> {
     let caught = interrupt.catch();
     let answers = args.answers.answers(&model, &args.out, &caught)?;
     let generated = started.elapsed();
-    let (rollouts, threads) = (&answers.rollouts, args.answers.threads);
-    let means = answers.measured("answers measured", &caught, |go_on| {
-        activations::mean_activations(&model, rollouts, threads, &folder(&args.out), go_on)
+    let (rollouts, compute) = (&answers.rollouts, args.answers.compute());
+    let means = answers.measured("answers measured", answers.rollouts.len(), &caught, |go_on| {
+        activations::mean_activations(&model, rollouts, &compute, &folder(&args.out), go_on)
     })?;
     let options = ExtractOptions {
         min_answers: args.min_answers,

@@ -9,15 +9,17 @@ use axiscap::Axis;
 use axiscap_ggml::{Tap, TapRows};
 use axiscap_llama::Model;
 
-use crate::calibrate::BlockProjections;
+use crate::compute::ComputeOptions;
 use crate::error::Error;
 use crate::pass::{Pass, Row, Text};
 use crate::rollout::Rollout;
 
 mod means;
+mod projections;
 mod sinks;
 
 pub use means::{BlockMeans, MeanActivations};
+pub use projections::{Projections, SystemPrompt, project};
 pub use sinks::{Sink, Sinks, sinks};
 
 /// Runs every answer through the uncapped model and averages each block's output over its tokens, in f64:
@@ -31,7 +33,7 @@ pub use sinks::{Sink, Sinks, sinks};
 pub fn mean_activations(
     model: &Model,
     rollouts: &[Rollout],
-    threads: Option<usize>,
+    compute: &ComputeOptions,
     folder: &Path,
     go_on: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<MeanActivations>, Error> {
@@ -44,52 +46,10 @@ pub fn mean_activations(
         failed: None,
     };
     let all: Vec<usize> = (0..blocks).collect();
-    match observe(model, rollouts, &all, threads, Rows::Responses, averager, go_on)? {
+    match observe(model, rollouts, &all, compute, Rows::Responses, averager, go_on)? {
         Some(Averager { failed: Some(error), .. }) => Err(error),
         averager => Ok(averager.map(|averager| averager.means)),
     }
-}
-
-/// Projects the block outputs of every answer's response tokens on one axis per block. `axes` names each
-/// block once. `go_on` is called after every pass with the number of answers done. Returns `None` if it asked
-/// to stop.
-///
-/// # Errors
-/// [`Error::Llama`]: those of [`Context::decode`](axiscap_llama::Context::decode), and the hook's for blocks
-/// the model does not have and architectures whose block outputs it cannot find. [`Error::AxisWidth`] for axes
-/// of another model.
-pub fn project(
-    model: &Model,
-    rollouts: &[Rollout],
-    axes: &[(usize, Axis)],
-    threads: Option<usize>,
-    go_on: impl FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<Vec<BlockProjections>>, Error> {
-    check_widths(model, axes)?;
-    let projector = Projector {
-        axes: axes.to_vec(),
-        lengths: rollouts.iter().map(|rollout| rollout.thoughts).collect(),
-        sums: vec![vec![0.0; rollouts.len()]; axes.len()],
-        tokens: vec![Vec::new(); axes.len()],
-        thoughts: vec![Vec::new(); axes.len()],
-    };
-    let blocks: Vec<usize> = axes.iter().map(|(block, _)| *block).collect();
-    let Some(projector) = observe(model, rollouts, &blocks, threads, Rows::Responses, projector, go_on)?
-    else {
-        return Ok(None);
-    };
-    let Projector { sums, tokens, thoughts, .. } = projector;
-    let block = |((sums, tokens), thoughts): ((Vec<f64>, Vec<f32>), Vec<f32>)| BlockProjections {
-        answers: rollouts
-            .iter()
-            .zip(sums)
-            .filter(|(rollout, _)| !rollout.answer().is_empty())
-            .map(|(rollout, sum)| (rollout.is_default(), sum / rollout.answer().len() as f64))
-            .collect(),
-        tokens,
-        thoughts,
-    };
-    Ok(Some(sums.into_iter().zip(tokens).zip(thoughts).map(block).collect()))
 }
 
 fn check_widths(model: &Model, axes: &[(usize, Axis)]) -> Result<(), Error> {
@@ -159,34 +119,6 @@ impl Observer for Averager {
     }
 }
 
-/// Projects rows, in f64.
-struct Projector {
-    axes: Vec<(usize, Axis)>,
-    /// Per answer, the tokens of its thoughts.
-    lengths: Vec<usize>,
-    /// Sums over the tokens after the thoughts, `[axes][answers]`
-    sums: Vec<Vec<f64>>,
-    /// `[axes][tokens after the thoughts, in order of execution]`
-    tokens: Vec<Vec<f32>>,
-    /// `[axes][tokens of thoughts, in order of execution]`
-    thoughts: Vec<Vec<f32>>,
-}
-
-impl Observer for Projector {
-    fn row(&mut self, answer: usize, place: usize, block: usize, row: &[f32]) {
-        for (index, (_, axis)) in self.axes.iter().enumerate().filter(|(_, (b, _))| *b == block) {
-            let projection: f64 =
-                axis.values().iter().zip(row).map(|(&v, &h)| f64::from(v) * f64::from(h)).sum();
-            if place < self.lengths[answer] {
-                self.thoughts[index].push(projection as f32);
-            } else {
-                self.sums[index][answer] += projection;
-                self.tokens[index].push(projection as f32);
-            }
-        }
-    }
-}
-
 /// What the tap needs to know of the current batch, and the observer of its rows.
 struct Watched<O> {
     /// Per row of the batch, its answer, and its place among the observed rows of it. `None` for the others.
@@ -222,13 +154,13 @@ fn observe<O: Observer>(
     model: &Model,
     rollouts: &[Rollout],
     blocks: &[usize],
-    threads: Option<usize>,
+    compute: &ComputeOptions,
     observed: Rows,
     observer: O,
     go_on: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<O>, Error> {
     let texts: Vec<_> = rollouts.iter().map(Text::of).collect();
-    let mut pass = Pass::new(model, &texts, threads, true)?;
+    let mut pass = Pass::new(model, &texts, compute, true)?;
     let watched = Watched { answers: Vec::new(), outputs: Vec::new(), observer, misfit: None };
     let watched = Arc::new(Mutex::new(Some(watched)));
     let seen = Arc::clone(&watched);

@@ -9,6 +9,7 @@ use axiscap::Axis;
 use axiscap_llama::Model;
 
 use super::{Observer, Rows, observe};
+use crate::compute::ComputeOptions;
 use crate::error::Error;
 use crate::quantile::median;
 use crate::rollout::Rollout;
@@ -62,7 +63,7 @@ pub fn sinks(
     model: &Model,
     rollouts: &[Rollout],
     axes: &[(usize, Axis)],
-    threads: Option<usize>,
+    compute: &ComputeOptions,
     go_on: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Sinks>, Error> {
     super::check_widths(model, axes)?;
@@ -70,7 +71,7 @@ pub fn sinks(
     let texts: Vec<Rollout> = rollouts.iter().step_by(step).cloned().collect();
     let watcher = Watcher { axes: axes.to_vec(), rows: vec![Vec::new(); axes.len()] };
     let blocks: Vec<usize> = axes.iter().map(|(block, _)| *block).collect();
-    let watcher = observe(model, &texts, &blocks, threads, Rows::All, watcher, go_on)?;
+    let watcher = observe(model, &texts, &blocks, compute, Rows::All, watcher, go_on)?;
     Ok(watcher.map(|watcher| found(&watcher.rows, texts.len())))
 }
 

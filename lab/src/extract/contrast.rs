@@ -163,7 +163,7 @@ pub(super) fn traits(rollouts: &[Rollout]) -> Vec<TraitSummary> {
         let (name, counts) = match &rollout.group {
             Group::Positive(name) => (name, (1, 0)),
             Group::Negative(name) => (name, (0, 1)),
-            Group::Default | Group::Role(_) => continue,
+            Group::Default | Group::HeldOut | Group::Role(_) => continue,
         };
         match traits.iter_mut().find(|one| one.name == *name) {
             Some(one) => one.answers = (one.answers.0 + counts.0, one.answers.1 + counts.1),

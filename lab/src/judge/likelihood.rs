@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use axiscap_llama::{ChatTemplate, Context, Model, log_probability};
 
+use crate::compute::ComputeOptions;
 use crate::error::Error;
 use crate::pass::{Pass, Row, Text};
 use crate::rollout::{Group, Question, Rollout, prompt};
@@ -30,7 +31,7 @@ pub fn likelihoods(
     template: &ChatTemplate<'_>,
     questions: &[Question],
     rollouts: &[Rollout],
-    threads: Option<usize>,
+    compute: &ComputeOptions,
     go_on: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Vec<Option<f32>>>, Error> {
     let scored: Vec<(usize, f32)> = rollouts
@@ -49,7 +50,7 @@ pub fn likelihoods(
         .zip(&prompts)
         .map(|(&(index, _), prompt)| Text { prompt, response: &rollouts[index].response })
         .collect();
-    let Some(without) = log_likelihoods(template.model(), &texts, threads, go_on)? else { return Ok(None) };
+    let Some(without) = log_likelihoods(template.model(), &texts, compute, go_on)? else { return Ok(None) };
     let mut scores = vec![None; rollouts.len()];
     for (&(index, with), without) in scored.iter().zip(without) {
         scores[index] = Some((f64::from(with) - without) as f32);
@@ -62,16 +63,13 @@ pub fn likelihoods(
 fn log_likelihoods(
     model: &Model,
     texts: &[Text<'_>],
-    threads: Option<usize>,
+    compute: &ComputeOptions,
     go_on: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Vec<f64>>, Error> {
     let mut sums = vec![0f64; texts.len()];
     if texts.is_empty() {
         return Ok(Some(sums));
     }
-    // A row predicts the token after it.
-    let predicts =
-        |text: &Text<'_>, position: usize| position + 1 >= text.prompt.len() && position + 1 < text.length();
     let add = |context: &Context<'_>, rows: &[Row]| {
         for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
             let next = texts[row.text].token(row.position + 1);
@@ -79,6 +77,7 @@ fn log_likelihoods(
         }
         Ok(())
     };
-    let is_done = Pass::new(model, texts, threads, false)?.run(predicts, |_| {}, add, go_on)?;
+    let predicts = |text: &Text<'_>, position: usize| text.predicts(position);
+    let is_done = Pass::new(model, texts, compute, false)?.run(predicts, |_| {}, add, go_on)?;
     Ok(is_done.then_some(sums))
 }

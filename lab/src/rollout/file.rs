@@ -25,7 +25,7 @@ pub struct Rollout {
     pub group: Group,
     /// System prompt, if any.
     pub system: Option<String>,
-    /// Index of the question in the plan.
+    /// Index of the question in the plan, among those that its group is asked.
     pub question: usize,
     /// Seed of this answer.
     pub seed: u32,
@@ -115,6 +115,9 @@ pub struct RolloutHeader {
     /// Answers per role, and per side of a trait, `None` for every question under every system prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answers_per_role: Option<usize>,
+    /// Answers that are held out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub held_out_answers: usize,
     /// Number of the first roles used, `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_roles: Option<usize>,
@@ -301,6 +304,7 @@ pub(super) mod tests {
             slots: 2,
             default_answers: Some(1),
             answers_per_role: None,
+            held_out_answers: 0,
             limit_roles: None,
             limit_questions: Some(2),
             answers: 2,

@@ -12,6 +12,7 @@ use axiscap_llama::{
 
 use sha2::{Digest, Sha256};
 
+use crate::compute::ComputeOptions;
 use crate::error::Error;
 
 mod fault;
@@ -35,15 +36,15 @@ pub struct RolloutOptions {
     pub sampling: Sampling,
     /// Answers generated side by side.
     pub slots: usize,
-    /// Threads for the CPU. `None` means [`default_threads`](axiscap_llama::default_threads).
-    pub threads: Option<usize>,
+    /// How llama.cpp computes.
+    pub compute: ComputeOptions,
 }
 
 impl Default for RolloutOptions {
     /// Returns 160 tokens at temperature 0.7, 16 answers side by side.
     fn default() -> Self {
         let sampling = Sampling { temperature: 0.7, ..Sampling::default() };
-        Self { max_tokens: 160, sampling, slots: 16, threads: None }
+        Self { max_tokens: 160, sampling, slots: 16, compute: ComputeOptions::default() }
     }
 }
 
@@ -125,9 +126,8 @@ impl<'a> Generator<'a> {
             ctx: Some(u32::try_from(slots * longest).unwrap_or(u32::MAX)),
             batch: PASS_ROWS,
             ubatch: PASS_ROWS,
-            threads: options.threads,
             sequences: u32::try_from(slots).unwrap_or(u32::MAX),
-            ..ContextOptions::default()
+            ..options.compute.context()
         };
         let context = Context::uncapped(model, &context_options)?;
         // The rows of an answer that has ended would only be in the way.

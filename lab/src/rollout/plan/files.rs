@@ -87,8 +87,11 @@ pub(super) fn traits(text: &str) -> Result<Vec<Trait>, Error> {
     Ok(traits)
 }
 
-/// Reads questions, one a line. A line in square brackets begins a style. Lines that start with `#` are comments.
-pub(super) fn questions(text: &str) -> Result<Vec<Question>, Error> {
+/// The style of questions that only the default Assistant is asked. Axes and floors are not made from their answers.
+const HELD_OUT: &str = "held-out";
+
+/// Reads questions, one a line. Returns those of the style `held-out` apart: the built-in ones if there are none. A line in square brackets begins a style. Lines that start with `#` are comments.
+pub(super) fn questions(text: &str) -> Result<(Vec<Question>, Vec<Question>), Error> {
     let mut questions = Vec::<Question>::new();
     let mut style = "";
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -101,10 +104,16 @@ pub(super) fn questions(text: &str) -> Result<Vec<Question>, Error> {
         }
         questions.push(Question { style: style.into(), text: line.into() });
     }
+    let (mut held_out, questions): (Vec<_>, Vec<_>) =
+        questions.into_iter().partition(|question| question.style == HELD_OUT);
     if questions.len() < 2 {
         return Err(Error::FewQuestions { found: questions.len() });
     }
-    Ok(questions)
+    if held_out.is_empty() && text != BUILTIN_QUESTIONS {
+        held_out = self::questions(BUILTIN_QUESTIONS)?.1;
+        held_out.retain(|question| questions.iter().all(|other| other.text != question.text));
+    }
+    Ok((questions, held_out))
 }
 
 fn is_blank(text: &str) -> bool {
@@ -165,8 +174,16 @@ mod tests {
 
     #[test]
     fn a_line_in_brackets_begins_a_style() {
-        let found = questions("First?\n[ self ]\n# a comment\nSecond?\n\n[ideas]\nThird?\n").unwrap();
+        let text = "First?\n[ self ]\n# a comment\nSecond?\n\n[ideas]\nThird?\n";
+        let (found, held_out) = questions(text).unwrap();
         let pairs: Vec<_> = found.iter().map(|q| (q.style.as_str(), q.text.as_str())).collect();
         assert_eq!(pairs, [("", "First?"), ("self", "Second?"), ("ideas", "Third?")]);
+        assert_eq!(held_out, Plan::builtin().held_out);
+        let (found, held_out) = questions(&format!("{text}[held-out]\nFourth?\n")).unwrap();
+        assert_eq!((found.len(), held_out.len(), held_out[0].text.as_str()), (3, 1, "Fourth?"));
+        // A question that axes are made from is not held out.
+        let taken = &Plan::builtin().held_out[0];
+        let (_, held_out) = questions(&format!("First?\n{}\n", taken.text)).unwrap();
+        assert!(!held_out.is_empty() && held_out.iter().all(|question| question.text != taken.text));
     }
 }

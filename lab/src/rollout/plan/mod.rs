@@ -23,6 +23,8 @@ pub struct Plan {
     pub traits: Vec<Trait>,
     /// Questions, style by style.
     pub questions: Vec<Question>,
+    /// Questions to the default Assistant whose answers are for measuring what caps do, and not for making them.
+    pub held_out: Vec<Question>,
     /// SHA-256 of the roles file, in hexadecimal.
     pub roles_sha256: String,
     /// SHA-256 of the questions file, in hexadecimal.
@@ -41,12 +43,14 @@ pub struct PlanSize {
     pub default: Option<usize>,
     /// Answers per role, and per side of a trait, over all of its system prompts.
     pub role: Option<usize>,
+    /// Answers to the held-out questions, over the default Assistant's system prompts.
+    pub held_out: usize,
 }
 
 impl Default for PlanSize {
-    /// Returns 48 default answers and 4 per role.
+    /// Returns 48 default answers, 4 per role, and 24 that are held out.
     fn default() -> Self {
-        Self { default: Some(48), role: Some(4) }
+        Self { default: Some(48), role: Some(4), held_out: 24 }
     }
 }
 
@@ -56,6 +60,8 @@ impl Default for PlanSize {
 pub enum Group {
     /// The default Assistant's.
     Default,
+    /// The default Assistant's to a held-out question.
+    HeldOut,
     /// A role's, by name.
     Role(String),
     /// That of a system prompt that asks for a trait, by name.
@@ -65,11 +71,12 @@ pub enum Group {
 }
 
 impl Group {
-    /// Returns `default`, `role` or `trait`.
+    /// Returns `default`, `held-out`, `role` or `trait`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Default => "default",
+            Self::HeldOut => "held-out",
             Self::Role(_) => "role",
             Self::Positive(_) | Self::Negative(_) => "trait",
         }
@@ -83,7 +90,7 @@ pub struct Request {
     pub group: Group,
     /// System prompt, if any.
     pub system: Option<String>,
-    /// Index of the question in the plan.
+    /// Index of the question in [`Plan::questions`], or in [`Plan::held_out`].
     pub question: usize,
     /// The question itself.
     pub text: String,
@@ -111,11 +118,13 @@ impl Plan {
         let roles = roles.unwrap_or(files::BUILTIN_ROLES);
         let questions = questions.unwrap_or(files::BUILTIN_QUESTIONS);
         let (default, role_plays) = files::roles(roles)?;
+        let (questions_asked, held_out) = files::questions(questions)?;
         Ok(Self {
             default,
             roles: role_plays,
             traits: traits.map_or(Ok(Vec::new()), files::traits)?,
-            questions: files::questions(questions)?,
+            questions: questions_asked,
+            held_out,
             roles_sha256: sha256(roles),
             questions_sha256: sha256(questions),
             traits_sha256: traits.map(sha256),
@@ -126,11 +135,14 @@ impl Plan {
     #[must_use]
     pub fn limited(mut self, roles: Option<usize>, questions: Option<usize>) -> Self {
         self.roles.truncate(roles.unwrap_or(usize::MAX).max(1));
-        self.questions.truncate(questions.unwrap_or(usize::MAX).max(2));
+        let questions = questions.unwrap_or(usize::MAX).max(2);
+        self.questions.truncate(questions);
+        self.held_out.truncate(questions);
         self
     }
 
-    /// Returns the answers to generate: the default Assistant's, then role by role, then trait by trait.
+    /// Returns the answers to generate: the default Assistant's, then role by role, then trait by trait, then those
+    /// that are held out.
     #[must_use]
     pub fn requests(&self, size: PlanSize, seed: u32) -> Vec<Request> {
         let mut requests = Vec::new();
@@ -146,7 +158,14 @@ impl Plan {
             self.ask(&mut requests, &positive, &some(&one.positive), (turn, size.role), seed);
             self.ask(&mut requests, &negative, &some(&one.negative), (turn, size.role), seed);
         }
+        self.ask(&mut requests, &Group::HeldOut, &self.default, (0, Some(size.held_out)), seed);
         requests
+    }
+
+    /// Returns the questions that a group is asked.
+    #[must_use]
+    pub fn asked(&self, group: &Group) -> &[Question] {
+        if *group == Group::HeldOut { &self.held_out } else { &self.questions }
     }
 
     /// Adds the requests of one group.
@@ -158,12 +177,13 @@ impl Plan {
         (turn, count): (usize, Option<usize>),
         seed: u32,
     ) {
-        for (prompt, question) in choose(prompts.len(), &self.questions, turn, count) {
+        let questions = self.asked(group);
+        for (prompt, question) in choose(prompts.len(), questions, turn, count) {
             requests.push(Request {
                 group: group.clone(),
                 system: prompts[prompt].clone(),
                 question,
-                text: self.questions[question].text.clone(),
+                text: questions[question].text.clone(),
                 seed: mixed(seed, requests.len()),
             });
         }
@@ -197,7 +217,7 @@ mod tests {
         plan.questions.iter().for_each(|question| *styles.entry(&question.style).or_default() += 1);
         assert!(styles.len() == 4 && styles.values().all(|&count| count >= 10), "{styles:?}");
         assert!(plan.default.len() >= 4 && plan.default.contains(&None));
-        let requests = plan.requests(PlanSize { default: None, role: None }, 1);
+        let requests = plan.requests(PlanSize { default: None, role: None, held_out: 0 }, 1);
         let prompts: usize = plan.roles.iter().map(|role| role.prompts.len()).sum();
         assert_eq!(requests.len(), (plan.default.len() + prompts) * plan.questions.len());
         let seeds: HashSet<_> = requests.iter().map(|r| r.seed).collect();
@@ -208,7 +228,13 @@ mod tests {
     fn a_part_of_the_plan_is_spread_evenly() {
         let plan = Plan::builtin();
         let requests = plan.requests(PlanSize::default(), 1);
-        assert_eq!(requests.len(), 48 + 4 * plan.roles.len());
+        assert_eq!(requests.len(), 48 + 4 * plan.roles.len() + 24);
+        let (held_out, requests) = (&requests[requests.len() - 24..], &requests[..requests.len() - 24]);
+        assert!(held_out.iter().all(|request| request.group == Group::HeldOut));
+        let systems: HashSet<_> = held_out.iter().map(|request| &request.system).collect();
+        let texts: HashSet<_> = held_out.iter().map(|request| &request.text).collect();
+        assert_eq!((systems.len(), texts.len()), (plan.default.len(), 24));
+        assert!(plan.questions.iter().all(|question| !texts.contains(&question.text)));
         assert!(requests[..48].iter().all(|request| request.group == Group::Default));
         let mut asked = HashMap::<_, usize>::new();
         for role in requests[48..].chunks(4) {
@@ -230,9 +256,9 @@ mod tests {
     fn traits_ask_the_same_on_both_sides() {
         let traits = r#"{"traits": [{"name": "warm", "positive": ["Be warm."], "negative": ["Be cold."]}]}"#;
         let plan = Plan::from_texts(None, None, Some(traits)).unwrap().limited(Some(1), Some(3));
-        let requests = plan.requests(PlanSize { default: Some(2), role: Some(2) }, 1);
-        assert_eq!(requests.len(), 2 + 2 + 2 + 2);
-        let (positive, negative) = requests[4..].split_at(2);
+        let requests = plan.requests(PlanSize { default: Some(2), role: Some(2), held_out: 1 }, 1);
+        assert_eq!(requests.len(), 2 + 2 + 2 + 2 + 1);
+        let (positive, negative) = requests[4..8].split_at(2);
         assert_eq!(positive[0].group, Group::Positive("warm".into()));
         assert_eq!(negative[1].system.as_deref(), Some("Be cold."));
         let questions = |part: &[Request]| part.iter().map(|r| r.question).collect::<Vec<_>>();
@@ -243,6 +269,6 @@ mod tests {
     #[test]
     fn limits_keep_at_least_one_role_and_two_questions() {
         let plan = Plan::builtin().limited(Some(2), Some(0));
-        assert_eq!((plan.roles.len(), plan.questions.len()), (2, 2));
+        assert_eq!((plan.roles.len(), plan.questions.len(), plan.held_out.len()), (2, 2, 2));
     }
 }

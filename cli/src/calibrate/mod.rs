@@ -1,26 +1,30 @@
 //! `axiscap calibrate`: bounds for axes, from projections of the model's answers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use axiscap::Axis;
 use axiscap::file::CapFile;
 use axiscap::file::gguf::{Array, Value};
-use axiscap_lab::activations::{self, Sinks};
-use axiscap_lab::calibrate::{self, BlockFloor, DEFAULT_PERCENTILE, TABLE, default_blocks, floor_of};
+use axiscap::{Axis, CapSet};
+use axiscap_lab::activations::{self, Projections};
+use axiscap_lab::calibrate::{self, BlockFloor, DEFAULT_PERCENTILE, Setting, default_blocks, floor_of};
 use axiscap_lab::output::write_caps;
-use serde_json::json;
 
-use crate::answers::{Answers, AnswersArgs};
+use crate::answers::AnswersArgs;
 use crate::caps;
 use crate::extract::RECOMMENDED;
 use crate::interrupt::{self, Interrupt};
 use crate::model::model_info;
-use crate::output::{self, file_name, seconds, tool};
+use crate::output::{self, seconds};
+
+mod doses;
+mod report;
+
+use doses::{DoseArgs, Dosing};
+use report::Report;
 
 /// Give axes their floors, on the model file that will be served.
 ///
@@ -29,6 +33,8 @@ use crate::output::{self, file_name, seconds, tool};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   axiscap calibrate --model model.gguf --rollouts answers.jsonl --axes axes.gguf --out caps.gguf
+  axiscap calibrate --model model.gguf --rollouts answers.jsonl --axes axes.gguf --out caps.gguf \\
+      --max-kl 0.1 --max-perplexity 3
 
 Which percentile: counted from the role end. A floor at 75 lies above the mean projection of 75 % of all answers \
 (these it lifts) and below that of 25 % (these it leaves alone). Higher is stronger. The paper's released \
@@ -63,6 +69,9 @@ pub(crate) struct Args {
     /// A floor of your own for one block, e.g. 24=1.5. May be repeated
     #[arg(long = "floor", value_name = "BLOCK=VALUE", value_parser = parse_floor)]
     floors: Vec<(usize, f32)>,
+
+    #[command(flatten)]
+    doses: DoseArgs,
 
     /// Print the result as JSON
     #[arg(long)]
@@ -124,81 +133,60 @@ fn work(args: Args) -> Result<()> {
     let info = model_info(&model)?;
     let mut file = CapFile::read_axes(&args.axes, &info)?;
     caps::check_file(&file, &args.axes, &model)?;
-    let floors: BTreeMap<usize, f32> = args.floors.iter().copied().collect();
-    let axes = chosen_axes(&args, &file, &floors)?;
+    let own_floors: BTreeMap<usize, f32> = args.floors.iter().copied().collect();
+    let axes = chosen_axes(&args, &file, &own_floors)?;
     let interrupt = Interrupt::new()?;
     let caught = interrupt.catch();
     let mut answers = args.answers.answers(&model, &args.out, &caught)?;
     // Answers that were asked to show a trait are no sample of what the model says.
     answers.rollouts.retain(|rollout| rollout.group.kind() != "trait");
-    let (rollouts, threads) = (&answers.rollouts, args.answers.threads);
-    let projections = answers.measured("answers measured", &caught, |go_on| {
-        activations::project(&model, rollouts, &axes, threads, go_on)
+    let sample = args.doses.sample(&model, &answers)?;
+    doses::note_if_missing(&sample);
+    let (rollouts, compute) = (&answers.rollouts, args.answers.compute());
+    let projections = answers.measured("answers projected", rollouts.len(), &caught, |go_on| {
+        activations::project(&model, rollouts, &axes, &compute, go_on)
     })?;
-    let sinks = answers.measured("rows looked at for sinks", &caught, |go_on| {
-        activations::sinks(&model, rollouts, &axes, threads, go_on)
+    let sinks = answers.measured("rows looked at for sinks", rollouts.len(), &caught, |go_on| {
+        activations::sinks(&model, rollouts, &axes, &compute, go_on)
     })?;
-    let mut results = Vec::new();
-    for ((block, _), projections) in axes.iter().zip(&projections) {
-        results.push(floor_of(*block, projections, args.percentile, floors.get(block).copied())?);
-    }
     let skipped =
         args.skip_positions.unwrap_or_else(|| file.caps.policy().skip_positions.max(sinks.leading()));
     let policy = file.caps.policy().with_skip_positions(skipped);
-    file.caps = calibrate::caps(results.iter().zip(axes.iter().map(|(_, axis)| axis)))?.with_policy(policy);
+    let floors = |setting: Setting| -> Result<Vec<BlockFloor>> {
+        let floor = |((block, _), projections): (&(usize, Axis), &Projections)| {
+            floor_of(*block, projections, setting.percentile, own_floors.get(block).copied())
+        };
+        Ok(axes.iter().zip(&projections).map(floor).collect::<Result<_, _>>()?)
+    };
+    let caps = |setting: Setting| -> Result<CapSet> {
+        let caps = calibrate::caps(floors(setting)?.iter().zip(axes.iter().map(|(_, axis)| axis)))?;
+        Ok(caps.with_strength(setting.strength)?.with_policy(policy))
+    };
+    let dosing = Dosing {
+        args: &args.doses,
+        model: &model,
+        compute: &compute,
+        answers: &answers,
+        sample,
+        caught: &caught,
+    };
+    let (setting, doses) = dosing.strongest(args.percentile, caps)?;
+    file.caps = caps(setting)?;
+    let control = dosing.control(&file.caps)?;
     file.model = info;
-    record(&args, &mut file, &results, &answers);
-    let positions = sinks.sinks.iter().map(|sink| u32::try_from(sink.position).unwrap_or(u32::MAX));
-    file.origin.set("calibrate.sink_positions", positions.collect::<Vec<_>>());
+    let found = Report { floors: floors(setting)?, projections, setting, doses, control, sinks, skipped };
+    found.record(&args, &mut file, &answers);
     write_caps(&args.out, &file)?;
-    let count = answers.rollouts.len();
-    let seed = answers.header.seed;
-    let (faults, left_out) = (answers.faults(), answers.counts.left_out);
-    let judge = answers.header.judge.clone();
+    let warnings = found.warnings();
+    warnings.iter().for_each(|warning| output::warning(warning));
+    let printed = if args.json {
+        output::json(&found.json(&args, &answers, &warnings, started.elapsed()))
+    } else {
+        let written = format!("{} written in {}\n", args.out.display(), seconds(started.elapsed()));
+        output::text(&(found.text()? + &written))
+    };
     answers.done();
-    let warnings: Vec<String> = results.iter().filter_map(BlockFloor::warning).collect();
-    for warning in &warnings {
-        output::warning(warning);
-    }
-    if args.json {
-        let blocks: Vec<_> = results.iter().map(block_json).collect();
-        let report = json!({
-            "out": args.out.display().to_string(),
-            "percentile_from_role_end": args.percentile,
-            "interrupted": false,
-            "answers": count,
-            "left_out": left_out,
-            "faults": faults,
-            "judge": judge,
-            "seed": seed,
-            "seconds": started.elapsed().as_secs_f64(),
-            "blocks": blocks,
-            "skip_positions": skipped,
-            "sinks": sinks_json(&sinks),
-            "warnings": warnings,
-        });
-        return output::json(&report);
-    }
-    let mut text = String::from(
-        "block    floor  default    role    AUC  answers below  tokens below (expected engagement)\n",
-    );
-    for result in &results {
-        let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
-        writeln!(
-            text,
-            "{:>5} {:>8.3} {:>8} {:>7} {:>6} {:>12.1} % {:>10.1} %",
-            result.block,
-            result.floor,
-            number(result.default_mean),
-            number(result.role_mean),
-            number(result.separation.map(|s| s.auc)),
-            100.0 * result.answers_below,
-            100.0 * result.tokens_below
-        )?;
-    }
-    text += &sinks_text(&sinks, &results, skipped)?;
-    writeln!(text, "{} written in {}", args.out.display(), seconds(started.elapsed()))?;
-    output::text(&text)
+    printed
 }
 
 /// Returns the axes to put floors on, by block.
@@ -236,98 +224,6 @@ fn chosen_axes(args: &Args, file: &CapFile, floors: &BTreeMap<usize, f32>) -> Re
         Ok((block, axis))
     };
     blocks.into_iter().map(axis).collect()
-}
-
-/// Records in the file how its bounds were made. Tables are `[caps][percentiles]`.
-fn record(args: &Args, file: &mut CapFile, results: &[BlockFloor], answers: &Answers) {
-    let each = |value: &dyn Fn(&BlockFloor) -> f64| -> Vec<f32> {
-        results.iter().map(|result| value(result) as f32).collect()
-    };
-    let blocks = results.iter().map(|r| r.block.to_string()).collect::<Vec<_>>().join(",");
-    let mut command = format!(
-        "axiscap calibrate {} --axes {} --out {} --percentile {} --blocks {blocks}",
-        args.answers.command(&answers.header),
-        file_name(&args.axes),
-        file_name(&args.out),
-        args.percentile,
-    );
-    for (block, floor) in &args.floors {
-        command += &format!(" --floor {block}={floor}");
-    }
-    file.origin
-        .set("tool", tool())
-        .set("calibrate.command", command)
-        .set("calibrate.percentile_from_role_end", args.percentile as f32)
-        .set("calibrate.answers", answers.rollouts.len() as u32)
-        .set("calibrate.left_out", answers.counts.left_out as u32)
-        .set("calibrate.faults", answers.counts.to_string())
-        .set("calibrate.default_mean", each(&|r| r.default_mean.unwrap_or(f64::NAN)))
-        .set("calibrate.role_mean", each(&|r| r.role_mean.unwrap_or(f64::NAN)))
-        .set("calibrate.answers_below_floor", each(&|r| r.answers_below))
-        .set("calibrate.tokens_below_floor", each(&|r| r.tokens_below))
-        .set("calibrate.quantile_levels", TABLE.map(|level| level as f32).to_vec())
-        .set(
-            "calibrate.quantiles",
-            results.iter().flat_map(|r| r.quantiles.map(|q| q as f32)).collect::<Vec<f32>>(),
-        );
-}
-
-/// Returns where attention sinks are, and what the caps do with them.
-fn sinks_text(sinks: &Sinks, results: &[BlockFloor], skipped: u32) -> Result<String> {
-    let mut text = String::new();
-    for sink in &sinks.sinks {
-        let is_left_alone = u32::try_from(sink.position).is_ok_and(|position| position < skipped);
-        writeln!(
-            text,
-            "attention sink at position {}: {}",
-            sink.position,
-            if is_left_alone {
-                "left alone by these caps"
-            } else {
-                "capped as any other row (--skip-positions)"
-            }
-        )?;
-        let columns = results.iter().zip(&sink.norms).zip(&sink.projections).zip(&sinks.other_projections);
-        for (((result, norm), projection), other) in columns {
-            writeln!(
-                text,
-                "{:>5} {:>8.0} times the median norm; projection {:.1}, other rows {:.1}",
-                result.block, norm, projection, other
-            )?;
-        }
-    }
-    Ok(text)
-}
-
-fn sinks_json(sinks: &Sinks) -> serde_json::Value {
-    let positions: Vec<_> = sinks
-        .sinks
-        .iter()
-        .map(
-            |sink| json!({ "position": sink.position, "norms": sink.norms, "projections": sink.projections }),
-        )
-        .collect();
-    json!({
-        "positions": positions,
-        "other_projections": sinks.other_projections,
-        "elsewhere": sinks.elsewhere,
-    })
-}
-
-fn block_json(result: &BlockFloor) -> serde_json::Value {
-    json!({
-        "block": result.block,
-        "floor": result.floor,
-        "default_mean": result.default_mean,
-        "role_mean": result.role_mean,
-        "auc": result.separation.map(|s| s.auc),
-        "d_prime": result.separation.map(|s| s.d_prime),
-        "answers_below": result.answers_below,
-        "tokens_below": result.tokens_below,
-        "thoughts_below": result.thoughts_below,
-        "quantile_levels": TABLE,
-        "quantiles": result.quantiles,
-    })
 }
 
 #[cfg(test)]
