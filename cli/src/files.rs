@@ -296,7 +296,7 @@ mod tests {
         }
         assert_eq!(
             pairs,
-            4 + 4 + (3 * 6 + 3) + 7 + 2 + 4 + 1,
+            4 + 4 + (3 * 6 + 3) + 8 + 2 + 4 + 1,
             "run, drift, extract, calibrate, bind, import, export"
         );
     }

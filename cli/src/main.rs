@@ -183,6 +183,10 @@ fn show_log(verbose: u8) {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+    use std::fs;
+    use std::path::Path;
+
     #[test]
     fn the_command_line_is_consistent_and_every_command_has_an_example() {
         let cli = super::command();
@@ -191,5 +195,55 @@ mod tests {
             let help = command.clone().render_long_help().to_string();
             assert!(help.contains("Example"), "{} has no example", command.get_name());
         }
+    }
+
+    /// Splits a command line as a shell does, at its end or at `#`.
+    fn words(line: &str) -> Vec<OsString> {
+        let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+        for c in line.chars() {
+            match (quote, c) {
+                (Some(mark), _) if c == mark => quote = None,
+                (None, '\'' | '"') => {
+                    quote = Some(c);
+                    word.get_or_insert_default();
+                }
+                (None, '#') if word.is_none() => break,
+                (None, c) if c.is_whitespace() => words.extend(word.take().map(OsString::from)),
+                _ => word.get_or_insert_default().push(c),
+            }
+        }
+        words.extend(word.map(OsString::from));
+        words
+    }
+
+    #[test]
+    fn every_command_in_the_documentation_is_accepted() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let pages = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+        let pages = pages.filter(|path| path.extension().is_some_and(|end| end == "md"));
+        let command = super::command();
+        let mut seen = 0;
+        for page in pages.chain([root.join("README.md")]) {
+            let text = fs::read_to_string(&page).unwrap().replace("\\\n", " ");
+            for line in text.lines().map(str::trim).filter(|line| line.starts_with("axiscap ")) {
+                let words = words(line);
+                let is_command = words.get(1).and_then(|word| command.find_subcommand(word)).is_some();
+                let is_placeholder = |word: &OsString| {
+                    word == "..."
+                        || word == "OPTIONS"
+                        || word == "N"
+                        || word.to_string_lossy().starts_with('$')
+                };
+                // Output that quotes the program, and forms of commands.
+                if !is_command || words.iter().any(is_placeholder) {
+                    continue;
+                }
+                let parsed =
+                    command.clone().try_get_matches_from(crate::llama_flags::expand(&command, words));
+                assert!(parsed.is_ok(), "{}: {line}\n{}", page.display(), parsed.unwrap_err());
+                seen += 1;
+            }
+        }
+        assert!(seen > 30, "{seen} commands");
     }
 }

@@ -327,13 +327,16 @@ fn a_path_need_not_be_unicode() {
     };
     let report = run("inspect", &[caps_file.as_os_str()]);
     assert!(report["file"].as_str().unwrap().ends_with("caps\u{fffd}.gguf"), "{report}");
-    let few = ["--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "2", "--keep", "all", "--out"];
-    let few = few.map(OsStr::new);
+    let few =
+        ["--limit-roles", "1", "--limit-questions", "2", "--held-out-answers", "1", "--max-tokens", "2"];
+    let few = [&few[..], &["--keep", "all", "--out"]].concat();
+    let few: Vec<_> = few.into_iter().map(OsStr::new).collect();
     let report = run("extract", &[&few[..], &[axes.as_os_str()]].concat());
     assert!(report["out"].as_str().unwrap().ends_with("axes\u{fffd}.gguf"), "{report}");
     let blocks = [OsStr::new("--blocks"), OsStr::new("9"), OsStr::new("--axes"), axes.as_os_str()];
     let out = at(b"out\xff.gguf");
-    let report = run("calibrate", &[&few[..], &[out.as_os_str()], &blocks].concat());
+    let dose = support::SMALL_DOSE.map(OsStr::new);
+    let report = run("calibrate", &[&few[..], &[out.as_os_str()], &blocks, &dose].concat());
     assert!(report["out"].is_string());
     let script = at(b"script.json");
     fs::write(&script, r#"{"name": "one", "turns": ["Hi."]}"#).unwrap();

@@ -7,12 +7,23 @@ use std::path::Path;
 use axiscap::Bound;
 use axiscap::file::CapFile;
 use support::{
-    BLOCKS, WIDTH, arg, axiscap, caps, caps_for, fail, fail_with, folder, json, misuse, model, notes, succeed,
+    BLOCKS, SMALL_DOSE, WIDTH, arg, axiscap, caps, caps_for, fail, fail_with, folder, json, misuse, model,
+    notes, succeed,
 };
 
 /// Few and short answers, whatever is wrong with them.
-const TINY: [&str; 8] =
-    ["--limit-roles", "1", "--limit-questions", "2", "--max-tokens", "5", "--keep", "all"];
+const TINY: [&str; 10] = [
+    "--limit-roles",
+    "1",
+    "--limit-questions",
+    "2",
+    "--held-out-answers",
+    "2",
+    "--max-tokens",
+    "5",
+    "--keep",
+    "all",
+];
 
 #[test]
 fn answers_lead_to_axes_to_caps_and_to_drift() {
@@ -47,7 +58,7 @@ fn answers_lead_to_axes_to_caps_and_to_drift() {
     assert!(file.caps.caps().iter().all(|entry| entry.cap.axis().norm().unwrap() > 0.0));
 
     let args = ["--rollouts", &answers, "--axes", &axes, "--out", &out, "--keep", "all", "--json"];
-    let args = [&args[..], &["--blocks", "20,25-26", "--floor", "25=1.5"]].concat();
+    let args = [&args[..], &SMALL_DOSE, &["--blocks", "20,25-26", "--floor", "25=1.5"]].concat();
     let report = json(axiscap("calibrate", &args));
     let file = CapFile::read(Path::new(&out)).unwrap();
     let found: Vec<_> = file.caps.caps().iter().map(|e| (e.block, e.cap.bound())).collect();
@@ -128,6 +139,73 @@ fn answers_lead_to_axes_to_caps_and_to_drift() {
 }
 
 #[test]
+fn floors_are_found_within_a_budget_and_their_dose_is_told() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (answers, axes, out) = (at("answers.jsonl"), at("axes.gguf"), at("caps.gguf"));
+    succeed(axiscap("extract", &[&TINY[..], &["--rollouts", &answers, "--out", &axes]].concat()));
+    let args = ["--rollouts", &answers, "--axes", &axes, "--out", &out, "--keep", "all", "--blocks", "24,26"];
+    let calibrate = |more: &[&str]| axiscap("calibrate", &[&args[..], more].concat());
+    let free = json(calibrate(&[&SMALL_DOSE[..2], &["--random-directions", "1", "--json"]].concat()));
+    assert_eq!((&free["percentile_from_role_end"], &free["strength"]), (&75.0.into(), &1.0.into()));
+    assert_eq!((&free["held_out_answers"], &free["answers"]), (&2.into(), &14.into()));
+    let kl = free["dose"]["answers"]["kl_p95"].as_f64().unwrap();
+    assert!(kl > 0.0, "{free}");
+    assert_eq!(free["dose"]["texts"][0]["name"], "short.txt");
+    let rise = free["dose"]["texts"][0]["perplexity_rise"].as_f64().unwrap();
+    let random = &free["dose"]["random_directions"];
+    assert_eq!(
+        (random.as_array().unwrap().len(), &random[0]["tokens"]),
+        (1, &free["dose"]["answers"]["tokens"])
+    );
+    // Every system prompt has its quantiles.
+    let prompts = free["blocks"][1]["system_prompts"].as_array().unwrap();
+    let of_default = prompts.iter().filter(|prompt| prompt["group"] == "default").count();
+    assert_eq!((of_default, prompts.len()), (5, 5 + 3), "{prompts:?}");
+    assert!(prompts.iter().all(|prompt| prompt["token_quantiles"][5].is_f64()), "{prompts:?}");
+    let file = CapFile::read(Path::new(&out)).unwrap();
+    assert!(file.origin.get("calibrate.dose.kl_p95").is_some(), "the file holds its dose");
+
+    // Half of the dose.
+    let most = format!("{}", kl / 2.0);
+    let budget = json(calibrate(&[&SMALL_DOSE[..], &["--max-kl", &most, "--json"]].concat()));
+    let found = budget["dose"]["answers"]["kl_p95"].as_f64().unwrap();
+    assert!(found <= kl / 2.0, "{found} of {kl}");
+    let setting = (budget["percentile_from_role_end"].as_f64(), budget["strength"].as_f64());
+    assert!(setting < (Some(75.0), Some(1.0)), "{setting:?}");
+    let caps = CapFile::read(Path::new(&out)).unwrap().caps;
+    assert_eq!(Some(f64::from(caps.caps()[0].cap.strength())), setting.1);
+    if rise > 0.0 {
+        let most = format!("{}", 50.0 * rise);
+        let text = succeed(calibrate(&[&SMALL_DOSE[..], &["--max-perplexity", &most]].concat()));
+        assert!(text.contains("short.txt") && text.contains("by neutral system prompt"), "{text}");
+    }
+    let error = calibrate(&[&SMALL_DOSE[..], &["--max-kl", "1e-12", "--floor", "26=500"]].concat());
+    fail(error, &["beyond the budget", "KL", "--max-kl", "--blocks"]);
+
+    // Answers without any that are held out.
+    let (bare, axes) = (at("bare.jsonl"), at("bare.gguf"));
+    let none = TINY.map(|word| if word == "2" { "0" } else { word });
+    let none = [&none[..2], &["--limit-questions", "2"], &none[4..], &["--rollouts", &bare, "--out", &axes]];
+    succeed(axiscap("extract", &none.concat()));
+    let args = ["--rollouts", &bare, "--axes", &axes, "--out", &out, "--keep", "all", "--blocks", "26"];
+    let args = [&args[..], &SMALL_DOSE].concat();
+    fail(
+        axiscap("calibrate", &[&args[..], &["--max-kl", "1"]].concat()),
+        &["--max-kl", "--held-out-answers 16"],
+    );
+    let output = axiscap("calibrate", &args);
+    assert!(notes(&output).contains("none that are held out"), "{}", notes(&output));
+    for (flag, wrong) in [("--max-kl", "0"), ("--max-perplexity", "nan"), ("--random-directions", "101")] {
+        misuse(axiscap("calibrate", &[&args[..], &[flag, wrong]].concat()), &[flag, wrong]);
+    }
+    fail(calibrate(&["--text", "nowhere.txt"]), &["nowhere.txt"]);
+    let empty = at("empty.txt");
+    std::fs::write(&empty, "").unwrap();
+    fail(calibrate(&["--text", &empty]), &["empty.txt", "longer text"]);
+}
+
+#[test]
 fn bad_input_is_refused_and_leaves_no_output() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
@@ -174,10 +252,11 @@ fn existing_answers_record_how_they_were_made() {
     let (answers, axes, out) = (at("answers.jsonl"), at("axes.gguf"), at("caps.gguf"));
     let made = ["--rollouts", &answers, "--out", &axes, "--seed", "5", "--temp", "0.9", "--slots", "3"];
     succeed(axiscap("extract", &[&TINY[..], &made].concat()));
-    let words = "--limit-roles 1 --limit-questions 2 --answers-per-role 4 --default-answers 48 --keep empty,unfinished,markup,other-turn,cut-off,role-ignored --max-tokens 5 --temp 0.9 --seed 5 --slots 3 --judge likelihood";
+    let words = "--limit-roles 1 --limit-questions 2 --answers-per-role 4 --default-answers 48 --held-out-answers 2 --keep empty,unfinished,markup,other-turn,cut-off,role-ignored --max-tokens 5 --temp 0.9 --seed 5 --slots 3 --judge likelihood";
     assert!(origin(&axes, "extract.command").contains(words));
 
     let reused = ["--rollouts", &answers, "--axes", &axes, "--out", &out, "--blocks", "20", "--keep", "all"];
+    let reused = [&reused[..], &SMALL_DOSE].concat();
     succeed(axiscap("calibrate", &reused));
     assert!(origin(&out, "calibrate.command").contains(words), "{}", origin(&out, "calibrate.command"));
     // Options that agree with the file are accepted. Others are refused, because they would have no effect.
@@ -191,6 +270,7 @@ fn existing_answers_record_how_they_were_made() {
         ("--limit-questions", "3", "with --limit-questions 2"),
         ("--answers-per-role", "all", "with --answers-per-role 4"),
         ("--default-answers", "7", "with --default-answers 48"),
+        ("--held-out-answers", "24", "with --held-out-answers 2"),
         ("--chat-template", "chatml", "without --chat-template"),
     ] {
         let given = axiscap("calibrate", &[&reused[..], &[flag, given]].concat());
@@ -212,7 +292,7 @@ fn existing_answers_record_how_they_were_made() {
 
     let lines: Vec<_> = whole.lines().collect();
     std::fs::write(&answers, lines[..lines.len() - 3].join("\n")).unwrap();
-    fail(axiscap("calibrate", &reused), &["answers.jsonl", "3 of the 14 answers are missing"]);
+    fail(axiscap("calibrate", &reused), &["answers.jsonl", "3 of the 16 answers are missing"]);
 }
 
 #[test]
@@ -236,13 +316,13 @@ fn a_run_that_was_stopped_continues_to_the_same_bytes() {
     succeed(extract(&whole, &[]));
     let text = std::fs::read(&whole).unwrap();
     let lines: Vec<usize> = (0..text.len()).filter(|&at| text[at] == b'\n').map(|at| at + 1).collect();
-    assert_eq!(lines.len(), 1 + 14);
+    assert_eq!(lines.len(), 1 + 16);
     // 8 answers are a group of 2 slots.
-    for (length, kept) in [(lines[8] + 40, 8), (lines[8] - 1, 0), (lines[14], 14)] {
+    for (length, kept) in [(lines[8] + 40, 8), (lines[8] - 1, 0), (lines[16], 16)] {
         std::fs::write(&part, &text[..length]).unwrap();
         let output = extract(&cut, &[]);
         let errors = notes(&output);
-        assert_eq!(errors.contains(&format!("({kept} of 14 answers)")), kept > 0, "{errors}");
+        assert_eq!(errors.contains(&format!("({kept} of 16 answers)")), kept > 0, "{errors}");
         assert!(std::fs::read(&cut).unwrap() == text, "{kept} answers kept: the rest came out otherwise");
         assert!(!Path::new(&part).exists());
         std::fs::remove_file(&cut).unwrap();
@@ -261,7 +341,7 @@ fn ctrl_c_keeps_the_answers_and_the_same_command_continues() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (stopped, through) = (at("stopped.gguf"), at("through.gguf"));
     let args = ["--limit-roles", "1", "--limit-questions", "6", "--max-tokens", "8", "--slots", "1"];
-    let args = [&args[..], &["--keep", "all"]].concat();
+    let args = [&args[..], &["--held-out-answers", "0", "--keep", "all"]].concat();
     let part = format!("{stopped}.answers.part");
     let mut child = Command::new(env!("CARGO_BIN_EXE_axiscap"))
         .args(["extract", "--model", arg(&model()), "--out", &stopped])

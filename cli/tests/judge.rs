@@ -9,7 +9,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use serde_json::Value;
-use support::{arg, axiscap, caps, fail, folder, json, misuse};
+use support::{SMALL_DOSE, arg, axiscap, caps, fail, folder, json, misuse};
 
 /// Returns the lines of a file of answers: the header, then the answers.
 fn lines(path: &Path) -> Vec<Value> {
@@ -22,9 +22,11 @@ fn scores(path: &Path) -> Vec<Option<f64>> {
     roles.map(|line| line["score"].as_f64()).collect()
 }
 
-const PLAN: [&str; 8] = [
+const PLAN: [&str; 10] = [
     "--limit-roles",
     "2",
+    "--held-out-answers",
+    "0",
     "--limit-questions",
     "4",
     "--max-tokens",
@@ -77,7 +79,7 @@ fn a_command_judges_once_and_its_scores_are_kept() {
     assert_eq!(json(extract(&["--judge-command", &good]))["left_out"], 2);
     let out = at("c.gguf");
     let calibrate = ["--rollouts", arg(&file), "--axes", arg(&axes), "--out", arg(&out), "--blocks", "20"];
-    let calibrate = [&calibrate[..], &PLAN[6..], &["--json"]].concat();
+    let calibrate = [&calibrate[..], &PLAN[8..], &SMALL_DOSE, &["--json"]].concat();
     let report = json(axiscap("calibrate", &calibrate));
     assert!(report["judge"]["by"].as_str().unwrap().starts_with("command: ") && report["left_out"] == 2);
     assert!(!log.exists() && fs::read(&file).unwrap() == before);
@@ -161,7 +163,7 @@ fn answers_that_ignore_their_role_are_left_out_and_refused_when_they_are_most() 
         &["4 of 4 role answers", "4 that ignore their role", "--keep", "a.jsonl"],
     );
     assert!(scores(&file).iter().all(|score| score.unwrap().abs() < 1.0), "{:?}", scores(&file));
-    let kept = axiscap("extract", &[&PLAN[2..6], &files, &["--keep", "all", "--json"]].concat());
+    let kept = axiscap("extract", &[&PLAN[2..8], &files, &["--keep", "all", "--json"]].concat());
     assert_eq!(json(kept)["left_out"], 0);
 }
 

@@ -41,7 +41,9 @@ fn answers_come_in_the_order_of_the_plan_and_are_those_of_a_single_sequence() {
 fn a_group_of_answers_does_not_depend_on_earlier_groups() {
     let model = model();
     let template = model.chat_template(&TemplateOptions::default()).unwrap();
-    let requests = Plan::builtin().limited(Some(2), Some(2)).requests(PlanSize::default(), 3);
+    let requests = Plan::builtin()
+        .limited(Some(2), Some(2))
+        .requests(PlanSize { held_out: 0, ..PlanSize::default() }, 3);
     let options = RolloutOptions { max_tokens: 6, slots: 2, ..RolloutOptions::default() };
     let whole = generate_rollouts(&template, &requests, &options, |_| {}).unwrap();
     let mut generator = Generator::new(&template, &requests, &options).unwrap();

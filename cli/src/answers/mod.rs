@@ -109,7 +109,7 @@ pub(crate) struct AnswersArgs {
     default_answers: Option<Number>,
 
     /// Answers of the default Assistant to questions of their own. Axes and floors are not made from them: they are
-    /// for measuring what caps do [default: 24]
+    /// for measuring what caps do [default: 16]
     #[arg(long, value_name = "N")]
     held_out_answers: Option<usize>,
 

@@ -36,7 +36,7 @@ pub(super) struct DoseArgs {
     texts: Vec<PathBuf>,
 
     /// Random directions that the caps are compared with: the dose of pushing rows as far along them
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = RangedU64ValueParser::<usize>::new().range(0..=100))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = RangedU64ValueParser::<usize>::new().range(0..=100))]
     random_directions: usize,
 }
 
@@ -81,7 +81,7 @@ impl DoseArgs {
             answers.held_out.iter().filter(|answer| !answer.response.is_empty()).cloned().collect();
         ensure!(
             self.max_kl.is_none() || !answers.is_empty(),
-            "--max-kl: the answers have none that are held out; generate them again with --held-out-answers 24"
+            "--max-kl: the answers have none that are held out; generate them again with --held-out-answers 16"
         );
         Ok(Sample { answers, texts })
     }
@@ -141,13 +141,17 @@ impl Dosing<'_> {
     /// Returns the doses of caps on random directions, on the held-out answers.
     pub(super) fn control(&self, caps: &CapSet) -> Result<Vec<Dose>> {
         let sample = Sample { answers: self.sample.answers.clone(), texts: Vec::new() };
+        if sample.is_empty() || self.args.random_directions == 0 {
+            return Ok(Vec::new());
+        }
+        let first = u64::from(self.answers.header.seed);
+        let seeds = (first..).take(self.args.random_directions);
+        let controls = self.answers.measured("answers projected", sample.len(), self.caught, |go_on| {
+            random_caps(self.model, &sample.answers, caps, seeds, self.compute, go_on)
+        })?;
         let mut found = Vec::new();
-        let directions = if sample.is_empty() { 0 } else { self.args.random_directions };
-        for seed in (self.answers.header.seed..=u32::MAX).take(directions) {
-            let random = self.answers.measured("answers projected", sample.len(), self.caught, |go_on| {
-                random_caps(self.model, &sample.answers, caps, seed, self.compute, go_on)
-            })?;
-            found.extend(self.doses(&sample, &random)?.answers);
+        for control in &controls {
+            found.extend(self.doses(&sample, control)?.answers);
         }
         Ok(found)
     }

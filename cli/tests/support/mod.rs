@@ -18,6 +18,10 @@ use serde_json::Value;
 
 pub(crate) use axiscap_testing::small_model as model;
 
+/// A short text and no random directions: doses of the built-in ones take longer than a test should.
+pub(crate) const SMALL_DOSE: [&str; 4] =
+    ["--text", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/short.txt"), "--random-directions", "0"];
+
 /// Blocks and width of the model that the tests run on.
 pub(crate) const BLOCKS: usize = 30;
 pub(crate) const WIDTH: usize = 576;

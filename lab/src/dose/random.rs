@@ -8,13 +8,13 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use rand_distr::{Distribution as _, StandardNormal};
 
-use crate::activations::{self, Projections};
+use crate::activations;
 use crate::compute::ComputeOptions;
 use crate::distribution::Distribution;
 use crate::error::Error;
 use crate::rollout::Rollout;
 
-/// Makes caps that are the control of others: one floor on a random direction for each cap, on the same block, with
+/// Makes the controls of caps, one for each seed: a floor on a random direction for each cap, on the same block, with
 /// the same strength. The direction is uniformly distributed. On the tokens of these answers the pushes along it have
 /// the same root of the mean square as those of the cap. Both are measured without caps on earlier blocks. `go_on` is
 /// called after every pass with the number of answers done. Returns `None` if it asked to stop.
@@ -25,36 +25,43 @@ pub fn random_caps(
     model: &Model,
     answers: &[Rollout],
     caps: &CapSet,
-    seed: u32,
+    seeds: impl IntoIterator<Item = u64>,
     compute: &ComputeOptions,
     go_on: impl FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<CapSet>, Error> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed.into());
-    let mut axes: Vec<_> = caps.caps().iter().map(|entry| (entry.block, entry.cap.axis().clone())).collect();
-    for entry in caps.caps() {
-        let width = entry.cap.axis().width();
-        let direction: Vec<f32> = StandardNormal.sample_iter(&mut random).take(width).collect();
-        axes.push((entry.block, Axis::from_direction(&direction)?));
+) -> Result<Option<Vec<CapSet>>, Error> {
+    let entries = caps.caps();
+    let mut axes: Vec<_> = entries.iter().map(|entry| (entry.block, entry.cap.axis().clone())).collect();
+    for seed in seeds {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        for entry in entries {
+            let width = entry.cap.axis().width();
+            let direction: Vec<f32> = StandardNormal.sample_iter(&mut random).take(width).collect();
+            axes.push((entry.block, Axis::from_direction(&direction)?));
+        }
     }
     let Some(projections) = activations::project(model, answers, &axes, compute, go_on)? else {
         return Ok(None);
     };
-    let (own, other) = projections.split_at(caps.caps().len());
-    let mut control = Vec::new();
-    for (index, entry) in caps.caps().iter().enumerate() {
-        let tokens = |projections: &Projections| projections.tokens_of(|_| true);
-        let (own, other) = (tokens(&own[index]), tokens(&other[index]));
-        if !(own.is_finite() && other.is_finite()) {
-            return Err(Error::NonFinite { block: entry.block });
-        }
-        let (lo, hi) = (f64::from(entry.cap.bound().lo()), f64::from(entry.cap.bound().hi()));
-        let wanted = root_mean_square(&own, |p| p.max(lo).min(hi) - p).ok_or(Error::NoAnswers)?;
-        let floor = floor_with(&other, wanted).ok_or(Error::NoAnswers)?;
-        let (_, axis) = &axes[caps.caps().len() + index];
-        let cap = Cap::new(axis.clone(), Bound::floor(floor)?).with_strength(entry.cap.strength())?;
-        control.push(BlockCap { block: entry.block, cap: cap.with_name("random") });
+    let tokens: Vec<_> = projections.iter().map(|found| found.tokens_of(|_| true)).collect();
+    if let Some(place) = tokens.iter().position(|tokens| !tokens.is_finite()) {
+        return Err(Error::NonFinite { block: axes[place].0 });
     }
-    Ok(Some(CapSet::new(control)?.with_policy(caps.policy())))
+    let (own, random) = tokens.split_at(entries.len());
+    let control = |(axes, tokens): (&[(usize, Axis)], &[Distribution])| {
+        let mut control = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let (lo, hi) = (f64::from(entry.cap.bound().lo()), f64::from(entry.cap.bound().hi()));
+            let push = root_mean_square(&own[index], |p| p.max(lo).min(hi) - p).ok_or(Error::NoAnswers)?;
+            let floor = floor_with(&tokens[index], push).ok_or(Error::NoAnswers)?;
+            let cap = Cap::new(axes[index].1.clone(), Bound::floor(floor)?);
+            let cap = cap.with_strength(entry.cap.strength())?.with_name("random");
+            control.push(BlockCap { block: entry.block, cap });
+        }
+        Ok(CapSet::new(control)?.with_policy(caps.policy()))
+    };
+    let size = entries.len().max(1);
+    let controls = axes[entries.len()..].chunks(size).zip(random.chunks(size));
+    Ok(Some(controls.map(control).collect::<Result<_, Error>>()?))
 }
 
 fn root_mean_square(projections: &Distribution, push: impl Fn(f64) -> f64) -> Option<f64> {

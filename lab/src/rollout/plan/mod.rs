@@ -48,9 +48,9 @@ pub struct PlanSize {
 }
 
 impl Default for PlanSize {
-    /// Returns 48 default answers, 4 per role, and 24 that are held out.
+    /// Returns 48 default answers, 4 per role, and 16 that are held out.
     fn default() -> Self {
-        Self { default: Some(48), role: Some(4), held_out: 24 }
+        Self { default: Some(48), role: Some(4), held_out: 16 }
     }
 }
 
@@ -228,12 +228,12 @@ mod tests {
     fn a_part_of_the_plan_is_spread_evenly() {
         let plan = Plan::builtin();
         let requests = plan.requests(PlanSize::default(), 1);
-        assert_eq!(requests.len(), 48 + 4 * plan.roles.len() + 24);
-        let (held_out, requests) = (&requests[requests.len() - 24..], &requests[..requests.len() - 24]);
+        assert_eq!(requests.len(), 48 + 4 * plan.roles.len() + 16);
+        let (held_out, requests) = (&requests[requests.len() - 16..], &requests[..requests.len() - 16]);
         assert!(held_out.iter().all(|request| request.group == Group::HeldOut));
         let systems: HashSet<_> = held_out.iter().map(|request| &request.system).collect();
         let texts: HashSet<_> = held_out.iter().map(|request| &request.text).collect();
-        assert_eq!((systems.len(), texts.len()), (plan.default.len(), 24));
+        assert_eq!((systems.len(), texts.len()), (plan.default.len(), 16));
         assert!(plan.questions.iter().all(|question| !texts.contains(&question.text)));
         assert!(requests[..48].iter().all(|request| request.group == Group::Default));
         let mut asked = HashMap::<_, usize>::new();
