@@ -5,8 +5,8 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use axiscap::Bound;
 use axiscap::file::CapFile;
+use axiscap::{Bound, Policy};
 use serde_json::{Value, json};
 
 use support::interface::{Metrics, Served};
@@ -51,11 +51,12 @@ fn on_servers(command: &mut Command, layers: usize, servers: &[&Rpc]) {
     command.args(["--rpc", &endpoints.join(","), "--gpu-layers", &layers.to_string()]);
 }
 
-/// Writes the shipped caps with a band at -40 and half the strength. A row that is capped twice is moved further.
+/// Writes the shipped caps with a band at -40 and half the strength, for every position. A row that is capped twice is
+/// moved further.
 fn half_caps(folder: &Path) -> PathBuf {
     let path = caps_with(folder, "half.gguf", |_| Bound::band(-40.0, -40.0).unwrap());
     let mut file = CapFile::read(&path).unwrap();
-    file.caps = file.caps.with_strength(0.5).unwrap();
+    file.caps = file.caps.with_strength(0.5).unwrap().with_policy(Policy::default());
     file.write(&path).unwrap();
     path
 }

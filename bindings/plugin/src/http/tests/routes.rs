@@ -57,7 +57,7 @@ fn the_caps_are_described() {
     assert_eq!((status, &shown["enabled"], &shown["strength"]), (200, &true.into(), &json!(null)));
     let model = &shown["models"][0];
     assert_eq!(model["model"]["blocks"], 30);
-    assert_eq!((&model["contexts"], &model["policy"]["skip_positions"]), (&1.into(), &0.into()));
+    assert_eq!((&model["contexts"], &model["policy"]["skip_positions"]), (&1.into(), &1.into()));
     let first = &model["list"][0];
     assert!(first["floor"].is_number() && first["ceiling"].is_null() && first["strength"] == 1.0, "{first}");
     assert_eq!(shown["contexts"][0]["model"], "a model of 30 blocks of width 576, with logits");
