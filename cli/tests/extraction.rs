@@ -197,7 +197,7 @@ fn floors_are_found_within_a_budget_and_their_dose_is_told() {
     let output = axiscap("calibrate", &args);
     assert!(notes(&output).contains("none that are held out"), "{}", notes(&output));
     for (flag, wrong) in [("--max-kl", "0"), ("--max-perplexity", "nan"), ("--random-directions", "101")] {
-        misuse(axiscap("calibrate", &[&args[..], &[flag, wrong]].concat()), &[flag, wrong]);
+        misuse(calibrate(&[flag, wrong]), &[flag, wrong]);
     }
     fail(calibrate(&["--text", "nowhere.txt"]), &["nowhere.txt"]);
     let empty = at("empty.txt");

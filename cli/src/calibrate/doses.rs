@@ -27,7 +27,7 @@ pub(super) struct DoseArgs {
 
     /// Find the highest floors, up to --percentile, under which no text's perplexity rises by more than so many per
     /// cent
-    #[arg(long, value_name = "PER CENT", value_parser = positive)]
+    #[arg(long, value_name = "PERCENT", value_parser = positive)]
     max_perplexity: Option<f64>,
 
     /// Texts whose perplexity is measured capped and uncapped, of each the first 2048 tokens. May be repeated

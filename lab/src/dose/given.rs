@@ -50,17 +50,19 @@ impl GivenText {
         Ok(Self { name: name.into(), pieces })
     }
 
-    /// Returns the built-in texts, one piece of each: prose, science and code (`lab/assets/texts`).
+    /// Returns the built-in texts, one piece of each: prose, science and code (`lab/assets/texts`). A text that has no
+    /// tokens in the model's vocabulary is left out.
     ///
     /// # Errors
-    /// Those of [`GivenText::cut`].
+    /// [`Error::Llama`].
     pub fn builtin(model: &Model) -> Result<Vec<Self>, Error> {
         let texts = [
             ("prose", include_str!("../../assets/texts/prose.txt")),
             ("science", include_str!("../../assets/texts/science.txt")),
             ("code", include_str!("../../assets/texts/code.txt")),
         ];
-        texts.into_iter().map(|(name, text)| Self::cut(model, name, text, 1)).collect()
+        let cut = texts.into_iter().map(|(name, text)| Self::cut(model, name, text, 1));
+        cut.filter(|text| !matches!(text, Err(Error::NoTokens { .. }))).collect()
     }
 }
 
