@@ -148,6 +148,25 @@ impl ModelArgs {
 }
 
 impl ComputeArgs {
+    /// Returns the options that move the last bits of activations, as they are written on a command line. Those that
+    /// are as by default are left out.
+    pub(crate) fn words(&self) -> String {
+        let (found, default) = (self.options(), ComputeOptions::default());
+        let mut words = String::new();
+        for (flag, kind, usual) in [
+            ("--cache-type-k", found.kv_type_k, default.kv_type_k),
+            ("--cache-type-v", found.kv_type_v, default.kv_type_v),
+        ] {
+            if kind != usual {
+                words += &format!(" {flag} {}", kind.name());
+            }
+        }
+        if let Some(on) = found.flash_attention {
+            words += if on { " --flash-attn on" } else { " --flash-attn off" };
+        }
+        words
+    }
+
     /// Returns what the options say.
     pub(crate) fn options(&self) -> ComputeOptions {
         ComputeOptions {

@@ -143,6 +143,7 @@ fn floors_are_found_within_a_budget_and_their_dose_is_told() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (answers, axes, out) = (at("answers.jsonl"), at("axes.gguf"), at("caps.gguf"));
+    let again_caps = &at("again.gguf");
     succeed(axiscap("extract", &[&TINY[..], &["--rollouts", &answers, "--out", &axes]].concat()));
     let args = ["--rollouts", &answers, "--axes", &axes, "--out", &out, "--keep", "all", "--blocks", "24,26"];
     let calibrate = |more: &[&str]| axiscap("calibrate", &[&args[..], more].concat());
@@ -183,6 +184,16 @@ fn floors_are_found_within_a_budget_and_their_dose_is_told() {
     let error = calibrate(&[&SMALL_DOSE[..], &["--max-kl", "1e-12", "--floor", "26=500"]].concat());
     fail(error, &["beyond the budget", "KL", "--max-kl", "--blocks"]);
 
+    // The file says how llama.cpp computed, and nothing of an earlier calibration of the same axes.
+    let made = origin(&out, "calibrate.command");
+    assert!(!made.contains("--cache-type-k") && !made.contains("--flash-attn"), "{made}");
+    let again =
+        ["--axes", &out, "--rollouts", &answers, "--out", again_caps, "--keep", "all", "--blocks", "26"];
+    let quantised = ["-ctk", "q8_0", "-ctv", "q8_0", "-fa", "on"];
+    succeed(axiscap("calibrate", &[&again[..], &quantised, &SMALL_DOSE].concat()));
+    let made = origin(again_caps, "calibrate.command");
+    assert!(made.contains("--cache-type-k q8_0 --cache-type-v q8_0 --flash-attn on"), "{made}");
+
     // Answers without any that are held out.
     let (bare, axes) = (at("bare.jsonl"), at("bare.gguf"));
     let none = TINY.map(|word| if word == "2" { "0" } else { word });
@@ -194,7 +205,10 @@ fn floors_are_found_within_a_budget_and_their_dose_is_told() {
         axiscap("calibrate", &[&args[..], &["--max-kl", "1"]].concat()),
         &["--max-kl", "--held-out-answers 16"],
     );
+    // Axes that were calibrated with a dose before.
+    let args = [&["--rollouts", &bare, "--axes", again_caps, "--out", &out], &args[6..]].concat();
     let output = axiscap("calibrate", &args);
+    assert!(CapFile::read(Path::new(&out)).unwrap().origin.get("calibrate.dose.kl_p95").is_none());
     assert!(notes(&output).contains("none that are held out"), "{}", notes(&output));
     for (flag, wrong) in [("--max-kl", "0"), ("--max-perplexity", "nan"), ("--random-directions", "101")] {
         misuse(calibrate(&[flag, wrong]), &[flag, wrong]);

@@ -435,6 +435,7 @@ impl AnswersArgs {
         }
         let RolloutHeader { max_tokens, temperature, seed, slots, .. } = header;
         words += &format!(" --max-tokens {max_tokens} --temp {temperature} --seed {seed} --slots {slots}");
+        words += &self.compute.words();
         words += &judging::words(header);
         words
     }

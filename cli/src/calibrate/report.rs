@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::Result;
-use axiscap::file::CapFile;
+use axiscap::file::{CapFile, Origin};
 use axiscap_lab::activations::{Projections, Sinks};
 use axiscap_lab::calibrate::{BlockFloor, Setting, TABLE};
 use axiscap_lab::dose::{Dose, Doses};
@@ -62,12 +62,19 @@ impl Report {
         }
         command += &args.doses.words();
         let positions = self.sinks.sinks.iter().map(|sink| u32::try_from(sink.position).unwrap_or(u32::MAX));
+        // An earlier calibration may have measured what this one does not.
+        let mut origin = Origin::default();
+        for (key, value) in file.origin.iter().filter(|(key, _)| !key.starts_with("calibrate.")) {
+            origin.set(key, value.clone());
+        }
+        file.origin = origin;
         file.origin
             .set("tool", tool())
             .set("calibrate.command", command)
             .set("calibrate.orientation", "positive projections are the Assistant's")
             .set("calibrate.percentile_from_role_end", self.setting.percentile as f32)
             .set("calibrate.answers", answers.rollouts.len() as u32)
+            .set("calibrate.held_out_answers", answers.held_out.len() as u32)
             .set("calibrate.left_out", answers.counts.left_out as u32)
             .set("calibrate.faults", answers.counts.to_string())
             .set("calibrate.default_mean", each(&|r| r.default_mean.unwrap_or(f64::NAN)))
