@@ -6,9 +6,10 @@
 //! 3. [`activations`] runs the others through the uncapped model and averages or projects its block outputs.
 //! 4. [`extract`] makes an axis per block from the averages. [`calibrate`] puts a floor on it from the
 //!    projections.
-//! 5. [`import`] makes the same of files that other tools wrote.
-//! 6. [`drift`] follows the projection over a scripted conversation, uncapped and capped.
-//! 7. [`bench`](mod@bench) measures what capping costs, in pairs, and compares with other ways to cap.
+//! 5. [`dose`] measures what caps do to text that they should leave as it is.
+//! 6. [`import`] makes axes and caps of files that other tools wrote.
+//! 7. [`drift`] follows the projection over a scripted conversation, uncapped and capped.
+//! 8. [`bench`](mod@bench) measures what capping costs, in pairs, and compares with other ways to cap.
 //!
 //! Steps 1 to 4 follow *The Assistant Axis* (arXiv 2601.10387). `docs/method.md` says where they differ from
 //! it.

@@ -8,12 +8,17 @@ import json
 import os
 import pty
 import select
+import signal
 import sys
 import time
 
 steps = json.loads(sys.argv[1])
 child, terminal = pty.fork()
 if child == 0:
+    # What runs the tests may ignore these, as a shell has its background jobs do. A terminal's programs begin
+    # without that.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     os.execv(sys.argv[2], sys.argv[2:])
 output, matched, deadline = b"", 0, time.monotonic() + 120
 while time.monotonic() < deadline:
