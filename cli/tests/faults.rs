@@ -25,8 +25,8 @@ fn answers(path: &Path) -> Vec<(String, Vec<String>)> {
 fn scripts_for_both_sides_are_left_out() {
     let folder = folder();
     let (file, axes) = (folder.path().join("a.jsonl"), folder.path().join("a.gguf"));
-    let plan =
-        ["--limit-roles", "2", "--limit-questions", "2", "--max-tokens", "64", "--chat-template", "vicuna"];
+    let plan = ["--limit-roles", "2", "--limit-questions", "2", "--held-out-answers", "0"];
+    let plan = [&plan[..], &["--max-tokens", "64", "--chat-template", "vicuna"]].concat();
     let files = ["--rollouts", arg(&file), "--out", arg(&axes), "--json"];
     // Chance may have most of the answers of a group go on with the user's turn.
     json(axiscap("extract", &[&plan[..], &files, &["--keep", "all"]].concat()));
