@@ -114,7 +114,7 @@ impl Sample {
     ///
     /// # Errors
     /// [`Error::Llama`]: those of [`Context::decode`], and the hook's for caps of another model. [`Error::Logits`]
-    /// for distributions that are not finite.
+    /// for distributions that are not finite, and [`Error::NonFinite`] for projections that are not.
     pub fn doses(
         &self,
         model: &Model,
@@ -175,6 +175,11 @@ fn measure(
         }
     }
     let stats = capped.context().session()?.stats();
+    // Such rows were left alone: they would count as read under caps.
+    let damaged = caps.caps().iter().zip(&stats).find(|(_, stats)| stats.non_finite > 0);
+    if let Some((entry, _)) = damaged {
+        return Err(Error::NonFinite { block: entry.block });
+    }
     let engaged = stats.iter().map(|stats| stats.engaged as f64 / stats.rows.max(1) as f64).collect();
     let tokens = divergences.len();
     let perplexity = |sum: f64| (-sum / tokens as f64).exp();
@@ -207,7 +212,7 @@ fn divergence(p: &[f32], q: &[f32]) -> f64 {
             sum += weight * (p - q);
         }
     }
-    // Rounding may leave a distribution a little less than nothing from itself.
+    // Rounding may make the divergence of equal distributions slightly negative.
     (sum / sum_p - sum_p.ln() + sum_q.ln()).max(0.0)
 }
 
