@@ -10,23 +10,10 @@ use axiscap_lab::activations::project;
 use axiscap_lab::dose::{Doses, GivenText, Sample, random_caps};
 use axiscap_lab::rollout::{Group, Rollout};
 use axiscap_llama::{BatchRow, Context, ContextOptions, Model, Token};
-use support::{caps, long_text, model};
+use support::{answer, caps, long_text, model};
 
-fn answer(prompt: &[Token], response: &[Token]) -> Rollout {
-    let ids = |tokens: &[Token]| tokens.iter().map(|token| token.0).collect::<Vec<_>>();
-    Rollout {
-        group: Group::HeldOut,
-        system: None,
-        question: 0,
-        seed: 0,
-        prompt: ids(prompt),
-        response: ids(response),
-        thoughts: 0,
-        text: String::new(),
-        log_likelihood: None,
-        score: None,
-        faults: vec![],
-    }
+fn held_out(prompt: &[Token], response: &[Token]) -> Rollout {
+    answer(Group::HeldOut, prompt, response)
 }
 
 fn doses(model: &Model, sample: &Sample, caps: &CapSet) -> Doses {
@@ -72,8 +59,11 @@ fn floor(model: &Model, answers: &[Rollout], set: &CapSet) -> CapSet {
 fn a_dose_is_the_divergence_of_the_next_tokens_distributions() {
     let model = model();
     let text = model.tokenize(&long_text(), true).unwrap();
-    let answers =
-        [answer(&text[..30], &text[30..90]), answer(&text[100..103], &[]), answer(&text[1..2], &text[2..40])];
+    let answers = [
+        held_out(&text[..30], &text[30..90]),
+        held_out(&text[100..103], &[]),
+        held_out(&text[1..2], &text[2..40]),
+    ];
     let set = floor(&model, &answers, &caps([10, 20], 5, Bound::NONE));
     let sample = Sample { answers: answers.to_vec(), texts: Vec::new() };
 
@@ -117,7 +107,7 @@ fn a_dose_is_the_divergence_of_the_next_tokens_distributions() {
 fn random_directions_push_as_much() {
     let model = model();
     let text = model.tokenize(&long_text(), true).unwrap();
-    let answers = [answer(&text[..30], &text[30..200])];
+    let answers = [held_out(&text[..30], &text[30..200])];
     let set = floor(&model, &answers, &caps([10, 20], 5, Bound::NONE)).with_strength(0.5).unwrap();
     let go_on = |_| ControlFlow::Continue(());
     let compute = ComputeOptions::default();

@@ -7,7 +7,7 @@ use axiscap_lab::ComputeOptions;
 use axiscap_lab::activations::{mean_activations, project};
 use axiscap_lab::rollout::{Generator, Group, Plan, PlanSize, Rollout, RolloutOptions, generate_rollouts};
 use axiscap_llama::{BatchRow, Context, ContextOptions, Sampling, TemplateOptions, Token};
-use support::{caps, long_text, model};
+use support::{answer, caps, long_text, model};
 
 #[test]
 fn answers_come_in_the_order_of_the_plan_and_are_those_of_a_single_sequence() {
@@ -82,19 +82,8 @@ fn lead_of_other_tokens(context: &mut Context<'_>, rollout: &Rollout) -> f32 {
 
 /// Returns answers of given lengths from a running text. One is longer than a pass.
 fn rollouts(text: &[Token]) -> Vec<Rollout> {
-    let ids = |tokens: &[Token]| tokens.iter().map(|token| token.0).collect::<Vec<_>>();
-    let rollout = |role: Option<&str>, prompt: &[Token], response: &[Token]| Rollout {
-        group: role.map_or(Group::Default, |role| Group::Role(role.into())),
-        system: None,
-        question: 0,
-        seed: 0,
-        prompt: ids(prompt),
-        response: ids(response),
-        thoughts: 0,
-        text: String::new(),
-        log_likelihood: None,
-        score: None,
-        faults: Vec::new(),
+    let rollout = |role: Option<&str>, prompt: &[Token], response: &[Token]| {
+        answer(role.map_or(Group::Default, |role| Group::Role(role.into())), prompt, response)
     };
     let repeated: Vec<Token> = text.iter().copied().cycle().take(560).collect();
     vec![

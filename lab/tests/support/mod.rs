@@ -1,7 +1,8 @@
 //! Shared by the tests on a real model.
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
-use axiscap_llama::{Model, ModelOptions};
+use axiscap_lab::rollout::{Group, Rollout};
+use axiscap_llama::{Model, ModelOptions, Token};
 use axiscap_testing::{numbers::Random, small_model};
 
 /// Loads the small model. Without it a test fails.
@@ -17,6 +18,24 @@ pub(crate) fn caps(blocks: impl IntoIterator<Item = usize>, seed: u64, bound: Bo
         BlockCap { block, cap: Cap::new(Axis::from_direction(&direction).expect("an axis"), bound) }
     });
     CapSet::new(entries).expect("a set")
+}
+
+/// Returns an answer of these tokens.
+pub(crate) fn answer(group: Group, prompt: &[Token], response: &[Token]) -> Rollout {
+    let ids = |tokens: &[Token]| tokens.iter().map(|token| token.0).collect();
+    Rollout {
+        group,
+        system: None,
+        question: 0,
+        seed: 0,
+        prompt: ids(prompt),
+        response: ids(response),
+        thoughts: 0,
+        text: String::new(),
+        log_likelihood: None,
+        score: None,
+        faults: Vec::new(),
+    }
 }
 
 /// Returns a text of a few hundred tokens.
