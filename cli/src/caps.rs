@@ -74,6 +74,22 @@ impl RequiredCapsArgs {
     pub(crate) fn read(&self) -> Result<LoadedCaps> {
         LoadedCaps::read(&self.caps, &self.hold)
     }
+
+    /// Returns the options as they are written on a command line, without folders.
+    pub(crate) fn words(&self) -> String {
+        let HoldArgs { strength, skip_positions, observe } = &self.hold;
+        let mut words = format!("--caps {}", output::file_name(&self.caps));
+        if let Some(strength) = strength {
+            words += &format!(" --strength {strength}");
+        }
+        if let Some(count) = skip_positions {
+            words += &format!(" --skip-positions {count}");
+        }
+        if *observe {
+            words += " --observe";
+        }
+        words
+    }
 }
 
 /// A cap file, not yet compared with the model.

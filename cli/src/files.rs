@@ -29,9 +29,9 @@ struct Named(String, PathBuf);
 
 fn role(arg: &Arg) -> Option<Role> {
     Some(match arg.get_id().as_str() {
-        "model" | "caps" | "axes" | "chat_template_file" | "default_vector" | "file" | "plugin"
+        "model" | "caps" | "axes" | "chat_template_file" | "default_vector" | "file" | "material" | "plugin"
         | "prompt_file" | "questions" | "role_vector" | "roles" | "script" | "texts" | "traits" => Role::Read,
-        "out" | "plot" | "report" | "trace" => Role::Written,
+        "out" | "pairs" | "plot" | "report" | "trace" => Role::Written,
         "changed_caps" => Role::Changed,
         "rollouts" => Role::Answers,
         _ => return None,

@@ -9,6 +9,7 @@ mod caps;
 mod chat;
 mod doctor;
 mod drift;
+mod eval;
 mod exec;
 mod export;
 mod extract;
@@ -79,6 +80,8 @@ enum Command {
     Export(export::Args),
     /// Follow the projection over a conversation, uncapped and capped
     Drift(drift::Args),
+    /// Measure what caps do to a model, with controls
+    Eval(eval::Args),
     /// Start a program of stock llama.cpp, such as llama-server, with caps
     Exec(exec::Args),
     /// Show what a cap file holds and how it was made
@@ -99,6 +102,7 @@ impl Command {
             Self::Import(args) => import::run(args),
             Self::Export(args) => export::run(args),
             Self::Drift(args) => drift::run(args),
+            Self::Eval(args) => eval::run(args),
             Self::Exec(args) => exec::run(args),
             Self::Inspect(args) => inspect::run(args),
             Self::Doctor(args) => doctor::run(args),

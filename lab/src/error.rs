@@ -67,6 +67,37 @@ pub enum Error {
         /// What the parser found.
         error: serde_json::Error,
     },
+    /// Material of an evaluation that is not JSON of the expected shape.
+    // The message holds the cause, which as a source would be printed twice.
+    #[error(
+        "the material is not as expected: {error}; docs/evaluation.md says what its keys hold, and a key that is left out is built in"
+    )]
+    Material {
+        /// What the parser found.
+        error: serde_json::Error,
+    },
+    /// A file of records that cannot be read or written.
+    #[error("{}{}: {problem}", .path.display(), .line.map_or(String::new(), |line| format!(", line {line}")))]
+    RecordFile {
+        /// The file.
+        path: PathBuf,
+        /// Line, counted from 1.
+        line: Option<usize>,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// The first message of a conversation and its answer do not fit into what the model was trained on.
+    #[error(
+        "conversation {id:?}: the first message needs {prompt} tokens, and with an answer that is more than the {trained} that the model was trained on; shorten it, or its system prompt"
+    )]
+    ConversationTooLong {
+        /// The conversation.
+        id: String,
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens of context the model was trained on.
+        trained: u32,
+    },
     /// A text without a token to be predicted.
     #[error("{name}: there is no token to be predicted; give a longer text")]
     NoTokens {

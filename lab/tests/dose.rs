@@ -166,7 +166,7 @@ fn texts_are_cut_into_pieces_that_are_predicted_whole() {
     assert_eq!(dose.engaged, [0.0]);
     assert!(dose.kl.max < 1e-6 && dose.perplexity_capped > 1.0, "{dose:?}");
 
-    let builtin = GivenText::builtin(&model).unwrap();
+    let builtin = GivenText::builtin(&model, 1).unwrap();
     assert_eq!(
         builtin.iter().map(|text| text.name.as_str()).collect::<Vec<_>>(),
         ["prose", "science", "code"]

@@ -48,24 +48,26 @@ impl<'a> Chat<'a> {
         options: &GenerateOptions,
         on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Turn, Error> {
-        self.messages.push(Message::new(Role::User, text));
-        let before = self.messages.len();
-        let answered = self.answer(context, options, on_text);
-        if answered.as_ref().map_or(true, Turn::is_unanswered) {
-            self.messages.truncate(before - 1);
+        let asked = self.ask(text)?;
+        let generated = generate_after(context, &asked.tokens, &asked.answers, options, on_text)?;
+        let turn = Turn { prompt_tokens: asked.tokens.len(), generated };
+        if !turn.is_unanswered() {
+            self.answer(asked, &turn.generated.tokens, &turn.generated.text);
         }
-        answered
+        Ok(turn)
     }
 
-    fn answer(
-        &mut self,
-        context: &mut Context<'_>,
-        options: &GenerateOptions,
-        on_text: impl FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Turn, Error> {
+    /// Returns the prompt of a user's message after the conversation so far, which stays as it is: for answers that
+    /// are generated elsewhere, and questions that are asked beside the conversation.
+    ///
+    /// # Errors
+    /// Those of [`ChatTemplate::render`].
+    pub fn ask(&self, text: &str) -> Result<Asked, Error> {
         let model = self.template.model();
-        let rendered = self.template.render(&self.messages, true)?;
-        let (mut tokens, mut answers) = match rendered.after(&self.text) {
+        let message = Message::new(Role::User, text);
+        let messages = [&self.messages[..], std::slice::from_ref(&message)].concat();
+        let rendered = self.template.render(&messages, true)?;
+        let (tokens, answers) = match rendered.after(&self.text) {
             // Tokenizing an answer again may cut it otherwise than the model did.
             Some(new) if !self.tokens.is_empty() => {
                 ([&self.tokens[..], &new.tokens(model, false)?].concat(), self.answers.clone())
@@ -73,24 +75,24 @@ impl<'a> Chat<'a> {
             _ => {
                 let tokens = rendered.tokens(model, true)?;
                 // Where earlier answers are is not known any more, so the whole prompt counts as one.
-                let has_answers = self.messages.iter().any(|message| message.role == Role::Assistant);
+                let has_answers = messages.iter().any(|message| message.role == Role::Assistant);
                 let answers = has_answers.then_some(0..tokens.len());
                 (tokens, Vec::from_iter(answers))
             }
         };
-        let prompt = tokens.len();
-        let generated = generate_after(context, &tokens, &answers, options, on_text)?;
-        let turn = Turn { prompt_tokens: prompt, generated };
-        if turn.is_unanswered() {
-            return Ok(turn);
-        }
-        let generated = &turn.generated;
-        tokens.extend_from_slice(&generated.tokens);
-        answers.push(prompt..tokens.len());
-        (self.tokens, self.answers) = (tokens, answers);
-        self.text = rendered.text() + &generated.text;
-        self.messages.push(Message::new(Role::Assistant, &*generated.text));
-        Ok(turn)
+        Ok(Asked { message, text: rendered.text(), tokens, answers })
+    }
+
+    /// Adds a message that was asked after this conversation, and its answer: the tokens as they were generated,
+    /// without the one that ends the turn, and their text.
+    pub fn answer(&mut self, asked: Asked, tokens: &[Token], text: &str) {
+        let Asked { message, text: prompt, tokens: mut all, mut answers } = asked;
+        let prompt_tokens = all.len();
+        all.extend_from_slice(tokens);
+        answers.push(prompt_tokens..all.len());
+        (self.tokens, self.answers) = (all, answers);
+        self.text = prompt + text;
+        self.messages.extend([message, Message::new(Role::Assistant, text)]);
     }
 
     /// Removes the last question and its answer. Returns `false` if there is none.
@@ -124,6 +126,30 @@ impl<'a> Chat<'a> {
     #[must_use]
     pub fn messages(&self) -> &[Message] {
         &self.messages
+    }
+}
+
+/// A message that is not answered yet ([`Chat::ask`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    message: Message,
+    /// The conversation with it, in the markup of the template.
+    text: String,
+    tokens: Vec<Token>,
+    answers: Vec<Range<usize>>,
+}
+
+impl Asked {
+    /// Returns the prompt: the conversation with the message, up to where the answer begins.
+    #[must_use]
+    pub fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
+    /// Returns where earlier answers are in the prompt.
+    #[must_use]
+    pub fn answers(&self) -> &[Range<usize>] {
+        &self.answers
     }
 }
 

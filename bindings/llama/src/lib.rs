@@ -63,7 +63,7 @@ pub use crate::alarm::{Alarm, AlarmRule};
 pub use crate::backend::{Build, Device, build, devices};
 pub use crate::batch::BatchRow;
 pub use crate::batcher::{Batcher, BatcherOptions, Event, Finished, Request, RequestId};
-pub use crate::chat::{Chat, Turn};
+pub use crate::chat::{Asked, Chat, Turn};
 pub use crate::context::Context;
 pub use crate::error::{Error, LoadFailure};
 pub use crate::fingerprint::Fingerprint;

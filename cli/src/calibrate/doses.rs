@@ -73,7 +73,7 @@ impl DoseArgs {
             Ok(GivenText::cut(model, &file_name(path), &text, PIECES)?)
         };
         let texts = if self.texts.is_empty() {
-            GivenText::builtin(model)?
+            GivenText::builtin(model, 1)?
         } else {
             self.texts.iter().map(text).collect::<Result<_>>()?
         };

@@ -1,6 +1,7 @@
 //! Line charts and dot plots as SVG text.
 
 mod dots;
+mod intervals;
 mod line;
 
 use maud::html;
@@ -11,6 +12,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use unicode_width::UnicodeWidthStr;
 
 pub use self::dots::DotPlot;
+pub use self::intervals::IntervalPlot;
 pub use self::line::{LineChart, Series};
 use crate::error::Error;
 use crate::text::{clean, fixed};

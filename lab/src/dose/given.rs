@@ -50,18 +50,18 @@ impl GivenText {
         Ok(Self { name: name.into(), pieces })
     }
 
-    /// Returns the built-in texts, one piece of each: prose, science and code (`lab/assets/texts`). A text that has no
+    /// Returns the built-in texts, of each the first `pieces`: prose, science and code (`lab/assets/texts`). A text that has no
     /// tokens in the model's vocabulary is left out.
     ///
     /// # Errors
     /// [`Error::Llama`].
-    pub fn builtin(model: &Model) -> Result<Vec<Self>, Error> {
+    pub fn builtin(model: &Model, pieces: usize) -> Result<Vec<Self>, Error> {
         let texts = [
             ("prose", include_str!("../../assets/texts/prose.txt")),
             ("science", include_str!("../../assets/texts/science.txt")),
             ("code", include_str!("../../assets/texts/code.txt")),
         ];
-        let cut = texts.into_iter().map(|(name, text)| Self::cut(model, name, text, 1));
+        let cut = texts.into_iter().map(|(name, text)| Self::cut(model, name, text, pieces));
         cut.filter(|text| !matches!(text, Err(Error::NoTokens { .. }))).collect()
     }
 }
@@ -69,5 +69,10 @@ impl GivenText {
 impl Piece {
     pub(super) fn text(&self) -> Text<'_> {
         Text { prompt: &self.first, response: &self.rest }
+    }
+
+    /// Returns the tokens that are given, and those that are predicted.
+    pub(crate) fn tokens(&self) -> (&[i32], &[i32]) {
+        (&self.first, &self.rest)
     }
 }

@@ -6,11 +6,11 @@
 use std::ops::ControlFlow;
 
 use axiscap::CapSet;
-use axiscap_llama::{Context, Model, Token, log_probability};
+use axiscap_llama::{Context, Model, Token, TraceRow, log_probability};
 
 use crate::compute::ComputeOptions;
 use crate::error::Error;
-use crate::pass::{Pass, Text};
+use crate::pass::{Pass, Text, text_of};
 use crate::quantile::quantile;
 use crate::rollout::Rollout;
 
@@ -18,7 +18,8 @@ mod given;
 mod random;
 
 pub use given::{GivenText, Piece};
-pub use random::random_caps;
+pub(crate) use random::random_caps_with;
+pub use random::{RandomDirections, random_caps};
 
 /// What caps do to texts, per token.
 #[derive(Debug, Clone, PartialEq)]
@@ -148,38 +149,20 @@ fn measure(
     texts: &[Text<'_>],
     caps: &CapSet,
     compute: &ComputeOptions,
-    mut go_on: impl FnMut(usize) -> ControlFlow<()>,
+    go_on: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Dose>, Error> {
-    let predicts = |text: &Text<'_>, position: usize| text.predicts(position);
-    let mut uncapped = Pass::new(model, texts, compute, false)?;
-    let mut capped = Pass::new(model, texts, compute, true)?;
-    capped.context_mut().set_caps(Some(caps))?;
+    let mut comparison = Comparison::new(model, texts, caps, compute)?;
     let (mut divergences, mut others, mut likelihoods) = (Vec::new(), 0_usize, (0.0, 0.0));
-    while let Some(rows) = uncapped.step(predicts, |_| {})? {
-        capped.step(predicts, |_| {})?;
-        for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
-            let next = texts[row.text].token(row.position + 1);
-            let (plain, moved) = (logits(uncapped.context(), index), logits(capped.context(), index));
-            let divergence = divergence(moved, plain);
-            let (before, after) = (log_probability(plain, next), log_probability(moved, next));
-            if !(divergence.is_finite() && before.is_finite() && after.is_finite()) {
-                return Err(Error::Logits { text: row.text, position: row.position });
-            }
-            divergences.push(divergence);
-            others += usize::from(choice(plain) != choice(moved));
-            likelihoods.0 += f64::from(before);
-            likelihoods.1 += f64::from(after);
-        }
-        if go_on(uncapped.done()).is_break() && uncapped.done() < texts.len() {
-            return Ok(None);
-        }
+    let see = |_, token: Compared| {
+        divergences.push(token.kl);
+        others += usize::from(token.is_other_choice);
+        likelihoods.0 += token.log_probabilities.0;
+        likelihoods.1 += token.log_probabilities.1;
+    };
+    if !comparison.run(see, |_, _| {}, go_on)? {
+        return Ok(None);
     }
-    let stats = capped.context().session()?.stats();
-    // Such rows were left alone: they would count as read under caps.
-    let damaged = caps.caps().iter().zip(&stats).find(|(_, stats)| stats.non_finite > 0);
-    if let Some((entry, _)) = damaged {
-        return Err(Error::NonFinite { block: entry.block });
-    }
+    let stats = comparison.capped.context().session()?.stats();
     let engaged = stats.iter().map(|stats| stats.engaged as f64 / stats.rows.max(1) as f64).collect();
     let tokens = divergences.len();
     let perplexity = |sum: f64| (-sum / tokens as f64).exp();
@@ -191,6 +174,80 @@ fn measure(
         perplexity_capped: perplexity(likelihoods.1),
         engaged,
     }))
+}
+
+/// A token whose distribution was computed capped and uncapped.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Compared {
+    /// KL(capped || uncapped), in nats.
+    pub(crate) kl: f64,
+    is_other_choice: bool,
+    /// Natural logarithms of the probability of the token that follows, uncapped and capped.
+    log_probabilities: (f64, f64),
+}
+
+/// Texts in two contexts, one of them capped.
+pub(crate) struct Comparison<'t, 'm> {
+    texts: &'t [Text<'t>],
+    caps: &'t CapSet,
+    uncapped: Pass<'t, 'm>,
+    capped: Pass<'t, 'm>,
+}
+
+impl<'t, 'm> Comparison<'t, 'm> {
+    /// Makes the contexts.
+    pub(crate) fn new(
+        model: &'m Model,
+        texts: &'t [Text<'t>],
+        caps: &'t CapSet,
+        compute: &ComputeOptions,
+    ) -> Result<Self, Error> {
+        let uncapped = Pass::new(model, texts, compute, false)?;
+        let mut capped = Pass::new(model, texts, compute, true)?;
+        capped.context_mut().set_caps(Some(caps))?;
+        Ok(Self { texts, caps, uncapped, capped })
+    }
+
+    /// Has every row of the caps traced.
+    pub(crate) fn trace(&mut self) -> Result<(), Error> {
+        Ok(self.capped.context_mut().set_tracing(true)?)
+    }
+
+    /// Compares every token of the responses. `token` gets the index of the text, in the order of its tokens, and
+    /// `traced` the index of the text with each traced row. Returns `false` if `go_on` asked to stop.
+    pub(crate) fn run(
+        &mut self,
+        mut token: impl FnMut(usize, Compared),
+        mut traced: impl FnMut(usize, &TraceRow),
+        mut go_on: impl FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<bool, Error> {
+        let predicts = |text: &Text<'_>, position: usize| text.predicts(position);
+        let texts = self.texts;
+        while let Some(rows) = self.uncapped.step(predicts, |_| {})? {
+            self.capped.step(predicts, |_| {})?;
+            for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
+                let next = texts[row.text].token(row.position + 1);
+                let (plain, moved) =
+                    (logits(self.uncapped.context(), index), logits(self.capped.context(), index));
+                let kl = divergence(moved, plain);
+                let [before, after] = [plain, moved].map(|logits| f64::from(log_probability(logits, next)));
+                if !(kl.is_finite() && before.is_finite() && after.is_finite()) {
+                    return Err(Error::Logits { text: row.text, position: row.position });
+                }
+                let is_other_choice = choice(plain) != choice(moved);
+                token(row.text, Compared { kl, is_other_choice, log_probabilities: (before, after) });
+            }
+            let lines = self.capped.context_mut().take_trace();
+            for (text, line) in lines.iter().filter_map(|line| Some((text_of(&rows, line)?, line))) {
+                traced(text, line);
+            }
+            if go_on(self.uncapped.done()).is_break() && self.uncapped.done() < texts.len() {
+                return Ok(false);
+            }
+        }
+        self.capped.check_caps(self.caps)?;
+        Ok(true)
+    }
 }
 
 fn logits<'c>(context: &'c Context<'_>, row: usize) -> &'c [f32] {

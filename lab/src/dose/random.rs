@@ -14,13 +14,11 @@ use crate::distribution::Distribution;
 use crate::error::Error;
 use crate::rollout::Rollout;
 
-/// Makes the controls of caps, one for each seed: a floor on a random direction for each cap, on the same block, with
-/// the same strength. The direction is uniformly distributed. On the tokens of these answers the pushes along it have
-/// the same root of the mean square as those of the cap. Both are measured without caps on earlier blocks. `go_on` is
+/// Makes the controls of caps, one for each seed, that push as far as they do ([`RandomDirections`]). `go_on` is
 /// called after every pass with the number of answers done. Returns `None` if it asked to stop.
 ///
 /// # Errors
-/// Those of [`activations::project`], [`Error::NoAnswers`], [`Error::NonFinite`].
+/// Those of [`RandomDirections::measure`] and [`RandomDirections::caps`].
 pub fn random_caps(
     model: &Model,
     answers: &[Rollout],
@@ -29,39 +27,119 @@ pub fn random_caps(
     compute: &ComputeOptions,
     go_on: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Vec<CapSet>>, Error> {
-    let entries = caps.caps();
-    let mut axes: Vec<_> = entries.iter().map(|entry| (entry.block, entry.cap.axis().clone())).collect();
-    for seed in seeds {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        for entry in entries {
-            let width = entry.cap.axis().width();
-            let direction: Vec<f32> = StandardNormal.sample_iter(&mut random).take(width).collect();
-            axes.push((entry.block, Axis::from_direction(&direction)?));
-        }
-    }
-    let Some(projections) = activations::project(model, answers, &axes, compute, go_on)? else {
-        return Ok(None);
+    let seeds: Vec<u64> = seeds.into_iter().collect();
+    let directions = RandomDirections::measure(model, answers, caps, &seeds, compute, go_on)?;
+    let all = |directions: RandomDirections<'_>| {
+        (0..seeds.len()).map(|index| directions.caps(index, 1.0)).collect::<Result<_, Error>>()
     };
-    let tokens: Vec<_> = projections.iter().map(|found| found.tokens_of(|_| true)).collect();
-    if let Some(place) = tokens.iter().position(|tokens| !tokens.is_finite()) {
-        return Err(Error::NonFinite { block: axes[place].0 });
-    }
-    let (own, random) = tokens.split_at(entries.len());
-    let control = |(axes, tokens): (&[(usize, Axis)], &[Distribution])| {
-        let mut control = Vec::new();
-        for (index, entry) in entries.iter().enumerate() {
+    directions.map(all).transpose()
+}
+
+/// Random directions, and how answers project on them and on the axes of caps.
+///
+/// The caps of a seed are a floor on a random direction for each of the caps, on the same block, with the same
+/// strength. Directions are uniformly distributed.
+#[derive(Debug)]
+pub struct RandomDirections<'a> {
+    caps: &'a CapSet,
+    /// By cap, the root of the mean square of its pushes.
+    pushes: Vec<f64>,
+    /// By seed and cap.
+    directions: Vec<(Axis, Distribution)>,
+}
+
+impl<'a> RandomDirections<'a> {
+    /// Measures the projections of the tokens of answers, without caps. `go_on` is called after every pass with the
+    /// number of answers done. Returns `None` if it asked to stop.
+    ///
+    /// # Errors
+    /// Those of [`activations::project`], [`Error::NoAnswers`], [`Error::NonFinite`].
+    pub fn measure(
+        model: &Model,
+        answers: &[Rollout],
+        caps: &'a CapSet,
+        seeds: &[u64],
+        compute: &ComputeOptions,
+        go_on: impl FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Option<Self>, Error> {
+        let entries = caps.caps();
+        let mut axes: Vec<_> =
+            entries.iter().map(|entry| (entry.block, entry.cap.axis().clone())).collect();
+        for &seed in seeds {
+            axes.extend(entries.iter().map(|entry| entry.block).zip(directions(caps, seed)?));
+        }
+        let Some(projections) = activations::project(model, answers, &axes, compute, go_on)? else {
+            return Ok(None);
+        };
+        let tokens: Vec<_> = projections.iter().map(|found| found.tokens_of(|_| true)).collect();
+        if let Some(place) = tokens.iter().position(|tokens| !tokens.is_finite()) {
+            return Err(Error::NonFinite { block: axes[place].0 });
+        }
+        let (own, random) = tokens.split_at(entries.len());
+        let push = |(entry, tokens): (&BlockCap, &Distribution)| {
             let (lo, hi) = (f64::from(entry.cap.bound().lo()), f64::from(entry.cap.bound().hi()));
-            let push = root_mean_square(&own[index], |p| p.max(lo).min(hi) - p).ok_or(Error::NoAnswers)?;
-            let floor = floor_with(&tokens[index], push).ok_or(Error::NoAnswers)?;
-            let cap = Cap::new(axes[index].1.clone(), Bound::floor(floor)?);
-            let cap = cap.with_strength(entry.cap.strength())?.with_name("random");
-            control.push(BlockCap { block: entry.block, cap });
-        }
-        Ok(CapSet::new(control)?.with_policy(caps.policy()))
+            root_mean_square(tokens, |p| p.max(lo).min(hi) - p).ok_or(Error::NoAnswers)
+        };
+        let pushes = entries.iter().zip(own).map(push).collect::<Result<_, _>>()?;
+        let axes = axes.drain(entries.len()..).map(|(_, axis)| axis);
+        Ok(Some(Self { caps, pushes, directions: axes.zip(random.iter().cloned()).collect() }))
+    }
+
+    /// Returns the caps of the seed with this index, whose pushes on the answers have `scale` times the root of the
+    /// mean square of the caps' own pushes.
+    ///
+    /// # Errors
+    /// [`Error::NoAnswers`] without tokens.
+    ///
+    /// # Panics
+    /// If there is no such seed.
+    pub fn caps(&self, index: usize, scale: f64) -> Result<CapSet, Error> {
+        let count = self.caps.caps().len();
+        let directions = &self.directions[index * count..][..count];
+        let floors = directions.iter().zip(&self.pushes);
+        let floors =
+            floors.map(|((_, tokens), push)| floor_with(tokens, push * scale).ok_or(Error::NoAnswers));
+        with_floors(self.caps, directions.iter().map(|(axis, _)| axis.clone()), floors)
+    }
+
+    /// Returns whether the caps push a token of the answers.
+    #[must_use]
+    pub fn has_pushes(&self) -> bool {
+        self.pushes.iter().any(|&push| push > 0.0)
+    }
+}
+
+/// Makes the random caps of a seed with floors that are known.
+///
+/// # Errors
+/// [`Error::Caps`] for floors that are NaN or too few.
+pub(crate) fn random_caps_with(caps: &CapSet, seed: u64, floors: &[f32]) -> Result<CapSet, Error> {
+    with_floors(caps, directions(caps, seed)?.into_iter(), floors.iter().map(|&floor| Ok(floor)))
+}
+
+/// Returns a random direction per cap.
+fn directions(caps: &CapSet, seed: u64) -> Result<Vec<Axis>, Error> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut direction = |entry: &BlockCap| {
+        let width = entry.cap.axis().width();
+        let direction: Vec<f32> = StandardNormal.sample_iter(&mut random).take(width).collect();
+        Ok(Axis::from_direction(&direction)?)
     };
-    let size = entries.len().max(1);
-    let controls = axes[entries.len()..].chunks(size).zip(random.chunks(size));
-    Ok(Some(controls.map(control).collect::<Result<_, Error>>()?))
+    caps.caps().iter().map(&mut direction).collect()
+}
+
+fn with_floors(
+    caps: &CapSet,
+    axes: impl Iterator<Item = Axis>,
+    floors: impl Iterator<Item = Result<f32, Error>>,
+) -> Result<CapSet, Error> {
+    let mut random = Vec::new();
+    for ((entry, axis), floor) in caps.caps().iter().zip(axes).zip(floors) {
+        let cap = Cap::new(axis, Bound::floor(floor?)?);
+        let cap = cap.with_strength(entry.cap.strength())?.with_name("random");
+        random.push(BlockCap { block: entry.block, cap });
+    }
+    Ok(CapSet::new(random)?.with_policy(caps.policy()))
 }
 
 fn root_mean_square(projections: &Distribution, push: impl Fn(f64) -> f64) -> Option<f64> {

@@ -2,11 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use axiscap_llama::{ChatTemplate, Context, Model, log_probability};
+use axiscap_llama::ChatTemplate;
 
 use crate::compute::ComputeOptions;
 use crate::error::Error;
-use crate::pass::{Pass, Row, Text};
+use crate::likelihood::log_likelihoods;
+use crate::pass::{Pass, Text};
 use crate::rollout::{Group, Question, Rollout, prompt};
 
 /// From this score on an answer plays its role: the logarithm of 20.
@@ -23,7 +24,7 @@ pub const LEAST_LIKELIHOOD: f32 = 2.995_732_3;
 /// answers that are in no role or have no tokens.
 ///
 /// # Errors
-/// Those of [`ChatTemplate::render`] and [`Context::decode`].
+/// Those of [`ChatTemplate::render`] and [`Context::decode`](axiscap_llama::Context::decode).
 ///
 /// # Panics
 /// If an answer's question is not among `questions`.
@@ -50,34 +51,14 @@ pub fn likelihoods(
         .zip(&prompts)
         .map(|(&(index, _), prompt)| Text { prompt, response: &rollouts[index].response })
         .collect();
-    let Some(without) = log_likelihoods(template.model(), &texts, compute, go_on)? else { return Ok(None) };
     let mut scores = vec![None; rollouts.len()];
+    if texts.is_empty() {
+        return Ok(Some(scores));
+    }
+    let mut pass = Pass::new(template.model(), &texts, compute, false)?;
+    let Some(without) = log_likelihoods(&mut pass, &texts, go_on)? else { return Ok(None) };
     for (&(index, with), without) in scored.iter().zip(without) {
         scores[index] = Some((f64::from(with) - without) as f32);
     }
     Ok(Some(scores))
-}
-
-/// Returns the natural logarithm of the probability of each response after its prompt. `None` if `go_on` asked to
-/// stop.
-fn log_likelihoods(
-    model: &Model,
-    texts: &[Text<'_>],
-    compute: &ComputeOptions,
-    go_on: impl FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<Vec<f64>>, Error> {
-    let mut sums = vec![0f64; texts.len()];
-    if texts.is_empty() {
-        return Ok(Some(sums));
-    }
-    let add = |context: &Context<'_>, rows: &[Row]| {
-        for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
-            let next = texts[row.text].token(row.position + 1);
-            sums[row.text] += f64::from(log_probability(context.logits(index).unwrap_or_default(), next));
-        }
-        Ok(())
-    };
-    let predicts = |text: &Text<'_>, position: usize| text.predicts(position);
-    let is_done = Pass::new(model, texts, compute, false)?.run(predicts, |_| {}, add, go_on)?;
-    Ok(is_done.then_some(sums))
 }

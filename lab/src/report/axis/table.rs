@@ -2,11 +2,9 @@
 
 use maud::{Markup, html};
 
+use super::super::frame::{CELL as NAME, VALUE, head, scroll};
 use super::{BlockRow, Report};
 use crate::text::{MISSING, clean, fixed, name, ranges};
-
-const NAME: usize = 80;
-const VALUE: usize = 2000;
 
 /// A column of the table of blocks: its name, and what it holds.
 type Column<'a> = (&'a str, &'a dyn Fn(&BlockRow) -> Option<String>);
@@ -48,7 +46,7 @@ pub(super) fn blocks(report: &Report<'_>) -> Markup {
             "share of the axis, which is a unit vector. A value above about 0.7, or below -0.7, points to "
             "massive activations instead of character. " (MISSING) ": not measured."
         }
-        (scroll("All blocks", html! {
+        (scroll("All blocks", &html! {
             table {
                 (head(&headings))
                 tbody {
@@ -68,7 +66,7 @@ pub(super) fn roles(report: &Report<'_>) -> Markup {
             "Block " (report.shown_block) ". Kept: answers that the axis was made from. "
             (MISSING) ": too few answers were kept."
         }
-        (scroll("Roles", html! {
+        (scroll("Roles", &html! {
             table.words {
                 (head(&["role", "answers", "kept", "mean projection"]))
                 tbody {
@@ -90,7 +88,7 @@ pub(super) fn roles(report: &Report<'_>) -> Markup {
 pub(super) fn traits(report: &Report<'_>) -> Markup {
     html! {
         p.soft { "AUC: how well the trait's own axis tells answers with the trait from others." }
-        (scroll("Traits", html! {
+        (scroll("Traits", &html! {
             table.words {
                 (head(&["trait", "cosine", "AUC"]))
                 tbody {
@@ -115,7 +113,7 @@ pub(super) fn massive(report: &Report<'_>) -> Markup {
     });
     scroll(
         "Massive activations",
-        html! {
+        &html! {
             table.words {
                 (head(&["channel", "blocks", "largest value", "in block"]))
                 tbody {
@@ -131,29 +129,4 @@ pub(super) fn massive(report: &Report<'_>) -> Markup {
             }
         },
     )
-}
-
-/// Returns the names and values of the run.
-pub(super) fn facts(report: &Report<'_>) -> Markup {
-    html! {
-        table.facts {
-            tbody {
-                @for (fact, value) in &report.facts {
-                    tr {
-                        th scope="row" { (name(fact, NAME)) }
-                        td { bdi { (clean(value, VALUE)) } }
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn head(headings: &[&str]) -> Markup {
-    html! { thead { tr { @for heading in headings { th scope="col" { (heading) } } } } }
-}
-
-/// Lets a wide table move sideways on a narrow screen, also by keyboard.
-fn scroll(label: &str, table: Markup) -> Markup {
-    html! { div.scroll tabindex="0" role="group" aria-label={ "Table: " (label) } { (table) } }
 }

@@ -1,7 +1,8 @@
 //! The charts of a report, each with how to read it.
 
-use maud::{Markup, PreEscaped, html};
+use maud::{Markup, html};
 
+use super::super::frame::figure;
 use super::{BlockRow, Report};
 use crate::charts::{DotPlot, LineChart, Series};
 use crate::error::Error;
@@ -35,11 +36,11 @@ fn separation(report: &Report<'_>) -> Result<Markup, Error> {
         Some(("not apart: 0", 0.0)),
     );
     Ok(html! {
-        (figure("Does the axis tell default answers from role play?", &draw(&auc)?, html! {
+        (figure("Does the axis tell default answers from role play?", &draw(&auc)?, &html! {
             "The AUC is the chance that a default answer lies higher on the axis than an answer in a role. "
             "1 means always, and 0.5 is no better than a coin."
         }))
-        (figure("How far are the two groups apart?", &draw(&d_prime)?, html! {
+        (figure("How far are the two groups apart?", &draw(&d_prime)?, &html! {
             "d' is the distance of the two groups' means in units of the standard deviation (the square root "
             "of the mean of the two variances). At 0 the groups lie on each other. At 2 about one answer in "
             "six is past the middle between the means, and at 4 about one in forty."
@@ -64,7 +65,7 @@ fn cosines(report: &Report<'_>) -> Result<Markup, Error> {
     Ok(figure(
         "Would other data give the same axis?",
         &draw(&chart)?,
-        html! {
+        &html! {
             "A cosine near 1 means nearly the same direction, and 0 an unrelated one. Near 1 for"
             ul {
                 li { "the next block: the axis changes little from block to block." }
@@ -86,7 +87,7 @@ fn variance(report: &Report<'_>) -> Result<Markup, Error> {
     Ok(figure(
         "Do the roles differ mainly in one direction?",
         &draw(&chart)?,
-        html! {
+        &html! {
             "PC1 to PC3 are the principal components of the roles' mean activations. "
             "If PC1 is far above the others, one direction holds most of the difference between roles."
         },
@@ -140,7 +141,7 @@ pub(super) fn roles(report: &Report<'_>) -> Result<Markup, Error> {
     Ok(figure(
         "Where does each role lie?",
         &plots,
-        html! {
+        &html! {
             "Further right means more like the default Assistant, whose mean is the dashed line. "
             "Roles at the left end are the ones that a cap acts on most."
         },
@@ -155,7 +156,7 @@ pub(super) fn traits(report: &Report<'_>) -> Result<Markup, Error> {
     Ok(figure(
         "Which traits does the axis hold?",
         &plots,
-        html! {
+        &html! {
             "Right of 0: the trait grows towards the Assistant. Left of 0: it grows towards role play. "
             "Near 0: a cap hardly touches it."
         },
@@ -183,20 +184,4 @@ fn dot_plots(
         room_for: room_for.clone(),
     });
     plots.filter(DotPlot::has_points).map(|plot| plot.to_svg()).collect()
-}
-
-fn figure(heading: &str, charts: &[String], reading: Markup) -> Markup {
-    html! {
-        section.chart {
-            h3 { (heading) }
-            div.reading { (reading) }
-            @if charts.is_empty() {
-                p.soft { "There is no chart, because nothing of this was measured." }
-            } @else {
-                div.scroll tabindex="0" role="group" aria-label=(heading) {
-                    @for chart in charts { (PreEscaped(chart)) }
-                }
-            }
-        }
-    }
 }

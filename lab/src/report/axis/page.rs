@@ -1,60 +1,41 @@
 //! The page around charts and tables.
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, html};
 
+use super::super::frame::{self, NAME, SENTENCE, box_of, origin};
 use super::{Report, figure, table};
 use crate::error::Error;
 use crate::text::{clean, fixed, name};
 
-const STYLE: &str = include_str!("style.css");
-/// Written out, because XML wants these tags closed.
-const META: &str =
-    r#"<meta charset="utf-8" /><meta name="viewport" content="width=device-width, initial-scale=1" />"#;
 const PAPER: &str = "https://arxiv.org/abs/2601.10387";
-
-/// Columns of a model's name, of a sentence, and of a command.
-const NAME: usize = 120;
-const SENTENCE: usize = 1000;
-const COMMAND: usize = 4000;
 
 pub(super) fn page(report: &Report<'_>) -> Result<Markup, Error> {
     let title = format!("Persona axis of {}", name(report.model, NAME));
-    Ok(html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                (PreEscaped(META))
-                title { (title) }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                main {
-                    (opening(report))
-                    (summary(report))
-                    (warnings(report))
-                    h2 { "How good the axis is" }
-                    (tested(report))
-                    (figure::blocks(report)?)
-                    h2 { "Roles" }
-                    (figure::roles(report)?)
-                    @if !report.roles.is_empty() { (table::roles(report)) }
-                    @if !report.traits.is_empty() {
-                        h2 { "Traits" }
-                        (figure::traits(report)?)
-                        (table::traits(report))
-                    }
-                    h2 { "All blocks" }
-                    @if report.blocks.is_empty() {
-                        p { "There are no blocks." }
-                    } @else {
-                        (table::blocks(report))
-                    }
-                    (massive(report))
-                    (origin(report))
-                }
-            }
+    let body = html! {
+        (opening(report))
+        (summary(report))
+        (box_of("Warnings", "warnings", report.warnings.iter().map(String::as_str)))
+        h2 { "How good the axis is" }
+        (tested(report))
+        (figure::blocks(report)?)
+        h2 { "Roles" }
+        (figure::roles(report)?)
+        @if !report.roles.is_empty() { (table::roles(report)) }
+        @if !report.traits.is_empty() {
+            h2 { "Traits" }
+            (figure::traits(report)?)
+            (table::traits(report))
         }
-    })
+        h2 { "All blocks" }
+        @if report.blocks.is_empty() {
+            p { "There are no blocks." }
+        } @else {
+            (table::blocks(report))
+        }
+        (massive(report))
+        (origin(&report.command, report.facts.iter().map(|(fact, value)| (*fact, value.as_str()))))
+    };
+    Ok(frame::page(&title, &body))
 }
 
 fn opening(report: &Report<'_>) -> Markup {
@@ -99,17 +80,6 @@ fn summary(report: &Report<'_>) -> Markup {
     }
 }
 
-fn warnings(report: &Report<'_>) -> Markup {
-    html! {
-        @if !report.warnings.is_empty() {
-            section.box.warnings aria-label="Warnings" {
-                h2 { "Warnings" }
-                ul { @for warning in &report.warnings { li { bdi { (clean(warning, SENTENCE)) } } } }
-            }
-        }
-    }
-}
-
 fn tested(report: &Report<'_>) -> Markup {
     html! {
         p {
@@ -132,13 +102,5 @@ fn massive(report: &Report<'_>) -> Markup {
             }
             (table::massive(report))
         }
-    }
-}
-
-fn origin(report: &Report<'_>) -> Markup {
-    html! {
-        h2 { "How it was made" }
-        pre { code { (clean(&report.command, COMMAND)) } }
-        @if !report.facts.is_empty() { (table::facts(report)) }
     }
 }

@@ -1,0 +1,113 @@
+//! Whether a question is answered alike early and late in a conversation.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::super::arm::Arm;
+use super::super::material::Material;
+use super::super::record::Record;
+use super::measure::{Measure, Units};
+
+/// How alike early and late answers are.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Consistency {
+    /// By domain and by subject of the probes, and for `all`: `agreement` (share of a conversation's probes whose most
+    /// likely option is the same early and late) and `distance` (mean total variation distance between the
+    /// distributions over the options, from 0 to 1).
+    pub measures: Vec<Measure>,
+}
+
+/// The probes of a conversation in an arm.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    probes: usize,
+    agreed: usize,
+    distance: f64,
+}
+
+/// Summarises probes. `None` without any.
+pub(super) fn consistency<'r>(
+    material: &Material,
+    records: impl Iterator<Item = &'r Record>,
+) -> Option<Consistency> {
+    let mut sums = BTreeMap::<(String, &str, Arm), Sums>::new();
+    for record in records {
+        let Record::Probe { arm, conversation, id, early, late } = record else { continue };
+        let Some(script) = material.conversations.iter().find(|script| script.id == *conversation) else {
+            continue;
+        };
+        let subject = material.probes.iter().find(|probe| probe.id == *id).map(|probe| probe.subject.clone());
+        let of = [Some("all".into()), Some(script.domain.clone()), subject.map(|it| format!("about {it}"))];
+        let (early, late) = (shares(early), shares(late));
+        let distance: f64 = early.iter().zip(&late).map(|(a, b)| (a - b).abs()).sum::<f64>() / 2.0;
+        let is_agreed = most_likely(&early) == most_likely(&late);
+        for of in of.into_iter().flatten() {
+            let sum = sums.entry((of, conversation.as_str(), *arm)).or_default();
+            sum.probes += 1;
+            sum.agreed += usize::from(is_agreed);
+            sum.distance += distance;
+        }
+    }
+    if sums.is_empty() {
+        return None;
+    }
+    let mut measures = Vec::new();
+    let mut names: Vec<&String> = sums.keys().map(|(of, ..)| of).collect();
+    names.dedup();
+    for name in names {
+        let (mut agreement, mut distance) = (Units::numbers(), Units::numbers());
+        for ((_, conversation, arm), sum) in sums.iter().filter(|((of, ..), _)| of == name) {
+            agreement.put(*arm, *conversation, sum.agreed as f64 / sum.probes as f64);
+            distance.put(*arm, *conversation, sum.distance / sum.probes as f64);
+        }
+        measures.extend(agreement.measure("agreement", name));
+        measures.extend(distance.measure("distance", name));
+    }
+    Some(Consistency { measures })
+}
+
+/// Returns the share of each option of their common probability.
+fn shares(log_likelihoods: &[f32]) -> Vec<f64> {
+    let most = log_likelihoods.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f64> =
+        log_likelihoods.iter().map(|&likelihood| (f64::from(likelihood) - f64::from(most)).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.into_iter().map(|weight| weight / sum).collect()
+}
+
+pub(super) fn most_likely<T: PartialOrd>(options: &[T]) -> Option<usize> {
+    let better = |best: usize, index: usize| if options[index] > options[best] { index } else { best };
+    (0..options.len()).reduce(better)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::Size;
+
+    #[test]
+    fn agreement_is_that_of_the_most_likely_option() {
+        assert_eq!(shares(&[-1000.0, -1000.0]), [0.5, 0.5]);
+        assert_eq!(most_likely(&[0.1, 0.7, 0.7]), Some(1));
+        let material = Material::builtin().cut(&Size::QUICK);
+        let (script, probes) = (&material.conversations[0], &material.probes[..2]);
+        let ln = |shares: [f32; 2]| shares.map(f32::ln).to_vec();
+        let record = |probe: usize, early, late| Record::Probe {
+            arm: Arm::Uncapped,
+            conversation: script.id.clone(),
+            id: probes[probe].id.clone(),
+            early: ln(early),
+            late: ln(late),
+        };
+        let records = [record(0, [0.8, 0.2], [0.6, 0.4]), record(1, [0.8, 0.2], [0.2, 0.8])];
+        let found = consistency(&material, records.iter()).unwrap();
+        let value = |name: &str, of: &str| {
+            let measure = found.measures.iter().find(|measure| measure.name == name && measure.of == of);
+            measure.unwrap().arms[&Arm::Uncapped].value
+        };
+        assert_eq!((value("agreement", "all"), value("agreement", &script.domain)), (0.5, 0.5));
+        assert!((value("distance", "all") - 0.4).abs() < 1e-6);
+        assert!(consistency(&material, [].iter()).is_none());
+    }
+}
