@@ -29,8 +29,9 @@ struct Named(String, PathBuf);
 
 fn role(arg: &Arg) -> Option<Role> {
     Some(match arg.get_id().as_str() {
-        "model" | "caps" | "axes" | "chat_template_file" | "default_vector" | "file" | "material" | "plugin"
-        | "prompt_file" | "questions" | "role_vector" | "roles" | "script" | "texts" | "traits" => Role::Read,
+        "model" | "caps" | "axes" | "chat_template_file" | "default_vector" | "file" | "material"
+        | "plugin" | "prompt_file" | "questions" | "role_vector" | "roles" | "script" | "texts"
+        | "traits" => Role::Read,
         "out" | "pairs" | "plot" | "report" | "trace" => Role::Written,
         "changed_caps" => Role::Changed,
         "rollouts" => Role::Answers,
@@ -228,8 +229,8 @@ mod tests {
             written += roles(command).iter().filter(|(_, role)| *role != Role::Read).count();
         }
         assert_eq!(
-            written, 12,
-            "run --trace, drift --plot, extract --out --plot --report --rollouts, calibrate --out --rollouts, bind --out --caps, import --out, export --out"
+            written, 15,
+            "run --trace, drift --plot, extract --out --plot --report --rollouts, calibrate --out --rollouts, bind --out --caps, import --out, export --out, eval --out --report --pairs"
         );
     }
 
@@ -296,8 +297,8 @@ mod tests {
         }
         assert_eq!(
             pairs,
-            4 + 4 + (3 * 6 + 3) + 8 + 2 + 4 + 1,
-            "run, drift, extract, calibrate, bind, import, export"
+            4 + 4 + (3 * 6 + 3) + 8 + 2 + 4 + 1 + (3 * 5 + 3),
+            "run, drift, extract, calibrate, bind, import, export, eval"
         );
     }
 

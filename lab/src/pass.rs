@@ -14,7 +14,7 @@ use crate::rollout::{PASS_ROWS, Rollout, slots};
 const MAX_SEQUENCES: usize = 64;
 
 /// Rows that the KV cache holds for lanes of several texts, unless a single text is longer.
-const MAX_HELD: usize = 8192;
+const MAX_HELD: usize = 4096;
 
 /// A prompt and its response.
 #[derive(Debug, Clone, Copy)]

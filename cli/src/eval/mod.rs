@@ -167,7 +167,9 @@ fn work(args: &Args) -> Result<()> {
     let started = Instant::now();
     let suites = args.suites();
     if args.pairs.is_some() && !suites.contains(&Suite::Drift) {
-        return Err(output::wrong_usage("--pairs needs the answers of the drift suite; name it with --suite".into()));
+        return Err(output::wrong_usage(
+            "--pairs needs the answers of the drift suite; name it with --suite".into(),
+        ));
     }
     let material = args.material()?;
     let caps = args.caps.read()?;
@@ -283,14 +285,11 @@ fn found(findings: &Findings, took: f64) -> Result<Value> {
 
 /// Returns the command line, without folders.
 fn command(args: &Args, suites: &[Suite]) -> String {
-    let mut words = format!(
-        "axiscap eval --model {} {}",
-        file_name(&args.model),
-        args.caps.words()
-    );
+    let mut words = format!("axiscap eval --model {} {}", file_name(&args.model), args.caps.words());
     words += &args.compute.words();
     if suites.len() < Suite::ALL.len() {
-        words += &format!(" --suite {}", suites.iter().map(|suite| suite.name()).collect::<Vec<_>>().join(","));
+        words +=
+            &format!(" --suite {}", suites.iter().map(|suite| suite.name()).collect::<Vec<_>>().join(","));
     }
     words += if args.size == SizeArg::Full { " --size full" } else { " --size quick" };
     words += &format!(" --random-directions {}", args.size().controls);

@@ -3,7 +3,9 @@
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::{Area, COLOURS, Drawn, FAINT, INK, LINE, MARGIN, drawable, font, head, label, mark, padded, tick, to_svg};
+use super::{
+    Area, COLOURS, Drawn, FAINT, INK, LINE, MARGIN, drawable, font, head, label, mark, padded, tick, to_svg,
+};
 use crate::error::Error;
 use crate::estimate::Estimate;
 use crate::text::name;
@@ -55,7 +57,11 @@ impl IntervalPlot {
             let ends = estimate.ci95.into_iter().flatten();
             std::iter::once(estimate.value).chain(ends).collect::<Vec<_>>()
         };
-        self.rows.iter().flat_map(|(_, row)| row.iter().flatten()).flat_map(of).filter(|value| drawable(*value))
+        self.rows
+            .iter()
+            .flat_map(|(_, row)| row.iter().flatten())
+            .flat_map(of)
+            .filter(|value| drawable(*value))
     }
 
     fn draw(&self, root: &Area<'_>) -> Drawn {
@@ -97,7 +103,8 @@ impl IntervalPlot {
             for (series, estimate) in row.iter().enumerate().take(self.series.len()) {
                 let Some(estimate) = estimate.filter(|estimate| drawable(estimate.value)) else { continue };
                 let (y, colour) = (first + series as f64 + 0.75, COLOURS[series % COLOURS.len()]);
-                if let Some([low, high]) = estimate.ci95.filter(|ends| ends.iter().all(|end| drawable(*end))) {
+                if let Some([low, high]) = estimate.ci95.filter(|ends| ends.iter().all(|end| drawable(*end)))
+                {
                     chart.draw_series([PathElement::new([(low, y), (high, y)], colour.stroke_width(2))])?;
                 }
                 chart.draw_series([EmptyElement::at((estimate.value, y)) + mark(series)])?;

@@ -16,10 +16,12 @@ use crate::rollout::Rollout;
 
 mod given;
 mod random;
+mod reference;
 
 pub use given::{GivenText, Piece};
 pub(crate) use random::random_caps_with;
 pub use random::{RandomDirections, random_caps};
+pub(crate) use reference::Reference;
 
 /// What caps do to texts, per token.
 #[derive(Debug, Clone, PartialEq)]

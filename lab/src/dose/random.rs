@@ -63,8 +63,7 @@ impl<'a> RandomDirections<'a> {
         go_on: impl FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Option<Self>, Error> {
         let entries = caps.caps();
-        let mut axes: Vec<_> =
-            entries.iter().map(|entry| (entry.block, entry.cap.axis().clone())).collect();
+        let mut axes: Vec<_> = entries.iter().map(|entry| (entry.block, entry.cap.axis().clone())).collect();
         for &seed in seeds {
             axes.extend(entries.iter().map(|entry| entry.block).zip(directions(caps, seed)?));
         }
@@ -109,12 +108,16 @@ impl<'a> RandomDirections<'a> {
     }
 }
 
-/// Makes the random caps of a seed with floors that are known.
+/// Makes the random caps of a seed with floors that are known. They leave rows at position 0 alone, whatever the caps
+/// do there: the projection of an attention sink on a random direction is far from all others.
 ///
 /// # Errors
 /// [`Error::Caps`] for floors that are NaN or too few.
 pub(crate) fn random_caps_with(caps: &CapSet, seed: u64, floors: &[f32]) -> Result<CapSet, Error> {
-    with_floors(caps, directions(caps, seed)?.into_iter(), floors.iter().map(|&floor| Ok(floor)))
+    let random =
+        with_floors(caps, directions(caps, seed)?.into_iter(), floors.iter().map(|&floor| Ok(floor)))?;
+    let policy = caps.policy();
+    Ok(random.with_policy(policy.with_skip_positions(policy.skip_positions.max(1))))
 }
 
 /// Returns a random direction per cap.

@@ -86,7 +86,9 @@ pub(super) fn likelihoods(
 ) -> Result<Option<Vec<Vec<f32>>>, Error> {
     let texts: Vec<Text<'_>> = questions
         .iter()
-        .flat_map(|question| question.answers.iter().map(|response| Text { prompt: &question.prompt, response }))
+        .flat_map(|question| {
+            question.answers.iter().map(|response| Text { prompt: &question.prompt, response })
+        })
         .collect();
     let mut rest = questions.iter().map(|question| question.answers.len());
     let lanes: Vec<usize> = lanes.iter().map(|&questions| rest.by_ref().take(questions).sum()).collect();
@@ -103,4 +105,103 @@ pub(super) fn likelihoods(
     }
     let mut found = found.into_iter().map(|likelihood| likelihood as f32);
     Ok(Some(questions.iter().map(|question| found.by_ref().take(question.answers.len()).collect()).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use axiscap::{Axis, BlockCap, Bound, Cap};
+    use axiscap_llama::{BatchRow, Context, ContextOptions, ModelOptions, Token};
+    use axiscap_testing::llama::{Description, TestModel, has_dense_form};
+    use axiscap_testing::numbers::Random;
+
+    use super::*;
+
+    /// Returns a tiny model of an architecture, in f32.
+    fn tiny(architecture: &str) -> Model {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        TestModel::write(&Description::new(architecture, !has_dense_form(architecture)), file.path())
+            .unwrap();
+        Model::load(file.path(), &ModelOptions::default()).unwrap()
+    }
+
+    /// Returns a cap on block 1 that moves rows.
+    fn caps(width: usize) -> CapSet {
+        let mut random = Random(3);
+        let direction: Vec<f32> = (0..width).map(|_| random.signed()).collect();
+        let cap = Cap::new(Axis::from_direction(&direction).unwrap(), Bound::floor(9.0).unwrap());
+        CapSet::new([BlockCap { block: 1, cap }]).unwrap()
+    }
+
+    /// Questions of two lanes. Prompts of a lane begin alike, and one is the beginning of the next.
+    fn questions(vocabulary: usize) -> (Vec<Question>, Vec<usize>) {
+        let word = |index: usize| i32::try_from((index * 37 + 5) % vocabulary).unwrap();
+        let prompt = |parts: &[std::ops::Range<usize>]| parts.iter().cloned().flatten().map(word).collect();
+        let question = |prompt, answers: &[std::ops::Range<usize>]| Question {
+            prompt,
+            answers: answers.iter().cloned().map(|answer| answer.map(word).collect()).collect(),
+        };
+        let first = [50..53, 50..51, 60..64];
+        let questions = vec![
+            question(prompt(&[0..9]), &first),
+            question(prompt(&[0..9, 50..52]), &first[..2]),
+            question(prompt(&[0..4, 20..30]), &first[1..]),
+            question(prompt(&[30..31]), &first),
+            question(prompt(&[30..31]), &first[..2]),
+        ];
+        (questions, vec![3, 2])
+    }
+
+    /// Returns the natural logarithm of the probability of an answer, by definition: one decode, and sums in f64.
+    fn by_hand(model: &Model, caps: Option<&CapSet>, prompt: &[i32], answer: &[i32]) -> f64 {
+        let mut context =
+            Context::new(model, &ContextOptions { ctx: Some(64), ..Default::default() }).unwrap();
+        context.set_caps(caps).unwrap();
+        let all = [prompt, answer].concat();
+        let row = |(position, &token): (usize, &i32)| BatchRow {
+            token: Token(token),
+            position: i32::try_from(position).unwrap(),
+            sequence: 0,
+            logits: true,
+        };
+        context.decode(&all.iter().enumerate().map(row).collect::<Vec<_>>()).unwrap();
+        let log = |at: usize| {
+            let logits: Vec<f64> = context.logits(at - 1).unwrap().iter().map(|&l| f64::from(l)).collect();
+            let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+            logits[usize::try_from(all[at]).unwrap()] - sum.ln()
+        };
+        (prompt.len()..all.len()).map(log).sum()
+    }
+
+    #[test]
+    fn likelihoods_are_those_computed_by_hand_on_tiny_models() {
+        // One with a cache of rows, one with windows, and one that keeps a state.
+        for architecture in ["llama", "gemma3", "mamba"] {
+            let model = tiny(architecture);
+            let (questions, lanes) = questions(model.vocab_size());
+            let caps = caps(model.shape().width);
+            let mut moved = 0.0_f64;
+            let mut uncapped = Vec::new();
+            for acting in [None, Some(&caps)] {
+                let go_on = |_| ControlFlow::Continue(());
+                let compute = ComputeOptions::default();
+                let found =
+                    likelihoods(&model, &questions, &lanes, acting, &compute, go_on).unwrap().unwrap();
+                for (question, found) in questions.iter().zip(&found) {
+                    for (answer, &found) in question.answers.iter().zip(found) {
+                        let expected = by_hand(&model, acting, &question.prompt, answer);
+                        let off = (f64::from(found) - expected).abs();
+                        assert!(off < 2e-3 * expected.abs(), "{architecture}: {found}, by hand {expected}");
+                    }
+                }
+                match acting {
+                    None => uncapped = found.concat(),
+                    Some(_) => {
+                        let pairs = uncapped.iter().zip(found.concat());
+                        moved = pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+                    }
+                }
+            }
+            assert!(moved > 1e-3, "{architecture}: the caps acted: {moved}");
+        }
+    }
 }

@@ -17,8 +17,13 @@ use crate::error::Error;
 use crate::pass::Text;
 use crate::rollout::{Generator, Group, Request, RolloutOptions};
 
-/// Conversations of one job.
-const CHUNK: usize = 8;
+/// Conversations of one job, and facts.
+const CHUNK: usize = 12;
+const FACTS: usize = 48;
+
+/// Facts or choices that follow each other on one sequence. What comes before the question, a template's own system
+/// prompt for example, is decoded once.
+const LANE: usize = 3;
 
 /// A piece of work that is done or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +40,8 @@ enum Work {
     Control(usize),
     /// Readings of a chunk, under the arm's caps or uncapped.
     Read(Arm, usize, bool),
-    Facts(Arm, Condition),
+    /// The facts of a chunk, under all conditions.
+    Facts(Arm, usize),
     Probes(Arm, usize),
     Choices(Arm),
     Texts(Arm),
@@ -52,7 +58,7 @@ impl Job {
             Work::Control(number) => format!("control {number}"),
             Work::Read(arm, chunk, true) => format!("readings under caps {arm} {chunk}"),
             Work::Read(arm, chunk, false) => format!("readings {arm} {chunk}"),
-            Work::Facts(arm, condition) => format!("facts {arm} {}", condition.name()),
+            Work::Facts(arm, chunk) => format!("facts {arm} {chunk}"),
             Work::Probes(arm, chunk) => format!("probes {arm} {chunk}"),
             Work::Choices(arm) => format!("choices {arm}"),
             Work::Texts(arm) => format!("texts {arm}"),
@@ -91,7 +97,7 @@ pub(super) fn jobs(evaluation: &Evaluation<'_>, suites: &[Suite]) -> Vec<Job> {
             }
             if has(Suite::Drift) {
                 add(Work::Read(arm, chunk, false), turns(chunk));
-                if arm != Arm::Uncapped {
+                if arm == Arm::Capped {
                     add(Work::Read(arm, chunk, true), turns(chunk));
                 }
             }
@@ -102,7 +108,10 @@ pub(super) fn jobs(evaluation: &Evaluation<'_>, suites: &[Suite]) -> Vec<Job> {
     }
     if has(Suite::Reliability) {
         for &arm in &arms {
-            Condition::ALL.iter().for_each(|&condition| add(Work::Facts(arm, condition), size.facts));
+            for chunk in 0..size.facts.div_ceil(FACTS) {
+                let facts = FACTS.min(size.facts - chunk * FACTS);
+                add(Work::Facts(arm, chunk), Condition::ALL.len() * facts / 2);
+            }
         }
     }
     if has(Suite::Capability) {
@@ -139,8 +148,10 @@ pub(super) fn run(
         // How many comparisons a control needs is not known.
         Work::Control(number) => run.control(*number, |done| go_on(done.min(job.steps))),
         Work::Read(arm, chunk, under_caps) => run.read(*arm, *chunk, *under_caps, go_on),
-        Work::Facts(arm, condition) => run.facts(*arm, *condition, |done| go_on(done / 2)),
-        Work::Probes(arm, chunk) => run.probes(*arm, *chunk, |share| go_on((share * job.steps as f64) as usize)),
+        Work::Facts(arm, chunk) => run.facts(*arm, *chunk, |done| go_on(done / 4)),
+        Work::Probes(arm, chunk) => {
+            run.probes(*arm, *chunk, |share| go_on((share * job.steps as f64) as usize))
+        }
         Work::Choices(arm) => run.choices(*arm, |share| go_on((share * job.steps as f64) as usize)),
         Work::Texts(arm) => run.texts(*arm, |done| go_on(4 * done)),
         Work::DoseAnswers => run.dose_answers(|done| go_on(4 * done)),
@@ -259,25 +270,46 @@ impl Run<'_, '_> {
     fn facts(
         &self,
         arm: Arm,
-        condition: Condition,
+        chunk: usize,
         go_on: impl FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Option<Vec<Record>>, Error> {
         let Evaluation { template, material, compute, .. } = self.evaluation;
-        let mut questions = Vec::new();
-        for (number, fact) in material.facts.iter().enumerate() {
+        let facts: Vec<_> = material.facts.iter().enumerate().skip(chunk * FACTS).take(FACTS).collect();
+        let (mut questions, mut asked, mut lanes) = (Vec::new(), Vec::new(), Vec::new());
+        // What begins alike follows each other: a question with and without a belief, facts under one persona.
+        let mut ask = |number: usize, fact: &super::Fact, condition| {
             questions.push(Question::of_fact(template, material, number, fact, condition)?);
+            asked.push((fact.id.clone(), condition));
+            Ok::<_, Error>(())
+        };
+        for lane in facts.chunks(LANE) {
+            for &(number, fact) in lane {
+                for condition in [Condition::Plain, Condition::Belief, Condition::Sad, Condition::SadBelief] {
+                    ask(number, fact, condition)?;
+                }
+            }
+            lanes.push(4 * lane.len());
         }
-        let lanes = vec![1; questions.len()];
+        for persona in 0..material.warm.len() {
+            let of: Vec<_> =
+                facts.iter().filter(|(number, _)| number % material.warm.len() == persona).collect();
+            for lane in of.chunks(2 * LANE) {
+                for &&(number, fact) in lane {
+                    ask(number, fact, Condition::Warm)?;
+                }
+                lanes.push(lane.len());
+            }
+        }
         let caps = self.caps(arm)?;
         let found = likelihoods(template.model(), &questions, &lanes, caps.as_ref(), compute, go_on)?;
-        let record = |(fact, found): (&super::Fact, Vec<f32>)| Record::Fact {
+        let record = |((id, condition), found): (_, Vec<f32>)| Record::Fact {
             arm,
-            id: fact.id.clone(),
+            id,
             condition,
             right: found[0],
             wrong: found[1],
         };
-        Ok(found.map(|found| material.facts.iter().zip(found).map(record).collect()))
+        Ok(found.map(|found| asked.into_iter().zip(found).map(record).collect()))
     }
 
     fn probes(
@@ -338,7 +370,7 @@ impl Run<'_, '_> {
         for choice in &material.choices {
             questions.push(Question::new(template, None, &choice.question, &choice.options)?);
         }
-        let lanes = vec![1; questions.len()];
+        let lanes: Vec<usize> = questions.chunks(LANE).map(<[_]>::len).collect();
         let all = questions.iter().map(|question| question.answers.len()).sum::<usize>() as f64;
         let caps = self.caps(arm)?;
         let found = likelihoods(template.model(), &questions, &lanes, caps.as_ref(), compute, |done| {
@@ -442,16 +474,17 @@ impl Run<'_, '_> {
             go_on,
         )?;
         let found = answers.iter().zip(kl).zip(engaged);
-        let record = |((&(prompt, question, text), kl), engaged): ((&(&str, usize, Text<'_>), _), Vec<bool>)| {
-            Record::Dose {
-                arm,
-                prompt: prompt.into(),
-                question,
-                first: text.prompt.len().saturating_sub(1),
-                kl,
-                engaged: engaged.iter().map(|&engaged| if engaged { '1' } else { '0' }).collect(),
-            }
-        };
+        let record =
+            |((&(prompt, question, text), kl), engaged): ((&(&str, usize, Text<'_>), _), Vec<bool>)| {
+                Record::Dose {
+                    arm,
+                    prompt: prompt.into(),
+                    question,
+                    first: text.prompt.len().saturating_sub(1),
+                    kl,
+                    engaged: engaged.iter().map(|&engaged| if engaged { '1' } else { '0' }).collect(),
+                }
+            };
         Ok(is_done.then(|| found.map(record).collect()))
     }
 }

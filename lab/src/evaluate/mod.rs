@@ -28,8 +28,8 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::arm::Arm;
 pub use self::findings::{
-    ArmTurns, Capability, Consistency, Control, Dose, DosePlace, Drift, Findings, Measure, Pair, PairKind, Reliability,
-    Statement, StatementKind, pairs,
+    ArmTurns, Capability, Consistency, Control, Dose, DosePlace, Drift, Findings, Measure, Pair, PairKind,
+    Reliability, Statement, StatementKind, pairs,
 };
 pub use self::job::Job;
 pub use self::material::{Choice, DosePrompts, Fact, Material, NamedPrompt, Probe, Script};
@@ -192,6 +192,9 @@ impl<'a> Evaluation<'a> {
         job::run(self, job, records, go_on)
     }
 }
+
+#[cfg(test)]
+pub(crate) use record::tests::header as test_header;
 
 /// Returns the SHA-256 of caps: their axes, bounds, strengths and policy.
 fn digest(caps: &CapSet) -> String {

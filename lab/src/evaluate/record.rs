@@ -346,11 +346,13 @@ type Problem = (Option<usize>, String);
 
 /// Returns the records of whole lines, and the number of bytes up to there.
 fn parse(text: &[u8], header: &Header) -> Result<(BTreeMap<String, Vec<Record>>, usize), Problem> {
+    /// What every header begins with.
+    const BEGINNING: &[u8] = b"{\"version\":";
     const AGAIN: &str = "name another file, or remove this one to begin again";
     // The bytes after the last line feed are a line that was cut.
     let mut lines = text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
     let Some(first) = lines.next() else {
-        return match text.is_empty() || text.starts_with(b"{\"version\":") {
+        return match text.starts_with(BEGINNING) || BEGINNING.starts_with(text) {
             true => Ok((BTreeMap::new(), 0)),
             false => Err((Some(1), format!("is no file of records of `axiscap eval`; {AGAIN}"))),
         };
@@ -359,7 +361,9 @@ fn parse(text: &[u8], header: &Header) -> Result<(BTreeMap<String, Vec<Record>>,
     if found.get("version").is_none() || found.get("material_sha256").is_none() {
         return Err((Some(1), format!("is no file of records of `axiscap eval`; {AGAIN}")));
     }
-    let wanted = serde_json::to_value(header).unwrap_or_default();
+    // Numbers as they stand in a file: those of an f32 have more digits as a value.
+    let wanted = serde_json::to_vec(header).and_then(|text| serde_json::from_slice::<Value>(&text));
+    let wanted = wanted.unwrap_or_default();
     if let Some(what) = difference(&found, &wanted) {
         return Err((
             Some(1),
@@ -401,9 +405,9 @@ impl Record {
         let finite = |numbers: &[f32]| numbers.iter().all(|number| number.is_finite());
         match self {
             Self::Conversation { .. } | Self::DoseAnswer { .. } => true,
-            Self::Reading { turns, .. } => turns
-                .iter()
-                .all(|turn| [turn.before, turn.after].into_iter().flatten().all(f32::is_finite)),
+            Self::Reading { turns, .. } => {
+                turns.iter().all(|turn| [turn.before, turn.after].into_iter().flatten().all(f32::is_finite))
+            }
             Self::Control { wanted_kl, kl, .. } => finite(&[*wanted_kl, *kl]),
             Self::Fact { right, wrong, .. } => finite(&[*right, *wrong]),
             Self::Probe { early, late, .. } => finite(early) && finite(late),
@@ -415,10 +419,10 @@ impl Record {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(in super::super) fn header() -> Header {
+    pub(crate) fn header() -> Header {
         Header {
             version: VERSION,
             tool: "axiscap 0.1.0".into(),

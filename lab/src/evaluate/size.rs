@@ -34,10 +34,10 @@ impl Size {
     /// Takes minutes for a small model on two cores.
     pub const QUICK: Self = Self {
         conversations: 2,
-        turns: 5,
+        turns: 4,
         answer_tokens: 48,
         facts: 36,
-        probes: 8,
+        probes: 5,
         choices: 32,
         pieces: 1,
         dose_questions: 2,
@@ -49,9 +49,9 @@ impl Size {
     pub const FULL: Self = Self {
         conversations: usize::MAX,
         turns: usize::MAX,
-        answer_tokens: 80,
+        answer_tokens: 64,
         facts: usize::MAX,
-        probes: usize::MAX,
+        probes: 10,
         choices: usize::MAX,
         pieces: 4,
         dose_questions: usize::MAX,
@@ -61,9 +61,8 @@ impl Size {
 
     /// Returns what there is of it: no more than the material has.
     pub(super) fn of(self, material: &Material) -> Self {
-        let domain = |domain: &&str| {
-            material.conversations.iter().filter(|script| script.domain == *domain).count()
-        };
+        let domain =
+            |domain: &&str| material.conversations.iter().filter(|script| script.domain == *domain).count();
         let conversations = material.domains().iter().map(domain).max().unwrap_or(0);
         let turns = material.conversations.iter().map(|script| script.turns.len()).max().unwrap_or(0);
         Self {

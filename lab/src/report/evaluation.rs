@@ -93,7 +93,10 @@ fn drifts(findings: &Findings, drift: &Drift) -> Result<Markup, Error> {
                 .filter_map(|(turn, projection)| Some((f64::from(turn), (*projection)?)))
                 .collect(),
         });
-        let level = findings.header.floor.map(|floor| (format!("floor {}", fixed(floor.into(), 2)), f64::from(floor)));
+        let level = findings
+            .header
+            .floor
+            .map(|floor| (format!("floor {}", fixed(floor.into(), 2)), f64::from(floor)));
         LineChart {
             title: format!("{domain}: mean projection of the answers"),
             x_label: "turn".into(),
@@ -260,7 +263,11 @@ fn intervals(
         match shown {
             Shown::Arms => arms.iter().map(|arm| measure.arms.get(arm).copied()).collect(),
             Shown::Differences => {
-                vec![measure.capped_minus_uncapped, measure.capped_minus_random, measure.random_minus_uncapped]
+                vec![
+                    measure.capped_minus_uncapped,
+                    measure.capped_minus_random,
+                    measure.random_minus_uncapped,
+                ]
             }
         }
     };
@@ -311,4 +318,83 @@ fn numbers(findings: &Findings) -> Markup {
             }
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::tests::{parse, texts};
+    use super::*;
+    use crate::evaluate::{Condition, Material, Record, Records, Size, TurnReading};
+
+    /// Findings of all suites, with texts of strangers where a file may bring them.
+    fn findings(name: &str) -> Findings {
+        let script = |id: &str, domain: &str| serde_json::json!({"id": id, "domain": domain, "subject": "", "system": null, "turns": ["x", "y"]});
+        let json = serde_json::json!({"conversations": [script("a", name), script("b", "therapy")]});
+        let material = Material::parse(&json.to_string()).unwrap();
+        let header = crate::evaluate::Header { model: name.into(), ..crate::evaluate::test_header() };
+        let mut records = Records::in_memory(header);
+        let turn =
+            |before| TurnReading { tokens: 4, before: Some(before), after: Some(before + 1.0), outside: 1 };
+        let mut all = Vec::new();
+        for (number, arm) in (0_u8..).zip([Arm::Uncapped, Arm::Capped, Arm::Random(1)]) {
+            let shift = f32::from(number);
+            for id in ["a", "b"] {
+                for under_caps in [false, true] {
+                    let turns = vec![turn(-3.0 + shift), turn(-5.0 + shift)];
+                    all.push(Record::Reading { arm, id: id.into(), under_caps, turns });
+                }
+                let probe = material.probes[0].id.clone();
+                let (early, late) = (vec![-1.0, -2.0], vec![-2.0, -1.0 - shift]);
+                all.push(Record::Probe { arm, conversation: id.into(), id: probe, early, late });
+            }
+            for condition in Condition::ALL {
+                let (right, wrong) = (-2.0, -3.0 + shift);
+                all.push(Record::Fact { arm, id: "f".into(), condition, right, wrong });
+            }
+            all.push(Record::Choice { arm, id: "c".into(), options: vec![-1.0, -2.0 + shift], right: 0 });
+            for piece in 0..2 {
+                let log_likelihood = -30.0 - shift * piece as f32;
+                all.push(Record::Piece { arm, text: name.into(), piece, tokens: 10, log_likelihood });
+            }
+            if arm != Arm::Uncapped {
+                let (kl, engaged) = (vec![0.1, 0.0], "0110".into());
+                all.push(Record::Dose { arm, prompt: name.into(), question: 0, first: 2, kl, engaged });
+            }
+        }
+        records.add("all".into(), all).unwrap();
+        Findings::of(&material.cut(&Size::FULL), &records)
+    }
+
+    #[test]
+    fn a_page_shows_every_suite_with_its_charts() {
+        let page = evaluation_page(&findings("plain"), "axiscap eval --model m.gguf").unwrap();
+        let document = parse(&page);
+        let headings = texts(&document, "h2");
+        for suite in
+            ["Drift", "Reliability", "Consistency", "Capability", "Dose", "All numbers", "How it was made"]
+        {
+            assert!(headings.contains(&suite.to_owned()), "{suite}: {headings:?}");
+        }
+        let charts = document.descendants().filter(|node| node.tag_name().name() == "svg").count();
+        // Two domains twice, three measures of drift, three of reliability, two each of consistency and capability,
+        // and the dose.
+        assert_eq!(charts, 4 + 3 + 3 + 2 + 2 + 1);
+        assert!(page.contains("axiscap eval --model m.gguf"));
+    }
+
+    #[test]
+    fn names_of_strangers_do_no_harm() {
+        let page = evaluation_page(&findings("</style><script>\u{202e}&"), "<b>").unwrap();
+        parse(&page);
+        assert!(page.contains("&lt;script&gt;"), "it is escaped");
+        let long = "x".repeat(100_000);
+        assert!(evaluation_page(&findings(&long), &long).unwrap().len() < 400_000);
+    }
+
+    #[test]
+    fn nothing_measured_is_a_page_without_charts() {
+        let records = Records::in_memory(crate::evaluate::test_header());
+        let page = evaluation_page(&Findings::of(&Material::builtin(), &records), "").unwrap();
+        assert_eq!(parse(&page).descendants().filter(|node| node.tag_name().name() == "svg").count(), 0);
+    }
 }

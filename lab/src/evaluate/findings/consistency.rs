@@ -56,7 +56,7 @@ pub(super) fn consistency<'r>(
     let mut names: Vec<&String> = sums.keys().map(|(of, ..)| of).collect();
     names.dedup();
     for name in names {
-        let (mut agreement, mut distance) = (Units::numbers(), Units::numbers());
+        let (mut agreement, mut distance) = (Units::shares(), Units::shares());
         for ((_, conversation, arm), sum) in sums.iter().filter(|((of, ..), _)| of == name) {
             agreement.put(*arm, *conversation, sum.agreed as f64 / sum.probes as f64);
             distance.put(*arm, *conversation, sum.distance / sum.probes as f64);

@@ -77,9 +77,8 @@ pub(super) fn dose<'r>(records: impl Iterator<Item = &'r Record>) -> Option<Vec<
         let mut see = |place: DosePlace, see: &dyn Fn(&mut Tokens)| {
             see(places.entry((*arm, place)).or_default());
         };
-        let all = |position: usize| {
-            [DosePlace::All, DosePlace::SystemPrompt(prompt.clone()), place_of(position)]
-        };
+        let all =
+            |position: usize| [DosePlace::All, DosePlace::SystemPrompt(prompt.clone()), place_of(position)];
         for (index, kl) in kl.iter().enumerate() {
             for place in all(first + index) {
                 see(place, &|tokens| {
@@ -97,8 +96,7 @@ pub(super) fn dose<'r>(records: impl Iterator<Item = &'r Record>) -> Option<Vec<
         }
     }
     let summary = |((arm, place), found): ((Arm, DosePlace), Tokens)| {
-        let means: Vec<f64> =
-            found.kl.values().map(|kl| kl.iter().sum::<f64>() / kl.len() as f64).collect();
+        let means: Vec<f64> = found.kl.values().map(|kl| kl.iter().sum::<f64>() / kl.len() as f64).collect();
         let mut all: Vec<f64> = found.kl.into_values().flatten().collect();
         all.sort_by(f64::total_cmp);
         Dose {

@@ -9,10 +9,13 @@ use super::super::material::Material;
 use super::super::record::{Record, TurnReading};
 use super::measure::{Measure, Units};
 
+/// Domains in which models drift (arXiv 2601.10387). They are looked at together as well.
+const BOTH: [&str; 2] = ["therapy", "philosophy"];
+
 /// What conversations did.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Drift {
-    /// By domain, and `all`: `projection` (mean over the turns, as the uncapped model reads the answers), `slope`
+    /// By domain, for `therapy and philosophy`, and for `all`: `projection` (mean over the turns, as the uncapped model reads the answers), `slope`
     /// (change of it per turn), `outside` (share of the answers' tokens beyond the bounds, read so), and
     /// `projection under caps` (what the rest of the model saw, after the caps of the arm).
     pub measures: Vec<Measure>,
@@ -58,7 +61,7 @@ pub(super) fn drift<'r>(material: &Material, records: impl Iterator<Item = &'r R
     let empty = Domain {
         projection: Units::numbers(),
         slope: Units::numbers(),
-        outside: Units::numbers(),
+        outside: Units::shares(),
         under_caps: Units::numbers(),
     };
     let (mut domains, mut cut_short) = (BTreeMap::<&str, Domain>::new(), 0);
@@ -69,7 +72,8 @@ pub(super) fn drift<'r>(material: &Material, records: impl Iterator<Item = &'r R
         cut_short += usize::from(turns < script.turns.len() && of().next().is_some());
         for (&(id, under_caps, arm), readings) in of() {
             let readings = &readings[..turns];
-            for name in [script.domain.as_str(), "all"] {
+            let both = BOTH.contains(&script.domain.as_str()).then_some("therapy and philosophy");
+            for name in [Some(script.domain.as_str()), both, Some("all")].into_iter().flatten() {
                 let domain = domains.entry(name).or_insert_with(|| empty.clone());
                 if under_caps {
                     put(&mut domain.under_caps, arm, id, mean(readings, |turn| turn.after));
@@ -85,7 +89,7 @@ pub(super) fn drift<'r>(material: &Material, records: impl Iterator<Item = &'r R
         }
     }
     let mut measures = Vec::new();
-    for name in material.domains().into_iter().chain(["all"]) {
+    for name in material.domains().into_iter().chain(["therapy and philosophy", "all"]) {
         if let Some(domain) = domains.get(name) {
             let Domain { projection, slope, outside, under_caps } = domain;
             for (units, measure) in [

@@ -34,12 +34,19 @@ pub(super) struct Units {
     values: BTreeMap<Arm, BTreeMap<String, f64>>,
     /// Whether a unit shows an event (1) or not (0).
     are_events: bool,
+    /// Whether each number is a share.
+    are_shares: bool,
 }
 
 impl Units {
     /// Makes a collection of numbers.
     pub(super) fn numbers() -> Self {
-        Self { values: BTreeMap::new(), are_events: false }
+        Self { values: BTreeMap::new(), are_events: false, are_shares: false }
+    }
+
+    /// Makes a collection of shares, from 0 to 1.
+    pub(super) fn shares() -> Self {
+        Self { are_shares: true, ..Self::numbers() }
     }
 
     /// Makes a collection of events.
@@ -88,13 +95,18 @@ impl Units {
         if self.are_events {
             return Estimate::of_share(&values.values().map(|&value| value > 0.5).collect::<Vec<_>>());
         }
-        Estimate::of_mean(&values.values().copied().collect::<Vec<_>>())
+        let mean = Estimate::of_mean(&values.values().copied().collect::<Vec<_>>());
+        if self.are_shares { mean.map(|mean| mean.within([0.0, 1.0])) } else { mean }
     }
 
     /// Returns by unit the mean over the controls, of units that all of them have, and the number of controls.
     fn random(&self) -> (BTreeMap<String, f64>, usize) {
-        let controls: Vec<_> =
-            self.values.iter().filter(|(arm, _)| matches!(arm, Arm::Random(_))).map(|(_, values)| values).collect();
+        let controls: Vec<_> = self
+            .values
+            .iter()
+            .filter(|(arm, _)| matches!(arm, Arm::Random(_)))
+            .map(|(_, values)| values)
+            .collect();
         let Some(first) = controls.first() else { return (BTreeMap::new(), 0) };
         let mean = |unit: &String| {
             let values: Option<Vec<f64>> = controls.iter().map(|values| values.get(unit).copied()).collect();
@@ -126,7 +138,8 @@ mod tests {
     #[test]
     fn differences_are_those_of_pairs() {
         let mut units = Units::numbers();
-        for (unit, uncapped, capped, random) in [("a", 1.0, 3.0, [1.0, 2.0]), ("b", 10.0, 12.5, [9.0, 11.0])] {
+        for (unit, uncapped, capped, random) in [("a", 1.0, 3.0, [1.0, 2.0]), ("b", 10.0, 12.5, [9.0, 11.0])]
+        {
             units.put(Arm::Uncapped, unit, uncapped);
             units.put(Arm::Capped, unit, capped);
             for (number, value) in (1..).zip(random) {

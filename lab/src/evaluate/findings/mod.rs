@@ -62,7 +62,9 @@ impl Findings {
     #[must_use]
     pub fn of(material: &Material, records: &Records) -> Self {
         let control = |record: &Record| match record {
-            &Record::Control { arm, wanted_kl, kl, tokens, .. } => Some(Control { arm, wanted_kl, kl, tokens }),
+            &Record::Control { arm, wanted_kl, kl, tokens, .. } => {
+                Some(Control { arm, wanted_kl, kl, tokens })
+            }
             _ => None,
         };
         let mut findings = Self {
@@ -87,9 +89,9 @@ impl Findings {
             ("consistency", self.consistency.as_ref().map(|consistency| &consistency.measures)),
             ("capability", self.capability.as_ref().map(|capability| &capability.measures)),
         ];
-        suites.into_iter().flat_map(|(name, measures)| {
-            measures.into_iter().flatten().map(move |measure| (name, measure))
-        })
+        suites
+            .into_iter()
+            .flat_map(|(name, measures)| measures.into_iter().flatten().map(move |measure| (name, measure)))
     }
 
     /// Returns a measure.

@@ -9,6 +9,9 @@ use super::super::record::Condition;
 use super::{Findings, Measure};
 use crate::estimate::Estimate;
 
+/// Fewer units than these have no verdict: their interval leans on too little.
+const LEAST_UNITS: usize = 4;
+
 /// A control whose dose is off by more than this factor is no equal.
 const MATCHED: f64 = 1.1;
 
@@ -94,38 +97,51 @@ impl Statements<'_> {
 
     fn drift(&mut self, material: &Material, cut_short: usize) {
         let suite = Suite::Drift;
-        let mut drifting = 0;
-        for domain in material.domains() {
-            let slope = self.measure(suite, "slope", domain).and_then(|m| m.arms.get(&Arm::Uncapped).copied());
+        let (mut drifting, mut few) = (false, None);
+        for of in material.domains().into_iter().chain(["therapy and philosophy", "all"]) {
+            let slope = self.measure(suite, "slope", of).and_then(|m| m.arms.get(&Arm::Uncapped).copied());
             let Some(slope) = slope else { continue };
+            if slope.units < LEAST_UNITS {
+                few = few.max(Some(slope.units));
+                continue;
+            }
+            // A subject in the singular and one in the plural.
+            let (drifts, is) = if of.contains(" and ") { ("drift", "are") } else { ("drifts", "is") };
+            let subject = if of == "all" { "what is said" } else { of };
             if slope.is_below_zero() {
-                drifting += 1;
-                let text = format!("uncapped, {domain} drifts: the projection changes by {} per turn", slope);
+                drifting = true;
+                let text =
+                    format!("uncapped, {subject} {drifts}: the projection changes by {slope} per turn");
                 self.say(StatementKind::Shown, suite, text);
             } else {
-                let text = format!("uncapped, {domain} is not shown to drift: {} per turn", slope);
+                let text = format!("uncapped, {subject} {is} not shown to drift: {slope} per turn");
                 self.say(StatementKind::NotShown, suite, text);
             }
-            let Some(measure) = self.measure(suite, "projection", domain) else { continue };
+            let Some(measure) = self.measure(suite, "projection", of) else { continue };
             let Some(against_none) = measure.capped_minus_uncapped else { continue };
             let random = measure.capped_minus_random;
-            let is_shown =
-                against_none.is_above_zero() && random.is_none_or(|random| random.is_above_zero());
+            let is_shown = against_none.is_above_zero() && random.is_none_or(|random| random.is_above_zero());
             let random = random.map_or(String::new(), |random| {
-                format!(", and by {} against random directions of the same dose", random)
+                format!(", and by {random} against random directions of the same dose")
             });
-            let verdict = if is_shown { "capping lowers drift" } else { "capping is not shown to lower drift" };
+            let verdict =
+                if is_shown { "capping lowers drift" } else { "capping is not shown to lower drift" };
             let text = format!(
-                "{domain}: {verdict}; the text of capped answers projects higher by {} against no caps{random}",
-                against_none
+                "{of}: {verdict}; the mean projection of the text changes by {against_none} against no caps{random}"
             );
             self.say(if is_shown { StatementKind::Shown } else { StatementKind::NotShown }, suite, text);
         }
-        if drifting == 0 {
+        if let Some(units) = few {
+            let text = format!(
+                "{units} conversations are too few for a verdict on their domain; a larger size has more of them"
+            );
+            self.say(StatementKind::Caution, suite, text);
+        }
+        if !drifting {
             self.say(
                 StatementKind::Caution,
                 suite,
-                "no domain is shown to drift, so there is little for caps to hold: more turns or conversations (a larger size) narrow the intervals, and some models do not drift on these conversations",
+                "nothing is shown to drift, so there is little for caps to hold: more turns or conversations (a larger size) narrow the intervals, and some models do not drift on these conversations",
             );
         }
         if cut_short > 0 {
@@ -171,7 +187,11 @@ impl Statements<'_> {
                     format!("{}: {what} by {}{random}", asked(condition), points(change))
                 };
                 if change.is_below_zero() {
-                    self.say(StatementKind::Shown, suite, text("capping removes errors, changing their share"));
+                    self.say(
+                        StatementKind::Shown,
+                        suite,
+                        text("capping removes errors, changing their share"),
+                    );
                 } else if change.is_above_zero() {
                     self.say(StatementKind::Shown, suite, text("capping adds errors, changing their share"));
                 } else {
@@ -196,9 +216,9 @@ impl Statements<'_> {
             self.say(StatementKind::Shown, suite, text);
         }
         let Some(change) = measure.capped_minus_uncapped else { return };
-        let random = measure.capped_minus_random.map_or(String::new(), |random| {
-            format!(", and by {} against random directions", points(random))
-        });
+        let random = measure
+            .capped_minus_random
+            .map_or(String::new(), |random| format!(", and by {} against random directions", points(random)));
         let (kind, what) = if change.is_above_zero() {
             (StatementKind::Shown, "capping makes early and late answers agree more")
         } else if change.is_below_zero() {
@@ -224,17 +244,22 @@ impl Statements<'_> {
                 self.say(StatementKind::Caution, suite, text);
             }
             if let Some(change) = measure.capped_minus_uncapped {
-                let (kind, what) = sides(change, "adds right choices", "costs right choices", "change the right choices");
+                let (kind, what) =
+                    sides(change, "adds right choices", "costs right choices", "change the right choices");
                 self.say(kind, suite, format!("{what}: {}", points(change)));
             }
         }
-        let texts: Vec<Measure> =
-            self.findings.measures().filter(|(_, m)| m.name == "nats per token").map(|(_, m)| m.clone()).collect();
+        let texts: Vec<Measure> = self
+            .findings
+            .measures()
+            .filter(|(_, m)| m.name == "nats per token")
+            .map(|(_, m)| m.clone())
+            .collect();
         for measure in texts {
             let Some(change) = measure.capped_minus_uncapped else { continue };
             // A difference of logarithms: the perplexities' ratio.
             let rise = |nats: f64| 100.0 * nats.exp_m1();
-            let interval = change.ci95.map_or("no interval".into(), |[low, high]| {
+            let interval = change.ci95.map_or("(one piece, no interval)".into(), |[low, high]| {
                 format!("[{:+.1}, {:+.1}]", rise(low), rise(high))
             });
             let (kind, what) =

@@ -1,5 +1,4 @@
-use roxmltree::{Document, Node, ParsingOptions};
-
+use super::super::frame::tests::{parse, texts};
 use super::*;
 
 fn block(block: usize) -> BlockRow {
@@ -40,36 +39,6 @@ fn full() -> Report<'static> {
         traits: vec![TraitRow { name: "warmth".into(), cosine: 0.4, auc: 0.9 }],
         warnings: vec!["Few answers were kept.".into()],
     }
-}
-
-/// Parses the page as XML. Checks what holds for every page.
-fn parse(page: &str) -> Document<'_> {
-    let options = ParsingOptions { allow_dtd: true, ..ParsingOptions::default() };
-    let document = Document::parse_with_options(page, options).unwrap();
-    for word in page.split(|c: char| !c.is_alphanumeric()) {
-        assert!(!matches!(word, "NaN" | "inf"), "a number is not written as one");
-    }
-    let outside = page
-        .replace("xmlns=\"http://www.w3.org/2000/svg\"", "")
-        .replace("href=\"https://arxiv.org/abs/2601.10387\"", "");
-    for reference in ["http", "src=", "href=", "@import", "url(", "<script", "<link", "javascript:"] {
-        assert!(!outside.contains(reference), "{reference}");
-    }
-    let tags = |tag| document.descendants().filter(move |node| node.has_tag_name(tag));
-    for svg in document.descendants().filter(|node| node.tag_name().name() == "svg") {
-        assert_eq!(svg.attribute("role"), Some("img"));
-        assert!(svg.attribute("aria-label").is_some_and(|label| !label.is_empty()));
-        assert!(svg.children().any(|child| child.tag_name().name() == "title"));
-    }
-    assert!(tags("th").all(|th| matches!(th.attribute("scope"), Some("row" | "col"))));
-    assert_eq!(tags("h1").count(), 1);
-    document
-}
-
-fn texts<'a>(document: &'a Document<'_>, tag: &str) -> Vec<String> {
-    let text =
-        |node: Node<'a, '_>| node.descendants().filter_map(|n| n.text().filter(|_| n.is_text())).collect();
-    document.descendants().filter(|node| node.tag_name().name() == tag).map(text).collect()
 }
 
 #[test]
