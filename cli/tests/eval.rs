@@ -62,10 +62,24 @@ fn an_evaluation_is_kept_continued_and_reported() {
         assert!(text.contains(part), "{part}: {text}");
     }
 
+    // A judge scores each pair once.
+    let judge = "while read -r line; do case $line in *prompt-to-line*) echo 3;; *) echo 1;; esac; done";
+    let judged = json(axiscap("eval", &[&all[..], &["--judge-command", judge, "--json"]].concat()));
+    let score = |of: &str| {
+        let measures = judged["consistency"]["measures"].as_array().unwrap();
+        let found = measures.iter().find(|measure| measure["name"] == "judged" && measure["of"] == of);
+        found.unwrap()["arms"]["capped"]["value"].as_f64()
+    };
+    assert_eq!((score("prompt-to-line"), score("line-to-line")), (Some(3.0), Some(1.0)));
+    let with_scores = fs::read_to_string(&out).unwrap();
+    succeed(axiscap("eval", &[&all[..], &["--judge-command", judge]].concat()));
+    assert_eq!(fs::read_to_string(&out).unwrap(), with_scores, "nothing is asked twice");
+    fail(axiscap("eval", &[&all[..], &["--judge-command", "exit 3"]].concat()), &["answers are kept in"]);
+
     // Records of another evaluation are not mixed with these.
     fail(axiscap("eval", &[&all[..], &["--seed", "9"]].concat()), &["seed 1, not 9", "e.jsonl"]);
     fail(axiscap("eval", &[&all[..], &["--strength", "0.5"]].concat()), &["caps_sha256"]);
-    assert_eq!(fs::read_to_string(&out).unwrap(), whole, "and are left as they are");
+    assert_eq!(fs::read_to_string(&out).unwrap(), with_scores, "and are left as they are");
 }
 
 #[test]
@@ -91,6 +105,8 @@ fn wrong_input_is_refused_before_the_work() {
     let with = |more: &[&str]| axiscap("eval", &[&base[..], more].concat());
     misuse(with(&["--suite", "happiness"]), &["happiness"]);
     misuse(with(&["--suite", "dose", "--pairs", arg(&at("p.jsonl"))]), &["--pairs", "drift"]);
+    misuse(with(&["--suite", "dose", "--judge-command", "cat"]), &["judge", "drift"]);
+    misuse(with(&["--judge", "localhost:80"]), &["http://"]);
     fail(with(&["--block", "3"]), &["3"]);
     for (text, part) in [
         ("[]", "not as expected"),

@@ -8,13 +8,15 @@
 //!    projections.
 //! 5. [`dose`] measures what caps do to text that they should leave as it is.
 //! 6. [`import`] makes axes and caps of files that other tools wrote.
-//! 7. [`drift`] follows the projection over a scripted conversation, uncapped and capped.
-//! 8. [`bench`](mod@bench) measures what capping costs, in pairs, and compares with other ways to cap.
+//! 7. [`evaluate`] measures what caps do to a model, with controls and intervals.
+//! 8. [`drift`] follows the projection over a scripted conversation, uncapped and capped.
+//! 9. [`bench`](mod@bench) measures what capping costs, in pairs, and compares with other ways to cap.
 //!
 //! Steps 1 to 4 follow *The Assistant Axis* (arXiv 2601.10387). `docs/method.md` says where they differ from
 //! it.
 
 pub mod activations;
+mod appended;
 mod baselines;
 pub mod bench;
 pub mod calibrate;

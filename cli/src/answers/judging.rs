@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use axiscap_lab::ComputeOptions;
-use axiscap_lab::judge::{Case, Endpoint, Judge, LEAST_LIKELIHOOD, MAX_SCORE, likelihoods};
+use axiscap_lab::judge::{Case, Endpoint, Judge, LEAST_LIKELIHOOD, MAX_SCORE, RoleCase, likelihoods};
 use axiscap_lab::rollout::{Fault, Group, Judged, Plan, Rollout, RolloutHeader, Rollouts};
 use axiscap_llama::Model;
 
@@ -201,11 +201,13 @@ fn by_judge(judge: &Judge, judging: &Judging<'_>, answers: &mut Answers, caught:
     let texts: Vec<Rollout> = places.iter().map(|&place| answers.rollouts[place].clone()).collect();
     let cases: Vec<Case<'_>> = texts
         .iter()
-        .map(|rollout| Case {
-            role: if let Group::Role(name) = &rollout.group { name } else { "" },
-            system: rollout.system.as_deref().unwrap_or_default(),
-            question: &judging.plan.questions[rollout.question].text,
-            answer: &rollout.text,
+        .map(|rollout| {
+            Case::Role(RoleCase {
+                role: if let Group::Role(name) = &rollout.group { name } else { "" },
+                system: rollout.system.as_deref().unwrap_or_default(),
+                question: &judging.plan.questions[rollout.question].text,
+                answer: &rollout.text,
+            })
         })
         .collect();
     let progress = Progress::new("answers judged", cases.len());

@@ -6,7 +6,10 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use axiscap::CapSet;
 use axiscap_lab::dose::GivenText;
-use axiscap_lab::evaluate::{Evaluation, EvaluationOptions, Findings, Material, Records, Size, Suite, pairs};
+use axiscap_lab::evaluate::{
+    Arm, Evaluation, EvaluationOptions, Findings, Material, Records, Size, Suite, judge_pairs, pairs,
+};
+use axiscap_lab::judge::{Endpoint, Judge};
 use axiscap_lab::output::write_atomically;
 use axiscap_lab::report::evaluation_page;
 use axiscap_llama::{ChatTemplate, Message, Model, Role};
@@ -22,7 +25,7 @@ use crate::output::{self, file_name, seconds, tool};
 use crate::progress::Progress;
 use crate::sampling::{self, Seed};
 use crate::template::TemplateArgs;
-use crate::{input, report};
+use crate::{input, remedy, report};
 
 mod table;
 
@@ -84,13 +87,31 @@ pub(crate) struct Args {
     /// Write a page with charts
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
-    /// Write pairs of lines that should not contradict each other, with their projections, for outside judges (JSON
-    /// lines); needs the drift suite
+    /// Write pairs of lines that should not contradict each other, for outside judges (JSON lines), with the projections
+    /// of the drift suite; needs that or the consistency suite
     #[arg(long, value_name = "FILE.jsonl")]
     pairs: Option<PathBuf>,
+    /// Have the pairs scored from 0 (contradicts) to 3: the base URL of a server with OpenAI's interface
+    /// (http://127.0.0.1:8080/v1; a key in AXISCAP_JUDGE_KEY). Needs the drift or the consistency suite
+    #[arg(long, value_name = "URL", value_parser = judge_url, conflicts_with = "judge_command")]
+    judge: Option<String>,
+    /// The model that --judge asks
+    #[arg(long, value_name = "NAME", requires = "judge")]
+    judge_model: Option<String>,
+    /// A command that scores the pairs: it reads {"index", "kind", "first", "second"} as JSON, one a line, and prints a
+    /// score from 0 to 3 for each line
+    #[arg(long, value_name = "COMMAND")]
+    judge_command: Option<String>,
     /// Print the findings as one JSON object
     #[arg(long)]
     json: bool,
+}
+
+fn judge_url(text: &str) -> Result<String, String> {
+    if text.starts_with("http://") || text.starts_with("https://") {
+        return Ok(text.into());
+    }
+    Err("expected a URL that begins with http:// or https://; a program is given with --judge-command".into())
 }
 
 /// A suite, on the command line.
@@ -141,6 +162,14 @@ impl Args {
         Material::parse(&text).with_context(|| path.display().to_string())
     }
 
+    fn judge(&self) -> Option<Judge> {
+        if let Some(command) = &self.judge_command {
+            return Some(Judge::Command(command.clone()));
+        }
+        let (key, model) = (std::env::var("AXISCAP_JUDGE_KEY").ok(), self.judge_model.clone());
+        self.judge.as_ref().map(|url| Judge::Endpoint(Endpoint { model, key, ..Endpoint::new(url) }))
+    }
+
     fn texts(&self, model: &Model) -> Result<Vec<GivenText>> {
         let pieces = self.size().pieces;
         if self.texts.is_empty() {
@@ -166,10 +195,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn work(args: &Args) -> Result<()> {
     let started = Instant::now();
     let suites = args.suites();
-    if args.pairs.is_some() && !suites.contains(&Suite::Drift) {
-        return Err(output::wrong_usage(
-            "--pairs needs the answers of the drift suite; name it with --suite".into(),
-        ));
+    let talks = suites.contains(&Suite::Drift) || suites.contains(&Suite::Consistency);
+    for (flag, is_given) in [("--pairs", args.pairs.is_some()), ("a judge", args.judge().is_some())] {
+        if is_given && !talks {
+            return Err(output::wrong_usage(format!(
+                "{flag} needs the answers of the drift or the consistency suite; name one with --suite"
+            )));
+        }
     }
     let material = args.material()?;
     let caps = args.caps.read()?;
@@ -182,7 +214,12 @@ fn work(args: &Args) -> Result<()> {
     let header = evaluation.header(tool(), args.compute.words().trim().into())?;
     let mut records = Records::open(&args.out, header)?;
     let interrupt = Interrupt::new()?;
-    measure(args, &evaluation, &suites, &mut records, &interrupt.catch())?;
+    let caught = interrupt.catch();
+    measure(args, &evaluation, &suites, &mut records, &caught)?;
+    if let Some(judge) = args.judge() {
+        judge_all(args, &judge, evaluation.material(), &mut records, &caught)?;
+    }
+    drop(caught);
     let findings = Findings::of(evaluation.material(), &records);
     let took = started.elapsed();
     let printed = if args.json {
@@ -267,6 +304,37 @@ fn measure(
     Ok(())
 }
 
+/// Has a judge score the pairs of every arm that it has not scored yet.
+fn judge_all(
+    args: &Args,
+    judge: &Judge,
+    material: &Material,
+    records: &mut Records,
+    caught: &Catch,
+) -> Result<()> {
+    for arm in Arm::all(args.size().controls) {
+        let job = format!("judged {arm} by {}", judge.name());
+        if records.has(&job) {
+            continue;
+        }
+        let count = pairs(material, records.all()).iter().filter(|pair| pair.arm == arm).count();
+        let progress = Progress::new("pairs judged", count);
+        let found = judge_pairs(judge, material, records, arm, |done| {
+            progress.set(done);
+            caught.go_on()
+        });
+        progress.clear();
+        let kept =
+            || format!("all answers are kept in {}, and the same command judges them", args.out.display());
+        match found {
+            Ok(Some(found)) => records.add(job, found)?,
+            Ok(None) => return Err(interrupt::error(&kept())),
+            Err(error) => return Err(remedy::noted(error, kept())),
+        }
+    }
+    Ok(())
+}
+
 fn write_pairs(path: &Path, material: &Material, records: &Records) -> Result<()> {
     let mut lines = Vec::new();
     for pair in pairs(material, records.all()) {
@@ -301,6 +369,13 @@ fn command(args: &Args, suites: &[Suite]) -> String {
     }
     for path in &args.texts {
         words += &format!(" --text {}", file_name(path));
+    }
+    if let Some(judge) = args.judge() {
+        // A command line may hold secrets.
+        words += &match judge {
+            Judge::Command(_) => " --judge-command ...".into(),
+            Judge::Endpoint(_) => format!(" --judge {}", judge.name().replacen(' ', " --judge-model ", 1)),
+        };
     }
     words + &format!(" --temp {} --seed {}", args.temp, args.seed.number)
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::estimate::Estimate;
+
 /// Tokens per second of a way to decode over those of its baseline, from pairs measured side by side.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ratio {
@@ -93,15 +95,10 @@ pub fn median_interval(values: Vec<f64>) -> (f64, Option<(f64, f64)>) {
 
 /// Returns the interval by Student's t on the logarithms of 2 to 5 values, widened to hold the median.
 fn students_interval(values: &[f64]) -> Option<(f64, f64)> {
-    /// 97.5 % quantiles for 1 to 4 degrees of freedom.
-    const QUANTILES: [f64; 4] = [12.7062, 4.3027, 3.1824, 2.7764];
-    let n = values.len() as f64;
-    let quantile = QUANTILES.get(values.len().checked_sub(2)?)?;
-    let mean = values.iter().map(|value| value.ln()).sum::<f64>() / n;
-    let variance = values.iter().map(|value| (value.ln() - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let reach = quantile * (variance / n).sqrt();
+    let logarithms: Vec<f64> = values.iter().map(|value| value.ln()).collect();
+    let [low, high] = Estimate::of_mean(&logarithms)?.ci95?;
     let median = median(values);
-    Some(((mean - reach).exp().min(median), (mean + reach).exp().max(median)))
+    Some((low.exp().min(median), high.exp().max(median)))
 }
 
 fn sorted(mut values: Vec<f64>) -> Vec<f64> {

@@ -135,18 +135,16 @@ mod tests {
     /// Questions of two lanes. Prompts of a lane begin alike, and one is the beginning of the next.
     fn questions(vocabulary: usize) -> (Vec<Question>, Vec<usize>) {
         let word = |index: usize| i32::try_from((index * 37 + 5) % vocabulary).unwrap();
-        let prompt = |parts: &[std::ops::Range<usize>]| parts.iter().cloned().flatten().map(word).collect();
-        let question = |prompt, answers: &[std::ops::Range<usize>]| Question {
-            prompt,
-            answers: answers.iter().cloned().map(|answer| answer.map(word).collect()).collect(),
-        };
-        let first = [50..53, 50..51, 60..64];
+        let words = |range: std::ops::Range<usize>| range.map(word).collect::<Vec<_>>();
+        let both = |one, other| [words(one), words(other)].concat();
+        let answers = [words(50..53), words(50..51), words(60..64)];
+        let question = |prompt, answers: &[Vec<i32>]| Question { prompt, answers: answers.into() };
         let questions = vec![
-            question(prompt(&[0..9]), &first),
-            question(prompt(&[0..9, 50..52]), &first[..2]),
-            question(prompt(&[0..4, 20..30]), &first[1..]),
-            question(prompt(&[30..31]), &first),
-            question(prompt(&[30..31]), &first[..2]),
+            question(words(0..9), &answers),
+            question(both(0..9, 50..52), &answers[..2]),
+            question(both(0..4, 20..30), &answers[1..]),
+            question(words(30..31), &answers),
+            question(words(30..31), &answers[..2]),
         ];
         (questions, vec![3, 2])
     }

@@ -177,7 +177,9 @@ impl Run<'_, '_> {
             Arm::Uncapped => Ok(None),
             Arm::Capped => Ok(Some(caps.clone())),
             Arm::Random(_) => {
-                let (seed, floors) = self.records.all().find_map(control).ok_or_else(missing)?;
+                let control = self.records.all().find_map(control);
+                let control = control.filter(|(_, floors)| floors.len() == caps.caps().len());
+                let (seed, floors) = control.ok_or_else(missing)?;
                 Ok(Some(random_caps_with(caps, seed, &floors)?))
             }
         }

@@ -13,6 +13,7 @@ mod ask;
 mod control;
 mod findings;
 mod job;
+mod judged;
 mod material;
 mod reading;
 mod record;
@@ -32,6 +33,7 @@ pub use self::findings::{
     Reliability, Statement, StatementKind, pairs,
 };
 pub use self::job::Job;
+pub use self::judged::judge_pairs;
 pub use self::material::{Choice, DosePrompts, Fact, Material, NamedPrompt, Probe, Script};
 pub use self::record::{Answer, Condition, Header, Record, Records, TurnReading};
 pub use self::size::Size;

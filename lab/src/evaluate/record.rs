@@ -4,7 +4,7 @@
 //! goes on after the last whole line. Every number of a report is computed from the records.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::arm::Arm;
+use super::findings::PairKind;
 use super::size::Size;
+use crate::appended;
 use crate::error::Error;
 
 /// Version of the file's layout.
@@ -120,6 +122,21 @@ pub enum Record {
         early: Vec<f32>,
         /// Those after the last turn.
         late: Vec<f32>,
+    },
+    /// A pair of texts that a judge outside scored.
+    Judged {
+        /// Under which caps the answers were given.
+        arm: Arm,
+        /// The conversation's name.
+        conversation: String,
+        /// What the pair is.
+        kind: PairKind,
+        /// Turn of the first text. 0 is the system prompt.
+        first_turn: usize,
+        /// Turn of the second text.
+        second_turn: usize,
+        /// The score, from 0 (contradicts) to 3.
+        score: u8,
     },
     /// A multiple-choice question that was asked.
     Choice {
@@ -263,27 +280,7 @@ impl Records {
     pub fn open(path: &Path, header: Header) -> Result<Self, Error> {
         let fail = |line, problem| Error::RecordFile { path: path.into(), line, problem };
         let failed = |what: &str, error: io::Error| fail(None, format!("cannot be {what}: {error}"));
-        let mut file = File::options()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(|error| failed("opened", error))?;
-        match file.try_lock() {
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(fail(
-                    None,
-                    "another axiscap is writing it; wait for it, or name another file".into(),
-                ));
-            }
-            // A file system without locks is no reason to fail.
-            Err(fs::TryLockError::Error(_)) | Ok(()) => {}
-        }
-        // A device may have no end, and cannot be cut to whole lines.
-        if !file.metadata().map_err(|error| failed("read", error))?.is_file() {
-            return Err(fail(None, "is no regular file; name another".into()));
-        }
-        let text = fs::read(path).map_err(|error| failed("read", error))?;
+        let (mut file, text) = appended::open(path).map_err(|problem| fail(None, problem))?;
         let (jobs, length) = parse(&text, &header).map_err(|(line, problem)| fail(line, problem))?;
         file.set_len(length as u64).map_err(|error| failed("cut to whole lines", error))?;
         if length == 0 {
@@ -313,7 +310,7 @@ impl Records {
     }
 
     /// Returns all records.
-    pub fn all(&self) -> impl Iterator<Item = &Record> {
+    pub fn all(&self) -> impl Iterator<Item = &Record> + Clone {
         self.jobs.values().flatten()
     }
 
@@ -404,7 +401,7 @@ impl Record {
     fn is_finite(&self) -> bool {
         let finite = |numbers: &[f32]| numbers.iter().all(|number| number.is_finite());
         match self {
-            Self::Conversation { .. } | Self::DoseAnswer { .. } => true,
+            Self::Conversation { .. } | Self::DoseAnswer { .. } | Self::Judged { .. } => true,
             Self::Reading { turns, .. } => {
                 turns.iter().all(|turn| [turn.before, turn.after].into_iter().flatten().all(f32::is_finite))
             }
@@ -420,6 +417,8 @@ impl Record {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs;
+
     use super::*;
 
     pub(crate) fn header() -> Header {
@@ -469,7 +468,8 @@ pub(crate) mod tests {
         }
         for cut in 0..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
-            assert!(Records::open(&path, header()).is_ok(), "{cut}");
+            let opened = Records::open(&path, header()).map(drop).map_err(|error| error.to_string());
+            assert_eq!(opened, Ok(()), "{cut}");
         }
         let newer = Header { tool: "axiscap 9".into(), ..header() };
         assert!(Records::open(&path, newer).is_ok(), "another version of the program may go on");

@@ -25,6 +25,9 @@ pub(super) struct TalkOptions<'a> {
     pub(super) compute: &'a ComputeOptions,
 }
 
+/// Tokens of a question that is asked after the last turn, and of its answer, more or less.
+const AFTER: usize = 128;
+
 /// A conversation in progress.
 struct Talk<'a> {
     script: &'a Script,
@@ -123,7 +126,9 @@ impl Talk<'_> {
         let Some(message) = self.script.turns.get(turn) else { return Ok(None) };
         let asked = self.chat.ask(message)?;
         let prompt = asked.tokens().len();
-        if prompt + options.max_tokens > trained {
+        // Room for the questions that are asked after the last turn.
+        let more = AFTER.min(trained / 8);
+        if prompt + options.max_tokens + more > trained {
             if turn == 0 {
                 let (id, trained) = (self.script.id.clone(), u32::try_from(trained).unwrap_or(u32::MAX));
                 return Err(Error::ConversationTooLong { id, prompt, trained });

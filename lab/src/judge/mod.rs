@@ -1,8 +1,8 @@
-//! Finds answers that ignore their role.
+//! Finds answers that ignore their role, and texts that contradict each other.
 //!
 //! A [`Judge`] outside this crate scores how well an answer plays its role, on a scale after that of *The Assistant
-//! Axis* (arXiv 2601.10387, [`SCALE`]): a program of the user's, or a model that a server answers for. Without one,
-//! [`likelihoods`] compare each answer with itself outside its role.
+//! Axis* (arXiv 2601.10387, [`SCALE`]), or how well two texts agree ([`PAIR_SCALE`]): a program of the user's, or a
+//! model that a server answers for. Without one, [`likelihoods`] compare each answer with itself outside its role.
 
 mod command;
 mod endpoint;
@@ -20,14 +20,36 @@ use serde::Serialize;
 
 pub use error::JudgeError;
 pub use likelihood::{LEAST_LIKELIHOOD, likelihoods};
-pub use prompt::SCALE;
+pub use prompt::{PAIR_SCALE, SCALE};
 
 /// The highest score: the answer plays the role fully. The lowest is 0.
 pub const MAX_SCORE: u8 = 3;
 
+/// What is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Case<'a> {
+    /// Whether an answer plays its role ([`SCALE`]).
+    Role(RoleCase<'a>),
+    /// Whether a text contradicts another ([`PAIR_SCALE`]).
+    Pair(PairCase<'a>),
+}
+
+/// Two texts of one conversation (after arXiv 2511.00222).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PairCase<'a> {
+    /// What the first one is: `prompt-to-line` if it says what the speaker is, `line-to-line` if the same speaker said
+    /// it.
+    pub kind: &'a str,
+    /// The first text.
+    pub first: &'a str,
+    /// What was said later.
+    pub second: &'a str,
+}
+
 /// One answer to be judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Case<'a> {
+pub struct RoleCase<'a> {
     /// Name of the role, e.g. `pirate`.
     pub role: &'a str,
     /// System prompt that gave the model the role. Empty if there was none.
@@ -44,8 +66,8 @@ pub enum Judge {
     /// A command line for the shell (`sh -c`, or `cmd /C` on Windows).
     ///
     /// The command is started once and ends with its shell. It reads one line of JSON per answer, `{"index":
-    /// 0, "role": "pirate", "system": "...", "question": "...", "answer": "..."}`, and prints one line per
-    /// answer in the same order: `2`, or `{"score": 2}` with any other fields. It may read everything before
+    /// 0, "role": "pirate", "system": "...", "question": "...", "answer": "..."}`, or for a pair of texts `{"index": 0,
+    /// "kind": "line-to-line", "first": "...", "second": "..."}`, and prints one line for each in the same order: `2`, or `{"score": 2}` with any other fields. It may read everything before
     /// it prints. On Unix it has a process group of its own: Ctrl-C does not reach it, and it cannot read
     /// from the terminal.
     Command(String),

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::file::{Rollout, RolloutHeader};
+use crate::appended;
 use crate::error::Error;
 
 /// An open file of answers that is not complete yet.
@@ -28,28 +29,7 @@ impl RolloutPart {
     pub fn open(path: &Path, header: &RolloutHeader, group: usize) -> Result<Self, Error> {
         let fail = |line, problem| Error::RolloutFile { path: path.into(), line, problem };
         let failed = |what: &str, error: io::Error| fail(None, format!("cannot be {what}: {error}"));
-        let mut file = File::options()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(|error| failed("opened", error))?;
-        // Two programs writing to one file would ruin it.
-        match file.try_lock() {
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(fail(
-                    None,
-                    "another axiscap is writing it; wait for it, or name another file".into(),
-                ));
-            }
-            // A file system without locks is no reason to fail.
-            Err(fs::TryLockError::Error(_)) | Ok(()) => {}
-        }
-        // A device may have no end, and cannot be cut to whole answers.
-        if !file.metadata().map_err(|error| failed("read", error))?.is_file() {
-            return Err(fail(None, "is no regular file; remove it, or name another".into()));
-        }
-        let text = fs::read(path).map_err(|error| failed("read", error))?;
+        let (mut file, text) = appended::open(path).map_err(|problem| fail(None, problem))?;
         let (kept, length) = parse(&text, header, group).map_err(|(line, problem)| fail(line, problem))?;
         file.set_len(length as u64).map_err(|error| failed("cut to whole answers", error))?;
         if length == 0 {

@@ -1,4 +1,5 @@
 //! Shared by the tests on a real model.
+#![allow(dead_code, reason = "every test file uses its own part of this")]
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_lab::rollout::{Group, Rollout};

@@ -8,11 +8,13 @@ use super::super::arm::Arm;
 use super::super::material::Material;
 use super::super::record::Record;
 use super::measure::{Measure, Units};
+use super::pair::PairKind;
 
 /// How alike early and late answers are.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Consistency {
-    /// By domain and by subject of the probes, and for `all`: `agreement` (share of a conversation's probes whose most
+    /// For each kind of pairs that a judge scored: `judged` (its mean score over a conversation, from 0 to 3). By domain
+    /// and by subject of the probes, and for `all`: `agreement` (share of a conversation's probes whose most
     /// likely option is the same early and late) and `distance` (mean total variation distance between the
     /// distributions over the options, from 0 to 1).
     pub measures: Vec<Measure>,
@@ -29,8 +31,10 @@ struct Sums {
 /// Summarises probes. `None` without any.
 pub(super) fn consistency<'r>(
     material: &Material,
-    records: impl Iterator<Item = &'r Record>,
+    records: impl Iterator<Item = &'r Record> + Clone,
 ) -> Option<Consistency> {
+    let judged = [PairKind::PromptToLine, PairKind::LineToLine];
+    let judged: Vec<_> = judged.into_iter().filter_map(|kind| self::judged(kind, records.clone())).collect();
     let mut sums = BTreeMap::<(String, &str, Arm), Sums>::new();
     for record in records {
         let Record::Probe { arm, conversation, id, early, late } = record else { continue };
@@ -49,10 +53,10 @@ pub(super) fn consistency<'r>(
             sum.distance += distance;
         }
     }
-    if sums.is_empty() {
+    let mut measures = judged;
+    if sums.is_empty() && measures.is_empty() {
         return None;
     }
-    let mut measures = Vec::new();
     let mut names: Vec<&String> = sums.keys().map(|(of, ..)| of).collect();
     names.dedup();
     for name in names {
@@ -65,6 +69,24 @@ pub(super) fn consistency<'r>(
         measures.extend(distance.measure("distance", name));
     }
     Some(Consistency { measures })
+}
+
+/// Summarises the scores of a judge. `None` without any.
+fn judged<'r>(wanted: PairKind, records: impl Iterator<Item = &'r Record>) -> Option<Measure> {
+    let mut sums = BTreeMap::<(Arm, &str), (f64, f64)>::new();
+    for record in records {
+        if let Record::Judged { arm, conversation, kind, score, .. } = record
+            && *kind == wanted
+        {
+            let sum = sums.entry((*arm, conversation)).or_default();
+            *sum = (sum.0 + f64::from(*score), sum.1 + 1.0);
+        }
+    }
+    let mut units = Units::numbers();
+    for ((arm, conversation), (sum, count)) in sums {
+        units.put(arm, conversation, sum / count);
+    }
+    units.measure("judged", wanted.name())
 }
 
 /// Returns the share of each option of their common probability.
@@ -109,5 +131,22 @@ mod tests {
         assert_eq!((value("agreement", "all"), value("agreement", &script.domain)), (0.5, 0.5));
         assert!((value("distance", "all") - 0.4).abs() < 1e-6);
         assert!(consistency(&material, [].iter()).is_none());
+    }
+
+    #[test]
+    fn judged_pairs_have_a_mean_per_conversation() {
+        let kind = PairKind::LineToLine;
+        let record = |conversation: &str, second_turn, score| Record::Judged {
+            arm: Arm::Capped,
+            conversation: conversation.into(),
+            kind,
+            first_turn: 1,
+            second_turn,
+            score,
+        };
+        let records = [record("a", 2, 3), record("a", 3, 0), record("b", 2, 2)];
+        let found = consistency(&Material::builtin(), records.iter()).unwrap();
+        assert_eq!(found.measures.len(), 1);
+        assert_eq!(found.measures[0].arms[&Arm::Capped].value, 1.75);
     }
 }

@@ -80,7 +80,7 @@ pub(super) fn dose<'r>(records: impl Iterator<Item = &'r Record>) -> Option<Vec<
         let all =
             |position: usize| [DosePlace::All, DosePlace::SystemPrompt(prompt.clone()), place_of(position)];
         for (index, kl) in kl.iter().enumerate() {
-            for place in all(first + index) {
+            for place in all(first.saturating_add(index)) {
                 see(place, &|tokens| {
                     tokens.kl.entry((prompt.clone(), *question)).or_default().push(f64::from(*kl));
                 });

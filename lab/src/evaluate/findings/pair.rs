@@ -2,20 +2,31 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::arm::Arm;
 use super::super::material::Material;
 use super::super::record::Record;
 
 /// What is asked about a pair: whether the second text contradicts the first (arXiv 2511.00222).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PairKind {
     /// An answer after what the model was told to be.
     PromptToLine,
     /// An answer after an earlier one of the same conversation: the first, or the one before.
     LineToLine,
+}
+
+impl PairKind {
+    /// Returns its name in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PromptToLine => "prompt-to-line",
+            Self::LineToLine => "line-to-line",
+        }
+    }
 }
 
 /// Two texts that should not contradict each other.

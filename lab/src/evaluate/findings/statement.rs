@@ -119,17 +119,24 @@ impl Statements<'_> {
             }
             let Some(measure) = self.measure(suite, "projection", of) else { continue };
             let Some(against_none) = measure.capped_minus_uncapped else { continue };
-            let random = measure.capped_minus_random;
-            let is_shown = against_none.is_above_zero() && random.is_none_or(|random| random.is_above_zero());
+            let (none, random) = (against_none, measure.capped_minus_random);
+            let both = |holds: fn(&Estimate) -> bool| holds(&none) && random.as_ref().is_none_or(holds);
+            let (kind, verdict) = if both(Estimate::is_above_zero) {
+                (StatementKind::Shown, "capping lowers drift")
+            } else if both(Estimate::is_below_zero) {
+                (StatementKind::Shown, "capping adds drift")
+            } else if none.is_below_zero() {
+                (StatementKind::NotShown, "capping is not shown to lower drift, and its text lies lower")
+            } else {
+                (StatementKind::NotShown, "capping is not shown to lower drift")
+            };
             let random = random.map_or(String::new(), |random| {
                 format!(", and by {random} against random directions of the same dose")
             });
-            let verdict =
-                if is_shown { "capping lowers drift" } else { "capping is not shown to lower drift" };
             let text = format!(
-                "{of}: {verdict}; the mean projection of the text changes by {against_none} against no caps{random}"
+                "{of}: {verdict}; the mean projection of the text changes by {none} against no caps{random}"
             );
-            self.say(if is_shown { StatementKind::Shown } else { StatementKind::NotShown }, suite, text);
+            self.say(kind, suite, text);
         }
         if let Some(units) = few {
             let text = format!(
@@ -383,6 +390,8 @@ mod tests {
         // A random direction that does as much says that the axis is not what does it.
         let same = texts(&findings(2.0, 2.0), StatementKind::NotShown);
         assert!(same.contains("therapy: capping is not shown to lower drift"), "{same}");
+        let added = texts(&findings(-2.0, 0.1), StatementKind::Shown);
+        assert!(added.contains("therapy: capping adds drift"), "{added}");
         let none = texts(&findings(0.0, 0.0), StatementKind::NotShown);
         assert!(none.contains("therapy: capping is not shown to lower drift"), "{none}");
     }

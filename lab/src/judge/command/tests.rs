@@ -2,21 +2,20 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::{fs, panic};
 
-use super::super::{Case, Judge, JudgeError};
+use super::super::{Case, Judge, JudgeError, RoleCase};
 
 /// Prints as many scores as there are lines, each the last digit of the question, after it has read all.
 const READS_ALL: &str = r#"awk '{ match($0, /"question":"[0-9]/); s[NR] = substr($0, RSTART + 12, 1) } END { for (i = 1; i <= NR; i++) print s[i] }'"#;
 /// The same, line by line, as objects.
 const LINE_BY_LINE: &str = r#"while read -r line; do line=${line#*'"question":"'}; printf '{"why": "x", "score": %s}\n' "${line%%'"'*}"; done"#;
 
+const QUESTIONS: [&str; 4] = ["0", "1", "2", "3"];
+
 /// Makes cases whose question is their score.
 fn with_cases<T>(count: usize, answer: &str, use_them: impl FnOnce(&[Case<'_>]) -> T) -> T {
-    let questions = ["0", "1", "2", "3"];
-    let case = |index: usize| Case {
-        role: "pirate",
-        system: "You are a\npirate.",
-        question: questions[index * 7 % 4],
-        answer,
+    let case = |index: usize| {
+        let (role, system) = ("pirate", "You are a\npirate.");
+        Case::Role(RoleCase { role, system, question: QUESTIONS[index * 7 % 4], answer })
     };
     use_them(&(0..count).map(case).collect::<Vec<_>>())
 }
@@ -39,7 +38,7 @@ fn error(line: &str, count: usize) -> JudgeError {
 }
 
 fn expected(count: usize) -> Vec<u8> {
-    with_cases(count, "", |cases| cases.iter().map(|case| case.question.as_bytes()[0] - b'0').collect())
+    (0..count).map(|index| QUESTIONS[index * 7 % 4].as_bytes()[0] - b'0').collect()
 }
 
 /// Returns whether a process whose number a command wrote is still there, as a zombie perhaps.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use self::server::{Server, reply, response};
-use super::super::{Case, Endpoint, Judge, JudgeError};
+use super::super::{Case, Endpoint, Judge, JudgeError, RoleCase};
 use super::{Client, judge_with};
 
 const KEY: &str = "sk-secret";
@@ -19,7 +19,8 @@ const KEY: &str = "sk-secret";
 fn with_cases<T>(count: usize, use_them: impl FnOnce(&[Case<'_>]) -> T) -> T {
     let questions: Vec<String> = (0..count).map(|index| index.to_string()).collect();
     let (role, system, answer) = ("pirate", "Be a pirate.", "Arr.");
-    let cases: Vec<_> = questions.iter().map(|question| Case { role, system, question, answer }).collect();
+    let cases: Vec<_> =
+        questions.iter().map(|question| Case::Role(RoleCase { role, system, question, answer })).collect();
     use_them(&cases)
 }
 
