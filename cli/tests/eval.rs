@@ -96,6 +96,35 @@ fn one_suite_without_controls_needs_no_conversation() {
 }
 
 #[test]
+fn other_templates_go_through() {
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    caps(&file, &[(20, 5, Bound::floor(1.0).unwrap(), 1.0)]);
+    // One without system prompts, and two whose turns are no markup.
+    for template in ["gemma", "llama2", "vicuna"] {
+        let out = folder.path().join(template);
+        let more = [
+            "--suite",
+            "drift,consistency",
+            "--random-directions",
+            "0",
+            "--chat-template",
+            template,
+            "--json",
+        ];
+        let found = json(axiscap("eval", &[&options(&file, &out)[..], &more].concat()));
+        for suite in ["drift", "consistency"] {
+            let measures = found[suite]["measures"].as_array().unwrap();
+            assert!(
+                measures
+                    .iter()
+                    .all(|measure| measure["arms"]["capped"]["units"] == 2 || measure["of"] != "all")
+            );
+        }
+    }
+}
+
+#[test]
 fn wrong_input_is_refused_before_the_work() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);

@@ -26,7 +26,7 @@ pub fn judge_pairs(
         .iter()
         .map(|pair| Case::Pair(PairCase { kind: pair.kind.name(), first: pair.first, second: pair.second }))
         .collect();
-    let mut found = Vec::new();
+    let (mut found, by) = (Vec::new(), judge.name());
     let is_done = judge.judge(&cases, |index, score| {
         let pair = &pairs[index];
         found.push(Record::Judged {
@@ -36,6 +36,7 @@ pub fn judge_pairs(
             first_turn: pair.first_turn,
             second_turn: pair.second_turn,
             score,
+            by: by.clone(),
         });
         go_on(found.len())
     })?;

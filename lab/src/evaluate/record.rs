@@ -137,6 +137,8 @@ pub enum Record {
         second_turn: usize,
         /// The score, from 0 (contradicts) to 3.
         score: u8,
+        /// Who gave it ([`Judge::name`](crate::judge::Judge::name)).
+        by: String,
     },
     /// A multiple-choice question that was asked.
     Choice {

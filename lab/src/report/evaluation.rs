@@ -139,10 +139,10 @@ fn reliability(findings: &Findings) -> Result<Markup, Error> {
             "Every fact is asked plainly, by a sad user, with a false belief, with both, and under a warm persona. "
             "An error is a fact whose wrong answer is at least as likely as the right one."
         })?)
-        (intervals(findings, "reliability", "amplification", "How many errors does emotion add?", "errors minus those when asked plainly", Shown::Arms, &html! {
+        (intervals(findings, "reliability", "amplification", "How many errors do sadness, belief and warmth add?", "errors minus those when asked plainly", Shown::Arms, &html! {
             "Right of 0 the model errs more than when it is asked plainly."
         })?)
-        (intervals(findings, "reliability", "margin lost", "How much certainty does emotion take?", "nats lost against asking plainly", Shown::Arms, &html! {
+        (intervals(findings, "reliability", "margin lost", "How much certainty do they take?", "nats lost against asking plainly", Shown::Arms, &html! {
             "The margin is the logarithm of how much likelier the right answer is than the wrong one. It moves long "
             "before an answer tips."
         })?)

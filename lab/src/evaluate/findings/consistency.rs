@@ -1,6 +1,6 @@
 //! Whether a question is answered alike early and late in a conversation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -33,10 +33,8 @@ pub(super) fn consistency<'r>(
     material: &Material,
     records: impl Iterator<Item = &'r Record> + Clone,
 ) -> Option<Consistency> {
-    let judged = [PairKind::PromptToLine, PairKind::LineToLine];
-    let judged: Vec<_> = judged.into_iter().filter_map(|kind| self::judged(kind, records.clone())).collect();
     let mut sums = BTreeMap::<(String, &str, Arm), Sums>::new();
-    for record in records {
+    for record in records.clone() {
         let Record::Probe { arm, conversation, id, early, late } = record else { continue };
         let Some(script) = material.conversations.iter().find(|script| script.id == *conversation) else {
             continue;
@@ -53,7 +51,7 @@ pub(super) fn consistency<'r>(
             sum.distance += distance;
         }
     }
-    let mut measures = judged;
+    let mut measures = judged(records.clone());
     if sums.is_empty() && measures.is_empty() {
         return None;
     }
@@ -71,22 +69,26 @@ pub(super) fn consistency<'r>(
     Some(Consistency { measures })
 }
 
-/// Summarises the scores of a judge. `None` without any.
-fn judged<'r>(wanted: PairKind, records: impl Iterator<Item = &'r Record>) -> Option<Measure> {
-    let mut sums = BTreeMap::<(Arm, &str), (f64, f64)>::new();
+/// Summarises the scores of judges: by kind of pairs, and by judge where there are several.
+fn judged<'r>(records: impl Iterator<Item = &'r Record>) -> Vec<Measure> {
+    let mut sums = BTreeMap::<(PairKind, &str), BTreeMap<(Arm, &str), (f64, f64)>>::new();
     for record in records {
-        if let Record::Judged { arm, conversation, kind, score, .. } = record
-            && *kind == wanted
-        {
-            let sum = sums.entry((*arm, conversation)).or_default();
+        if let Record::Judged { arm, conversation, kind, score, by, .. } = record {
+            let sums = sums.entry((*kind, by.as_str())).or_default();
+            let sum = sums.entry((*arm, conversation.as_str())).or_default();
             *sum = (sum.0 + f64::from(*score), sum.1 + 1.0);
         }
     }
-    let mut units = Units::numbers();
-    for ((arm, conversation), (sum, count)) in sums {
-        units.put(arm, conversation, sum / count);
-    }
-    units.measure("judged", wanted.name())
+    let judges: BTreeSet<&str> = sums.keys().map(|(_, by)| *by).collect();
+    let measure = |((kind, by), sums): (&(PairKind, &str), &BTreeMap<(Arm, &str), (f64, f64)>)| {
+        let mut units = Units::numbers();
+        for ((arm, conversation), (sum, count)) in sums {
+            units.put(*arm, *conversation, sum / count);
+        }
+        let by = if judges.len() > 1 { format!(", {by}") } else { String::new() };
+        units.measure("judged", kind.name().to_owned() + &by)
+    };
+    sums.iter().filter_map(measure).collect()
 }
 
 /// Returns the share of each option of their common probability.
@@ -135,18 +137,25 @@ mod tests {
 
     #[test]
     fn judged_pairs_have_a_mean_per_conversation() {
-        let kind = PairKind::LineToLine;
-        let record = |conversation: &str, second_turn, score| Record::Judged {
+        let record = |conversation: &str, second_turn, score, by: &str| Record::Judged {
             arm: Arm::Capped,
             conversation: conversation.into(),
-            kind,
+            kind: PairKind::LineToLine,
             first_turn: 1,
             second_turn,
             score,
+            by: by.into(),
         };
-        let records = [record("a", 2, 3), record("a", 3, 0), record("b", 2, 2)];
-        let found = consistency(&Material::builtin(), records.iter()).unwrap();
-        assert_eq!(found.measures.len(), 1);
-        assert_eq!(found.measures[0].arms[&Arm::Capped].value, 1.75);
+        let one = [record("a", 2, 3, "x"), record("a", 3, 0, "x"), record("b", 2, 2, "x")];
+        let measures =
+            |records: &[Record]| consistency(&Material::builtin(), records.iter()).unwrap().measures;
+        let found = measures(&one);
+        assert_eq!((found.len(), found[0].of.as_str()), (1, "line-to-line"));
+        assert_eq!(found[0].arms[&Arm::Capped].value, 1.75);
+        // Judges are not mixed.
+        let two = [&one[..], &[record("a", 2, 0, "y")]].concat();
+        let found = measures(&two);
+        let values = found.iter().map(|one| (one.of.as_str(), one.arms[&Arm::Capped].value));
+        assert_eq!(values.collect::<Vec<_>>(), [("line-to-line, x", 1.75), ("line-to-line, y", 0.0)]);
     }
 }

@@ -9,7 +9,7 @@ use super::super::material::Material;
 use super::super::record::Record;
 
 /// What is asked about a pair: whether the second text contradicts the first (arXiv 2511.00222).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PairKind {
     /// An answer after what the model was told to be.
