@@ -80,15 +80,16 @@ fn judged<'r>(records: impl Iterator<Item = &'r Record>) -> Vec<Measure> {
         }
     }
     let judges: BTreeSet<&str> = sums.keys().map(|(_, by)| *by).collect();
-    let measure = |((kind, by), sums): (&(PairKind, &str), &BTreeMap<(Arm, &str), (f64, f64)>)| {
+    let mut measures = Vec::new();
+    for ((kind, by), sums) in &sums {
         let mut units = Units::numbers();
         for ((arm, conversation), (sum, count)) in sums {
             units.put(*arm, *conversation, sum / count);
         }
         let by = if judges.len() > 1 { format!(", {by}") } else { String::new() };
-        units.measure("judged", kind.name().to_owned() + &by)
-    };
-    sums.iter().filter_map(measure).collect()
+        measures.extend(units.measure("judged", kind.name().to_owned() + &by));
+    }
+    measures
 }
 
 /// Returns the share of each option of their common probability.
