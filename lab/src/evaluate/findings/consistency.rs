@@ -13,8 +13,8 @@ use super::pair::PairKind;
 /// How alike early and late answers are.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Consistency {
-    /// For each kind of pairs that a judge scored: `judged` (its mean score over a conversation, from 0 to 3). By domain
-    /// and by subject of the probes, and for `all`: `agreement` (share of a conversation's probes whose most
+    /// For each kind of pairs that a judge scored: `judged` (its mean score over a conversation, from 0 to 3). By
+    /// domain and by subject of the probes, and for `all`: `agreement` (share of a conversation's probes whose most
     /// likely option is the same early and late) and `distance` (mean total variation distance between the
     /// distributions over the options, from 0 to 1).
     pub measures: Vec<Measure>,

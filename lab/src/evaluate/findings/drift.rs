@@ -15,9 +15,9 @@ const BOTH: [&str; 2] = ["therapy", "philosophy"];
 /// What conversations did.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Drift {
-    /// By domain, for `therapy and philosophy`, and for `all`: `projection` (mean over the turns, as the uncapped model reads the answers), `slope`
-    /// (change of it per turn), `outside` (share of the answers' tokens beyond the bounds, read so), and
-    /// `projection under caps` (what the rest of the model saw, after the caps of the arm).
+    /// By domain, for `therapy and philosophy`, and for `all`: `projection` (mean over the turns, as the uncapped
+    /// model reads the answers), `slope` (change of it per turn), `outside` (share of the answers' tokens beyond the
+    /// bounds, read so), and `projection under caps` (what the rest of the model saw, after the caps of the arm).
     pub measures: Vec<Measure>,
     /// Mean projections turn by turn.
     pub turns: Vec<ArmTurns>,
