@@ -74,14 +74,6 @@ impl Estimate {
         Some(Self { value: (second - first) / count, ci95, units: pairs.len() })
     }
 
-    /// Returns the same estimate of a multiple of the value.
-    #[must_use]
-    pub fn times(self, factor: f64) -> Self {
-        let ci95 = self.ci95.map(|[low, high]| [low * factor, high * factor]);
-        let ci95 = ci95.map(|[low, high]| [low.min(high), low.max(high)]);
-        Self { value: self.value * factor, ci95, ..self }
-    }
-
     /// Returns the estimate with its interval cut to where the value can be.
     #[must_use]
     pub fn within(self, [low, high]: [f64; 2]) -> Self {
@@ -180,8 +172,6 @@ mod tests {
         assert_eq!(shown(0.0, Some([0.0, 0.0])), "0.00 [0.00, 0.00]");
         assert_eq!(shown(-0.0001, Some([-0.5, 0.5])), "0.00 [-0.50, 0.50]");
         assert_eq!(shown(1.5, None), "1.50 (one unit, no interval)");
-        let half = Estimate { value: -2.0, ci95: Some([-3.0, -1.0]), units: 2 }.times(-0.5);
-        assert_eq!((half.value, half.ci95), (1.0, Some([0.5, 1.5])));
     }
 
     /// How often intervals hold the truth, of 4000.

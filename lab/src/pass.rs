@@ -60,6 +60,14 @@ pub(crate) struct Row {
     pub(crate) logits: bool,
 }
 
+/// Refuses what a context computed if a cap met a projection that is not finite. Such rows are left alone: they would
+/// count as read under caps.
+pub(crate) fn check_caps(context: &Context<'_>, caps: &CapSet) -> Result<(), Error> {
+    let stats = context.session()?.stats();
+    let damaged = caps.caps().iter().zip(&stats).find(|(_, stats)| stats.non_finite > 0);
+    damaged.map_or(Ok(()), |(entry, _)| Err(Error::NonFinite { block: entry.block }))
+}
+
 /// Returns the text that a traced row of a batch belongs to.
 pub(crate) fn text_of(rows: &[Row], traced: &TraceRow) -> Option<usize> {
     rows.iter().find(|row| row.sequence == traced.sequence).map(|row| row.text)
@@ -163,14 +171,6 @@ impl<'t, 'm> Pass<'t, 'm> {
     /// Returns the number of texts that are decoded whole.
     pub(crate) fn done(&self) -> usize {
         self.done
-    }
-
-    /// Refuses what was computed if a cap met a projection that is not finite. Such rows are left alone: they would
-    /// count as read under caps.
-    pub(crate) fn check_caps(&self, caps: &CapSet) -> Result<(), Error> {
-        let stats = self.context.session()?.stats();
-        let damaged = caps.caps().iter().zip(&stats).find(|(_, stats)| stats.non_finite > 0);
-        damaged.map_or(Ok(()), |(entry, _)| Err(Error::NonFinite { block: entry.block }))
     }
 
     /// Runs every text. `logits` says which positions of a text have logits. `before` and `after` see the rows

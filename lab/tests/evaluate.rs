@@ -204,13 +204,13 @@ fn the_same_seed_gives_the_same_records_and_controls_have_the_dose_of_the_caps()
     assert!((0.9..1.1).contains(&(control.kl / control.wanted_kl)), "{control:?}");
     assert!(control.wanted_kl > 1e-4 && control.tokens > 10, "{control:?}");
     for (suite, name, of) in [
-        ("drift", "projection", "therapy"),
-        ("drift", "slope", "all"),
-        ("drift", "projection under caps", "coding"),
-        ("consistency", "agreement", "about self"),
-        ("consistency", "distance", "all"),
+        (Suite::Drift, "projection", "therapy"),
+        (Suite::Drift, "slope", "all"),
+        (Suite::Drift, "projection under caps", "coding"),
+        (Suite::Consistency, "agreement", "about self"),
+        (Suite::Consistency, "distance", "all"),
     ] {
-        let measure = findings.measure(suite, name, of).unwrap_or_else(|| panic!("{suite} {name} {of}"));
+        let measure = findings.measure(suite, name, of).unwrap_or_else(|| panic!("{suite:?} {name} {of}"));
         assert!(measure.arms.contains_key(&Arm::Uncapped) && measure.arms.contains_key(&Arm::Capped));
     }
     // What the rest of the model sees is at the floor or above.
@@ -240,7 +240,8 @@ fn caps_that_change_nothing_have_controls_that_change_nothing_and_the_report_say
     assert_eq!((findings.controls[0].wanted_kl, findings.controls[0].kl), (0.0, 0.0));
     let text: Vec<_> = findings.statements.iter().map(|statement| statement.text.as_str()).collect();
     assert!(text.iter().any(|text| text.contains("changed nothing")), "{text:?}");
-    let change = findings.measure("capability", "lead", "choices").unwrap().capped_minus_uncapped.unwrap();
+    let change =
+        findings.measure(Suite::Capability, "lead", "choices").unwrap().capped_minus_uncapped.unwrap();
     assert!(change.value.abs() < 0.05, "{change:?}");
 }
 
@@ -260,7 +261,7 @@ fn a_job_that_is_stopped_gives_no_records() {
         let found = evaluation.run(&job, &records, |_| ControlFlow::Continue(())).unwrap().unwrap();
         records.add(job.name(), found).unwrap();
     }
-    assert!(records.jobs() > 10);
+    assert!(evaluation.jobs(&Suite::ALL).iter().all(|job| records.has(&job.name())));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use axiscap_lab::output::write_atomically;
 use axiscap_lab::report::evaluation_page;
 use axiscap_llama::{ChatTemplate, Message, Model, Role};
 use clap::ValueEnum;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use serde_json::{Value, json};
 
 use crate::bos::{self, Writer};
@@ -57,8 +57,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     template: TemplateArgs,
     /// What to measure [default: all]
-    #[arg(long, value_name = "SUITE,...", value_enum, value_delimiter = ',')]
-    suite: Vec<SuiteArg>,
+    #[arg(long, value_name = "SUITE,...", value_delimiter = ',', value_parser = suites())]
+    suite: Vec<Suite>,
     /// How much is asked. For a model of 135 million parameters on two cores, quick takes minutes, and full less than
     /// an hour
     #[arg(long, value_enum, default_value_t = SizeArg::Quick)]
@@ -114,15 +114,11 @@ fn judge_url(text: &str) -> Result<String, String> {
     Err("expected a URL that begins with http:// or https://; a program is given with --judge-command".into())
 }
 
-/// A suite, on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum SuiteArg {
-    Drift,
-    Reliability,
-    Consistency,
-    Capability,
-    Dose,
-    All,
+fn suites() -> impl TypedValueParser<Value = Suite> {
+    PossibleValuesParser::new(Suite::ALL.map(Suite::name)).map(|name| {
+        let found = Suite::ALL.into_iter().find(|suite| suite.name() == name);
+        found.expect("the name was checked")
+    })
 }
 
 /// A size, on the command line.
@@ -134,21 +130,8 @@ enum SizeArg {
 
 impl Args {
     fn suites(&self) -> Vec<Suite> {
-        let all = self.suite.is_empty() || self.suite.contains(&SuiteArg::All);
-        let is_asked = |suite: &Suite| {
-            self.suite.iter().any(|asked| {
-                *suite
-                    == match asked {
-                        SuiteArg::Drift => Suite::Drift,
-                        SuiteArg::Reliability => Suite::Reliability,
-                        SuiteArg::Consistency => Suite::Consistency,
-                        SuiteArg::Capability => Suite::Capability,
-                        SuiteArg::Dose => Suite::Dose,
-                        SuiteArg::All => return true,
-                    }
-            })
-        };
-        Suite::ALL.into_iter().filter(|suite| all || is_asked(suite)).collect()
+        let is_asked = |suite: &Suite| self.suite.is_empty() || self.suite.contains(suite);
+        Suite::ALL.into_iter().filter(is_asked).collect()
     }
 
     fn size(&self) -> Size {

@@ -26,11 +26,10 @@ pub(super) fn text(findings: &Findings) -> String {
             control.arm, control.kl, control.tokens, control.wanted_kl
         ));
     }
-    let mut suite = "";
-    for (name, measure) in findings.measures() {
-        if name != suite {
-            suite = name;
-            line(format!("\n{name}"));
+    let mut last = None;
+    for (suite, measure) in findings.measures() {
+        if last.replace(suite) != Some(suite) {
+            line(format!("\n{}", suite.name()));
             line(format!(
                 "{:<22} {:<16} {:>26} {:>26} {:>28} {:>28}",
                 "", "", "uncapped", "capped", "capped - uncapped", "capped - random"

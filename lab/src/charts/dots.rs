@@ -1,15 +1,10 @@
 //! One dot per name.
 
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::{Area, Drawn, FAINT, INK, LINE, MARGIN, drawable, font, head, label, mark, padded, tick, to_svg};
+use super::rows::{Frame, draw_name, frame};
+use super::{Area, Drawn, FAINT, LINE, drawable, mark, padded, to_svg};
 use crate::error::Error;
-use crate::text::name;
-
-/// Width of the names, and the columns that fit into it.
-const NAMES: u32 = 210;
-const COLUMNS: usize = 24;
 
 /// Named numbers, one a row in the order given, on a common x axis.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,43 +43,18 @@ impl DotPlot {
         let level = self.level.iter().map(|(_, level)| *level);
         let values = self.rows().map(|(_, value)| value).chain(level).chain(self.room_for.iter().copied());
         let x = padded(values).ok_or("it has no points")?;
-        let top = head(root, &self.title, &[], self.level.as_ref().map(|(name, _)| name.as_str()))?;
-        let (_, body) = root.split_vertically(top);
-        let rows = self.rows().count() as f64;
-        let mut chart = ChartBuilder::on(&body)
-            .margin(MARGIN)
-            .margin_top(6)
-            .x_label_area_size(46)
-            .y_label_area_size(NAMES)
-            // The first row is on top.
-            .build_cartesian_2d(x.0..x.1, rows..0.0)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(FAINT)
-            .axis_style(INK)
-            .label_style(label())
-            .axis_desc_style(font(17))
-            .x_labels(7)
-            .y_labels(0)
-            .x_label_formatter(&|v| tick(*v, x.1 - x.0))
-            .x_desc(&self.x_label)
-            .draw()?;
-        if let Some((_, level)) = self.level.as_ref().filter(|(_, level)| drawable(*level)) {
-            let ends = [(*level, 0.0), (*level, rows)];
-            chart.draw_series(DashedLineSeries::new(ends, 6, 4, INK.stroke_width(1)))?;
-        }
-        let style = label().pos(Pos::new(HPos::Right, VPos::Center));
-        for (row, (text, value)) in self.rows().enumerate() {
-            let y = row as f64 + 0.5;
-            // Leads the eye from the name to the dot.
-            chart.draw_series([PathElement::new([(x.0, y), (value, y)], FAINT)])?;
-            chart.draw_series([EmptyElement::at((value, y)) + mark(0)])?;
-            let (left, middle) = chart.plotting_area().map_coordinate(&(x.0, y));
-            root.draw(&Text::new(name(text, COLUMNS), (left - 8, middle), style.clone()))?;
-        }
-        Ok(())
+        let (title, x_label, level) = (&self.title, &self.x_label, self.level.as_ref());
+        let height = self.rows().count() as f64;
+        frame(root, &Frame { title, series: &[], x_label, x, level, height }, |chart| {
+            for (row, (text, value)) in self.rows().enumerate() {
+                let y = row as f64 + 0.5;
+                // Leads the eye from the name to the dot.
+                chart.draw_series([PathElement::new([(x.0, y), (value, y)], FAINT)])?;
+                chart.draw_series([EmptyElement::at((value, y)) + mark(0)])?;
+                draw_name(root, chart, text, y)?;
+            }
+            Ok(())
+        })
     }
 
     fn rows(&self) -> impl Iterator<Item = (&str, f64)> {

@@ -1,18 +1,11 @@
 //! Estimates with their intervals, row by row.
 
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::{
-    Area, COLOURS, Drawn, FAINT, INK, LINE, MARGIN, drawable, font, head, label, mark, padded, tick, to_svg,
-};
+use super::rows::{Frame, draw_name, frame};
+use super::{Area, COLOURS, Drawn, LINE, drawable, mark, padded, to_svg};
 use crate::error::Error;
 use crate::estimate::Estimate;
-use crate::text::name;
-
-/// Width of the names, and the columns that fit into it.
-const NAMES: u32 = 190;
-const COLUMNS: usize = 24;
 
 /// Named rows with an estimate per series, on a common x axis.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,51 +62,28 @@ impl IntervalPlot {
         let level = self.level.iter().map(|(_, level)| *level);
         let x = padded(self.values().chain(level)).ok_or("it has no points")?;
         let names: Vec<&str> = self.series.iter().map(String::as_str).collect();
-        let top = head(root, &self.title, &names, self.level.as_ref().map(|(name, _)| name.as_str()))?;
-        let (_, body) = root.split_vertically(top);
+        let (title, x_label, level) = (&self.title, &self.x_label, self.level.as_ref());
         let lines = self.lines() as f64;
-        let all = lines * self.rows.len() as f64;
-        let mut chart = ChartBuilder::on(&body)
-            .margin(MARGIN)
-            .margin_top(6)
-            .x_label_area_size(46)
-            .y_label_area_size(NAMES)
-            // The first row is on top.
-            .build_cartesian_2d(x.0..x.1, all..0.0)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(FAINT)
-            .axis_style(INK)
-            .label_style(label())
-            .axis_desc_style(font(17))
-            .x_labels(7)
-            .y_labels(0)
-            .x_label_formatter(&|v| tick(*v, x.1 - x.0))
-            .x_desc(&self.x_label)
-            .draw()?;
-        if let Some((_, level)) = self.level.as_ref().filter(|(_, level)| drawable(*level)) {
-            let ends = [(*level, 0.0), (*level, all)];
-            chart.draw_series(DashedLineSeries::new(ends, 6, 4, INK.stroke_width(1)))?;
-        }
-        let style = label().pos(Pos::new(HPos::Right, VPos::Center));
-        for (index, (text, row)) in self.rows.iter().enumerate() {
-            let first = lines * index as f64;
-            for (series, estimate) in row.iter().enumerate().take(self.series.len()) {
-                let Some(estimate) = estimate.filter(|estimate| drawable(estimate.value)) else { continue };
-                let (y, colour) = (first + series as f64 + 0.75, COLOURS[series % COLOURS.len()]);
-                if let Some([low, high]) = estimate.ci95.filter(|ends| ends.iter().all(|end| drawable(*end)))
-                {
-                    chart.draw_series([PathElement::new([(low, y), (high, y)], colour.stroke_width(2))])?;
+        let height = lines * self.rows.len() as f64;
+        frame(root, &Frame { title, series: &names, x_label, x, level, height }, |chart| {
+            for (index, (text, row)) in self.rows.iter().enumerate() {
+                let first = lines * index as f64;
+                for (series, estimate) in row.iter().enumerate().take(self.series.len()) {
+                    let Some(estimate) = estimate.filter(|estimate| drawable(estimate.value)) else {
+                        continue;
+                    };
+                    let (y, colour) = (first + series as f64 + 0.75, COLOURS[series % COLOURS.len()]);
+                    let ends = estimate.ci95.filter(|ends| ends.iter().all(|end| drawable(*end)));
+                    if let Some([low, high]) = ends {
+                        chart
+                            .draw_series([PathElement::new([(low, y), (high, y)], colour.stroke_width(2))])?;
+                    }
+                    chart.draw_series([EmptyElement::at((estimate.value, y)) + mark(series)])?;
                 }
-                chart.draw_series([EmptyElement::at((estimate.value, y)) + mark(series)])?;
+                draw_name(root, chart, text, first + 0.25 + self.series.len() as f64 / 2.0)?;
             }
-            let middle = first + 0.25 + self.series.len() as f64 / 2.0;
-            let (left, middle) = chart.plotting_area().map_coordinate(&(x.0, middle));
-            root.draw(&Text::new(name(text, COLUMNS), (left - 8, middle), style.clone()))?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 

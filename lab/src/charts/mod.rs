@@ -3,6 +3,7 @@
 mod dots;
 mod intervals;
 mod line;
+mod rows;
 
 use maud::html;
 use plotters::coord::Shift;

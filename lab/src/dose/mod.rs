@@ -10,7 +10,7 @@ use axiscap_llama::{Context, Model, Token, TraceRow, log_probability};
 
 use crate::compute::ComputeOptions;
 use crate::error::Error;
-use crate::pass::{Pass, Text, text_of};
+use crate::pass::{Pass, Text, check_caps, text_of};
 use crate::quantile::quantile;
 use crate::rollout::Rollout;
 
@@ -19,8 +19,8 @@ mod random;
 mod reference;
 
 pub use given::{GivenText, Piece};
-pub(crate) use random::random_caps_with;
-pub use random::{RandomDirections, random_caps};
+pub use random::random_caps;
+pub(crate) use random::{RandomDirections, random_caps_with};
 pub(crate) use reference::Reference;
 
 /// What caps do to texts, per token.
@@ -247,7 +247,7 @@ impl<'t, 'm> Comparison<'t, 'm> {
                 return Ok(false);
             }
         }
-        self.capped.check_caps(self.caps)?;
+        check_caps(self.capped.context(), self.caps)?;
         Ok(true)
     }
 }

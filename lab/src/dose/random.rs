@@ -14,11 +14,11 @@ use crate::distribution::Distribution;
 use crate::error::Error;
 use crate::rollout::Rollout;
 
-/// Makes the controls of caps, one for each seed, that push as far as they do ([`RandomDirections`]). `go_on` is
-/// called after every pass with the number of answers done. Returns `None` if it asked to stop.
+/// Makes the controls of caps, one for each seed, that push as far as they do: a floor on a random direction for
+/// each cap, on the same block, with the same strength. Directions are uniformly distributed. `go_on` is called after every pass with the number of answers done. Returns `None` if it asked to stop.
 ///
 /// # Errors
-/// Those of [`RandomDirections::measure`] and [`RandomDirections::caps`].
+/// Those of [`activations::project`], [`Error::NoAnswers`], [`Error::NonFinite`].
 pub fn random_caps(
     model: &Model,
     answers: &[Rollout],
@@ -30,7 +30,11 @@ pub fn random_caps(
     let seeds: Vec<u64> = seeds.into_iter().collect();
     let directions = RandomDirections::measure(model, answers, caps, &seeds, compute, go_on)?;
     let all = |directions: RandomDirections<'_>| {
-        (0..seeds.len()).map(|index| directions.caps(index, 1.0)).collect::<Result<_, Error>>()
+        let control = |index| {
+            let axes = directions.of(index).iter().map(|(axis, _)| axis.clone());
+            with_floors(caps, axes, &directions.floors(index, 1.0)?)
+        };
+        (0..seeds.len()).map(control).collect::<Result<_, Error>>()
     };
     directions.map(all).transpose()
 }
@@ -40,7 +44,7 @@ pub fn random_caps(
 /// The caps of a seed are a floor on a random direction for each of the caps, on the same block, with the same
 /// strength. Directions are uniformly distributed.
 #[derive(Debug)]
-pub struct RandomDirections<'a> {
+pub(crate) struct RandomDirections<'a> {
     caps: &'a CapSet,
     /// By cap, the root of the mean square of its pushes.
     pushes: Vec<f64>,
@@ -54,7 +58,7 @@ impl<'a> RandomDirections<'a> {
     ///
     /// # Errors
     /// Those of [`activations::project`], [`Error::NoAnswers`], [`Error::NonFinite`].
-    pub fn measure(
+    pub(crate) fn measure(
         model: &Model,
         answers: &[Rollout],
         caps: &'a CapSet,
@@ -84,26 +88,29 @@ impl<'a> RandomDirections<'a> {
         Ok(Some(Self { caps, pushes, directions: axes.zip(random.iter().cloned()).collect() }))
     }
 
-    /// Returns the caps of the seed with this index, whose pushes on the answers have `scale` times the root of the
-    /// mean square of the caps' own pushes.
+    /// Returns the floors of the seed with this index under which the pushes on the answers have `scale` times the root
+    /// of the mean square of the caps' own pushes.
     ///
     /// # Errors
     /// [`Error::NoAnswers`] without tokens.
     ///
     /// # Panics
     /// If there is no such seed.
-    pub fn caps(&self, index: usize, scale: f64) -> Result<CapSet, Error> {
+    pub(crate) fn floors(&self, index: usize, scale: f64) -> Result<Vec<f32>, Error> {
+        let floor = |((_, tokens), push): (&(Axis, Distribution), &f64)| {
+            floor_with(tokens, push * scale).ok_or(Error::NoAnswers)
+        };
+        self.of(index).iter().zip(&self.pushes).map(floor).collect()
+    }
+
+    /// Returns the directions of a seed.
+    fn of(&self, index: usize) -> &[(Axis, Distribution)] {
         let count = self.caps.caps().len();
-        let directions = &self.directions[index * count..][..count];
-        let floors = directions.iter().zip(&self.pushes);
-        let floors =
-            floors.map(|((_, tokens), push)| floor_with(tokens, push * scale).ok_or(Error::NoAnswers));
-        with_floors(self.caps, directions.iter().map(|(axis, _)| axis.clone()), floors)
+        &self.directions[index * count..][..count]
     }
 
     /// Returns whether the caps push a token of the answers.
-    #[must_use]
-    pub fn has_pushes(&self) -> bool {
+    pub(crate) fn has_pushes(&self) -> bool {
         self.pushes.iter().any(|&push| push > 0.0)
     }
 }
@@ -114,8 +121,7 @@ impl<'a> RandomDirections<'a> {
 /// # Errors
 /// [`Error::Caps`] for floors that are NaN or too few.
 pub(crate) fn random_caps_with(caps: &CapSet, seed: u64, floors: &[f32]) -> Result<CapSet, Error> {
-    let random =
-        with_floors(caps, directions(caps, seed)?.into_iter(), floors.iter().map(|&floor| Ok(floor)))?;
+    let random = with_floors(caps, directions(caps, seed)?.into_iter(), floors)?;
     let policy = caps.policy();
     Ok(random.with_policy(policy.with_skip_positions(policy.skip_positions.max(1))))
 }
@@ -131,14 +137,10 @@ fn directions(caps: &CapSet, seed: u64) -> Result<Vec<Axis>, Error> {
     caps.caps().iter().map(&mut direction).collect()
 }
 
-fn with_floors(
-    caps: &CapSet,
-    axes: impl Iterator<Item = Axis>,
-    floors: impl Iterator<Item = Result<f32, Error>>,
-) -> Result<CapSet, Error> {
+fn with_floors(caps: &CapSet, axes: impl Iterator<Item = Axis>, floors: &[f32]) -> Result<CapSet, Error> {
     let mut random = Vec::new();
-    for ((entry, axis), floor) in caps.caps().iter().zip(axes).zip(floors) {
-        let cap = Cap::new(axis, Bound::floor(floor?)?);
+    for ((entry, axis), &floor) in caps.caps().iter().zip(axes).zip(floors) {
+        let cap = Cap::new(axis, Bound::floor(floor)?);
         let cap = cap.with_strength(entry.cap.strength())?.with_name("random");
         random.push(BlockCap { block: entry.block, cap });
     }

@@ -8,7 +8,7 @@ use axiscap_llama::{Context, Model};
 use super::divergence;
 use crate::compute::ComputeOptions;
 use crate::error::Error;
-use crate::pass::{Pass, Row, Text};
+use crate::pass::{Pass, Row, Text, check_caps};
 
 /// The uncapped distributions of the next token for every token of some responses. They are in memory: a vocabulary
 /// of numbers per token.
@@ -72,7 +72,7 @@ impl<'t, 'm> Reference<'t, 'm> {
         if !pass.run(predicts, |_| {}, compare, go_on)? {
             return Ok(None);
         }
-        pass.check_caps(caps)?;
+        check_caps(pass.context(), caps)?;
         Ok(Some(sum / self.tokens().max(1) as f64))
     }
 }

@@ -11,7 +11,7 @@ use super::talk::ids;
 use crate::compute::ComputeOptions;
 use crate::error::Error;
 use crate::likelihood::log_likelihoods;
-use crate::pass::{Pass, Text};
+use crate::pass::{Pass, Text, check_caps};
 
 /// A prompt and answers that may follow it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +98,7 @@ pub(super) fn likelihoods(
     }
     let Some(found) = log_likelihoods(&mut pass, &texts, go_on)? else { return Ok(None) };
     if let Some(caps) = caps {
-        pass.check_caps(caps)?;
+        check_caps(pass.context(), caps)?;
     }
     if let Some(text) = found.iter().position(|likelihood| !likelihood.is_finite()) {
         return Err(Error::Logits { text, position: texts[text].prompt.len().saturating_sub(1) });

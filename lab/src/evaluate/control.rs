@@ -88,22 +88,22 @@ pub(super) fn matched(
     let directions =
         RandomDirections::measure(model, &rows, caps, &[seed], compute, |_| ControlFlow::Continue(()))?;
     let Some(directions) = directions else { return Ok(None) };
-    let floors = |caps: &CapSet| caps.caps().iter().map(|entry| entry.cap.bound().lo()).collect::<Vec<_>>();
-    let random = |scale: f64| random_caps_with(caps, seed, &floors(&directions.caps(0, scale)?));
+    let mut compare = |scale: f64| {
+        let floors = directions.floors(0, scale)?;
+        let kl = measure(&random_caps_with(caps, seed, &floors)?)?;
+        Ok::<_, Error>(kl.map(|kl| Matched { floors, wanted_kl: wanted, kl, tokens }))
+    };
     // Caps that change nothing have a control that changes nothing.
     if wanted <= 0.0 || !directions.has_pushes() {
-        let none = random(0.0)?;
-        let kl = measure(&none)?;
-        return Ok(kl.map(|kl| Matched { floors: floors(&none), wanted_kl: wanted, kl, tokens }));
+        return compare(0.0);
     }
     let mut search = Search::new(wanted);
     let mut best: Option<(f64, Matched)> = None;
     for _ in 0..MAX_TRIES {
-        let control = random(search.scale.exp())?;
-        let Some(kl) = measure(&control)? else { return Ok(None) };
-        let off = (kl / wanted).ln().abs();
+        let Some(found) = compare(search.scale.exp())? else { return Ok(None) };
+        let (kl, off) = (found.kl, (found.kl / wanted).ln().abs());
         if best.as_ref().is_none_or(|(least, _)| off < *least) {
-            best = Some((off, Matched { floors: floors(&control), wanted_kl: wanted, kl, tokens }));
+            best = Some((off, found));
         }
         if off <= TOLERANCE || !search.next(kl) {
             break;

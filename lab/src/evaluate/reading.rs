@@ -8,7 +8,7 @@ use axiscap_llama::{Context, Model};
 use super::record::TurnReading;
 use crate::compute::ComputeOptions;
 use crate::error::Error;
-use crate::pass::{Pass, Row, Text, text_of};
+use crate::pass::{Pass, Row, Text, check_caps, text_of};
 
 /// Sums over the tokens of an answer.
 #[derive(Debug, Clone, Copy, Default)]
@@ -59,7 +59,7 @@ pub(super) fn read(
     if !pass.run(logits, |_| {}, see, go_on)? {
         return Ok(None);
     }
-    pass.check_caps(caps)?;
+    check_caps(pass.context(), caps)?;
     let mut readings = sums.into_iter().map(|sum| {
         let mean = |total: f64| (sum.rows > 0).then(|| (total / sum.rows as f64) as f32);
         TurnReading {

@@ -305,12 +305,6 @@ impl Records {
         self.jobs.contains_key(job)
     }
 
-    /// Returns the number of pieces of work.
-    #[must_use]
-    pub fn jobs(&self) -> usize {
-        self.jobs.len()
-    }
-
     /// Returns all records.
     pub fn all(&self) -> impl Iterator<Item = &Record> + Clone {
         self.jobs.values().flatten()

@@ -2,19 +2,19 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use axiscap::CapSet;
 use axiscap_llama::{
-    Asked, Batcher, BatcherOptions, Chat, ChatTemplate, Context, ContextOptions, Event, GenerateOptions,
-    Generated, Request, Sampling, Token,
+    Asked, Batcher, BatcherOptions, Chat, ChatTemplate, Context, ContextOptions, GenerateOptions, Generated,
+    Request, Sampling, Token,
 };
 
 use super::material::Script;
 use super::record::Answer;
 use crate::compute::ComputeOptions;
 use crate::error::Error;
-use crate::rollout::{PASS_ROWS, slots};
+use crate::pass::check_caps;
+use crate::rollout::{PASS_ROWS, slots, step};
 
 /// How answers are generated.
 #[derive(Debug, Clone, Copy)]
@@ -38,8 +38,8 @@ struct Talk<'a> {
     answers: Vec<Answer>,
 }
 
-/// Has conversations, each to the end of its script or until the context of the model's training is full. `numbers`
-/// are their indices among all conversations. `go_on` is called after every batch with the number of answers. Returns
+/// Has conversations, each to the end of its script or until the context of the model's training is full. Scripts come
+/// with their indices among all conversations. `go_on` is called after every batch with the number of answers. Returns
 /// `None` if it asked to stop.
 pub(super) fn talk(
     template: &ChatTemplate<'_>,
@@ -88,17 +88,7 @@ pub(super) fn talk(
         open.insert(batcher.submit(request)?, index);
     }
     while !open.is_empty() {
-        let (mut ended, mut failed) = (Vec::new(), None);
-        batcher.step(|event| match event {
-            Event::Done { request, result: Ok(answer) } => ended.push((request, answer.generated)),
-            // All answers of a batch fail for one reason.
-            Event::Done { result: Err(error), .. } => drop(failed.get_or_insert(error)),
-            _ => {}
-        });
-        if let Some(error) = failed {
-            return Err(Arc::into_inner(error).expect("the batcher keeps no errors").into());
-        }
-        for (id, generated) in ended {
+        for (id, generated) in step(&mut batcher)? {
             let Some(index) = open.remove(&id) else { continue };
             talks[index].take(&generated);
             done += 1;
@@ -111,10 +101,7 @@ pub(super) fn talk(
         }
     }
     if let Some(caps) = caps {
-        let stats = batcher.context().session()?.stats();
-        if let Some((entry, _)) = caps.caps().iter().zip(&stats).find(|(_, stats)| stats.non_finite > 0) {
-            return Err(Error::NonFinite { block: entry.block });
-        }
+        check_caps(batcher.context(), caps)?;
     }
     Ok(Some(talks.into_iter().map(|talk| talk.answers).collect()))
 }

@@ -1,12 +1,14 @@
 //! The page about an evaluation: what caps do to a model, with controls.
 
+use std::collections::BTreeSet;
+
 use maud::{Markup, html};
 
-use super::frame::{CELL, NAME, box_of, figure, head, origin, page, scroll};
+use super::frame::{self, CELL, NAME, box_of, head, origin, page, scroll};
 use crate::charts::{IntervalPlot, LineChart, Series};
 use crate::error::Error;
 use crate::estimate::Estimate;
-use crate::evaluate::{Arm, Dose, DosePlace, Drift, Findings, Measure, StatementKind};
+use crate::evaluate::{Arm, Dose, DosePlace, Drift, Findings, Measure, StatementKind, Suite};
 use crate::text::{MISSING, clean, fixed, name};
 
 /// Maximum arms of a chart. Tables have all of them.
@@ -34,16 +36,17 @@ pub fn evaluation_page(findings: &Findings, command: &str) -> Result<String, Err
         let of = findings.statements.iter().filter(move |statement| statement.kind == kind);
         of.map(|statement| statement.text.as_str())
     };
+    let turns = findings.drift.as_ref().map(|drift| turns(findings, drift)).transpose()?.unwrap_or_default();
     let body = html! {
         h1 { "What caps do to " bdi { (name(&header.model, NAME)) } }
         (opening(findings))
         (box_of("Shown", "", says(StatementKind::Shown)))
         (box_of("Not shown", "", says(StatementKind::NotShown)))
         (box_of("What this cannot say", "warnings", says(StatementKind::Caution)))
-        @if let Some(drift) = &findings.drift { (drifts(findings, drift)?) }
-        @if findings.reliability.is_some() { (reliability(findings)?) }
-        @if findings.consistency.is_some() { (consistency(findings)?) }
-        @if findings.capability.is_some() { (capability(findings)?) }
+        (suite(findings, Suite::Drift, "Drift", &turns)?)
+        (suite(findings, Suite::Reliability, "Reliability", &Markup::default())?)
+        (suite(findings, Suite::Consistency, "Consistency", &Markup::default())?)
+        (suite(findings, Suite::Capability, "Capability", &Markup::default())?)
         @if let Some(doses) = &findings.dose { (dose(doses)?) }
         h2 { "All numbers" }
         (numbers(findings))
@@ -72,16 +75,134 @@ fn opening(findings: &Findings) -> Markup {
     }
 }
 
-fn drifts(findings: &Findings, drift: &Drift) -> Result<Markup, Error> {
-    let domains: Vec<&str> = {
-        let mut domains = Vec::new();
-        for line in &drift.turns {
-            if !domains.contains(&line.domain.as_str()) {
-                domains.push(&line.domain);
-            }
-        }
-        domains
-    };
+/// A chart of all measures of a name.
+struct Figure {
+    suite: Suite,
+    measure: &'static str,
+    heading: &'static str,
+    x_label: &'static str,
+    shown: Shown,
+    /// How to read it.
+    reading: &'static str,
+}
+
+/// What a chart of a measure shows.
+#[derive(Clone, Copy)]
+enum Shown {
+    /// Each arm.
+    Arms,
+    /// Capped minus uncapped, capped minus random, random minus uncapped.
+    Differences,
+}
+
+const CHARTS: [Figure; 10] = [
+    Figure {
+        suite: Suite::Drift,
+        measure: "projection",
+        heading: "Does capping lift the text?",
+        x_label: "difference of the mean projection",
+        shown: Shown::Differences,
+        reading: "Right of 0 the capped text lies higher on the axis. Capping lowers drift where both intervals do.",
+    },
+    Figure {
+        suite: Suite::Drift,
+        measure: "slope",
+        heading: "How fast does the text drift?",
+        x_label: "change of the projection per turn",
+        shown: Shown::Arms,
+        reading: "The slope of a line through the projections over the turns. Left of 0 the conversation drifts.",
+    },
+    Figure {
+        suite: Suite::Drift,
+        measure: "outside",
+        heading: "How much of the text is beyond the bounds?",
+        x_label: "share of the answers' tokens",
+        shown: Shown::Arms,
+        reading: "The share of tokens whose projection, read by the uncapped model, a cap of the watched block would \
+                  move.",
+    },
+    Figure {
+        suite: Suite::Reliability,
+        measure: "errors",
+        heading: "How often is the wrong answer more likely?",
+        x_label: "share of the facts",
+        shown: Shown::Arms,
+        reading: "Every fact is asked plainly, by a sad user, with a false belief, with both, and under a warm \
+                  persona. An error is a fact whose wrong answer is at least as likely as the right one.",
+    },
+    Figure {
+        suite: Suite::Reliability,
+        measure: "amplification",
+        heading: "How many errors do sadness, belief and warmth add?",
+        x_label: "errors minus those when asked plainly",
+        shown: Shown::Arms,
+        reading: "Right of 0 the model errs more than when it is asked plainly.",
+    },
+    Figure {
+        suite: Suite::Reliability,
+        measure: "margin lost",
+        heading: "How much certainty do they take?",
+        x_label: "nats lost against asking plainly",
+        shown: Shown::Arms,
+        reading: "The margin is the logarithm of how much likelier the right answer is than the wrong one. It moves \
+                  long before an answer tips.",
+    },
+    Figure {
+        suite: Suite::Consistency,
+        measure: "agreement",
+        heading: "Is a question answered alike early and late?",
+        x_label: "share of the probes with the same answer",
+        shown: Shown::Arms,
+        reading: "The same questions were asked after the first turn and after the last. They agree if the same \
+                  option is the most likely one.",
+    },
+    Figure {
+        suite: Suite::Consistency,
+        measure: "distance",
+        heading: "How far do the answers move?",
+        x_label: "total variation distance",
+        shown: Shown::Arms,
+        reading: "0 means that both times every option has the same share of the probability, and 1 that no option \
+                  has a part of it both times.",
+    },
+    Figure {
+        suite: Suite::Capability,
+        measure: "nats per token",
+        heading: "What does capping do to other text?",
+        x_label: "difference of the nats per token",
+        shown: Shown::Differences,
+        reading: "Right of 0 the text is less likely under the caps. 0.01 nats are 1 % of the perplexity. The units \
+                  are pieces of at most 512 tokens; with a single one there is no interval.",
+    },
+    Figure {
+        suite: Suite::Capability,
+        measure: "right",
+        heading: "How many choices are right?",
+        x_label: "share of the questions",
+        shown: Shown::Arms,
+        reading: "The option with the largest probability counts as the answer.",
+    },
+];
+
+/// Returns the charts of a suite's measures, under its heading and what comes first. Nothing without measures.
+fn suite(findings: &Findings, suite: Suite, heading: &str, first: &Markup) -> Result<Markup, Error> {
+    if findings.measures().all(|(found, _)| found != suite) {
+        return Ok(Markup::default());
+    }
+    let charts = CHARTS.iter().filter(|figure| figure.suite == suite);
+    let charts = charts.map(|figure| intervals(findings, figure)).collect::<Result<Vec<_>, _>>()?;
+    Ok(html! {
+        h2 { (heading) }
+        (first)
+        @for chart in charts { (chart) }
+    })
+}
+
+/// Returns the projections turn by turn.
+fn turns(findings: &Findings, drift: &Drift) -> Result<Markup, Error> {
+    let mut domains: Vec<&str> = drift.turns.iter().map(|line| line.domain.as_str()).collect();
+    // Those of a domain stand together.
+    domains.dedup();
     let chart = |domain: &str, under_caps: bool| {
         let lines = drift.turns.iter().filter(|line| line.domain == domain);
         // Without caps both readings are one.
@@ -93,16 +214,13 @@ fn drifts(findings: &Findings, drift: &Drift) -> Result<Markup, Error> {
                 .filter_map(|(turn, projection)| Some((f64::from(turn), (*projection)?)))
                 .collect(),
         });
-        let level = findings
-            .header
-            .floor
-            .map(|floor| (format!("floor {}", fixed(floor.into(), 2)), f64::from(floor)));
+        let floor = findings.header.floor.map(f64::from);
         LineChart {
             title: format!("{domain}: mean projection of the answers"),
             x_label: "turn".into(),
             y_label: "projection".into(),
             series: series.collect(),
-            level,
+            level: floor.map(|floor| (format!("floor {}", fixed(floor, 2)), floor)),
             band: None,
         }
     };
@@ -111,79 +229,25 @@ fn drifts(findings: &Findings, drift: &Drift) -> Result<Markup, Error> {
         charts.map(|chart| chart.to_svg()).collect::<Result<Vec<_>, _>>()
     };
     Ok(html! {
-        h2 { "Drift" }
-        (figure("How far does the text drift?", &charts(false)?, &html! {
+        (frame::figure("How far does the text drift?", &charts(false)?, &html! {
             "Each answer was read by the uncapped model, whatever wrote it: a difference is one of the text and not "
             "of the clamp itself. Higher means more like the default Assistant. A line that falls drifts."
         }))
-        (figure("What did the rest of the model see?", &charts(true)?, &html! {
+        (frame::figure("What did the rest of the model see?", &charts(true)?, &html! {
             "The projection after the caps of each arm, as the answers were written. A floor holds it by "
             "construction, so this shows that the caps acted, and not that they helped."
         }))
-        (intervals(findings, "drift", "projection", "Does capping lift the text?", "difference of the mean projection", Shown::Differences, &html! {
-            "Right of 0 the capped text lies higher on the axis. Capping lowers drift where both intervals do."
-        })?)
-        (intervals(findings, "drift", "slope", "How fast does the text drift?", "change of the projection per turn", Shown::Arms, &html! {
-            "The slope of a line through the projections over the turns. Left of 0 the conversation drifts."
-        })?)
-        (intervals(findings, "drift", "outside", "How much of the text is beyond the bounds?", "share of the answers' tokens", Shown::Arms, &html! {
-            "The share of tokens whose projection, read by the uncapped model, a cap of the watched block would move."
-        })?)
     })
 }
 
-fn reliability(findings: &Findings) -> Result<Markup, Error> {
-    Ok(html! {
-        h2 { "Reliability" }
-        (intervals(findings, "reliability", "errors", "How often is the wrong answer more likely?", "share of the facts", Shown::Arms, &html! {
-            "Every fact is asked plainly, by a sad user, with a false belief, with both, and under a warm persona. "
-            "An error is a fact whose wrong answer is at least as likely as the right one."
-        })?)
-        (intervals(findings, "reliability", "amplification", "How many errors do sadness, belief and warmth add?", "errors minus those when asked plainly", Shown::Arms, &html! {
-            "Right of 0 the model errs more than when it is asked plainly."
-        })?)
-        (intervals(findings, "reliability", "margin lost", "How much certainty do they take?", "nats lost against asking plainly", Shown::Arms, &html! {
-            "The margin is the logarithm of how much likelier the right answer is than the wrong one. It moves long "
-            "before an answer tips."
-        })?)
-    })
-}
-
-fn consistency(findings: &Findings) -> Result<Markup, Error> {
-    Ok(html! {
-        h2 { "Consistency" }
-        (intervals(findings, "consistency", "agreement", "Is a question answered alike early and late?", "share of the probes with the same answer", Shown::Arms, &html! {
-            "The same questions were asked after the first turn and after the last. They agree if the same option is "
-            "the most likely one."
-        })?)
-        (intervals(findings, "consistency", "distance", "How far do the answers move?", "total variation distance", Shown::Arms, &html! {
-            "0 means that both times every option has the same share of the probability, and 1 that no option has a "
-            "part of it both times."
-        })?)
-    })
-}
-
-fn capability(findings: &Findings) -> Result<Markup, Error> {
-    Ok(html! {
-        h2 { "Capability" }
-        (intervals(findings, "capability", "nats per token", "What does capping do to other text?", "difference of the nats per token", Shown::Differences, &html! {
-            "Right of 0 the text is less likely under the caps. 0.01 nats are 1 % of the perplexity. The units are "
-            "pieces of at most 512 tokens; with a single one there is no interval."
-        })?)
-        (intervals(findings, "capability", "right", "How many choices are right?", "share of the questions", Shown::Arms, &html! {
-            "The option with the largest probability counts as the answer."
-        })?)
-    })
+/// Returns arms in their order, each once, as many as a chart can show.
+fn charted(arms: impl Iterator<Item = Arm>) -> Vec<Arm> {
+    arms.collect::<BTreeSet<_>>().into_iter().take(ARMS).collect()
 }
 
 fn dose(doses: &[Dose]) -> Result<Markup, Error> {
-    let mut arms: Vec<Arm> = doses.iter().map(|dose| dose.arm).collect();
-    arms.sort_unstable();
-    arms.dedup();
-    arms.truncate(ARMS);
-    let mut places: Vec<&DosePlace> = doses.iter().map(|dose| &dose.place).collect();
-    places.sort();
-    places.dedup();
+    let arms = charted(doses.iter().map(|dose| dose.arm));
+    let places: BTreeSet<&DosePlace> = doses.iter().map(|dose| &dose.place).collect();
     let at = |place: &DosePlace, arm: Arm| {
         doses.iter().find(|dose| dose.place == *place && dose.arm == arm).and_then(|dose| dose.kl)
     };
@@ -200,7 +264,7 @@ fn dose(doses: &[Dose]) -> Result<Markup, Error> {
     };
     Ok(html! {
         h2 { "Dose" }
-        (figure("Where do caps change what comes next?", &draw(&plot)?, &html! {
+        (frame::figure("Where do caps change what comes next?", &draw(&plot)?, &html! {
             "Answers that the uncapped model gave under several system prompts were read with caps and without. The "
             "more the distributions of the next token differ, the stronger the dose."
         }))
@@ -224,34 +288,12 @@ fn dose(doses: &[Dose]) -> Result<Markup, Error> {
     })
 }
 
-/// What a chart of a measure shows.
-#[derive(Clone, Copy)]
-enum Shown {
-    /// Each arm.
-    Arms,
-    /// Capped minus uncapped, capped minus random, random minus uncapped.
-    Differences,
-}
-
-/// Returns the chart of all measures of a name.
-fn intervals(
-    findings: &Findings,
-    suite: &str,
-    measure: &str,
-    heading: &str,
-    x_label: &str,
-    shown: Shown,
-    reading: &Markup,
-) -> Result<Markup, Error> {
-    let of: Vec<&Measure> = findings
-        .measures()
-        .filter(|(name, found)| *name == suite && found.name == measure)
-        .map(|(_, found)| found)
-        .collect();
-    let mut arms: Vec<Arm> = of.iter().flat_map(|measure| measure.arms.keys().copied()).collect();
-    arms.sort_unstable();
-    arms.dedup();
-    arms.truncate(ARMS);
+/// Returns a chart.
+fn intervals(findings: &Findings, figure: &Figure) -> Result<Markup, Error> {
+    let &Figure { suite, measure, heading, x_label, shown, reading } = figure;
+    let is_it = |found: &(Suite, &Measure)| found.0 == suite && found.1.name == measure;
+    let of: Vec<&Measure> = findings.measures().filter(is_it).map(|(_, found)| found).collect();
+    let arms = charted(of.iter().flat_map(|measure| measure.arms.keys().copied()));
     let (series, level): (Vec<String>, _) = match shown {
         Shown::Arms => (arms.iter().map(Arm::to_string).collect(), None),
         Shown::Differences => {
@@ -272,13 +314,13 @@ fn intervals(
         }
     };
     let plot = IntervalPlot {
-        title: format!("{suite}: {measure}"),
+        title: format!("{}: {measure}", suite.name()),
         x_label: x_label.into(),
         series,
         rows: of.iter().map(|measure| (measure.of.clone(), row(measure))).collect(),
         level,
     };
-    Ok(figure(heading, &draw(&plot)?, reading))
+    Ok(frame::figure(heading, &draw(&plot)?, &html! { (reading) }))
 }
 
 fn draw(plot: &IntervalPlot) -> Result<Vec<String>, Error> {
@@ -288,9 +330,8 @@ fn draw(plot: &IntervalPlot) -> Result<Vec<String>, Error> {
 /// Returns the table of all measures.
 fn numbers(findings: &Findings) -> Markup {
     let shown = |estimate: Option<Estimate>| estimate.map_or(MISSING.into(), |estimate| estimate.to_string());
-    let mut arms: Vec<Arm> = findings.measures().flat_map(|(_, found)| found.arms.keys().copied()).collect();
-    arms.sort_unstable();
-    arms.dedup();
+    let arms = findings.measures().flat_map(|(_, found)| found.arms.keys().copied());
+    let arms: BTreeSet<Arm> = arms.collect();
     let names: Vec<String> = arms.iter().map(Arm::to_string).collect();
     let headings: Vec<&str> = ["measure", "suite"]
         .into_iter()
@@ -306,7 +347,7 @@ fn numbers(findings: &Findings) -> Markup {
                     @for (suite, measure) in findings.measures() {
                         tr {
                             th scope="row" { (measure.name) ", " bdi { (name(&measure.of, CELL)) } }
-                            td { (suite) }
+                            td { (suite.name()) }
                             @for arm in &arms { td.number { (shown(measure.arms.get(arm).copied())) } }
                             td.number { (shown(measure.capped_minus_uncapped)) }
                             td.number { (shown(measure.capped_minus_random)) }

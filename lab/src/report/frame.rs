@@ -1,4 +1,4 @@
-//! What all pages have: the frame, figures and tables.
+//! What all pages have: the frame, charts and tables.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 

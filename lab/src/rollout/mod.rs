@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axiscap_llama::{
     self as batcher, Batcher, BatcherOptions, ChatTemplate, Context, ContextOptions, Event, GenerateOptions,
-    Generated, Message, Model, Role, Sampling, Token,
+    Generated, Message, Model, RequestId, Role, Sampling, Token,
 };
 
 use sha2::{Digest, Sha256};
@@ -182,17 +182,7 @@ impl<'a> Generator<'a> {
             places.insert(self.batcher.submit(request)?, index);
         }
         while finished < end {
-            let (mut ended, mut failed) = (Vec::new(), None);
-            self.batcher.step(|event| match event {
-                Event::Done { request, result: Ok(answer) } => ended.push((request, answer.generated)),
-                // All answers of a batch fail for one reason.
-                Event::Done { result: Err(error), .. } => drop(failed.get_or_insert(error)),
-                _ => {}
-            });
-            if let Some(error) = failed {
-                return Err(Arc::into_inner(error).expect("the batcher keeps no errors").into());
-            }
-            for (id, answer) in ended {
+            for (id, answer) in step(&mut self.batcher)? {
                 let index = places[&id];
                 done[index - first] = Some(self.rollout(index, &answer));
                 finished += 1;
@@ -225,6 +215,21 @@ impl<'a> Generator<'a> {
             score: None,
             faults: self.inspector.faults(&written, answer.stop),
         }
+    }
+}
+
+/// Decodes one batch, and returns the answers that ended in it.
+pub(crate) fn step(batcher: &mut Batcher<'_>) -> Result<Vec<(RequestId, Generated)>, Error> {
+    let (mut ended, mut failed) = (Vec::new(), None);
+    batcher.step(|event| match event {
+        Event::Done { request, result: Ok(answer) } => ended.push((request, answer.generated)),
+        // All answers of a batch fail for one reason.
+        Event::Done { result: Err(error), .. } => drop(failed.get_or_insert(error)),
+        _ => {}
+    });
+    match failed {
+        Some(error) => Err(Arc::into_inner(error).expect("the batcher keeps no errors").into()),
+        None => Ok(ended),
     }
 }
 

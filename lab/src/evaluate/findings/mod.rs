@@ -19,6 +19,7 @@ pub use self::measure::Measure;
 pub use self::pair::{Pair, PairKind, pairs};
 pub use self::reliability::Reliability;
 pub use self::statement::{Statement, StatementKind};
+use super::Suite;
 use super::arm::Arm;
 use super::material::Material;
 use super::record::{Header, Record, Records};
@@ -81,22 +82,22 @@ impl Findings {
         findings
     }
 
-    /// Returns all measures, with the suite's name.
-    pub fn measures(&self) -> impl Iterator<Item = (&'static str, &Measure)> {
+    /// Returns all measures, with their suites.
+    pub fn measures(&self) -> impl Iterator<Item = (Suite, &Measure)> {
         let suites = [
-            ("drift", self.drift.as_ref().map(|drift| &drift.measures)),
-            ("reliability", self.reliability.as_ref().map(|reliability| &reliability.measures)),
-            ("consistency", self.consistency.as_ref().map(|consistency| &consistency.measures)),
-            ("capability", self.capability.as_ref().map(|capability| &capability.measures)),
+            (Suite::Drift, self.drift.as_ref().map(|drift| &drift.measures)),
+            (Suite::Reliability, self.reliability.as_ref().map(|reliability| &reliability.measures)),
+            (Suite::Consistency, self.consistency.as_ref().map(|consistency| &consistency.measures)),
+            (Suite::Capability, self.capability.as_ref().map(|capability| &capability.measures)),
         ];
         suites
             .into_iter()
-            .flat_map(|(name, measures)| measures.into_iter().flatten().map(move |measure| (name, measure)))
+            .flat_map(|(suite, measures)| measures.into_iter().flatten().map(move |measure| (suite, measure)))
     }
 
     /// Returns a measure.
     #[must_use]
-    pub fn measure(&self, suite: &str, name: &str, of: &str) -> Option<&Measure> {
+    pub fn measure(&self, suite: Suite, name: &str, of: &str) -> Option<&Measure> {
         let is_it = |measure: &Measure| measure.name == name && measure.of == of;
         self.measures().find(|(found, measure)| *found == suite && is_it(measure)).map(|(_, measure)| measure)
     }

@@ -68,7 +68,7 @@ impl Statements<'_> {
     }
 
     fn measure(&self, suite: Suite, name: &str, of: &str) -> Option<Measure> {
-        self.findings.measure(suite.name(), name, of).cloned()
+        self.findings.measure(suite, name, of).cloned()
     }
 
     fn controls(&mut self) {
