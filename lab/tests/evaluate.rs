@@ -242,7 +242,7 @@ fn caps_that_change_nothing_have_controls_that_change_nothing_and_the_report_say
     assert!(text.iter().any(|text| text.contains("changed nothing")), "{text:?}");
     let change =
         findings.measure(Suite::Capability, "lead", "choices").unwrap().capped_minus_uncapped.unwrap();
-    assert!(change.value.abs() < 0.05, "{change:?}");
+    assert_eq!(change.ci95, Some([0.0, 0.0]), "to the bit");
 }
 
 #[test]
