@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use axiscap::CapSet;
 use axiscap::file::CapFile;
-use axiscap_llama::{Context, Model, ProfileId, Schedule};
+use axiscap_llama::{Context, Model, ProfileId, Watch};
 use clap::Args;
 
+use crate::levels::WatchArgs;
 use crate::model::model_info;
+use crate::schedule::When;
 use crate::{output, sampling, schedule};
 
 /// Which caps, if any, and how strongly they hold.
@@ -20,14 +22,17 @@ pub(crate) struct CapsArgs {
     #[command(flatten)]
     hold: HoldArgs,
     /// When the caps act: always; on generated rows, not on the prompt; on the assistant's own turns; with a
-    /// strength that grows from one position to another; or from an alarm until its end (see `axiscap drift`)
+    /// strength that grows from one position to another; from the watched average's alarm until its end; or from an
+    /// alarm of your own until its end (see `axiscap drift`)
     #[arg(
         long,
-        value_name = "always|generated|assistant|ramp=FROM..TO|alarm=WEIGHT,ENGAGE,RELEASE",
+        value_name = "always|generated|assistant|ramp=FROM..TO|alarm|alarm=WEIGHT,ENGAGE,RELEASE",
         requires = "caps",
-        value_parser = schedule::schedule
+        value_parser = schedule::when
     )]
-    when: Option<Schedule>,
+    when: Option<When>,
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
 }
 
 /// Which caps, for commands that need some, and how strongly they hold.
@@ -61,9 +66,12 @@ impl CapsArgs {
     }
 
     /// Has the caps of a context act as --when says.
-    pub(crate) fn schedule(&self, context: &mut Context<'_>) -> Result<()> {
+    pub(crate) fn schedule(&self, context: &mut Context<'_>, caps: &CapSet, watch: &Watch) -> Result<()> {
         match self.when {
-            Some(when) => Ok(context.schedule_profile(0, Some(ProfileId::DEFAULT), when)?),
+            Some(when) => {
+                let schedule = when.schedule(watch, caps)?;
+                Ok(context.schedule_profile(0, Some(ProfileId::DEFAULT), schedule)?)
+            }
             None => Ok(()),
         }
     }
@@ -121,7 +129,7 @@ impl LoadedCaps {
         }
         let caps = match strength {
             Some(strength) => file.caps.with_strength(strength)?,
-            None => file.caps,
+            None => file.caps.clone(),
         };
         let caps = match skip_positions {
             Some(count) => {
@@ -130,7 +138,7 @@ impl LoadedCaps {
             }
             None => caps,
         };
-        Ok(CheckedCaps { caps, observe })
+        Ok(CheckedCaps { caps, observe, file })
     }
 }
 
@@ -141,6 +149,8 @@ pub(crate) struct CheckedCaps {
     pub(crate) caps: CapSet,
     /// Whether they begin by observing only.
     pub(crate) observe: bool,
+    /// The file, as it was read.
+    pub(crate) file: CapFile,
 }
 
 impl CheckedCaps {

@@ -2,17 +2,21 @@
 
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use axiscap::{BlockCap, CapSet};
 use axiscap_llama::{
-    Chat, Context, Engagement, Error, GenerateOptions, Message, Role, Stop, TraceRow, Turn, answer_means,
+    Chat, Context, Engagement, Error, GenerateOptions, Level, Message, Role, Stop, TraceRow, Turn, Watch,
+    Watcher, answer_means,
 };
 use serde::Serialize;
 
 use crate::bos::{self, Writer};
 use crate::caps::CapsArgs;
+use crate::gauge::{Gauge, Scale, Shown};
 use crate::interrupt::{self, Interrupt, is_interrupted};
+use crate::levels::{self, AnswerLevels, NO_THRESHOLDS};
 use crate::model::ModelArgs;
 use crate::sampling::SamplingArgs;
 use crate::schedule::{self, EngagementReport};
@@ -60,6 +64,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let model = args.model.load()?;
     let caps = caps.map(|caps| caps.check(&model)).transpose()?;
     let observe = caps.as_ref().is_some_and(|caps| caps.observe);
+    let watch = caps.as_ref().map(|caps| args.caps.watch.watch(&caps.file)).transpose()?;
     let caps = caps.map(|caps| caps.caps);
     // A template that is missing or unknown is reported also where no turn follows.
     let system = args.system.iter().map(|text| Message::new(Role::System, text));
@@ -68,13 +73,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
     template.render(&beginning, true)?;
     let mut context = Context::new(&model, &args.model.context(&model))?;
     context.set_caps(caps.as_ref())?;
-    args.caps.schedule(&mut context)?;
+    if let (Some(caps), Some(watch)) = (&caps, &watch) {
+        args.caps.schedule(&mut context, caps, watch)?;
+        context.set_watch(0, Some(Watcher::new(watch)?))?;
+    }
     context.set_tracing(caps.is_some())?;
     let interactive = io::stdin().is_terminal() && !args.json;
     let mut repl = Repl {
         chat: Chat::new(&template, args.system.as_deref()),
         context,
         caps,
+        watch,
         options: args.sampling.options(),
         json: args.json,
         turn: 0,
@@ -88,6 +97,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     args.sampling.report_seed();
     if interactive {
         output::note(&format!("One line is one turn; Ctrl-C stops an answer. {COMMANDS}"));
+        if repl.watch.is_some_and(|watch| args.caps.watch.lacks_thresholds(&watch)) {
+            output::note(NO_THRESHOLDS);
+        }
     }
     let (mut lines, mut number) = (io::stdin().lock(), 0);
     loop {
@@ -126,6 +138,8 @@ struct Repl<'m> {
     chat: Chat<'m>,
     context: Context<'m>,
     caps: Option<CapSet>,
+    /// What is watched, where there are caps.
+    watch: Option<Watch>,
     options: GenerateOptions,
     json: bool,
     turn: usize,
@@ -154,6 +168,18 @@ struct TurnReport<'a> {
     /// What the alarm of --when did.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     engagements: Vec<EngagementReport>,
+    /// What was watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    watch: Option<WatchTurn>,
+}
+
+/// What was watched in one answer.
+#[derive(Debug, Serialize)]
+struct WatchTurn {
+    block: usize,
+    thresholds: serde_json::Value,
+    #[serde(flatten)]
+    answer: AnswerLevels,
 }
 
 /// What one cap saw in one answer.
@@ -236,13 +262,27 @@ impl Repl<'_> {
         drop(self.context.take_trace());
         let json = self.json;
         let mut written = Ok(());
+        let watch = self.watch.zip(self.caps.as_ref());
+        let mut gauge = watch.filter(|_| self.interactive).and_then(|_| Gauge::at_stdout());
+        let mut shown = None;
         let answering = self.interrupt.catch();
-        let said = self.chat.say(&mut self.context, text, &self.options, |piece| {
+        let said = self.chat.say_watched(&mut self.context, text, &self.options, |step| {
+            if let (Some((watch, caps)), Some(reading)) = (&watch, step.readings.last()) {
+                shown = Some(on_gauge(watch, caps, &reading.level));
+            }
+            let piece = match &mut gauge {
+                Some(gauge) => &gauge.text(step.text, shown.as_ref(), Instant::now()),
+                None => step.text,
+            };
             if !json && !piece.is_empty() {
                 written = output::text(piece);
             }
             if written.is_ok() { answering.go_on() } else { ControlFlow::Break(()) }
         });
+        if let Some(rest) = gauge.map(|mut gauge| gauge.end()).filter(|rest| !rest.is_empty()) {
+            let removed = output::text(&rest);
+            written = written.and(removed);
+        }
         let turn = said.map_err(|error| match error {
             Error::PromptTooLong { .. } if self.chat.messages().iter().any(|m| m.role == Role::Assistant) => {
                 remedy::noted(error, "/undo takes back the last turn, /reset starts again")
@@ -301,6 +341,9 @@ impl Repl<'_> {
             line += &format!("; engaged on {:.1} % of rows", 100.0 * engaged as f64 / rows.max(1) as f64);
         }
         output::note(&(line + "]"));
+        if let (Some(watch), Some(caps)) = (&self.watch, &self.caps) {
+            output::note(&watched(turn).summary(watch, caps));
+        }
         match turn.generated.stop {
             Stop::ContextFull => output::warning(
                 "the context is full; /undo takes back the last turn, /reset starts again, --ctx N sets the size of the context",
@@ -332,9 +375,31 @@ impl Repl<'_> {
             reused_tokens: generated.timings.reused,
             decode_tokens_per_second: generated.timings.decode_tokens_per_second(),
             caps,
+            watch: self.watch.as_ref().zip(self.caps.as_ref()).map(|(watch, caps)| WatchTurn {
+                block: levels::block(watch, caps),
+                thresholds: levels::thresholds_json(watch),
+                answer: watched(turn),
+            }),
             engagements: engagements.iter().map(EngagementReport::from).collect(),
         })
     }
+}
+
+/// Returns what the gauge shows of a level.
+fn on_gauge(watch: &Watch, caps: &CapSet, level: &Level) -> Shown {
+    Shown {
+        block: levels::block(watch, caps),
+        projection: level.projection.into(),
+        average: level.average,
+        alarm: watch.thresholds.map(|thresholds| Scale { alarm: thresholds.alarm, usual: thresholds.usual }),
+        is_raised: level.is_alarm(),
+    }
+}
+
+/// Returns what was watched in an answer.
+fn watched(turn: &Turn) -> AnswerLevels {
+    let levels: Vec<Level> = turn.generated.readings.iter().map(|reading| reading.level).collect();
+    AnswerLevels::of(&levels)
 }
 
 /// Returns what every cap saw in the rows from position `prompt` on, the generated tokens that were decoded.

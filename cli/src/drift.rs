@@ -489,8 +489,8 @@ fn moved(turns: &[DriftTurn]) -> serde_json::Value {
 fn alarm_json(alarm: &Alarm, caps: &CapSet) -> serde_json::Value {
     let cap = alarm.watched(caps);
     match alarm.rule {
-        AlarmRule::Ewma { weight, engage, release } => {
-            json!({"cap": cap, "weight": weight, "engage": engage, "release": release})
+        AlarmRule::Ewma { weight, start, engage, release } => {
+            json!({"cap": cap, "weight": weight, "start": start, "engage": engage, "release": release})
         }
         AlarmRule::Cusum { slack, engage, release } => {
             json!({"cap": cap, "slack": slack, "engage": engage, "release": release})

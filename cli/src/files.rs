@@ -29,7 +29,7 @@ struct Named(String, PathBuf);
 
 fn role(arg: &Arg) -> Option<Role> {
     Some(match arg.get_id().as_str() {
-        "model" | "caps" | "axes" | "chat_template_file" | "default_vector" | "file" | "material"
+        "model" | "caps" | "axes" | "chat_template_file" | "default_vector" | "file" | "jsonl" | "material"
         | "plugin" | "prompt_file" | "questions" | "role_vector" | "roles" | "script" | "texts"
         | "traits" => Role::Read,
         "out" | "pairs" | "plot" | "report" | "trace" => Role::Written,

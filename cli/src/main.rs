@@ -15,10 +15,12 @@ mod export;
 mod extract;
 mod files;
 mod fingerprint;
+mod gauge;
 mod import;
 mod input;
 mod inspect;
 mod interrupt;
+mod levels;
 mod llama_flags;
 mod model;
 mod output;
@@ -31,6 +33,7 @@ mod run;
 mod sampling;
 mod schedule;
 mod template;
+mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -82,6 +85,8 @@ enum Command {
     Drift(drift::Args),
     /// Measure what caps do to a model, with controls
     Eval(eval::Args),
+    /// Read transcripts, and say turn by turn where they drift
+    Watch(watch::Args),
     /// Start a program of stock llama.cpp, such as llama-server, with caps
     Exec(exec::Args),
     /// Show what a cap file holds and how it was made
@@ -103,6 +108,7 @@ impl Command {
             Self::Export(args) => export::run(args),
             Self::Drift(args) => drift::run(args),
             Self::Eval(args) => eval::run(args),
+            Self::Watch(args) => watch::run(args),
             Self::Exec(args) => exec::run(args),
             Self::Inspect(args) => inspect::run(args),
             Self::Doctor(args) => doctor::run(args),

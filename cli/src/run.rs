@@ -4,12 +4,16 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use axiscap_llama::{Context, GenerateOptions, Generated, Message, Model, ProfileId, Role, Stop, generate};
+use axiscap_llama::{
+    Context, GenerateOptions, Generated, Level, Message, Model, ProfileId, Role, Stop, Watcher, generate,
+};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::bos::{self, Writer};
-use crate::caps::CapsArgs;
+use crate::caps::{CapsArgs, CheckedCaps};
 use crate::interrupt::{self, Interrupt};
+use crate::levels::{self, AnswerLevels, NO_THRESHOLDS};
 use crate::model::ModelArgs;
 use crate::output::{self, counted};
 use crate::prompt::PromptArgs;
@@ -56,6 +60,9 @@ pub(crate) struct Args {
     /// Write what every cap did to every row to this file, as JSON lines
     #[arg(long, value_name = "FILE", requires = "caps")]
     trace: Option<PathBuf>,
+    /// Watch how far the text drifts, and say where an alarm begins
+    #[arg(long, requires = "caps")]
+    watch: bool,
     /// Caps on a GPU do the norm after their block too, where the graph allows it
     #[arg(long, requires = "caps")]
     fused_norm: bool,
@@ -93,6 +100,9 @@ struct Report<'a> {
     /// What the alarm of --when did.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     engagements: Vec<EngagementReport>,
+    /// What was watched, with --watch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    watch: Option<serde_json::Value>,
     backend: String,
     engines: Vec<EngineReport<'a>>,
     model: ModelReport<'a>,
@@ -113,7 +123,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let caps = args.caps.read()?;
     let text = args.prompt.read(args.raw)?;
     let model = args.model.load()?;
-    let caps = caps.map(|caps| caps.check(&model)?.acting()).transpose()?;
+    let caps = caps.map(|caps| caps.check(&model)).transpose()?;
+    let watch = caps.as_ref().map(|caps| args.caps.watch.watch(&caps.file)).transpose()?;
+    let caps = caps.map(CheckedCaps::acting).transpose()?;
     let (rendered, prompt, writer) = if args.raw {
         let prompt = model.tokenize(&text, true)?;
         (text, prompt, Writer::Prompt)
@@ -134,7 +146,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
         });
         session.set_caps(caps.as_ref())
     })?;
-    args.caps.schedule(&mut context)?;
+    if let (Some(caps), Some(watch)) = (&caps, &watch) {
+        args.caps.schedule(&mut context, caps, watch)?;
+        if args.watch {
+            context.set_watch(0, Some(Watcher::new(watch)?))?;
+            if args.caps.watch.lacks_thresholds(watch) {
+                output::warning(NO_THRESHOLDS);
+            }
+        }
+    }
     context.set_tracing(args.trace.is_some())?;
     let mut written = Ok(());
     let options = GenerateOptions { margins: args.margins, ..args.sampling.options() };
@@ -153,6 +173,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         written?;
     }
     let engagements = context.take_engagements();
+    let seen: Vec<Level> = generated.readings.iter().map(|reading| reading.level).collect();
+    let watched = AnswerLevels::of(&seen);
     let stats = context.profile_stats(ProfileId::DEFAULT)?.unwrap_or_default();
     let session = context.session()?;
     let routes = session.routes_used();
@@ -176,6 +198,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
             caps: caps.as_ref().map(|set| report::caps(set, &stats)).unwrap_or_default(),
             fused_norm,
             engagements: engagements.iter().map(EngagementReport::from).collect(),
+            watch: watch.as_ref().zip(caps.as_ref()).filter(|_| args.watch).map(|(watch, caps)| {
+                json!({
+                    "block": levels::block(watch, caps),
+                    "thresholds": levels::thresholds_json(watch),
+                    "answer": watched,
+                })
+            }),
             backend: report::backend(&context)?,
             engines: report::engines(&routes),
             model: describe(&model),
@@ -188,6 +217,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     summarise(&generated, prompt.len(), report::engagement(&stats), stats.len());
     schedule::note(&engagements);
+    if let (Some(watch), Some(caps)) = (watch.as_ref().filter(|_| args.watch), &caps) {
+        output::note(&watched.summary(watch, caps));
+    }
     args.sampling.report_seed();
     if args.route != RouteArg::Auto {
         for used in routes {

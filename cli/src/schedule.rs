@@ -1,12 +1,38 @@
 //! The option about when caps act.
 
-use axiscap_llama::{Alarm, AlarmRule, Engagement, Schedule};
+use anyhow::{Context as _, Result};
+use axiscap::CapSet;
+use axiscap_llama::{Alarm, AlarmRule, Engagement, Schedule, Watch};
 use serde::Serialize;
 
 use crate::output;
 
-/// Parses a schedule.
-pub(crate) fn schedule(text: &str) -> Result<Schedule, String> {
+/// When caps act.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum When {
+    Scheduled(Schedule),
+    /// From an alarm of the watch until its end.
+    OnWatchedAlarm,
+}
+
+impl When {
+    /// Returns the schedule of caps that are watched.
+    pub(crate) fn schedule(self, watch: &Watch, caps: &CapSet) -> Result<Schedule> {
+        match self {
+            Self::Scheduled(schedule) => Ok(schedule),
+            Self::OnWatchedAlarm => watch.alarm(caps).map(Schedule::OnAlarm).context(
+                "--when alarm: there are no thresholds, or the watched cap has no floor; the cap file holds those of a calibration by `axiscap calibrate`, --watch-thresholds sets others, alarm=WEIGHT,ENGAGE,RELEASE sets an alarm without them",
+            ),
+        }
+    }
+}
+
+/// Parses when caps act.
+pub(crate) fn when(text: &str) -> Result<When, String> {
+    if text == "alarm" { Ok(When::OnWatchedAlarm) } else { schedule(text).map(When::Scheduled) }
+}
+
+fn schedule(text: &str) -> Result<Schedule, String> {
     let (name, numbers) = text.split_once('=').map_or((text, None), |(name, numbers)| (name, Some(numbers)));
     match (name, numbers) {
         ("always", None) => Ok(Schedule::Always),
@@ -22,7 +48,7 @@ pub(crate) fn schedule(text: &str) -> Result<Schedule, String> {
         }
         ("alarm", Some(rule)) => Ok(Schedule::OnAlarm(Alarm { cap: None, rule: alarm_rule(rule)? })),
         _ => {
-            Err("it must be always, generated, assistant, ramp=FROM..TO or alarm=WEIGHT,ENGAGE,RELEASE"
+            Err("it must be always, generated, assistant, ramp=FROM..TO, alarm or alarm=WEIGHT,ENGAGE,RELEASE"
                 .into())
         }
     }
@@ -40,7 +66,7 @@ pub(crate) fn alarm_rule(text: &str) -> Result<AlarmRule, String> {
     if !(engage.is_finite() && release.is_finite() && release < engage) {
         return Err("the average at which caps let go must be below that at which they engage".into());
     }
-    Ok(AlarmRule::Ewma { weight, engage, release })
+    Ok(AlarmRule::Ewma { weight, start: None, engage, release })
 }
 
 /// An alarm that began or ended, as JSON.
@@ -80,8 +106,10 @@ mod tests {
         assert_eq!(schedule("always"), Ok(Schedule::Always));
         assert_eq!(schedule("assistant"), Ok(Schedule::AssistantTurns));
         assert_eq!(schedule("ramp=3..9"), Ok(Schedule::Ramp { from: 3, to: 9 }));
-        let rule = AlarmRule::Ewma { weight: 0.1, engage: 0.0, release: -0.5 };
+        let rule = AlarmRule::Ewma { weight: 0.1, start: None, engage: 0.0, release: -0.5 };
         assert_eq!(schedule("alarm=0.1, 0,-0.5"), Ok(Schedule::OnAlarm(Alarm { cap: None, rule })));
+        assert_eq!(when("alarm"), Ok(When::OnWatchedAlarm));
+        assert_eq!(when("generated"), Ok(When::Scheduled(Schedule::Generated)));
         for wrong in [
             "",
             "alway",

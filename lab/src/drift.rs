@@ -164,7 +164,7 @@ const ALARM_WEIGHT: f64 = 0.1;
 #[must_use]
 pub fn default_alarm(caps: &CapSet, uncapped: &[DriftTurn]) -> Option<Alarm> {
     let alarm = |engage| {
-        let rule = AlarmRule::Ewma { weight: ALARM_WEIGHT, engage, release: 0.0 };
+        let rule = AlarmRule::Ewma { weight: ALARM_WEIGHT, start: None, engage, release: 0.0 };
         Alarm { cap: None, rule }
     };
     let cap = alarm(1.0).watched(caps);
@@ -311,7 +311,7 @@ mod tests {
         };
         let turns = [turn(30, 1.0), turn(10, 3.0)];
         let alarm = default_alarm(&caps(Bound::floor(2.0).unwrap()), &turns).unwrap();
-        let rule = AlarmRule::Ewma { weight: 0.1, engage: 3.0_f64.sqrt(), release: 0.0 };
+        let rule = AlarmRule::Ewma { weight: 0.1, start: None, engage: 3.0_f64.sqrt(), release: 0.0 };
         assert_eq!(alarm, Alarm { cap: None, rule });
         assert_eq!(alarm.watched(&caps(Bound::NONE)), 1, "the deviation is that of the lower block");
         assert_eq!(default_alarm(&caps(Bound::NONE), &turns), None);

@@ -98,6 +98,22 @@ pub enum Error {
         /// Tokens of context the model was trained on.
         trained: u32,
     },
+    /// A transcript that is not JSON of a known shape.
+    #[error("the transcript is not as expected: {problem}; docs/watch.md says what a line may hold")]
+    Transcript {
+        /// What is wrong, and where.
+        problem: String,
+    },
+    /// A conversation whose first answer is beyond what the model was trained on.
+    #[error(
+        "the first answer ends at token {end}, but the model was trained on {trained}; shorten what comes before it"
+    )]
+    AnswerBeyondContext {
+        /// Tokens up to the end of the answer.
+        end: usize,
+        /// Tokens of context the model was trained on.
+        trained: usize,
+    },
     /// A text without a token to be predicted.
     #[error("{name}: there is no token to be predicted; give a longer text")]
     NoTokens {

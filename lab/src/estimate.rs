@@ -122,6 +122,18 @@ fn z() -> f64 {
     Normal::standard().inverse_cdf(0.975)
 }
 
+/// Returns the slope of the line of least squares through points. `None` for fewer than two.
+#[must_use]
+pub fn slope(points: impl IntoIterator<Item = (f64, f64)>) -> Option<f64> {
+    let points: Vec<(f64, f64)> = points.into_iter().collect();
+    let count = points.len() as f64;
+    let (x, y) = points.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
+    let (x, y) = (x / count, y / count);
+    let squares: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    let products: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    (points.len() > 1).then(|| products / squares)
+}
+
 #[cfg(test)]
 mod tests {
     use rand_chacha::ChaCha8Rng;

@@ -10,7 +10,8 @@
 //! 6. [`import`] makes axes and caps of files that other tools wrote.
 //! 7. [`evaluate`] measures what caps do to a model, with controls and intervals.
 //! 8. [`drift`] follows the projection over a scripted conversation, uncapped and capped.
-//! 9. [`bench`](mod@bench) measures what capping costs, in pairs, and compares with other ways to cap.
+//! 9. [`transcript`] reads conversations that were had elsewhere, and [`watch`] what they project.
+//! 10. [`bench`](mod@bench) measures what capping costs, in pairs, and compares with other ways to cap.
 //!
 //! Steps 1 to 4 follow *The Assistant Axis* (arXiv 2601.10387). `docs/method.md` says where they differ from
 //! it.
@@ -34,10 +35,13 @@ mod likelihood;
 pub mod output;
 mod pass;
 mod quantile;
+mod reading;
 pub mod report;
 pub mod rollout;
 mod separation;
 mod text;
+pub mod transcript;
+pub mod watch;
 
 pub use axiscap::import;
 

@@ -41,6 +41,7 @@ mod model_info;
 mod norm_digest;
 mod origin;
 mod output;
+mod quantiles;
 mod warning;
 
 pub use cap_file::CapFile;
@@ -51,6 +52,7 @@ pub use model_info::ModelInfo;
 pub use norm_digest::NormDigest;
 pub use origin::Origin;
 pub use output::write_atomically;
+pub use quantiles::Quantiles;
 pub use warning::Warning;
 
 #[cfg(feature = "import")]

@@ -4,7 +4,8 @@ use crate::file::gguf::Value;
 
 /// Keys and values about how a file was made, in a fixed order. They are `axiscap.origin.*` in the file.
 ///
-/// They are for information and have no effect. Keys are given without the prefix.
+/// They are for information and have no effect on what the caps do. [`Quantiles`](super::Quantiles) among them give
+/// alarms their thresholds. Keys are given without the prefix.
 ///
 /// ```
 /// let mut origin = axiscap::file::Origin::default();

@@ -21,11 +21,13 @@ pub struct Alarm {
 /// When an alarm begins and ends. The end lies below the beginning, so that it does not flutter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum AlarmRule {
-    /// An exponentially weighted moving average of the excess: `x = weight * excess + (1 - weight) * x`, from
-    /// the first excess on.
+    /// An exponentially weighted moving average of the excess: `x = weight * excess + (1 - weight) * x`.
     Ewma {
         /// Weight of a new excess, above 0 and at most 1.
         weight: f64,
+        /// The average before the first excess. With `None` the first excess is the average, so that a single
+        /// row may raise the alarm.
+        start: Option<f64>,
         /// The alarm begins when the average reaches this.
         engage: f64,
         /// The alarm ends when the average is down to this. Below `engage`.
@@ -42,12 +44,21 @@ pub enum AlarmRule {
     },
 }
 
+impl AlarmRule {
+    /// Returns the average or the sum before the first excess.
+    fn start(&self) -> Option<f64> {
+        match self {
+            Self::Ewma { start, .. } => *start,
+            Self::Cusum { .. } => Some(0.0),
+        }
+    }
+}
+
 impl Alarm {
     /// Returns the watched cap of a set, which may not be there.
     #[must_use]
     pub fn watched(&self, caps: &CapSet) -> usize {
-        let first = || caps.blocks().values().next().and_then(|caps| caps.first().copied());
-        self.cap.or_else(first).unwrap_or(0)
+        self.cap.unwrap_or_else(|| first_cap(caps))
     }
 
     /// Checks the rule.
@@ -58,6 +69,9 @@ impl Alarm {
         let (engage, release) = match self.rule {
             AlarmRule::Ewma { weight, .. } if !(weight > 0.0 && weight <= 1.0) => {
                 return refuse("the weight of the alarm", weight, "above 0 and at most 1".into());
+            }
+            AlarmRule::Ewma { start: Some(start), .. } if !start.is_finite() => {
+                return refuse("the start of the alarm", start, "a finite number".into());
             }
             AlarmRule::Ewma { engage, release, .. } => (engage, release),
             AlarmRule::Cusum { slack, .. } if !slack.is_finite() => {
@@ -81,14 +95,21 @@ impl Alarm {
     }
 }
 
+/// Returns the first cap of the lowest capped block. No cap of the same row has moved its projection.
+pub(crate) fn first_cap(caps: &CapSet) -> usize {
+    caps.blocks().values().next().and_then(|caps| caps.first().copied()).unwrap_or(0)
+}
+
 /// The state of an alarm.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Monitor {
     rule: AlarmRule,
     /// Index of the watched cap.
     pub(crate) cap: usize,
-    bound: Bound,
-    /// The average or the sum. `None` before the first excess of an average.
+    /// Projections beyond these are in excess.
+    lo: f64,
+    hi: f64,
+    /// The average or the sum. `None` before the first excess of an average without a start.
     value: Option<f64>,
     pub(crate) engaged: bool,
 }
@@ -109,7 +130,14 @@ impl Monitor {
     pub(crate) fn new(alarm: &Alarm, caps: &CapSet) -> Result<Self, Error> {
         alarm.check()?;
         let cap = alarm.watched(caps);
-        Ok(Self { rule: alarm.rule, cap, bound: bound_of(caps, cap)?, value: None, engaged: false })
+        let bound = bound_of(caps, cap)?;
+        let (lo, hi) = (f64::from(bound.lo()), f64::from(bound.hi()));
+        Ok(Self { rule: alarm.rule, cap, lo, hi, value: alarm.rule.start(), engaged: false })
+    }
+
+    /// Begins to watch projections that are in excess below a floor. The rule was checked.
+    pub(crate) fn over(rule: AlarmRule, floor: f64) -> Self {
+        Self { rule, cap: 0, lo: floor, hi: f64::INFINITY, value: rule.start(), engaged: false }
     }
 
     /// Goes on with other bounds of the watched cap.
@@ -117,22 +145,33 @@ impl Monitor {
     /// # Errors
     /// [`Error::Option`] for a cap that is not there or has no bound.
     pub(crate) fn follow(&mut self, caps: &CapSet) -> Result<(), Error> {
-        self.bound = bound_of(caps, self.cap)?;
+        let bound = bound_of(caps, self.cap)?;
+        (self.lo, self.hi) = (f64::from(bound.lo()), f64::from(bound.hi()));
         Ok(())
     }
 
     /// Forgets the text.
     pub(crate) fn reset(&mut self) {
-        (self.value, self.engaged) = (None, false);
+        (self.value, self.engaged) = (self.rule.start(), false);
+    }
+
+    /// Goes on as another one stands.
+    pub(crate) fn stand_as(&mut self, other: &Self) {
+        (self.value, self.engaged) = (other.value, other.engaged);
+    }
+
+    /// Returns the average or the sum. `None` before the first excess of an average without a start.
+    pub(crate) fn value(&self) -> Option<f64> {
+        self.value
     }
 
     /// Sees the projection of a generated row. Returns a change. A projection that is not finite raises the
     /// alarm, and leaves the average or the sum as it is.
     pub(crate) fn see(&mut self, projection: f32) -> Option<Change> {
         let projection = f64::from(projection);
-        let excess = (f64::from(self.bound.lo()) - projection).max(projection - f64::from(self.bound.hi()));
+        let excess = (self.lo - projection).max(projection - self.hi);
         let (value, engage, release) = match self.rule {
-            AlarmRule::Ewma { weight, engage, release } => {
+            AlarmRule::Ewma { weight, engage, release, .. } => {
                 let last = self.value.unwrap_or(excess);
                 (weight * excess + (1.0 - weight) * last, engage, release)
             }
@@ -189,7 +228,7 @@ mod tests {
 
     #[test]
     fn an_average_engages_at_one_threshold_and_lets_go_at_another() {
-        let rule = AlarmRule::Ewma { weight: 0.5, engage: 0.0, release: -1.0 };
+        let rule = AlarmRule::Ewma { weight: 0.5, start: None, engage: 0.0, release: -1.0 };
         let mut monitor = Monitor::new(&Alarm { cap: None, rule }, &caps(&[(0, floor(2.0))])).unwrap();
         // Excesses -2, 0, 2, 2: averages -2, -1, 0.5, 1.25; then -1 and -3: 0.125, -1.4375.
         assert_eq!(changes(&mut monitor, &[4.0, 2.0, 0.0, 0.0, 3.0, 5.0]), [(2, true), (5, false)]);
@@ -211,14 +250,14 @@ mod tests {
 
     #[test]
     fn a_projection_that_is_not_finite_raises_the_alarm() {
-        let rule = AlarmRule::Ewma { weight: 1.0, engage: 0.0, release: -1.0 };
+        let rule = AlarmRule::Ewma { weight: 1.0, start: None, engage: 0.0, release: -1.0 };
         let mut monitor = Monitor::new(&Alarm { cap: None, rule }, &caps(&[(0, floor(2.0))])).unwrap();
         assert_eq!(changes(&mut monitor, &[9.0, f32::NAN, f32::INFINITY, 9.0]), [(1, true), (3, false)]);
     }
 
     #[test]
     fn the_lowest_block_is_watched_unless_another_cap_is_named() {
-        let rule = AlarmRule::Ewma { weight: 1.0, engage: 0.0, release: -1.0 };
+        let rule = AlarmRule::Ewma { weight: 1.0, start: None, engage: 0.0, release: -1.0 };
         let set = caps(&[(9, floor(1.0)), (3, Bound::NONE), (2, floor(5.0)), (2, floor(6.0))]);
         assert_eq!(Monitor::new(&Alarm { cap: None, rule }, &set).unwrap().cap, 2);
         assert_eq!(Monitor::new(&Alarm { cap: Some(0), rule }, &set).unwrap().cap, 0);
@@ -227,10 +266,11 @@ mod tests {
             assert!(error.contains("has a bound"), "{error}");
         }
         for rule in [
-            AlarmRule::Ewma { weight: 0.0, engage: 0.0, release: -1.0 },
-            AlarmRule::Ewma { weight: f64::NAN, engage: 0.0, release: -1.0 },
-            AlarmRule::Ewma { weight: 0.5, engage: 0.0, release: 0.0 },
-            AlarmRule::Ewma { weight: 0.5, engage: f64::INFINITY, release: 0.0 },
+            AlarmRule::Ewma { weight: 0.0, start: None, engage: 0.0, release: -1.0 },
+            AlarmRule::Ewma { weight: f64::NAN, start: None, engage: 0.0, release: -1.0 },
+            AlarmRule::Ewma { weight: 0.5, start: None, engage: 0.0, release: 0.0 },
+            AlarmRule::Ewma { weight: 0.5, start: None, engage: f64::INFINITY, release: 0.0 },
+            AlarmRule::Ewma { weight: 0.5, start: Some(f64::NAN), engage: 1.0, release: 0.0 },
             AlarmRule::Cusum { slack: f64::NAN, engage: 1.0, release: 0.0 },
             AlarmRule::Cusum { slack: 0.0, engage: 0.0, release: -1.0 },
             AlarmRule::Cusum { slack: 0.0, engage: 1.0, release: -0.5 },

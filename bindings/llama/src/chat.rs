@@ -5,8 +5,9 @@ use std::ops::{ControlFlow, Range};
 use crate::Token;
 use crate::context::Context;
 use crate::error::Error;
-use crate::generate::{GenerateOptions, Generated, Stop, generate_after};
+use crate::generate::{Before, GenerateOptions, Generated, Step, Stop, generate_after};
 use crate::message::{Message, Role};
+use crate::schedule::Standing;
 use crate::template::ChatTemplate;
 
 /// A conversation on sequence 0 of a context.
@@ -24,14 +25,19 @@ pub struct Chat<'a> {
     tokens: Vec<Token>,
     /// Where the answers are in `tokens`.
     answers: Vec<Range<usize>>,
+    /// How alarm and watch stood after each answer. Those generated elsewhere are not known.
+    standings: Vec<Standing>,
+    /// Whether turns were taken back since the last answer, or there is none.
+    is_rewound: bool,
 }
 
 impl<'a> Chat<'a> {
     /// Starts a conversation in the markup of a template, under a system prompt.
     #[must_use]
     pub fn new(template: &'a ChatTemplate<'a>, system: Option<&str>) -> Self {
-        let (messages, text, tokens, answers) = Default::default();
-        let mut chat = Self { system: system.map(Into::into), template, messages, text, tokens, answers };
+        let (messages, text, tokens, answers, standings) = Default::default();
+        let (system, is_rewound) = (system.map(Into::into), true);
+        let mut chat = Self { system, template, messages, text, tokens, answers, standings, is_rewound };
         chat.reset();
         chat
     }
@@ -46,13 +52,35 @@ impl<'a> Chat<'a> {
         context: &mut Context<'_>,
         text: &str,
         options: &GenerateOptions,
-        on_text: impl FnMut(&str) -> ControlFlow<()>,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Turn, Error> {
+        self.say_watched(context, text, options, |step| on_text(step.text))
+    }
+
+    /// As [`Chat::say`]. `on_step` receives with the text what the watch of sequence 0 reads
+    /// ([`generate_watched`](crate::generate_watched)). It goes on over the answers of the conversation, without those
+    /// that were taken back.
+    ///
+    /// # Errors
+    /// Those of [`Chat::say`].
+    pub fn say_watched(
+        &mut self,
+        context: &mut Context<'_>,
+        text: &str,
+        options: &GenerateOptions,
+        on_step: impl FnMut(Step<'_>) -> ControlFlow<()>,
     ) -> Result<Turn, Error> {
         let asked = self.ask(text)?;
-        let generated = generate_after(context, &asked.tokens, &asked.answers, options, on_text)?;
+        let first = Standing::default();
+        let standing = self.is_rewound.then(|| self.standings.last().unwrap_or(&first));
+        let before = Before { answers: &asked.answers, standing };
+        let generated = generate_after(context, &asked.tokens, &before, options, on_step)?;
         let turn = Turn { prompt_tokens: asked.tokens.len(), generated };
         if !turn.is_unanswered() {
             self.answer(asked, &turn.generated.tokens, &turn.generated.text);
+            self.standings.pop();
+            self.standings.push(context.schedules.standing(0));
+            self.is_rewound = false;
         }
         Ok(turn)
     }
@@ -63,9 +91,16 @@ impl<'a> Chat<'a> {
     /// # Errors
     /// Those of [`ChatTemplate::render`].
     pub fn ask(&self, text: &str) -> Result<Asked, Error> {
+        self.ask_all(vec![Message::new(Role::User, text)])
+    }
+
+    /// As [`Chat::ask`], with any messages before the answer: for conversations that were had elsewhere.
+    ///
+    /// # Errors
+    /// Those of [`ChatTemplate::render`].
+    pub fn ask_all(&self, asked: Vec<Message>) -> Result<Asked, Error> {
         let model = self.template.model();
-        let message = Message::new(Role::User, text);
-        let messages = [&self.messages[..], std::slice::from_ref(&message)].concat();
+        let messages = [&self.messages[..], &asked].concat();
         let rendered = self.template.render(&messages, true)?;
         let (tokens, answers) = match rendered.after(&self.text) {
             // Tokenizing an answer again may cut it otherwise than the model did.
@@ -80,19 +115,21 @@ impl<'a> Chat<'a> {
                 (tokens, Vec::from_iter(answers))
             }
         };
-        Ok(Asked { message, text: rendered.text(), tokens, answers })
+        Ok(Asked { messages: asked, text: rendered.text(), tokens, answers })
     }
 
-    /// Adds a message that was asked after this conversation, and its answer: the tokens as they were generated,
+    /// Adds messages that were asked after this conversation, and their answer: the tokens as they were generated,
     /// without the one that ends the turn, and their text.
     pub fn answer(&mut self, asked: Asked, tokens: &[Token], text: &str) {
-        let Asked { message, text: prompt, tokens: mut all, mut answers } = asked;
+        let Asked { messages, text: prompt, tokens: mut all, mut answers } = asked;
         let prompt_tokens = all.len();
         all.extend_from_slice(tokens);
         answers.push(prompt_tokens..all.len());
         (self.tokens, self.answers) = (all, answers);
         self.text = prompt + text;
-        self.messages.extend([message, Message::new(Role::Assistant, text)]);
+        self.messages.extend(messages);
+        self.messages.push(Message::new(Role::Assistant, text));
+        self.standings.push(Standing::default());
     }
 
     /// Removes the last question and its answer. Returns `false` if there is none.
@@ -101,6 +138,8 @@ impl<'a> Chat<'a> {
             return false;
         };
         self.messages.truncate(question);
+        self.standings.pop();
+        self.is_rewound = true;
         self.text.clear();
         self.tokens.clear();
         self.answers.clear();
@@ -110,6 +149,8 @@ impl<'a> Chat<'a> {
     /// Starts again under the same system prompt.
     pub fn reset(&mut self) {
         self.messages = self.system.iter().map(|text| Message::new(Role::System, text)).collect();
+        self.standings.clear();
+        self.is_rewound = true;
         self.text.clear();
         self.tokens.clear();
         self.answers.clear();
@@ -129,18 +170,18 @@ impl<'a> Chat<'a> {
     }
 }
 
-/// A message that is not answered yet ([`Chat::ask`]).
+/// Messages that are not answered yet ([`Chat::ask`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
-    message: Message,
-    /// The conversation with it, in the markup of the template.
+    messages: Vec<Message>,
+    /// The conversation with them, in the markup of the template.
     text: String,
     tokens: Vec<Token>,
     answers: Vec<Range<usize>>,
 }
 
 impl Asked {
-    /// Returns the prompt: the conversation with the message, up to where the answer begins.
+    /// Returns the prompt: the conversation with the messages, up to where the answer begins.
     #[must_use]
     pub fn tokens(&self) -> &[Token] {
         &self.tokens

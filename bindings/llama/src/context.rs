@@ -18,6 +18,7 @@ use crate::model::Model;
 use crate::options::{ContextOptions, ContextParams};
 use crate::schedule::{Engagement, Schedule, Schedules, revision};
 use crate::trace::{TraceRow, Tracer};
+use crate::watch::{Reading, Watcher};
 use crate::{Token, backend, log, memory};
 
 /// A context and the caps of everything it decodes.
@@ -232,6 +233,54 @@ impl<'m> Context<'m> {
     /// Takes what alarms did since the last call ([`Schedule::OnAlarm`]).
     pub fn take_engagements(&mut self) -> Vec<Engagement> {
         self.schedules.take_changes()
+    }
+
+    /// Watches the answers of a sequence from its next generated row on, or ceases to. The watch begins again with
+    /// every text but one that goes on, and [`generate`](crate::generate()) and [`Chat`](crate::Chat) say which do
+    /// ([`Generated::readings`](crate::Generated::readings)). Callers with batches of their own say with
+    /// [`Context::begin_text`] what is generated, and take the readings
+    /// ([`Context::take_readings`]). Rows that the profile's policy skips are not read, and none while caps are
+    /// switched off.
+    ///
+    /// # Errors
+    /// [`Error::Sequence`], [`Error::NotHooked`], and [`Error::Option`] for a cap that the profile of the sequence
+    /// does not have. A decode fails so too, if the caps change.
+    pub fn set_watch(&mut self, sequence: i32, watcher: Option<Watcher>) -> Result<(), Error> {
+        self.check_sequence(sequence)?;
+        let session = self.session()?.clone();
+        self.schedules.set_watch(&session, sequence, watcher)?;
+        self.update_tracing();
+        Ok(())
+    }
+
+    /// As [`Context::set_watch`]. A context without the hook watches none, and need not cease to.
+    pub(crate) fn set_watch_of(&mut self, sequence: i32, watcher: Option<Watcher>) -> Result<(), Error> {
+        if watcher.is_none() && self.schedules.watcher(sequence).is_none() {
+            return Ok(());
+        }
+        self.set_watch(sequence, watcher)
+    }
+
+    /// Returns the watch of a sequence as it stands. Rows that a GPU is still capping are not part of it.
+    #[must_use]
+    pub fn watch(&self, sequence: i32) -> Option<&Watcher> {
+        self.schedules.watcher(sequence)
+    }
+
+    /// Takes what the watches of all sequences read since the last call ([`Context::set_watch`]).
+    pub fn take_readings(&mut self) -> Vec<Reading> {
+        self.schedules.take_readings()
+    }
+
+    /// Has alarms and watches see all rows that were decoded. Waits for GPUs that are still capping rows.
+    pub(crate) fn settle(&mut self) {
+        if let Some(hooked) = self.hooked.as_mut().filter(|hooked| hooked.watching) {
+            let passes = hooked.session.take_trace();
+            hooked.trace.keep(&passes, &mut self.schedules);
+            if !hooked.tracing {
+                drop(hooked.trace.take_lines());
+            }
+        }
     }
 
     /// Returns what each cap of a profile did, rows under the weaker profiles of its schedules included.

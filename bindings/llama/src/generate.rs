@@ -11,7 +11,9 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::MAX_CTX;
+use crate::schedule::Standing;
 use crate::utf8::Utf8;
+use crate::watch::Reading;
 
 /// How the next token is chosen. Temperature 0 is greedy: always the likeliest token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -172,6 +174,9 @@ pub struct Generated {
     /// model gives it: before temperature, penalties and cuts. Empty unless
     /// [`GenerateOptions::log_probabilities`].
     pub log_probabilities: Vec<f32>,
+    /// What the watch of the sequence read of the tokens that were decoded: of a text that was cut off, all but the
+    /// last. Empty without one ([`Context::set_watch`]).
+    pub readings: Vec<Reading>,
     /// Why it ended.
     pub stop: Stop,
     /// How long it took.
@@ -186,6 +191,7 @@ impl Generated {
             tokens: Vec::new(),
             margins: Vec::new(),
             log_probabilities: Vec::new(),
+            readings: Vec::new(),
             stop: Stop::Caller,
             timings: Timings::default(),
         }
@@ -239,18 +245,77 @@ pub fn generate(
     context: &mut Context<'_>,
     prompt: &[Token],
     options: &GenerateOptions,
-    on_text: impl FnMut(&str) -> ControlFlow<()>,
+    mut on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
-    generate_after(context, prompt, &[], options, on_text)
+    generate_watched(context, prompt, options, |step| on_text(step.text))
 }
 
-/// As [`generate`], after a prompt that has the rows of earlier answers in these places.
+/// What one step of a generation brought.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Step<'a> {
+    /// Whole characters, possibly none.
+    pub text: &'a str,
+    /// The token that was generated. `None` between two passes of the prompt, and after the last token.
+    pub token: Option<Token>,
+    /// What the watch of the sequence has read since the last step ([`Context::set_watch`]): mostly of the token of
+    /// that step, which was decoded since. Statistics of a GPU may arrive a few steps later.
+    pub readings: &'a [Reading],
+}
+
+/// As [`generate`]. `on_step` receives with the text what the watch of sequence 0 reads. All that is read has arrived
+/// with the last step.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+///
+/// use axiscap::file::CapFile;
+/// use axiscap_llama::{Context, ContextOptions, GenerateOptions, Model, ModelOptions, Watch, Watcher};
+/// use axiscap_llama::generate_watched;
+///
+/// let file = CapFile::read("caps.gguf".as_ref())?;
+/// let model = Model::load("model.gguf", &ModelOptions::default())?;
+/// let mut context = Context::new(&model, &ContextOptions::default())?;
+/// context.set_caps(Some(&file.caps))?;
+/// context.set_watch(0, Some(Watcher::new(&Watch::calibrated(&file, None)?)?))?;
+/// let prompt = model.tokenize("The sea at night", true)?;
+/// generate_watched(&mut context, &prompt, &GenerateOptions::default(), |step| {
+///     print!("{}", step.text);
+///     match step.readings.iter().any(|reading| reading.level.is_alarm()) {
+///         true => ControlFlow::Break(()),
+///         false => ControlFlow::Continue(()),
+///     }
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// Those of [`generate`].
+pub fn generate_watched(
+    context: &mut Context<'_>,
+    prompt: &[Token],
+    options: &GenerateOptions,
+    on_step: impl FnMut(Step<'_>) -> ControlFlow<()>,
+) -> Result<Generated, Error> {
+    generate_after(context, prompt, &Before::default(), options, on_step)
+}
+
+/// What came before a text that is generated.
+#[derive(Debug, Default)]
+pub(crate) struct Before<'a> {
+    /// Where earlier answers are in the prompt.
+    pub(crate) answers: &'a [Range<usize>],
+    /// How alarm and watch stood before it, where it is not as the context has it.
+    pub(crate) standing: Option<&'a Standing>,
+}
+
+/// As [`generate_watched`], after what came before.
 pub(crate) fn generate_after(
     context: &mut Context<'_>,
     prompt: &[Token],
-    answers: &[Range<usize>],
+    before: &Before<'_>,
     options: &GenerateOptions,
-    on_text: impl FnMut(&str) -> ControlFlow<()>,
+    on_step: impl FnMut(Step<'_>) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
     let mut sampler = options.sampling.sampler(context.model(), prompt)?;
     if prompt.is_empty() {
@@ -263,7 +328,7 @@ pub(crate) fn generate_after(
             trained: context.model().trained_context(),
         });
     }
-    let result = run(context, prompt, answers, options, &mut sampler, on_text);
+    let result = run(context, prompt, before, options, &mut sampler, on_step);
     if result.is_err() {
         context.clear();
     }
@@ -273,15 +338,17 @@ pub(crate) fn generate_after(
 fn run(
     context: &mut Context<'_>,
     prompt: &[Token],
-    answers: &[Range<usize>],
+    before: &Before<'_>,
     options: &GenerateOptions,
     sampler: &mut LlamaSampler,
-    mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    mut on_step: impl FnMut(Step<'_>) -> ControlFlow<()>,
 ) -> Result<Generated, Error> {
     let (model, max_tokens) = (context.model(), options.max_tokens);
-    let mut timings = Timings { reused: reuse(context, prompt, answers)?, ..Timings::default() };
+    let mut timings = Timings { reused: reuse(context, prompt, before)?, ..Timings::default() };
     let started = Instant::now();
-    let prefilled = prefill(context, prompt, &mut on_text)?;
+    // Those of a text that was not generated here are not the caller's.
+    drop(context.take_readings());
+    let prefilled = prefill(context, prompt, &mut on_step)?;
     context.llama().synchronize();
     timings.prefill = started.elapsed();
     timings.prefill_tokens = context.position(0) - timings.reused;
@@ -292,6 +359,7 @@ fn run(
     let mut utf8 = Utf8::default();
     let (mut text, mut tokens) = (String::new(), Vec::new());
     let (mut margins, mut log_probabilities) = (Vec::new(), Vec::new());
+    let (mut readings, mut shown) = (Vec::new(), 0);
     let started = Instant::now();
     let stop = loop {
         if tokens.len() == max_tokens {
@@ -311,7 +379,9 @@ fn run(
         tokens.push(token);
         let piece = utf8.push(&model.piece(token));
         text.push_str(&piece);
-        if on_text(&piece).is_break() {
+        let step = Step { text: &piece, token: Some(token), readings: &readings[shown..] };
+        shown = readings.len();
+        if on_step(step).is_break() {
             break Stop::Caller;
         }
         if tokens.len() == max_tokens {
@@ -324,30 +394,35 @@ fn run(
         let position = i32::try_from(position).unwrap_or(i32::MAX);
         context.decode(&[BatchRow { token, position, sequence: 0, logits: true }])?;
         timings.decode_tokens += 1;
+        readings.append(&mut context.take_readings());
     };
     context.llama().synchronize();
     timings.decode = started.elapsed();
+    context.settle();
+    readings.append(&mut context.take_readings());
     let rest = utf8.finish();
-    if !rest.is_empty() {
-        text.push_str(&rest);
+    text.push_str(&rest);
+    let step = Step { text: &rest, token: None, readings: &readings[shown..] };
+    if !(step.text.is_empty() && step.readings.is_empty()) {
         // Generation has ended, so the answer does not matter.
-        let _ = on_text(&rest);
+        let _ = on_step(step);
     }
-    Ok(Generated { text, tokens, margins, log_probabilities, stop, timings })
+    Ok(Generated { text, tokens, margins, log_probabilities, readings, stop, timings })
 }
 
-/// Decodes what the context does not hold of the prompt yet, pass by pass. `on_text` may stop it between two
+/// Decodes what the context does not hold of the prompt yet, pass by pass. `on_step` may stop it between two
 /// passes: a batch of several would have to be computed to its end.
 fn prefill(
     context: &mut Context<'_>,
     prompt: &[Token],
-    on_text: &mut impl FnMut(&str) -> ControlFlow<()>,
+    on_step: &mut impl FnMut(Step<'_>) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, Error> {
     while context.position(0) < prompt.len() {
         let start = context.position(0);
         let end = prompt.len().min(start + context.ubatch().max(1));
         context.prefill_part(&prompt[start..end], start, 0, end == prompt.len())?;
-        if end < prompt.len() && on_text("").is_break() {
+        let step = Step { text: "", token: None, readings: &[] };
+        if end < prompt.len() && on_step(step).is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
@@ -380,10 +455,15 @@ pub fn log_probability(logits: &[f32], token: Token) -> f32 {
 
 /// Truncates sequence 0 to the longest beginning that it shares with the prompt, computed as it would be now,
 /// and returns its length. The prompt's last token is always decoded, because its logits are needed.
-fn reuse(context: &mut Context<'_>, prompt: &[Token], answers: &[Range<usize>]) -> Result<usize, Error> {
+fn reuse(context: &mut Context<'_>, prompt: &[Token], before: &Before<'_>) -> Result<usize, Error> {
     // A conversation goes on also where its last turn was taken back, or where it is decoded again.
+    let answers = before.answers;
     let same_text = !answers.is_empty() || context.goes_on(0, prompt);
-    let alarm = context.schedules.monitor(0).filter(|_| same_text);
+    let standing = match before.standing {
+        Some(standing) => standing.clone(),
+        None if same_text => context.schedules.standing(0),
+        None => Standing::default(),
+    };
     context.begin_text(0, prompt.len(), answers);
     let mut shared = context.shared_of(0, 0, prompt, same_text).min(prompt.len() - 1);
     if context.truncate(0, shared).is_err() {
@@ -391,9 +471,9 @@ fn reuse(context: &mut Context<'_>, prompt: &[Token], answers: &[Range<usize>]) 
         shared = 0;
         context.truncate(0, 0)?;
     }
-    // A sequence that was emptied has forgotten its text and its alarm.
+    // A sequence that was emptied has forgotten its text, and how its alarm and its watch stood.
     context.begin_text(0, prompt.len(), answers);
-    context.schedules.set_monitor(0, alarm);
+    context.schedules.stand_as(0, &standing);
     Ok(shared)
 }
 

@@ -21,6 +21,8 @@
 //! # Ok::<(), axiscap_llama::Error>(())
 //! ```
 //!
+//! [`Watch`] follows how far the answers of a text drift, token by token, and raises alarms.
+//!
 //! A decode in which a capped block was not seen with all its rows is an error: text is never silently
 //! uncapped.
 
@@ -52,6 +54,7 @@ mod template;
 mod threads;
 mod trace;
 mod utf8;
+mod watch;
 
 pub use axiscap_ggml::{
     CapDigest, FusedNorms, GraphCounts, Hook, HookError, ModelShape, NotFusedReason, ProfileId, ProfileInfo,
@@ -67,7 +70,9 @@ pub use crate::chat::{Asked, Chat, Turn};
 pub use crate::context::Context;
 pub use crate::error::{Error, LoadFailure};
 pub use crate::fingerprint::Fingerprint;
-pub use crate::generate::{GenerateOptions, Generated, Sampling, Stop, Timings, generate, log_probability};
+pub use crate::generate::{
+    GenerateOptions, Generated, Sampling, Step, Stop, Timings, generate, generate_watched, log_probability,
+};
 pub use crate::kv_type::KvType;
 pub use crate::message::{Message, Role};
 pub use crate::model::{Model, ModelOptions};
@@ -78,5 +83,6 @@ pub use crate::split::model_files;
 pub use crate::template::{ChatTemplate, Rendered, TemplateNote, TemplateOptions, TemplateSource};
 pub use crate::threads::{MAX_THREADS, default_threads};
 pub use crate::trace::{AnswerMeans, TraceRow, answer_means};
+pub use crate::watch::{AlarmState, Level, Reading, Thresholds, Watch, Watcher};
 #[cfg(feature = "dynamic-backends")]
 pub use crate::{backend::modules, modules::Module};

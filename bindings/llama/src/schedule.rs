@@ -9,6 +9,7 @@ use axiscap_ggml::{DecodeRow, ProfileId, ProfileInfo, Session};
 use crate::alarm::{Alarm, Monitor};
 use crate::error::Error;
 use crate::trace::TraceRow;
+use crate::watch::{Reading, Watcher};
 
 /// When the caps of a sequence's profile act. Rows on which they do not act are left alone.
 ///
@@ -87,11 +88,21 @@ struct SequenceCaps {
     profile: Option<ProfileId>,
     schedule: Schedule,
     monitor: Option<Monitor>,
+    watching: Option<Watching>,
     text: Option<Text>,
     /// One past the last position that was decoded.
     decoded: usize,
     /// Rows of decodes up to this number may have been removed since, and say nothing about the text.
     removed: Option<u64>,
+}
+
+/// The watch of a sequence.
+#[derive(Debug, Clone)]
+struct Watching {
+    watcher: Watcher,
+    /// Index of the watched cap in the caps of the profile's revision.
+    cap: usize,
+    revision: u64,
 }
 
 /// Where the model speaks in a sequence.
@@ -106,10 +117,11 @@ struct Text {
 /// What the sequences of a context are under.
 #[derive(Debug, Default)]
 pub(crate) struct Schedules {
-    /// Sequences that are not always under the default profile.
+    /// Sequences that are not always under the default profile, or watched.
     sequences: BTreeMap<i32, SequenceCaps>,
     steps: BTreeMap<(ProfileId, usize), Steps>,
     changes: Vec<Engagement>,
+    readings: Vec<Reading>,
     /// Number of the last decode.
     last: Option<u64>,
 }
@@ -142,16 +154,36 @@ impl Schedules {
             let expected = format!("above its beginning, {from}");
             return Err(Error::Option { option: "the end of the ramp", value: to.to_string(), expected });
         }
-        if profile == Some(ProfileId::DEFAULT) && schedule == Schedule::Always {
-            self.sequences.remove(&sequence);
-        } else {
-            let old = self.sequences.remove(&sequence);
-            let (text, decoded) = old.map_or((None, 0), |old| (old.text, old.decoded));
-            let removed = self.last;
-            let caps = SequenceCaps { profile, schedule, monitor, text, decoded, removed };
+        let old = self.sequences.remove(&sequence);
+        let (text, decoded, watching) =
+            old.map_or((None, 0, None), |old| (old.text, old.decoded, old.watching));
+        let removed = self.last;
+        let caps = SequenceCaps { profile, schedule, monitor, watching, text, decoded, removed };
+        if !caps.is_default() {
             self.sequences.insert(sequence, caps);
         }
         self.follow(session)
+    }
+
+    /// Watches the answers of a sequence from its next row on, or ceases to.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a sequence whose caps measure no such projection.
+    pub(crate) fn set_watch(
+        &mut self,
+        session: &Session,
+        sequence: i32,
+        watcher: Option<Watcher>,
+    ) -> Result<(), Error> {
+        let profile = self.profile(sequence);
+        let watching = watcher.map(|watcher| Watching::new(watcher, session, profile)).transpose()?;
+        let caps = self.sequences.entry(sequence).or_insert_with(SequenceCaps::default_profile);
+        caps.watching = watching;
+        caps.removed = self.last;
+        if caps.is_default() {
+            self.sequences.remove(&sequence);
+        }
+        Ok(())
     }
 
     /// Returns the profile of a sequence.
@@ -174,6 +206,7 @@ impl Schedules {
         if position == 0 {
             caps.text = None;
             caps.monitor.iter_mut().for_each(Monitor::reset);
+            caps.watching.iter_mut().for_each(|watching| watching.watcher.reset());
         }
     }
 
@@ -185,17 +218,24 @@ impl Schedules {
 
     /// Whether projections are watched.
     pub(crate) fn watches(&self) -> bool {
-        self.sequences.values().any(|caps| caps.monitor.is_some())
+        self.sequences.values().any(|caps| caps.monitor.is_some() || caps.watching.is_some())
     }
 
     /// Brings the weaker profiles up to the profiles that they were made of. They are kept while these are
     /// there, because making them again would upload tables to a GPU again.
     ///
+    /// Watches follow their caps likewise.
+    ///
     /// # Errors
-    /// Those of [`Session::add_profile`].
+    /// Those of [`Session::add_profile`], and [`Error::Option`] for a watched cap that is not there any more.
     pub(crate) fn follow(&mut self, session: &Session) -> Result<(), Error> {
         if self.sequences.is_empty() && self.steps.is_empty() {
             return Ok(());
+        }
+        for caps in self.sequences.values_mut() {
+            if let Some(watching) = &mut caps.watching {
+                watching.follow(session, caps.profile)?;
+            }
         }
         let needed = |caps: &SequenceCaps| Some((caps.profile?, caps.schedule.steps()?));
         let needed: Vec<_> = self.sequences.values().filter_map(needed).collect();
@@ -282,19 +322,30 @@ impl Schedules {
         }
     }
 
-    /// Takes the alarm of a sequence as it is, for a text that is decoded again.
-    pub(crate) fn monitor(&self, sequence: i32) -> Option<Monitor> {
-        self.sequences.get(&sequence)?.monitor.clone()
+    /// Returns the watch of a sequence.
+    pub(crate) fn watcher(&self, sequence: i32) -> Option<&Watcher> {
+        Some(&self.sequences.get(&sequence)?.watching.as_ref()?.watcher)
     }
 
-    /// Puts back an alarm, or resets it for another text.
-    pub(crate) fn set_monitor(&mut self, sequence: i32, state: Option<Monitor>) {
-        let Some(monitor) = self.sequences.get_mut(&sequence).and_then(|caps| caps.monitor.as_mut()) else {
-            return;
-        };
-        match state {
-            Some(state) => *monitor = state,
-            None => monitor.reset(),
+    /// Returns how alarm and watch of a sequence stand, for a text that is decoded again.
+    pub(crate) fn standing(&self, sequence: i32) -> Standing {
+        let caps = self.sequences.get(&sequence);
+        Standing {
+            monitor: caps.and_then(|caps| caps.monitor.clone()),
+            watcher: self.watcher(sequence).cloned(),
+        }
+    }
+
+    /// Has alarm and watch of a sequence go on as they stood. Those of which it is not known begin again.
+    pub(crate) fn stand_as(&mut self, sequence: i32, standing: &Standing) {
+        let Some(caps) = self.sequences.get_mut(&sequence) else { return };
+        if let Some(monitor) = &mut caps.monitor {
+            monitor.reset();
+            standing.monitor.iter().for_each(|standing| monitor.stand_as(standing));
+        }
+        if let Some(Watching { watcher, .. }) = &mut caps.watching {
+            watcher.reset();
+            standing.watcher.iter().for_each(|standing| watcher.stand_as(standing));
         }
     }
 
@@ -306,13 +357,18 @@ impl Schedules {
         }
     }
 
-    /// Shows traced rows to the alarms, with the numbers of their decodes, which may be earlier ones.
+    /// Shows traced rows to the alarms and watches, with the numbers of their decodes, which may be earlier ones.
     pub(crate) fn see<'t>(&mut self, lines: impl IntoIterator<Item = (u64, &'t TraceRow)>) {
         for (number, line) in lines.into_iter().filter(|(_, line)| !line.skipped) {
             let Some(caps) = self.sequences.get_mut(&line.sequence) else { continue };
             let position = usize::try_from(line.position).unwrap_or(0);
             if caps.is_prompt(position) || caps.removed.is_some_and(|removed| number <= removed) {
                 continue;
+            }
+            if let Some(watching) = caps.watching.as_mut().filter(|watching| watching.cap == line.cap) {
+                let level = watching.watcher.see(line.before);
+                let (sequence, token) = (line.sequence, line.token);
+                self.readings.push(Reading { sequence, position, token, level });
             }
             let Some(monitor) = caps.monitor.as_mut().filter(|monitor| monitor.cap == line.cap) else {
                 continue;
@@ -344,6 +400,11 @@ impl Schedules {
         std::mem::take(&mut self.changes)
     }
 
+    /// Takes what watches read since the last call.
+    pub(crate) fn take_readings(&mut self) -> Vec<Reading> {
+        std::mem::take(&mut self.readings)
+    }
+
     /// Returns the weaker profiles that were made of a profile.
     pub(crate) fn steps_of(&self, profile: ProfileId) -> impl Iterator<Item = ProfileId> {
         let steps = self.steps.iter().filter(move |((id, _), _)| *id == profile);
@@ -351,7 +412,69 @@ impl Schedules {
     }
 }
 
+/// How alarm and watch of a sequence stand at one point of its text.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Standing {
+    monitor: Option<Monitor>,
+    watcher: Option<Watcher>,
+}
+
+impl Watching {
+    /// Watches a cap of a profile.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a cap that is not there.
+    fn new(watcher: Watcher, session: &Session, profile: Option<ProfileId>) -> Result<Self, Error> {
+        let mut watching = Self { watcher, cap: 0, revision: 0 };
+        watching.find(session, profile)?;
+        Ok(watching)
+    }
+
+    /// Goes on with the caps that the profile has now.
+    fn follow(&mut self, session: &Session, profile: Option<ProfileId>) -> Result<(), Error> {
+        let is_same = |info: &ProfileInfo| Some(info.id) == profile && info.revision == self.revision;
+        if session.profiles().iter().any(is_same) { Ok(()) } else { self.find(session, profile) }
+    }
+
+    fn find(&mut self, session: &Session, profile: Option<ProfileId>) -> Result<(), Error> {
+        let watch = self.watcher.watch();
+        let info = session.profiles().into_iter().find(|info| Some(info.id) == profile);
+        let caps = info.as_ref().and_then(|info| session.profile_caps(info.id));
+        let cap = caps.as_ref().map(|caps| watch.watched(caps));
+        let (Some(info), Some(cap)) = (info, cap.zip(caps).filter(|(cap, caps)| *cap < caps.caps().len()))
+        else {
+            return Err(Error::Option {
+                option: "the watched cap",
+                value: watch.cap.map_or_else(|| "the first one".into(), |cap| cap.to_string()),
+                expected: "a cap of the sequence's profile".into(),
+            });
+        };
+        (self.cap, self.revision) = (cap.0, info.revision);
+        Ok(())
+    }
+}
+
 impl SequenceCaps {
+    /// What sequences are under of which nothing was said.
+    fn default_profile() -> Self {
+        Self {
+            profile: Some(ProfileId::DEFAULT),
+            schedule: Schedule::Always,
+            monitor: None,
+            watching: None,
+            text: None,
+            decoded: 0,
+            removed: None,
+        }
+    }
+
+    /// Whether nothing needs to be known of the sequence.
+    fn is_default(&self) -> bool {
+        self.profile == Some(ProfileId::DEFAULT)
+            && self.schedule == Schedule::Always
+            && self.watching.is_none()
+    }
+
     /// Whether a row is one of the prompt. Rows of a sequence without a text count as the model's own, so that
     /// they are capped.
     fn is_prompt(&self, position: usize) -> bool {
@@ -399,7 +522,7 @@ mod tests {
         let cap = Cap::new(Axis::from_direction(&[1.0, 2.0]).unwrap(), Bound::floor(1.0).unwrap());
         session.set_caps(Some(&CapSet::new([BlockCap { block: 0, cap }]).unwrap())).unwrap();
         let mut schedules = Schedules::default();
-        let rule = AlarmRule::Ewma { weight: 1.0, engage: 0.0, release: -1.0 };
+        let rule = AlarmRule::Ewma { weight: 1.0, start: None, engage: 0.0, release: -1.0 };
         let alarm = Schedule::OnAlarm(Alarm { cap: None, rule });
         schedules.put(&session, 3, Some(ProfileId::DEFAULT), alarm).unwrap();
         schedules.begin_text(3, 10, &[]);

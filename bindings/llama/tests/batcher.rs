@@ -328,7 +328,7 @@ fn a_failed_decode_ends_its_requests_and_others_go_on() {
 fn alarms_and_steps_of_requests_are_their_own() {
     let model = load("llama");
     let (mut batcher, added) = batcher(&model, 3, 16, 256);
-    let rule = AlarmRule::Ewma { weight: 1.0, engage: 0.0, release: -1.0 };
+    let rule = AlarmRule::Ewma { weight: 1.0, start: None, engage: 0.0, release: -1.0 };
     let on_alarm = Schedule::OnAlarm(Alarm { cap: None, rule });
     let mut submit = |schedule| {
         let request = Request::new(prompt(0, 6), greedy(8)).under(Some(added));

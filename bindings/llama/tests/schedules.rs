@@ -148,7 +148,7 @@ fn an_alarm_engages_and_lets_go() {
     projections.sort_by(f32::total_cmp);
     // A third of the rows lie below.
     let floor = floor(projections[projections.len() / 3]);
-    let rule = AlarmRule::Ewma { weight: 1.0, engage: 0.0, release: -0.01 };
+    let rule = AlarmRule::Ewma { weight: 1.0, start: None, engage: 0.0, release: -0.01 };
     let caps = caps(&model, floor);
     let mut context = context(&model, &caps, Schedule::OnAlarm(Alarm { cap: None, rule }));
     let (_, trace) = write_with(&mut context, &prompt(12), &drawn);
@@ -199,7 +199,7 @@ fn an_alarm_engages_and_lets_go() {
 fn schedules_out_of_range_are_refused() {
     let model = load("llama");
     let mut context = context(&model, &caps(&model, Bound::NONE), Schedule::Always);
-    let rule = AlarmRule::Ewma { weight: 0.5, engage: 0.0, release: -1.0 };
+    let rule = AlarmRule::Ewma { weight: 0.5, start: None, engage: 0.0, release: -1.0 };
     for (schedule, text) in [
         (Schedule::OnAlarm(Alarm { cap: None, rule }), "has a bound"),
         (Schedule::OnAlarm(Alarm { cap: Some(9), rule }), "the watched cap is 9"),
@@ -218,7 +218,7 @@ fn schedules_out_of_range_are_refused() {
 #[test]
 fn an_alarm_is_that_of_its_conversation() {
     let model = load("llama");
-    let rule = AlarmRule::Ewma { weight: 1.0, engage: 0.0, release: -1e9 };
+    let rule = AlarmRule::Ewma { weight: 1.0, start: None, engage: 0.0, release: -1e9 };
     let alarm = Schedule::OnAlarm(Alarm { cap: None, rule });
     let mut context = context(&model, &caps(&model, floor(50.0)), alarm);
     let (tokens, trace) = write(&mut context, &prompt(12), 4);
@@ -247,7 +247,7 @@ fn an_alarm_is_that_of_its_conversation() {
 #[test]
 fn a_conversation_that_is_decoded_again_keeps_its_alarm() {
     let model = support::model();
-    let rule = AlarmRule::Ewma { weight: 1.0, engage: 0.0, release: -1e9 };
+    let rule = AlarmRule::Ewma { weight: 1.0, start: None, engage: 0.0, release: -1e9 };
     let alarm = Schedule::OnAlarm(Alarm { cap: None, rule });
     let set = support::caps([3, 4], 7, floor(50.0));
     let mut context = context(&model, &set, alarm);

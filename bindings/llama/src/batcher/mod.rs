@@ -23,6 +23,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::generate::{GenerateOptions, Generated, Stop};
 use crate::schedule::{Engagement, Schedule};
+use crate::watch::{Reading, Watcher};
 use fill::fill;
 use slot::{Sampled, Slot};
 
@@ -57,6 +58,8 @@ pub struct Request {
     pub profile: Option<ProfileId>,
     /// When the profile's caps act.
     pub schedule: Schedule,
+    /// The watch of the answer. That of a conversation goes on from [`Finished::watch`].
+    pub watch: Option<Watcher>,
 }
 
 impl Request {
@@ -64,7 +67,7 @@ impl Request {
     #[must_use]
     pub fn new(prompt: Vec<Token>, options: GenerateOptions) -> Self {
         let (profile, schedule) = (Some(ProfileId::DEFAULT), Schedule::Always);
-        Self { prompt, answers: Vec::new(), options, profile, schedule }
+        Self { prompt, answers: Vec::new(), options, profile, schedule, watch: None }
     }
 
     /// Returns the same request under another profile. `None` leaves the text uncapped.
@@ -88,6 +91,8 @@ pub struct Finished {
     /// What each cap of the profile did, in the order of its set. Empty without
     /// [`BatcherOptions::statistics`] and for an uncapped text.
     pub stats: Vec<CapStats>,
+    /// The watch of the request as it stands after the answer.
+    pub watch: Option<Watcher>,
 }
 
 /// What happened in a step.
@@ -109,6 +114,14 @@ pub enum Event<'a> {
         request: RequestId,
         /// When and why.
         engagement: Engagement,
+    },
+    /// The watch of a request read a token of its answer, mostly the one before the last: statistics of a GPU may
+    /// arrive a few steps later. All have arrived before [`Event::Done`].
+    Reading {
+        /// The request.
+        request: RequestId,
+        /// What was read.
+        reading: Reading,
     },
     /// A request ended. Several may have failed for one reason.
     Done {
@@ -199,18 +212,24 @@ impl<'m> Batcher<'m> {
     pub fn cancel(&mut self, request: RequestId) -> Option<Finished> {
         if let Some(index) = self.queue.iter().position(|queued| queued.id == request) {
             let waited = self.queue.remove(index)?.since.elapsed();
-            return Some(Finished { generated: Generated::none(), waited, stats: Vec::new() });
+            let watch = None;
+            return Some(Finished { generated: Generated::none(), waited, stats: Vec::new(), watch });
         }
         let is_it = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.id == request);
         let sequence = self.slots.iter().position(is_it)?;
         self.show_rows();
+        self.read(true, &mut |_| {});
         Some(self.release(sequence)?.finish(Stop::Caller).1)
     }
 
     /// Ends all requests, those in the queue too, and removes what the context holds.
     pub fn clear(&mut self) {
         self.queue.clear();
-        self.slots.iter_mut().for_each(|slot| *slot = None);
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            *slot = None;
+            // An end of a watch is never refused.
+            let _ = self.context.set_watch_of(id_of(index), None);
+        }
         self.context.clear();
     }
 
@@ -262,6 +281,7 @@ impl<'m> Batcher<'m> {
                 on_event(Event::Engagement { request: slot.id, engagement });
             }
         }
+        self.read(false, &mut on_event);
         for (row, sequence) in ends {
             self.sample(row, sequence, &mut on_event);
         }
@@ -273,6 +293,9 @@ impl<'m> Batcher<'m> {
         let Some(slot) = self.slots[sequence].as_mut() else { return };
         let request = slot.id;
         let Sampled { token, mut text, stop } = slot.sample(&self.context, row);
+        if stop.is_some() {
+            self.read(true, on_event);
+        }
         let finished = stop.and_then(|stop| {
             let (rest, finished) = self.release(sequence)?.finish(stop);
             text.push_str(&rest);
@@ -283,6 +306,19 @@ impl<'m> Batcher<'m> {
         }
         if let Some(finished) = finished {
             on_event(Event::Done { request, result: Ok(finished) });
+        }
+    }
+
+    /// Hands out what the watches have read, or, having waited for GPUs, all there is.
+    fn read(&mut self, is_all: bool, on_event: &mut impl FnMut(Event<'_>)) {
+        if is_all {
+            self.context.settle();
+        }
+        for reading in self.context.take_readings() {
+            let slot = usize::try_from(reading.sequence).ok();
+            let Some(Some(slot)) = slot.and_then(|sequence| self.slots.get_mut(sequence)) else { continue };
+            slot.read(reading);
+            on_event(Event::Reading { request: slot.id, reading });
         }
     }
 
@@ -338,6 +374,7 @@ impl<'m> Batcher<'m> {
         }
         self.context.begin_text(id_of(sequence), request.prompt.len(), &request.answers);
         self.make_room(reserved, sequence)?;
+        self.context.set_watch_of(id_of(sequence), request.watch.clone())?;
         let sampler = request.options.sampling.sampler(self.context.model(), &request.prompt)?;
         self.slots[sequence] = Some(Slot::new(id, request, sampler, shared, since.elapsed()));
         Ok(())
@@ -406,13 +443,20 @@ impl<'m> Batcher<'m> {
 
     fn fail(&mut self, sequence: usize, error: &Arc<Error>, on_event: &mut impl FnMut(Event<'_>)) {
         let Some(slot) = self.slots[sequence].take() else { return };
+        let _ = self.context.set_watch_of(id_of(sequence), None);
         let _ = self.context.truncate(id_of(sequence), 0);
         on_event(Event::Done { request: slot.id, result: Err(Arc::clone(error)) });
     }
 
-    /// Frees a sequence.
+    /// Frees a sequence, and leaves with its request the watch as it stands.
     fn release(&mut self, sequence: usize) -> Option<Slot> {
         self.idle_since[sequence] = self.steps;
+        let watch = self.context.watch(id_of(sequence)).cloned();
+        // An end of a watch is never refused.
+        let _ = self.context.set_watch_of(id_of(sequence), None);
+        if let Some(slot) = &mut self.slots[sequence] {
+            slot.request.watch = watch;
+        }
         if !self.options.reuse {
             // Removing a whole sequence always works.
             let _ = self.context.truncate(id_of(sequence), 0);

@@ -10,6 +10,7 @@ use crate::Token;
 use crate::context::Context;
 use crate::generate::{Generated, Stop, Timings, log_probability, margin};
 use crate::utf8::Utf8;
+use crate::watch::Reading;
 
 /// One request in progress.
 pub(super) struct Slot {
@@ -25,6 +26,7 @@ pub(super) struct Slot {
     utf8: Utf8,
     margins: Vec<f32>,
     log_probabilities: Vec<f32>,
+    readings: Vec<Reading>,
     timings: Timings,
     waited: Duration,
     stats: Vec<CapStats>,
@@ -66,6 +68,7 @@ impl Slot {
             utf8: Utf8::default(),
             margins: Vec::new(),
             log_probabilities: Vec::new(),
+            readings: Vec::new(),
             timings: Timings { reused, ..Timings::default() },
             waited,
             stats: Vec::new(),
@@ -153,6 +156,11 @@ impl Slot {
         self.tokens.push(token);
     }
 
+    /// Takes what its watch read.
+    pub(super) fn read(&mut self, reading: Reading) {
+        self.readings.push(reading);
+    }
+
     /// Counts what a cap did to a row.
     pub(super) fn count(&mut self, cap: usize, skipped: bool, stat: &RowStat) {
         if self.stats.len() <= cap {
@@ -169,8 +177,8 @@ impl Slot {
     pub(super) fn finish(mut self, stop: Stop) -> (String, Finished) {
         let rest = self.utf8.finish();
         self.text.push_str(&rest);
-        let Self { tokens, text, margins, log_probabilities, timings, waited, stats, .. } = self;
-        let generated = Generated { text, tokens, margins, log_probabilities, stop, timings };
-        (rest, Finished { generated, waited, stats })
+        let Self { tokens, text, margins, log_probabilities, readings, timings, waited, stats, .. } = self;
+        let generated = Generated { text, tokens, margins, log_probabilities, readings, stop, timings };
+        (rest, Finished { generated, waited, stats, watch: self.request.watch })
     }
 }

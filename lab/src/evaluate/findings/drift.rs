@@ -8,6 +8,7 @@ use super::super::arm::Arm;
 use super::super::material::Material;
 use super::super::record::{Record, TurnReading};
 use super::measure::{Measure, Units};
+use crate::estimate;
 
 /// Domains in which models drift (arXiv 2601.10387). They are looked at together as well.
 const BOTH: [&str; 2] = ["therapy", "philosophy"];
@@ -117,18 +118,10 @@ fn mean(turns: &[TurnReading], value: impl Fn(&TurnReading) -> Option<f32>) -> O
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-/// Returns the slope of the line of least squares through the projections over the turns. `None` for fewer than two.
+/// Returns the slope of the projections over the turns. `None` for fewer than two.
 fn slope(turns: &[TurnReading]) -> Option<f64> {
-    let points: Vec<(f64, f64)> = (1..)
-        .zip(turns)
-        .filter_map(|(turn, reading)| Some((f64::from(turn), f64::from(reading.before?))))
-        .collect();
-    let count = points.len() as f64;
-    let (x, y) = points.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
-    let (x, y) = (x / count, y / count);
-    let squares: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
-    let products: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
-    (points.len() > 1).then(|| products / squares)
+    let point = |(turn, reading): (u32, &TurnReading)| Some((f64::from(turn), f64::from(reading.before?)));
+    estimate::slope((1..).zip(turns).filter_map(point))
 }
 
 /// Returns the share of the tokens that are beyond the bounds.
