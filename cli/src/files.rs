@@ -29,9 +29,9 @@ struct Named(String, PathBuf);
 
 fn role(arg: &Arg) -> Option<Role> {
     Some(match arg.get_id().as_str() {
-        "model" | "caps" | "axes" | "chat_template_file" | "default_vector" | "file" | "jsonl" | "material"
-        | "plugin" | "prompt_file" | "questions" | "role_vector" | "roles" | "script" | "texts"
-        | "traits" => Role::Read,
+        "model" | "caps" | "axes" | "chat_template_file" | "default_vector" | "file" | "jsonl"
+        | "material" | "plugin" | "prompt_file" | "questions" | "role_vector" | "roles" | "script"
+        | "texts" | "traits" | "transcripts" => Role::Read,
         "out" | "pairs" | "plot" | "report" | "trace" => Role::Written,
         "changed_caps" => Role::Changed,
         "rollouts" => Role::Answers,

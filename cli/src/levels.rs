@@ -39,7 +39,9 @@ fn thresholds(text: &str) -> Result<Given, String> {
     }
     let numbers: Result<Vec<f64>, _> = text.split(',').map(|number| number.trim().parse::<f64>()).collect();
     match numbers.as_deref() {
-        Ok(&[alarm, release, usual]) if alarm < release && release < usual && alarm.is_finite() && usual.is_finite() => {
+        Ok(&[alarm, release, usual])
+            if alarm < release && release < usual && alarm.is_finite() && usual.is_finite() =>
+        {
             Ok(Given::At(Thresholds { usual, alarm, release }))
         }
         _ => Err(EXPECTED.into()),
@@ -175,12 +177,16 @@ impl AnswerLevels {
     }
 
     /// Returns a line about the alarms that began. `None` without any.
-    fn note(&self, watch: &Watch) -> Option<String> {
+    pub(crate) fn note(&self, watch: &Watch) -> Option<String> {
         let told = self.began.iter().map(|began| {
             let value = began.value.map_or("not finite".into(), |value| format!("{value:.1}"));
             match (began.alarm, watch.thresholds) {
                 ("ewma", Some(thresholds)) => {
-                    format!("token {}: the average is {value}, down to {:.1}", began.token + 1, thresholds.alarm)
+                    format!(
+                        "token {}: the average is {value}, down to {:.1}",
+                        began.token + 1,
+                        thresholds.alarm
+                    )
                 }
                 ("cusum", Some(_)) => {
                     let most = watch.most_sum().unwrap_or_default();

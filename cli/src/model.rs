@@ -129,6 +129,11 @@ impl ModelArgs {
         Ok(model)
     }
 
+    /// Returns how llama.cpp computes.
+    pub(crate) fn compute(&self) -> &ComputeArgs {
+        &self.compute
+    }
+
     /// Returns how to make contexts of the model.
     pub(crate) fn context(&self, model: &Model) -> ContextOptions {
         let trained = model.trained_context();

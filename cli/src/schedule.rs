@@ -47,10 +47,10 @@ fn schedule(text: &str) -> Result<Schedule, String> {
             }
         }
         ("alarm", Some(rule)) => Ok(Schedule::OnAlarm(Alarm { cap: None, rule: alarm_rule(rule)? })),
-        _ => {
-            Err("it must be always, generated, assistant, ramp=FROM..TO, alarm or alarm=WEIGHT,ENGAGE,RELEASE"
-                .into())
-        }
+        _ => Err(
+            "it must be always, generated, assistant, ramp=FROM..TO, alarm or alarm=WEIGHT,ENGAGE,RELEASE"
+                .into(),
+        ),
     }
 }
 

@@ -48,9 +48,7 @@ impl Transcript {
                 all
             }
             (None, None, None) => {
-                return Err(problem(
-                    "it has none of \"messages\", \"conversations\" and \"prompt\"".into(),
-                ));
+                return Err(problem("it has none of \"messages\", \"conversations\" and \"prompt\"".into()));
             }
         };
         if !messages.iter().any(|message| message.role == Role::Assistant) {
@@ -102,7 +100,9 @@ fn messages(list: &Value, key: &str, [role, content]: [&str; 2]) -> Result<Vec<M
 fn text(content: Option<&Value>, role: Role) -> Option<String> {
     match content {
         Some(Value::String(text)) => Some(text.clone()),
-        Some(Value::Array(parts)) => parts.iter().map(|part| part.get("text").and_then(Value::as_str)).collect(),
+        Some(Value::Array(parts)) => {
+            parts.iter().map(|part| part.get("text").and_then(Value::as_str)).collect()
+        }
         None | Some(Value::Null) => (role == Role::Assistant).then(String::new),
         Some(_) => None,
     }

@@ -50,7 +50,11 @@ impl Quantiles {
         }
         let caps = file.caps.caps().len();
         if values.len() != caps * levels.len() {
-            let expected = format!("{} numbers, one for each of {caps} caps and {} percentiles", caps * levels.len(), levels.len());
+            let expected = format!(
+                "{} numbers, one for each of {caps} caps and {} percentiles",
+                caps * levels.len(),
+                levels.len()
+            );
             return Err(invalid(field(DEFAULT), expected, format!("{} of them", values.len()), REMEDY));
         }
         // Without answers of the model as itself there are no quantiles.
@@ -100,7 +104,8 @@ mod tests {
     use crate::{Axis, BlockCap, Bound, Cap, CapSet};
 
     fn file(levels: impl Into<Value>, values: impl Into<Value>) -> CapFile {
-        let cap = |block| BlockCap { block, cap: Cap::new(Axis::from_direction(&[1.0]).unwrap(), Bound::NONE) };
+        let cap =
+            |block| BlockCap { block, cap: Cap::new(Axis::from_direction(&[1.0]).unwrap(), Bound::NONE) };
         let caps = CapSet::new([cap(1), cap(2)]).unwrap();
         let mut file = CapFile::new(caps, ModelInfo::new("llama", 4));
         file.origin.set(LEVELS, levels).set(DEFAULT, values);
@@ -115,7 +120,10 @@ mod tests {
         let at = [0.0, 5.0, 10.0, 30.0, 100.0].map(|percentile| quantiles.at(0, percentile).unwrap());
         assert_eq!(at, [-4.0, -3.5, -3.0, -1.0, 2.0]);
         assert_eq!(quantiles.at(1, 50.0), Some(30.0));
-        assert_eq!((quantiles.at(2, 50.0), quantiles.at(0, 101.0), quantiles.at(0, -1.0)), (None, None, None));
+        assert_eq!(
+            (quantiles.at(2, 50.0), quantiles.at(0, 101.0), quantiles.at(0, -1.0)),
+            (None, None, None)
+        );
         let tops = file(vec![5.0_f32, 50.0], vec![1.0_f32, 2.0, 3.0, 4.0]);
         let tops = Quantiles::of_default_answers(&tops).unwrap().unwrap();
         assert_eq!(tops.at(0, 1.0), None, "below the lowest percentile that is stored");
@@ -142,7 +150,10 @@ mod tests {
         ];
         for file in refused {
             let error = Quantiles::of_default_answers(&file).unwrap_err();
-            assert!(error.field().is_some_and(|field| field.starts_with("axiscap.origin.calibrate.")), "{error}");
+            assert!(
+                error.field().is_some_and(|field| field.starts_with("axiscap.origin.calibrate.")),
+                "{error}"
+            );
         }
     }
 }

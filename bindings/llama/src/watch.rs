@@ -1,7 +1,7 @@
 //! Watches: how far the answers of a text have drifted, token by token, and from where on that is an alarm.
 
-use axiscap::file::{CapFile, FileError, Quantiles};
 use axiscap::CapSet;
+use axiscap::file::{CapFile, FileError, Quantiles};
 
 use crate::Token;
 use crate::alarm::{Alarm, AlarmRule, Monitor, first_cap};

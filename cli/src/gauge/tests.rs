@@ -7,8 +7,7 @@ use vt100::{Parser, Screen};
 
 use super::*;
 
-const SIZES: [Size; 6] =
-    [size(40, 6), size(80, 24), size(30, 2), size(33, 3), size(79, 10), size(200, 4)];
+const SIZES: [Size; 6] = [size(40, 6), size(80, 24), size(30, 2), size(33, 3), size(79, 10), size(200, 4)];
 
 const WORDS: [&str; 26] = [
     " ",
@@ -371,8 +370,7 @@ fn without_colour_no_attribute_is_set() {
         let cell = terminal.screen().cell(1, 0).expect("the screen has a second row");
         assert_eq!((cell.fgcolor(), cell.dim()), (vt100::Color::Default, false));
         for written in [drawn, gauge.end()] {
-            let ends =
-                written.split("\x1b[").skip(1).map(|rest| rest.trim_start_matches(['0', '2', ';']));
+            let ends = written.split("\x1b[").skip(1).map(|rest| rest.trim_start_matches(['0', '2', ';']));
             assert!(ends.clone().count() > 0 && ends.clone().all(|end| !end.starts_with('m')));
         }
     }

@@ -140,9 +140,8 @@ pub(super) fn found(
         })
         .collect();
     let all: Vec<f64> = levels.iter().flatten().map(|level| f64::from(level.projection)).collect();
-    let means = (0..).zip(&turns).filter_map(|(turn, found)| {
-        Some((f64::from(turn), f64::from(found.levels.mean?)))
-    });
+    let means =
+        (0..).zip(&turns).filter_map(|(turn, found)| Some((f64::from(turn), f64::from(found.levels.mean?))));
     Ok(Found {
         line: line.number,
         block: levels::block(watch, caps),

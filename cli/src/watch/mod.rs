@@ -212,11 +212,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn print(
-        &mut self,
-        line: &Line,
-        answers: Result<Vec<axiscap_lab::watch::Answer>, String>,
-    ) -> Result<()> {
+    fn print(&mut self, line: &Line, answers: Result<Vec<axiscap_lab::watch::Answer>, String>) -> Result<()> {
         self.counts.lines += 1;
         let text = match answers {
             Ok(answers) => {

@@ -1,5 +1,7 @@
 //! `axiscap drift`: the projection over a conversation, uncapped and capped.
 
+mod transcripts;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -9,12 +11,15 @@ use axiscap_lab::bench::{BenchOptions, Ratio, bench};
 use axiscap_lab::charts::{LineChart, Series};
 use axiscap_lab::drift::{Conversation, DriftTurn, Mode, Moved, Script, TurnProjection, default_alarm};
 use axiscap_lab::output::write_atomically;
-use axiscap_llama::{Alarm, AlarmRule, ChatTemplate, Context, GenerateOptions, Message, Model, Role, Stop};
+use axiscap_llama::{
+    Alarm, AlarmRule, ChatTemplate, Context, GenerateOptions, Message, Model, Role, Stop, Watch,
+};
 use serde_json::json;
 
 use crate::bos::{self, Writer};
 use crate::caps::RequiredCapsArgs;
 use crate::interrupt::{self, Catch, Interrupt};
+use crate::levels::WatchArgs;
 use crate::model::ModelArgs;
 use crate::output::{self, counted};
 use crate::progress::Progress;
@@ -25,15 +30,18 @@ use crate::{input, report};
 
 /// Have a scripted conversation uncapped, capped, and capped on alarm, and follow the projection of the answers
 ///
-/// The user's messages are fixed. The model answers each of them, first with caps that only observe, then
-/// with caps that always hold, then with caps that hold from an alarm until its end. The projection of a turn is the mean over its response tokens, at the last capped
-/// block unless another is named. Plotted and compared is the projection after that block's cap, which is
-/// what the rest of the model sees.
+/// The user's messages are fixed. The model answers each of them, first with caps that only observe, then with caps
+/// that always hold, then with caps that hold from an alarm until its end. The projection of a turn is the mean over its
+/// response tokens, at the last capped block unless another is named. Plotted and compared is the projection after that
+/// block's cap, which is what the rest of the model sees.
+///
+/// With --transcripts the answers are given: nothing is generated, and they are read uncapped and capped.
 #[derive(Debug, clap::Args)]
 // scripts/demo sets some options, and its caller may set them again.
 #[command(args_override_self = true)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   axiscap drift --model model.gguf --caps caps.gguf --plot drift.svg
+  axiscap drift --model model.gguf --caps caps.gguf --transcripts talks.jsonl
 
 A script of your own is JSON: {\"name\": \"...\", \"system\": null, \"turns\": [\"first message\", \"second\", ...]}")]
 pub(crate) struct Args {
@@ -46,8 +54,13 @@ pub(crate) struct Args {
     /// The user's messages (JSON) [default: a built-in emotional conversation of 8 turns]
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
+    /// Conversations with their answers (JSON Lines, see docs/watch.md), which are read and not answered; `-` is stdin
+    #[arg(long, value_name = "FILE", conflicts_with_all = GENERATING)]
+    transcripts: Option<PathBuf>,
     #[command(flatten)]
     template: TemplateArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// Block to look at [default: the last capped one]
     #[arg(long, value_name = "BLOCK")]
     block: Option<usize>,
@@ -56,9 +69,9 @@ pub(crate) struct Args {
     plot: PathBuf,
     /// The alarm of the third conversation: an exponentially weighted average, per generated token, of how far
     /// the projection before the first cap of the lowest capped block lies beyond the bound. A weight, the
-    /// average at which the caps engage, and the lower one at which they let go; `off` leaves the conversation
-    /// out [default: 0.1, one standard deviation beyond the bound, and the bound]
-    #[arg(long, value_name = "WEIGHT,ENGAGE,RELEASE", value_parser = alarm, allow_hyphen_values = true)]
+    /// average at which the caps engage, and the lower one at which they let go; `watch` takes the alarm of the watched
+    /// average, `off` leaves the conversation out [default: 0.1, one standard deviation beyond the bound, and the bound]
+    #[arg(long, value_name = "WEIGHT,ENGAGE,RELEASE|watch|off", value_parser = alarm, allow_hyphen_values = true)]
     alarm: Option<AlarmArg>,
     /// Pairs of the short speed comparison; 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = 7)]
@@ -70,6 +83,27 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 }
+
+/// Options about answers that are generated.
+const GENERATING: [&str; 17] = [
+    "script",
+    "alarm",
+    "speed_pairs",
+    "all_answers",
+    "ctx",
+    "batch",
+    "ubatch",
+    "max_tokens",
+    "temp",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repeat_penalty",
+    "repeat_last_n",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+];
 
 /// Runs the subcommand.
 ///
@@ -92,15 +126,21 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let caps = args.caps.read()?;
     let model = args.model.load()?;
-    args.sampling.report_seed();
-    let caps = caps.check(&model)?.acting()?;
+    let caps = caps.check(&model)?;
+    let watch = args.watch.watch(&caps.file)?;
+    let caps = caps.acting()?;
     let cap = report::shown_cap(&caps, args.block)?;
     let template = args.template.prepare(&model)?;
-    warn_of_two_bos(&template, &script);
     let interrupt = Interrupt::new()?;
     let caught = interrupt.catch();
+    if let Some(path) = &args.transcripts {
+        return transcripts::run(&args, path, &template, &caps, &watch, &caught);
+    }
+    args.sampling.report_seed();
+    warn_of_two_bos(&template, &script);
+    let alarm = args.alarm(&caps, &watch)?;
     let Turns { uncapped, capped, on_alarm, alarm, unfinished, interrupted } =
-        converse(&args, &template, &script, &caps, &options, &caught)?;
+        converse(&args, &template, &script, &caps, &options, alarm, &caught)?;
     let speed = if interrupted { None } else { speed(&args, &model, &caps, &caught)? };
     let measured = speed.as_ref().map_or(0, |speed| speed.pairs.len());
     let interrupted = interrupted || caught.stopped() && measured < args.speed_pairs;
@@ -156,11 +196,29 @@ fn warn_of_two_bos(template: &ChatTemplate<'_>, script: &Script) {
 #[derive(Debug, Clone, Copy)]
 enum AlarmArg {
     Off,
+    Watch,
     Rule(AlarmRule),
 }
 
 fn alarm(text: &str) -> Result<AlarmArg, String> {
-    if text == "off" { Ok(AlarmArg::Off) } else { alarm_rule(text).map(AlarmArg::Rule) }
+    match text {
+        "off" => Ok(AlarmArg::Off),
+        "watch" => Ok(AlarmArg::Watch),
+        _ => alarm_rule(text).map(AlarmArg::Rule),
+    }
+}
+
+impl Args {
+    /// Returns the alarm that was given. `None` for the one by default.
+    fn alarm(&self, caps: &CapSet, watch: &Watch) -> Result<Option<Alarm>> {
+        match self.alarm {
+            Some(AlarmArg::Rule(rule)) => Ok(Some(Alarm { cap: None, rule })),
+            Some(AlarmArg::Watch) => watch.alarm(caps).map(Some).context(
+                "--alarm watch: there are no thresholds, or the watched cap has no floor; the cap file holds those of a calibration by `axiscap calibrate`, --watch-thresholds sets others",
+            ),
+            Some(AlarmArg::Off) | None => Ok(None),
+        }
+    }
 }
 
 /// The turns of the conversations.
@@ -184,6 +242,7 @@ fn converse(
     script: &Script,
     caps: &CapSet,
     options: &GenerateOptions,
+    given: Option<Alarm>,
     caught: &Catch,
 ) -> Result<Turns> {
     let model = template.model();
@@ -199,10 +258,7 @@ fn converse(
             0 => Mode::Observe,
             1 => Mode::Cap,
             _ => {
-                alarm = match args.alarm {
-                    Some(AlarmArg::Rule(rule)) => Some(Alarm { cap: None, rule }),
-                    _ => default_alarm(caps, &held[0]),
-                };
+                alarm = given.or_else(|| default_alarm(caps, &held[0]));
                 // Caps that only measure need no alarm.
                 let Some(alarm) = alarm else { break };
                 Mode::OnAlarm(alarm)
