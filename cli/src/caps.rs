@@ -65,8 +65,23 @@ impl CapsArgs {
         self.caps.as_deref().map(|path| LoadedCaps::read(path, &self.hold)).transpose()
     }
 
+    /// Returns the watch of the caps.
+    pub(crate) fn watch(&self, caps: &CheckedCaps) -> Result<Watch> {
+        self.watch.watch(&caps.file, &caps.path)
+    }
+
+    /// Whether the caps act on the watch's alarm.
+    pub(crate) fn wait_for_watch(&self) -> bool {
+        self.when == Some(When::OnWatchedAlarm)
+    }
+
     /// Has the caps of a context act as --when says.
-    pub(crate) fn schedule(&self, context: &mut Context<'_>, caps: &CapSet, watch: &Watch) -> Result<()> {
+    pub(crate) fn schedule(
+        &self,
+        context: &mut Context<'_>,
+        caps: &CapSet,
+        watch: Option<&Watch>,
+    ) -> Result<()> {
         match self.when {
             Some(when) => {
                 let schedule = when.schedule(watch, caps)?;
@@ -138,7 +153,7 @@ impl LoadedCaps {
             }
             None => caps,
         };
-        Ok(CheckedCaps { caps, observe, file })
+        Ok(CheckedCaps { caps, observe, file, path })
     }
 }
 
@@ -151,6 +166,7 @@ pub(crate) struct CheckedCaps {
     pub(crate) observe: bool,
     /// The file, as it was read.
     pub(crate) file: CapFile,
+    path: PathBuf,
 }
 
 impl CheckedCaps {

@@ -16,7 +16,7 @@ use crate::bos::{self, Writer};
 use crate::caps::CapsArgs;
 use crate::gauge::{Gauge, Scale, Shown};
 use crate::interrupt::{self, Interrupt, is_interrupted};
-use crate::levels::{self, AnswerLevels, NO_THRESHOLDS};
+use crate::levels::{self, AnswerLevels, NO_THRESHOLDS, WatchReport};
 use crate::model::ModelArgs;
 use crate::sampling::SamplingArgs;
 use crate::schedule::{self, EngagementReport};
@@ -64,7 +64,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let model = args.model.load()?;
     let caps = caps.map(|caps| caps.check(&model)).transpose()?;
     let observe = caps.as_ref().is_some_and(|caps| caps.observe);
-    let watch = caps.as_ref().map(|caps| args.caps.watch.watch(&caps.file)).transpose()?;
+    let watch = caps.as_ref().map(|caps| args.caps.watch(caps)).transpose()?;
     let caps = caps.map(|caps| caps.caps);
     // A template that is missing or unknown is reported also where no turn follows.
     let system = args.system.iter().map(|text| Message::new(Role::System, text));
@@ -74,7 +74,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut context = Context::new(&model, &args.model.context(&model))?;
     context.set_caps(caps.as_ref())?;
     if let (Some(caps), Some(watch)) = (&caps, &watch) {
-        args.caps.schedule(&mut context, caps, watch)?;
+        args.caps.schedule(&mut context, caps, Some(watch))?;
         context.set_watch(0, Some(Watcher::new(watch)?))?;
     }
     context.set_tracing(caps.is_some())?;
@@ -170,16 +170,7 @@ struct TurnReport<'a> {
     engagements: Vec<EngagementReport>,
     /// What was watched.
     #[serde(skip_serializing_if = "Option::is_none")]
-    watch: Option<WatchTurn>,
-}
-
-/// What was watched in one answer.
-#[derive(Debug, Serialize)]
-struct WatchTurn {
-    block: usize,
-    thresholds: serde_json::Value,
-    #[serde(flatten)]
-    answer: AnswerLevels,
+    watch: Option<WatchReport>,
 }
 
 /// What one cap saw in one answer.
@@ -375,11 +366,11 @@ impl Repl<'_> {
             reused_tokens: generated.timings.reused,
             decode_tokens_per_second: generated.timings.decode_tokens_per_second(),
             caps,
-            watch: self.watch.as_ref().zip(self.caps.as_ref()).map(|(watch, caps)| WatchTurn {
-                block: levels::block(watch, caps),
-                thresholds: levels::thresholds_json(watch),
-                answer: watched(turn),
-            }),
+            watch: self
+                .watch
+                .as_ref()
+                .zip(self.caps.as_ref())
+                .map(|(watch, caps)| WatchReport::new(watch, caps, watched(turn))),
             engagements: engagements.iter().map(EngagementReport::from).collect(),
         })
     }

@@ -235,10 +235,24 @@ mod tests {
     }
 
     /// Returns the result of the check for a command line in which each path option has a file of its own,
-    /// but for those in `given`.
+    /// but for those in `given`, and those that exclude others.
     fn checked(command: &Command, folder: &Path, given: &[(&str, &Path)]) -> Result<()> {
+        checked_with("", command, folder, given)
+    }
+
+    /// As `checked`, with this option rather than one that excludes it.
+    fn checked_with(needed: &str, command: &Command, folder: &Path, given: &[(&str, &Path)]) -> Result<()> {
         let mut words: Vec<std::ffi::OsString> = vec!["axiscap".into(), command.get_name().into()];
-        for arg in paths(command) {
+        let is_first = |arg: &&Arg| arg.get_id() == needed;
+        let mut taken: Vec<&Arg> = Vec::new();
+        for arg in paths(command).filter(is_first).chain(paths(command).filter(|arg| !is_first(arg))) {
+            if taken.iter().any(|other| {
+                let excludes = |a: &Arg, b: &Arg| command.get_arg_conflicts_with(a).contains(&b);
+                excludes(arg, other) || excludes(other, arg)
+            }) {
+                continue;
+            }
+            taken.push(arg);
             let id = arg.get_id().as_str();
             if let Some(long) = arg.get_long() {
                 words.push(format!("--{long}").into());
@@ -285,7 +299,8 @@ mod tests {
                         names.extend([at("hard"), at("soft")]);
                     }
                     for name in &names {
-                        let error = checked(command, folder.path(), &[(one, name)]).unwrap_err().to_string();
+                        let checked = checked_with(other, command, folder.path(), &[(one, name)]);
+                        let error = checked.unwrap_err().to_string();
                         assert!(error.contains("one file"), "{} {one} {other}: {error}", command.get_name());
                     }
                     #[cfg(unix)]
@@ -297,7 +312,7 @@ mod tests {
         }
         assert_eq!(
             pairs,
-            4 + 4 + (3 * 6 + 3) + 8 + 2 + 4 + 1 + (3 * 5 + 3),
+            4 + 5 + (3 * 6 + 3) + 8 + 2 + 4 + 1 + (3 * 5 + 3),
             "run, drift, extract, calibrate, bind, import, export, eval"
         );
     }

@@ -1,5 +1,7 @@
 //! What is watched of answers: the options, and what was found in an answer.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result};
 use axiscap::CapSet;
 use axiscap::file::CapFile;
@@ -7,7 +9,6 @@ use axiscap_llama::{AlarmState, Level, Thresholds, Watch};
 use clap::Args;
 use clap::value_parser;
 use serde::Serialize;
-use serde_json::{Value, json};
 
 /// What is watched of the answers, and from where on there is an alarm.
 #[derive(Debug, Clone, Args)]
@@ -50,15 +51,17 @@ fn thresholds(text: &str) -> Result<Given, String> {
 
 impl WatchArgs {
     /// Returns the watch of a cap file's caps.
-    pub(crate) fn watch(&self, file: &CapFile) -> Result<Watch> {
+    pub(crate) fn watch(&self, file: &CapFile, path: &Path) -> Result<Watch> {
         let cap = self.watch_block.map(|block| first_cap(&file.caps, block)).transpose()?;
-        let mut watch = Watch::calibrated(file, cap)?;
-        watch.tokens = self.watch_tokens;
-        match self.watch_thresholds {
-            None => {}
-            Some(Given::Off) => watch.thresholds = None,
-            Some(Given::At(thresholds)) => watch.thresholds = Some(thresholds),
-        }
+        let mut watch = Watch { cap, tokens: self.watch_tokens, thresholds: None };
+        watch.thresholds = match self.watch_thresholds {
+            Some(Given::Off) => None,
+            Some(Given::At(thresholds)) => Some(thresholds),
+            None => {
+                let calibrated = Thresholds::calibrated(file, watch.watched(&file.caps));
+                calibrated.map_err(|error| error.in_file(path))?
+            }
+        };
         Ok(watch)
     }
 
@@ -84,18 +87,26 @@ pub(crate) fn block(watch: &Watch, caps: &CapSet) -> usize {
     caps.caps().get(watch.watched(caps)).map_or(0, |entry| entry.block)
 }
 
-/// Returns the thresholds as JSON, `null` without any.
-pub(crate) fn thresholds_json(watch: &Watch) -> Value {
-    let of = |Thresholds { usual, alarm, release }| {
-        json!({
-            "alarm": alarm as f32,
-            "release": release as f32,
-            "usual": usual as f32,
-            "sum": watch.most_sum().map(|sum| sum as f32),
-            "tokens": watch.tokens,
-        })
-    };
-    json!(watch.thresholds.map(of))
+/// The thresholds of a watch, as JSON.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ThresholdsReport {
+    alarm: f32,
+    release: f32,
+    usual: f32,
+    /// The sum at which the CUSUM's alarm begins.
+    sum: Option<f32>,
+    /// Tokens of the average.
+    tokens: u32,
+}
+
+impl ThresholdsReport {
+    /// Returns those of a watch, if it has any.
+    pub(crate) fn of(watch: &Watch) -> Option<Self> {
+        let Thresholds { usual, alarm, release } = watch.thresholds?;
+        let [alarm, release, usual] = [alarm, release, usual].map(|projection| projection as f32);
+        let sum = watch.most_sum().map(|sum| sum as f32);
+        Some(Self { alarm, release, usual, sum, tokens: watch.tokens })
+    }
 }
 
 /// What a watch found in an answer. Numbers are `null` without tokens.
@@ -116,6 +127,22 @@ pub(crate) struct AnswerLevels {
     alarm: bool,
     /// Alarms that began in this answer.
     pub(crate) began: Vec<Began>,
+}
+
+/// What a watch found in an answer, with its block and its thresholds.
+#[derive(Debug, Serialize)]
+pub(crate) struct WatchReport {
+    block: usize,
+    /// `null` without an alarm.
+    thresholds: Option<ThresholdsReport>,
+    #[serde(flatten)]
+    answer: AnswerLevels,
+}
+
+impl WatchReport {
+    pub(crate) fn new(watch: &Watch, caps: &CapSet, answer: AnswerLevels) -> Self {
+        Self { block: block(watch, caps), thresholds: ThresholdsReport::of(watch), answer }
+    }
 }
 
 /// An alarm that began.

@@ -8,12 +8,11 @@ use axiscap_llama::{
     Context, GenerateOptions, Generated, Level, Message, Model, ProfileId, Role, Stop, Watcher, generate,
 };
 use serde::Serialize;
-use serde_json::json;
 
 use crate::bos::{self, Writer};
 use crate::caps::{CapsArgs, CheckedCaps};
 use crate::interrupt::{self, Interrupt};
-use crate::levels::{self, AnswerLevels, NO_THRESHOLDS};
+use crate::levels::{AnswerLevels, NO_THRESHOLDS, WatchReport};
 use crate::model::ModelArgs;
 use crate::output::{self, counted};
 use crate::prompt::PromptArgs;
@@ -102,7 +101,7 @@ struct Report<'a> {
     engagements: Vec<EngagementReport>,
     /// What was watched, with --watch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    watch: Option<serde_json::Value>,
+    watch: Option<WatchReport>,
     backend: String,
     engines: Vec<EngineReport<'a>>,
     model: ModelReport<'a>,
@@ -124,7 +123,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let text = args.prompt.read(args.raw)?;
     let model = args.model.load()?;
     let caps = caps.map(|caps| caps.check(&model)).transpose()?;
-    let watch = caps.as_ref().map(|caps| args.caps.watch.watch(&caps.file)).transpose()?;
+    let is_watched = args.watch || args.caps.wait_for_watch();
+    let watch = caps.as_ref().filter(|_| is_watched).map(|caps| args.caps.watch(caps)).transpose()?;
     let caps = caps.map(CheckedCaps::acting).transpose()?;
     let (rendered, prompt, writer) = if args.raw {
         let prompt = model.tokenize(&text, true)?;
@@ -146,13 +146,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
         });
         session.set_caps(caps.as_ref())
     })?;
-    if let (Some(caps), Some(watch)) = (&caps, &watch) {
-        args.caps.schedule(&mut context, caps, watch)?;
-        if args.watch {
-            context.set_watch(0, Some(Watcher::new(watch)?))?;
-            if args.caps.watch.lacks_thresholds(watch) {
-                output::warning(NO_THRESHOLDS);
-            }
+    if let Some(caps) = &caps {
+        args.caps.schedule(&mut context, caps, watch.as_ref())?;
+    }
+    let watch = watch.filter(|_| args.watch);
+    if let Some(watch) = &watch {
+        context.set_watch(0, Some(Watcher::new(watch)?))?;
+        if args.caps.watch.lacks_thresholds(watch) {
+            output::warning(NO_THRESHOLDS);
         }
     }
     context.set_tracing(args.trace.is_some())?;
@@ -198,13 +199,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
             caps: caps.as_ref().map(|set| report::caps(set, &stats)).unwrap_or_default(),
             fused_norm,
             engagements: engagements.iter().map(EngagementReport::from).collect(),
-            watch: watch.as_ref().zip(caps.as_ref()).filter(|_| args.watch).map(|(watch, caps)| {
-                json!({
-                    "block": levels::block(watch, caps),
-                    "thresholds": levels::thresholds_json(watch),
-                    "answer": watched,
-                })
-            }),
+            watch: watch
+                .as_ref()
+                .zip(caps.as_ref())
+                .map(|(watch, caps)| WatchReport::new(watch, caps, watched)),
             backend: report::backend(&context)?,
             engines: report::engines(&routes),
             model: describe(&model),
@@ -217,7 +215,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     summarise(&generated, prompt.len(), report::engagement(&stats), stats.len());
     schedule::note(&engagements);
-    if let (Some(watch), Some(caps)) = (watch.as_ref().filter(|_| args.watch), &caps) {
+    if let (Some(watch), Some(caps)) = (&watch, &caps) {
         output::note(&watched.summary(watch, caps));
     }
     args.sampling.report_seed();

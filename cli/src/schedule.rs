@@ -17,10 +17,10 @@ pub(crate) enum When {
 
 impl When {
     /// Returns the schedule of caps that are watched.
-    pub(crate) fn schedule(self, watch: &Watch, caps: &CapSet) -> Result<Schedule> {
+    pub(crate) fn schedule(self, watch: Option<&Watch>, caps: &CapSet) -> Result<Schedule> {
         match self {
             Self::Scheduled(schedule) => Ok(schedule),
-            Self::OnWatchedAlarm => watch.alarm(caps).map(Schedule::OnAlarm).context(
+            Self::OnWatchedAlarm => watch.and_then(|watch| watch.alarm(caps)).map(Schedule::OnAlarm).context(
                 "--when alarm: there are no thresholds, or the watched cap has no floor; the cap file holds those of a calibration by `axiscap calibrate`, --watch-thresholds sets others, alarm=WEIGHT,ENGAGE,RELEASE sets an alarm without them",
             ),
         }

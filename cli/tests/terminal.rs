@@ -5,10 +5,16 @@ mod support;
 
 use std::process::Command;
 
-use support::{arg, model};
+use axiscap::Bound;
+use support::{arg, caps, folder, model};
 
 /// Converses at a terminal (`support/terminal.py`). Returns the screen and the exit status.
 fn converse(steps: &[(&str, &str)], args: &[&str]) -> (String, i32) {
+    converse_at("dumb", steps, args)
+}
+
+/// Converses at a terminal of this kind. Returns what was written to it, and the exit status.
+fn converse_at(terminal: &str, steps: &[(&str, &str)], args: &[&str]) -> (String, i32) {
     let output = Command::new("python3")
         .arg("-B")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/terminal.py"))
@@ -17,6 +23,7 @@ fn converse(steps: &[(&str, &str)], args: &[&str]) -> (String, i32) {
         .args(["chat", "--model", arg(&model()), "--temp", "0"])
         .args(args)
         .env("OMP_WAIT_POLICY", "passive")
+        .env("TERM", terminal)
         .output()
         .expect("python3 runs");
     let text = String::from_utf8_lossy(&output.stdout).replace("\r\n", "\n");
@@ -59,4 +66,33 @@ fn a_full_context_names_undo_and_reset() {
     let (screen, status) = converse(&steps, &["--max-tokens", "8", "--ctx", "128"]);
     assert!(screen.contains("--ctx") && screen.contains("/undo"), "{screen}");
     assert_eq!(status, 0, "{screen}");
+}
+
+/// Returns what a terminal shows after this was written to it.
+fn screen(written: &str) -> String {
+    let mut terminal = vt100::Parser::new(24, 80, 0);
+    // The emulator has no IND, which moves down as VT does.
+    terminal.process(written.replace("\x1bD", "\x0b").replace('\n', "\r\n").as_bytes());
+    terminal.screen().contents()
+}
+
+#[test]
+fn a_gauge_follows_the_answer_and_is_gone_after_it() {
+    let folder = folder();
+    let file = folder.path().join("c.gguf");
+    caps(&file, &[(12, 2, Bound::NONE, 1.0)]);
+    let steps = [("> ", "Who are you?\n"), ("[watched", ""), ("> ", "\u{4}")];
+    let watch = ["--watch-tokens", "1", "--watch-thresholds", "999998,999999,1000000"];
+    let args = [&["--caps", arg(&file), "--max-tokens", "30", "--ctx", "256"][..], &watch].concat();
+    let (written, status) = converse_at("xterm-256color", &steps, &args);
+    assert_eq!(status, 0, "{written}");
+    assert!(written.contains("block 12 [") && written.contains(", average "), "{written}");
+    assert!(written.contains(" ALARM"), "{written}");
+    let (plain, _) = converse_at("dumb", &steps, &args);
+    assert!(!plain.contains("block 12 [") && plain.contains("[drift alarm at token 1:"), "{plain}");
+    // The speed differs.
+    let shown = |written: &str| -> Vec<String> {
+        screen(written).lines().filter(|line| !line.starts_with("[turn 1:")).map(String::from).collect()
+    };
+    assert_eq!(shown(&written), shown(&plain));
 }

@@ -1,9 +1,47 @@
 //! Transcripts: conversations that were had elsewhere, as JSON Lines.
 
+use std::collections::BTreeMap;
+
 use axiscap_llama::{Message, Role};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::error::Error;
+
+/// The fields of a line, as they are written there.
+#[derive(Debug)]
+pub struct Fields<'a>(BTreeMap<String, &'a RawValue>);
+
+impl<'a> Fields<'a> {
+    /// Reads the names of a line's fields. Their values may be any JSON, also numbers that no `f64` holds.
+    ///
+    /// # Errors
+    /// [`Error::Transcript`] for a line that is no JSON object.
+    pub fn parse(line: &'a str) -> Result<Self, Error> {
+        let fields = serde_json::from_str(line);
+        fields.map(Self).map_err(|error| problem(format!("it is no JSON object: {error}")))
+    }
+
+    /// Whether there is a field of this name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Whether there is no field.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn get(&self, name: &str) -> Result<Option<Value>, Error> {
+        let parse = |raw: &&RawValue| {
+            serde_json::from_str(raw.get())
+                .map_err(|error| problem(format!("{name:?} cannot be read: {error}")))
+        };
+        self.0.get(name).map(parse).transpose()
+    }
+}
 
 /// The messages of one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,31 +63,28 @@ impl Transcript {
     /// # Errors
     /// [`Error::Transcript`], also for a transcript without an answer.
     pub fn parse(line: &str) -> Result<Self, Error> {
-        let object: Map<String, Value> =
-            serde_json::from_str(line).map_err(|error| problem(format!("it is no JSON object: {error}")))?;
-        Self::of(&object)
+        Self::of(&Fields::parse(line)?)
     }
 
     /// Reads the fields of a line.
     ///
     /// # Errors
     /// Those of [`Transcript::parse`].
-    pub fn of(object: &Map<String, Value>) -> Result<Self, Error> {
-        let completion = ["completion", "response"].into_iter().find(|key| object.contains_key(*key));
-        let messages = match (object.get("messages"), object.get("conversations"), object.get("prompt")) {
-            (Some(list), _, _) => messages(list, "messages", ["role", "content"])?,
-            (None, Some(list), _) => messages(list, "conversations", ["from", "value"])?,
-            (None, None, Some(prompt)) => {
-                let Some(key) = completion else {
-                    return Err(problem("it has \"prompt\", but no \"completion\"".into()));
-                };
-                let mut all = side(prompt, "prompt", Role::User)?;
-                all.extend(side(&object[key], key, Role::Assistant)?);
-                all
-            }
-            (None, None, None) => {
-                return Err(problem("it has none of \"messages\", \"conversations\" and \"prompt\"".into()));
-            }
+    pub fn of(fields: &Fields<'_>) -> Result<Self, Error> {
+        let messages = if let Some(list) = fields.get("messages")? {
+            messages(&list, "messages", ["role", "content"])?
+        } else if let Some(list) = fields.get("conversations")? {
+            messages(&list, "conversations", ["from", "value"])?
+        } else if let Some(prompt) = fields.get("prompt")? {
+            let key = if fields.has("completion") { "completion" } else { "response" };
+            let Some(completion) = fields.get(key)? else {
+                return Err(problem("it has \"prompt\", but no \"completion\"".into()));
+            };
+            let mut all = side(&prompt, "prompt", Role::User)?;
+            all.extend(side(&completion, key, Role::Assistant)?);
+            all
+        } else {
+            return Err(problem("it has none of \"messages\", \"conversations\" and \"prompt\"".into()));
         };
         if !messages.iter().any(|message| message.role == Role::Assistant) {
             return Err(problem("no message is the model's (\"assistant\")".into()));
@@ -144,6 +179,7 @@ mod tests {
         let refused = [
             ("", "no JSON object"),
             ("[1]", "no JSON object"),
+            (r#"{"messages": [{"role": "user", "content": 1e999}]}"#, "\"messages\" cannot be read"),
             ("{}", "none of"),
             (r#"{"messages": 3}"#, "\"messages\" is no list"),
             (r#"{"messages": []}"#, "no message is the model's"),

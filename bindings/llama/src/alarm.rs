@@ -45,6 +45,13 @@ pub enum AlarmRule {
 }
 
 impl AlarmRule {
+    /// Returns where the alarm begins.
+    fn engage(&self) -> f64 {
+        match *self {
+            Self::Ewma { engage, .. } | Self::Cusum { engage, .. } => engage,
+        }
+    }
+
     /// Returns the average or the sum before the first excess.
     fn start(&self) -> Option<f64> {
         match self {
@@ -170,6 +177,9 @@ impl Monitor {
     pub(crate) fn see(&mut self, projection: f32) -> Option<Change> {
         let projection = f64::from(projection);
         let excess = (self.lo - projection).max(projection - self.hi);
+        if !projection.is_finite() {
+            return self.become_engaged(true, excess, self.rule.engage());
+        }
         let (value, engage, release) = match self.rule {
             AlarmRule::Ewma { weight, engage, release, .. } => {
                 let last = self.value.unwrap_or(excess);
@@ -179,20 +189,16 @@ impl Monitor {
                 ((self.value.unwrap_or(0.0) + excess - slack).clamp(0.0, 2.0 * engage), engage, release)
             }
         };
-        let (engaged, threshold) = if !value.is_finite() {
-            (true, engage)
-        } else {
-            self.value = Some(value);
-            match self.engaged {
-                false => (value >= engage, engage),
-                true => (value > release, release),
-            }
-        };
-        if engaged == self.engaged {
-            return None;
-        }
-        self.engaged = engaged;
-        Some(Change { engaged, value, threshold })
+        self.value = Some(value);
+        let (engaged, threshold) =
+            if self.engaged { (value > release, release) } else { (value >= engage, engage) };
+        self.become_engaged(engaged, value, threshold)
+    }
+
+    /// Begins or ends the alarm. Returns the change.
+    fn become_engaged(&mut self, engaged: bool, value: f64, threshold: f64) -> Option<Change> {
+        let is_change = std::mem::replace(&mut self.engaged, engaged) != engaged;
+        is_change.then_some(Change { engaged, value, threshold })
     }
 }
 
@@ -253,6 +259,13 @@ mod tests {
         let rule = AlarmRule::Ewma { weight: 1.0, start: None, engage: 0.0, release: -1.0 };
         let mut monitor = Monitor::new(&Alarm { cap: None, rule }, &caps(&[(0, floor(2.0))])).unwrap();
         assert_eq!(changes(&mut monitor, &[9.0, f32::NAN, f32::INFINITY, 9.0]), [(1, true), (3, false)]);
+        let rule = AlarmRule::Cusum { slack: 0.0, engage: 2.0, release: 0.0 };
+        for projection in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut monitor = Monitor::new(&Alarm { cap: None, rule }, &caps(&[(0, floor(2.0))])).unwrap();
+            // A sum of 1, which stays.
+            assert_eq!(changes(&mut monitor, &[1.0, projection]), [(1, true)]);
+            assert_eq!((monitor.value(), changes(&mut monitor, &[3.0])), (Some(1.0), vec![(0, false)]));
+        }
     }
 
     #[test]

@@ -117,7 +117,7 @@ struct Text {
 /// What the sequences of a context are under.
 #[derive(Debug, Default)]
 pub(crate) struct Schedules {
-    /// Sequences that are not always under the default profile, or watched.
+    /// Sequences that are not always under the default profile, are watched, or have a text.
     sequences: BTreeMap<i32, SequenceCaps>,
     steps: BTreeMap<(ProfileId, usize), Steps>,
     changes: Vec<Engagement>,
@@ -193,9 +193,9 @@ impl Schedules {
 
     /// Notes that a text begins or goes on: its prompt's length, and where earlier answers are in it.
     pub(crate) fn begin_text(&mut self, sequence: i32, prompt: usize, answers: &[Range<usize>]) {
-        if let Some(caps) = self.sequences.get_mut(&sequence) {
-            caps.text = Some(Text { prompt, answers: answers.to_vec() });
-        }
+        // A schedule or a watch may be set later.
+        let caps = self.sequences.entry(sequence).or_insert_with(SequenceCaps::default_profile);
+        caps.text = Some(Text { prompt, answers: answers.to_vec() });
     }
 
     /// Notes that a sequence was truncated.
@@ -207,6 +207,9 @@ impl Schedules {
             caps.text = None;
             caps.monitor.iter_mut().for_each(Monitor::reset);
             caps.watching.iter_mut().for_each(|watching| watching.watcher.reset());
+            if caps.is_default() {
+                self.sequences.remove(&sequence);
+            }
         }
     }
 
@@ -229,7 +232,8 @@ impl Schedules {
     /// # Errors
     /// Those of [`Session::add_profile`], and [`Error::Option`] for a watched cap that is not there any more.
     pub(crate) fn follow(&mut self, session: &Session) -> Result<(), Error> {
-        if self.sequences.is_empty() && self.steps.is_empty() {
+        let follows = |caps: &SequenceCaps| caps.watching.is_some() || caps.schedule.steps().is_some();
+        if self.steps.is_empty() && !self.sequences.values().any(follows) {
             return Ok(());
         }
         for caps in self.sequences.values_mut() {
@@ -473,6 +477,7 @@ impl SequenceCaps {
         self.profile == Some(ProfileId::DEFAULT)
             && self.schedule == Schedule::Always
             && self.watching.is_none()
+            && self.text.is_none()
     }
 
     /// Whether a row is one of the prompt. Rows of a sequence without a text count as the model's own, so that

@@ -262,3 +262,156 @@ pub struct Reading {
     /// What the watch found.
     pub level: Level,
 }
+
+#[cfg(test)]
+mod tests {
+    use axiscap::file::ModelInfo;
+    use axiscap::{Axis, BlockCap, Bound, Cap};
+
+    use super::*;
+
+    const THRESHOLDS: Thresholds = Thresholds { usual: 0.0, alarm: -10.0, release: -4.0 };
+
+    fn watch(tokens: u32, thresholds: Option<Thresholds>) -> Watch {
+        Watch { cap: None, tokens, thresholds }
+    }
+
+    fn caps() -> CapSet {
+        let axis = Axis::from_direction(&[1.0, 2.0]).unwrap();
+        let cap = |block, lo| {
+            let bound = Bound::floor(lo).unwrap();
+            BlockCap { block, cap: Cap::new(axis.clone(), bound) }
+        };
+        CapSet::new([cap(7, -9.0), cap(3, -7.0)]).unwrap()
+    }
+
+    /// A text that drifts and comes back, with noise.
+    fn text() -> Vec<f32> {
+        let noise = |i: i32| ((i * 37) % 19 - 9) as f32;
+        (0..400).map(|i| noise(i) - 12.0 * (i as f32 / 60.0).sin().max(0.0)).collect()
+    }
+
+    #[test]
+    fn average_and_sum_are_those_of_their_formulas() {
+        let watch = watch(4, Some(THRESHOLDS));
+        let mut watcher = Watcher::new(&watch).unwrap();
+        let weight = 2.0 / 5.0;
+        assert_eq!((watch.weight(), watch.most_sum()), (weight, Some(48.0)));
+        let (mut average, mut sum) = (0.0_f64, 0.0_f64);
+        let (mut ewma, mut cusum) = (false, false);
+        let mut began = (0, 0);
+        for projection in text() {
+            let level = watcher.see(projection);
+            average = weight * f64::from(projection) + (1.0 - weight) * average;
+            sum = (sum + -4.0 - f64::from(projection)).clamp(0.0, 96.0);
+            let is_on = (
+                if ewma { average < -4.0 } else { average <= -10.0 },
+                if cusum { sum > 0.0 } else { sum >= 48.0 },
+            );
+            assert!((level.average - average).abs() < 1e-9 && (level.sum - sum).abs() < 1e-9, "{level:?}");
+            assert_eq!((level.ewma.is_on(), level.cusum.is_on()), is_on, "{level:?}");
+            assert_eq!(level.ewma == AlarmState::Begins, is_on.0 && !ewma);
+            assert_eq!(level.cusum == AlarmState::Begins, is_on.1 && !cusum);
+            assert_eq!(level.is_alarm(), is_on.0 || is_on.1);
+            began = (began.0 + usize::from(is_on.0 && !ewma), began.1 + usize::from(is_on.1 && !cusum));
+            (ewma, cusum) = is_on;
+        }
+        assert!(began.0 > 1 && began.1 > 0, "the text has alarms of both kinds: {began:?}");
+    }
+
+    #[test]
+    fn one_low_token_at_the_beginning_is_no_alarm() {
+        let mut watcher = Watcher::new(&watch(50, Some(THRESHOLDS))).unwrap();
+        assert!(!watcher.see(-100.0).is_alarm());
+        let level = (0..400).map(|_| watcher.see(-9.0)).last().unwrap();
+        assert!(
+            !level.ewma.is_on() && level.cusum.is_on(),
+            "no average is as low, but the text stays low: {level:?}"
+        );
+    }
+
+    #[test]
+    fn a_watch_without_thresholds_reads() {
+        let mut watcher = Watcher::new(&watch(1, None)).unwrap();
+        assert!(watcher.see(f32::NAN).average.is_nan());
+        let level = watcher.see(-500.0);
+        assert_eq!((level.average, level.sum, level.is_alarm()), (-500.0, 0.0, false));
+        assert!(watcher.see(f32::NAN).is_alarm());
+        let level = watcher.see(3.0);
+        assert_eq!((level.average, level.is_alarm()), (3.0, false));
+    }
+
+    #[test]
+    fn projections_that_are_not_finite_are_alarms_and_change_nothing() {
+        let mut watcher = Watcher::new(&watch(4, Some(THRESHOLDS))).unwrap();
+        let before = watcher.see(-5.0);
+        for projection in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let level = watcher.see(projection);
+            assert!(level.ewma.is_on() && level.cusum.is_on(), "{level:?}");
+            assert_eq!((level.average, level.sum), (before.average, before.sum));
+        }
+    }
+
+    #[test]
+    fn a_watch_begins_again_and_goes_on_as_another_stands() {
+        let mut watcher = Watcher::new(&watch(4, Some(THRESHOLDS))).unwrap();
+        let first: Vec<Level> = text().into_iter().map(|projection| watcher.see(projection)).collect();
+        watcher.reset();
+        let mut half = watcher.clone();
+        let again: Vec<Level> = text()[..200].iter().map(|&projection| watcher.see(projection)).collect();
+        half.stand_as(&watcher);
+        let rest: Vec<Level> = text()[200..].iter().map(|&projection| half.see(projection)).collect();
+        assert_eq!(first, [again, rest].concat());
+    }
+
+    #[test]
+    fn caps_on_the_watchs_alarm_act_where_its_average_is_low() {
+        let caps = caps();
+        let watch = watch(4, Some(THRESHOLDS));
+        let alarm = watch.alarm(&caps).unwrap();
+        assert_eq!((alarm.cap, watch.watched(&caps)), (Some(1), 1));
+        let mut monitor = Monitor::new(&alarm, &caps).unwrap();
+        let mut watcher = Watcher::new(&watch).unwrap();
+        for projection in text() {
+            monitor.see(projection);
+            assert_eq!(monitor.engaged, watcher.see(projection).ewma.is_on());
+        }
+        assert_eq!(Watch { thresholds: None, ..watch }.alarm(&caps), None);
+        assert_eq!(watch.alarm(&caps.with_bounds(|_| Bound::NONE)), None);
+        assert_eq!(Watch { cap: Some(9), ..watch }.alarm(&caps), None);
+    }
+
+    #[test]
+    fn thresholds_are_quantiles_of_the_calibration() {
+        let mut file = CapFile::new(caps(), ModelInfo::new("llama", 9));
+        assert_eq!(Watch::calibrated(&file, None).unwrap().thresholds, None, "nothing is known");
+        let levels = vec![0.0_f32, 1.0, 10.0, 50.0, 100.0];
+        let other = [-1.0_f32; 5];
+        let own = [-60.0_f32, -50.0, -30.0, 5.0, 9.0];
+        file.origin.set("calibrate.quantile_levels", levels.clone());
+        file.origin.set("calibrate.default_quantiles", [other, own].concat());
+        let watch = Watch::calibrated(&file, None).unwrap();
+        let thresholds = Thresholds { usual: 5.0, alarm: -50.0, release: -30.0 };
+        assert_eq!(watch, Watch { cap: None, tokens: Watch::TOKENS, thresholds: Some(thresholds) });
+        assert_eq!(Watch::calibrated(&file, Some(1)).unwrap().thresholds, Some(thresholds));
+        let alike = Watch::calibrated(&file, Some(0)).unwrap();
+        assert_eq!(alike.thresholds, None, "answers that are all alike have no spread");
+        file.origin.set("calibrate.default_quantiles", vec![1.0_f32]);
+        assert!(Watch::calibrated(&file, None).is_err());
+    }
+
+    #[test]
+    fn watches_out_of_range_are_refused() {
+        let wrong = [
+            watch(0, None),
+            watch(1, Some(Thresholds { usual: -11.0, ..THRESHOLDS })),
+            watch(1, Some(Thresholds { release: 0.0, ..THRESHOLDS })),
+            watch(1, Some(Thresholds { alarm: -4.0, ..THRESHOLDS })),
+            watch(1, Some(Thresholds { alarm: f64::NEG_INFINITY, ..THRESHOLDS })),
+            watch(1, Some(Thresholds { usual: f64::NAN, ..THRESHOLDS })),
+        ];
+        for watch in wrong {
+            assert!(matches!(Watcher::new(&watch), Err(Error::Option { .. })), "{watch:?}");
+        }
+    }
+}

@@ -127,7 +127,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let caps = args.caps.read()?;
     let model = args.model.load()?;
     let caps = caps.check(&model)?;
-    let watch = args.watch.watch(&caps.file)?;
+    let watch = args.watch.watch(&caps.file, &args.caps.caps)?;
     let caps = caps.acting()?;
     let cap = report::shown_cap(&caps, args.block)?;
     let template = args.template.prepare(&model)?;

@@ -18,7 +18,7 @@ use serde_json::json;
 use super::Args;
 use crate::bos::{self, Writer};
 use crate::interrupt::{self, Catch};
-use crate::levels::{self, AnswerLevels};
+use crate::levels::{self, AnswerLevels, ThresholdsReport};
 use crate::output::{self, counted};
 use crate::progress::Progress;
 use crate::{input, report};
@@ -110,7 +110,7 @@ pub(super) fn run(
     let printed = if args.json {
         output::json(&json!({
             "block": block,
-            "watch": {"block": levels::block(watch, caps), "thresholds": levels::thresholds_json(watch)},
+            "watch": {"block": levels::block(watch, caps), "thresholds": ThresholdsReport::of(watch)},
             "turns": rows,
             "transcripts": all,
             "beyond_context": beyond,

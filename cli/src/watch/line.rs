@@ -1,14 +1,16 @@
 //! A line of the transcripts, and the field that is added to it.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use axiscap::CapSet;
-use axiscap_lab::transcript::Transcript;
+use axiscap_lab::transcript::{Fields, Transcript};
 use axiscap_lab::watch::{self, Answer, Prepared};
 use axiscap_llama::{ChatTemplate, Watch};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use crate::levels::{self, AnswerLevels};
+use crate::levels::{self, AnswerLevels, ThresholdsReport};
 
 /// A line.
 pub(super) struct Line {
@@ -33,23 +35,22 @@ impl Line {
         };
         // A mark of the byte order is no part of the text.
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text).trim();
-        let object: Map<String, Value> = match serde_json::from_str(text) {
-            Ok(object) => object,
-            Err(error) => {
-                return Self { number, open: None, prepared: Err(format!("it is no JSON object: {error}")) };
-            }
+        let described = |error| format!("{:#}", anyhow::Error::from(error));
+        let fields = match Fields::parse(text) {
+            Ok(fields) => fields,
+            Err(error) => return Self { number, open: None, prepared: Err(described(error)) },
         };
-        if object.contains_key(field) {
+        if fields.has(field) {
             let fault = format!("it has a field {field:?} already; --field NAME names another one");
             return Self { number, open: None, prepared: Err(fault) };
         }
         // The line's own text, so that numbers and the order of fields stay as they are.
         let mut open = text.strip_suffix('}').unwrap_or(text).trim_end().to_owned();
-        if !object.is_empty() {
+        if !fields.is_empty() {
             open.push(',');
         }
-        let prepared = Transcript::of(&object).and_then(|transcript| Prepared::new(template, &transcript));
-        let prepared = prepared.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+        let prepared = Transcript::of(&fields).and_then(|transcript| Prepared::new(template, &transcript));
+        let prepared = prepared.map_err(described);
         Self { number, open: Some(open), prepared }
     }
 
@@ -81,7 +82,7 @@ pub(super) struct Found {
     /// The watched block.
     block: usize,
     /// `null` without an alarm.
-    thresholds: Value,
+    thresholds: Option<ThresholdsReport>,
     turns: Vec<TurnFound>,
     /// Answers that end beyond the context of the model's training, and were not read.
     #[serde(skip_serializing_if = "is_zero")]
@@ -102,7 +103,7 @@ struct TurnFound {
     #[serde(flatten)]
     levels: AnswerLevels,
     /// Mean projection on each capped block, `null` without tokens.
-    blocks: Map<String, Value>,
+    blocks: BTreeMap<usize, Option<f32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ids: Option<Vec<i32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,7 +146,7 @@ pub(super) fn found(
     Ok(Found {
         line: line.number,
         block: levels::block(watch, caps),
-        thresholds: levels::thresholds_json(watch),
+        thresholds: ThresholdsReport::of(watch),
         beyond_context: line.prepared.as_ref().map_or(0, |prepared| prepared.beyond),
         mean: (!all.is_empty()).then(|| (all.iter().sum::<f64>() / all.len() as f64) as f32),
         slope: watch::slope(means).map(|slope| slope as f32),
@@ -155,11 +156,7 @@ pub(super) fn found(
 }
 
 /// Returns the mean projection of an answer on each capped block, before its first cap.
-fn blocks(caps: &CapSet, answer: &Answer) -> Map<String, Value> {
+fn blocks(caps: &CapSet, answer: &Answer) -> BTreeMap<usize, Option<f32>> {
     let first = caps.blocks().into_iter().filter_map(|(block, caps)| Some((block, *caps.first()?)));
-    first
-        .map(|(block, cap)| {
-            (block.to_string(), json!(answer.caps[cap].means().map(|(before, _)| before as f32)))
-        })
-        .collect()
+    first.map(|(block, cap)| (block, answer.caps[cap].means().map(|(before, _)| before as f32))).collect()
 }

@@ -73,7 +73,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let file = axiscap::file::CapFile::read(&args.caps)?;
     let model = model::load(&args.model, args.gpu_layers)?;
     caps::check_file(&file, &args.caps, &model)?;
-    let watch = args.watch.watch(&file)?;
+    let watch = args.watch.watch(&file, &args.caps)?;
     if args.watch.lacks_thresholds(&watch) {
         output::warning(&format!("{}: {NO_THRESHOLDS}", args.caps.display()));
     }

@@ -4,12 +4,15 @@ STEPS is a JSON list of [expect, send]: once the output holds `expect` (after wh
 typed; U+FFFD in it stands for a byte that is not UTF-8. What the program wrote goes to stdout; the last line is its exit status, negative for a signal.
 """
 
+import fcntl
 import json
 import os
 import pty
 import select
 import signal
+import struct
 import sys
+import termios
 import time
 
 steps = json.loads(sys.argv[1])
@@ -19,6 +22,7 @@ if child == 0:
     # without that.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     os.execv(sys.argv[2], sys.argv[2:])
 output, matched, deadline = b"", 0, time.monotonic() + 120
 while time.monotonic() < deadline:
