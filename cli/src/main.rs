@@ -207,7 +207,7 @@ mod tests {
         }
     }
 
-    /// Splits a command line as a shell does, at its end or at `#`.
+    /// Splits a command line as a shell does, up to its end, a comment, or where its output goes.
     fn words(line: &str) -> Vec<OsString> {
         let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
         for c in line.chars() {
@@ -217,7 +217,7 @@ mod tests {
                     quote = Some(c);
                     word.get_or_insert_default();
                 }
-                (None, '#') if word.is_none() => break,
+                (None, '#' | '>' | '|') if word.is_none() => break,
                 (None, c) if c.is_whitespace() => words.extend(word.take().map(OsString::from)),
                 _ => word.get_or_insert_default().push(c),
             }

@@ -122,7 +122,7 @@ fn a_watch_goes_on_over_a_conversation_without_what_is_taken_back() {
     let mut context = context(&model, &caps(&model));
     context.set_watch(0, Some(watcher())).expect("a watch");
     let mut chat = Chat::new(&template, None);
-    let mut say = |chat: &mut Chat<'_>, context: &mut Context<'_>, text: &str| {
+    let say = |chat: &mut Chat<'_>, context: &mut Context<'_>, text: &str| {
         let turn = chat.say(context, text, &drawn(12), |_| ControlFlow::Continue(())).expect("an answer");
         assert!(!turn.generated.readings.is_empty());
         turn.generated.readings
@@ -187,7 +187,7 @@ fn requests_of_a_batcher_have_watches_of_their_own() {
         assert_eq!(heard.len(), done.generated.tokens.len() - 1);
         let mut expected = watcher();
         assert_eq!(found(heard), levels(&mut expected, heard));
-        assert_eq!(done.watch.as_ref(), Some(&expected));
+        assert_eq!(done.watch.as_deref(), Some(&expected));
         // As it is read alone.
         alone.clear();
         alone.set_watch(0, Some(watcher())).expect("a watch");
@@ -196,7 +196,7 @@ fn requests_of_a_batcher_have_watches_of_their_own() {
         assert_eq!(text.expect("a text").tokens, done.generated.tokens);
     }
     // A conversation goes on with the watch as it stood.
-    let stood = done[0].as_ref().and_then(|done| done.watch.clone()).expect("a watch");
+    let stood = *done[0].as_ref().and_then(|done| done.watch.clone()).expect("a watch");
     let id = batcher.submit(request(5, Some(stood.clone()))).expect("room");
     batcher.run(|event| {
         if let Event::Done { request, result } = event {
@@ -212,7 +212,7 @@ fn requests_of_a_batcher_have_watches_of_their_own() {
     );
     // A cancelled request keeps what was read.
     let id = batcher.submit(request(6, Some(watcher()))).expect("room");
-    (0..6).for_each(|_| drop(batcher.step(|_| {})));
+    (0..6).for_each(|_| assert!(batcher.step(|_| {}), "it goes on"));
     let cut = batcher.cancel(id).expect("in progress");
     assert!(!cut.generated.readings.is_empty() && cut.watch.is_some());
 }
@@ -237,7 +237,7 @@ fn a_watch_that_could_not_see_is_refused() {
     context.set_profile(0, Some(ProfileId::DEFAULT)).expect("capped");
     // Caps may change, as long as the watched one is there.
     context.set_watch(0, of(Some(1))).expect("a watch");
-    let mut write = |context: &mut Context<'_>| {
+    let write = |context: &mut Context<'_>| {
         generate(context, &prompt(1, 5), &drawn(4), |_| ControlFlow::Continue(()))
             .map(|text| text.readings.len())
     };

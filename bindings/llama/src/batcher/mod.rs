@@ -92,7 +92,7 @@ pub struct Finished {
     /// [`BatcherOptions::statistics`] and for an uncapped text.
     pub stats: Vec<CapStats>,
     /// The watch of the request as it stands after the answer.
-    pub watch: Option<Watcher>,
+    pub watch: Option<Box<Watcher>>,
 }
 
 /// What happened in a step.

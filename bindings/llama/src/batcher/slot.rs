@@ -179,6 +179,6 @@ impl Slot {
         self.text.push_str(&rest);
         let Self { tokens, text, margins, log_probabilities, readings, timings, waited, stats, .. } = self;
         let generated = Generated { text, tokens, margins, log_probabilities, readings, stop, timings };
-        (rest, Finished { generated, waited, stats, watch: self.request.watch })
+        (rest, Finished { generated, waited, stats, watch: self.request.watch.map(Box::new) })
     }
 }
