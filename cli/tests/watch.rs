@@ -295,5 +295,9 @@ fn a_signal_keeps_the_lines_that_are_printed() {
     let output = support::signalled(&args, &stdin, ("axiscap", 2), &["INT"]);
     let text = support::interrupted(output, &["lines printed", "tail -n +K"]);
     assert!(lines(&text).len() >= 2 && lines(&text).len() < 400);
+    // Also where a line is awaited that does not come. The input stays open.
+    let one = format!("{}\n", LINES[0]);
+    let output = support::signalled(&args, &one.repeat(2), ("axiscap", 2), &["INT"]);
+    assert_eq!(lines(&support::interrupted(output, &["2 lines printed"])).len(), 2);
     lines(&text).into_iter().for_each(|line| assert!(parsed(line)["axiscap"]["mean"].is_number(), "{line}"));
 }

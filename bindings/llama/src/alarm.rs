@@ -162,9 +162,11 @@ impl Monitor {
         (self.value, self.engaged) = (self.rule.start(), false);
     }
 
-    /// Goes on as another one stands.
+    /// Goes on as another one stands, if it has the same rule. Values of other rules mean something else.
     pub(crate) fn stand_as(&mut self, other: &Self) {
-        (self.value, self.engaged) = (other.value, other.engaged);
+        if self.rule == other.rule && self.cap == other.cap {
+            (self.value, self.engaged) = (other.value, other.engaged);
+        }
     }
 
     /// Returns the average or the sum. `None` before the first excess of an average without a start.

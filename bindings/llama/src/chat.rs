@@ -27,7 +27,8 @@ pub struct Chat<'a> {
     answers: Vec<Range<usize>>,
     /// How alarm and watch stood after each answer. Those generated elsewhere are not known.
     standings: Vec<Standing>,
-    /// Whether turns were taken back since the last answer, or there is none.
+    /// Whether the context does not stand as after the last answer: turns were taken back, a turn failed, or there
+    /// is no answer.
     is_rewound: bool,
 }
 
@@ -74,7 +75,10 @@ impl<'a> Chat<'a> {
         let first = Standing::default();
         let standing = self.is_rewound.then(|| self.standings.last().unwrap_or(&first));
         let before = Before { answers: &asked.answers, standing };
-        let generated = generate_after(context, &asked.tokens, &before, options, on_step)?;
+        let generated = generate_after(context, &asked.tokens, &before, options, on_step);
+        // A failure clears the context.
+        self.is_rewound |= generated.is_err();
+        let generated = generated?;
         let turn = Turn { prompt_tokens: asked.tokens.len(), generated };
         if !turn.is_unanswered() {
             self.answer(asked, &turn.generated.tokens, &turn.generated.text);

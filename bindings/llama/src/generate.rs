@@ -347,7 +347,7 @@ fn run(
     let mut timings = Timings { reused: reuse(context, prompt, before)?, ..Timings::default() };
     let started = Instant::now();
     // Those of a text that was not generated here are not the caller's.
-    drop(context.take_readings());
+    drop(context.schedules.take_readings_of(0));
     let prefilled = prefill(context, prompt, &mut on_step)?;
     context.llama().synchronize();
     timings.prefill = started.elapsed();
@@ -394,12 +394,12 @@ fn run(
         let position = i32::try_from(position).unwrap_or(i32::MAX);
         context.decode(&[BatchRow { token, position, sequence: 0, logits: true }])?;
         timings.decode_tokens += 1;
-        readings.append(&mut context.take_readings());
+        readings.append(&mut context.schedules.take_readings_of(0));
     };
     context.llama().synchronize();
     timings.decode = started.elapsed();
     context.settle();
-    readings.append(&mut context.take_readings());
+    readings.append(&mut context.schedules.take_readings_of(0));
     let rest = utf8.finish();
     text.push_str(&rest);
     let step = Step { text: &rest, token: None, readings: &readings[shown..] };

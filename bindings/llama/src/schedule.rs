@@ -409,6 +409,14 @@ impl Schedules {
         std::mem::take(&mut self.readings)
     }
 
+    /// Takes what the watch of one sequence read.
+    pub(crate) fn take_readings_of(&mut self, sequence: i32) -> Vec<Reading> {
+        let all = std::mem::take(&mut self.readings);
+        let (own, others) = all.into_iter().partition(|reading| reading.sequence == sequence);
+        self.readings = others;
+        own
+    }
+
     /// Returns the weaker profiles that were made of a profile.
     pub(crate) fn steps_of(&self, profile: ProfileId) -> impl Iterator<Item = ProfileId> {
         let steps = self.steps.iter().filter(move |((id, _), _)| *id == profile);

@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_llama::{
-    Batcher, BatcherOptions, Chat, Context, ContextOptions, Error, Event, GenerateOptions, Level, Model,
-    ProfileId, Reading, Request, Sampling, TemplateOptions, TemplateSource, Thresholds, Token, Watch,
+    BatchRow, Batcher, BatcherOptions, Chat, Context, ContextOptions, Error, Event, GenerateOptions, Level,
+    Model, ProfileId, Reading, Request, Sampling, TemplateOptions, TemplateSource, Thresholds, Token, Watch,
     Watcher, generate, generate_watched,
 };
 use axiscap_testing::numbers::Random;
@@ -146,6 +146,14 @@ fn a_watch_goes_on_over_a_conversation_without_what_is_taken_back() {
     assert_eq!(say(&mut chat, &mut context, "ab"), first);
     let mut other = Chat::new(&template, None);
     assert_eq!(say(&mut other, &mut context, "ab"), first);
+    // A turn that fails clears the context. The watch stands as after the last answer.
+    let mut stood = context.watch(0).cloned().expect("a watch");
+    let long = "long ".repeat(600);
+    let failed = other.say(&mut context, &long, &drawn(4), |_| ControlFlow::Continue(()));
+    assert!(matches!(failed, Err(Error::PromptTooLong { .. })));
+    context.clear();
+    let again = say(&mut other, &mut context, "ij");
+    assert_eq!(found(&again), levels(&mut stood, &again));
     // Under other caps the conversation is decoded again. Its watch goes on.
     let stood = context.watch(0).cloned().expect("a watch");
     context.update(|session| session.set_strength(0, 0.5)).expect("a strength");
@@ -215,6 +223,23 @@ fn requests_of_a_batcher_have_watches_of_their_own() {
     (0..6).for_each(|_| assert!(batcher.step(|_| {}), "it goes on"));
     let cut = batcher.cancel(id).expect("in progress");
     assert!(!cut.generated.readings.is_empty() && cut.watch.is_some());
+}
+
+#[test]
+fn readings_of_other_sequences_are_left_to_their_callers() {
+    let model = load("llama");
+    let mut context = context(&model, &caps(&model));
+    context.set_watch(1, Some(watcher())).expect("a watch");
+    context.begin_text(1, 1, &[]);
+    let row = |position| BatchRow { token: Token(9), position, sequence: 1, logits: true };
+    context.decode(&[row(0), row(1), row(2)]).expect("rows");
+    context.set_watch(0, Some(watcher())).expect("a watch");
+    let text =
+        generate(&mut context, &prompt(1, 5), &drawn(4), |_| ControlFlow::Continue(())).expect("a text");
+    assert_eq!(text.readings.len(), 3);
+    let left: Vec<_> =
+        context.take_readings().iter().map(|reading| (reading.sequence, reading.position)).collect();
+    assert_eq!(left, [(1, 1), (1, 2)], "the prompt's row is not read");
 }
 
 #[test]

@@ -134,7 +134,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let interrupt = Interrupt::new()?;
     let caught = interrupt.catch();
     if let Some(path) = &args.transcripts {
-        return transcripts::run(&args, path, &template, &caps, &watch, &caught);
+        let read = transcripts::run(&args, path, &template, &caps, &watch, &caught);
+        return interrupt::report(read, args.json);
     }
     args.sampling.report_seed();
     warn_of_two_bos(&template, &script);

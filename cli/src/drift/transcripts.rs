@@ -132,6 +132,8 @@ fn prepare(path: &Path, template: &ChatTemplate<'_>) -> Result<Vec<(usize, Prepa
     } else {
         input::text_file(path)?
     };
+    // A mark of the byte order is no part of the text.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     let prepared: Result<Vec<_>> = lines
         .map(|(number, line)| {

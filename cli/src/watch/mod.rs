@@ -5,7 +5,8 @@ mod line;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use axiscap::CapSet;
@@ -69,7 +70,7 @@ pub(crate) struct Args {
 /// # Errors
 /// Unreadable files, caps of another model, and transcripts that could not be read, after the others.
 pub(crate) fn run(args: Args) -> Result<()> {
-    let lines = open(&args.jsonl)?;
+    let lines = open(&args.jsonl, args.together)?;
     let file = axiscap::file::CapFile::read(&args.caps)?;
     let model = model::load(&args.model, args.gpu_layers)?;
     caps::check_file(&file, &args.caps, &model)?;
@@ -91,7 +92,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         is_checked: false,
     };
     let started = Instant::now();
-    work.all(lines)?;
+    work.all(&lines)?;
     let Counts { lines, unread, answers, tokens, alarmed } = work.counts;
     let seconds = started.elapsed().as_secs_f64();
     output::note(&format!(
@@ -104,21 +105,50 @@ pub(crate) fn run(args: Args) -> Result<()> {
     match work.first_fault {
         None => Ok(()),
         Some((number, fault)) => Err(anyhow!(
-            "{unread} of {} could not be read, and {} say why in place of projections; the first is line {number}: {fault}",
+            "{unread} of {} could not be read, and {} why in place of projections; the first is line {number}: {fault}",
             counted(lines, "transcript"),
-            if unread == 1 { "its line does" } else { "their lines" },
+            if unread == 1 { "its line says" } else { "their lines say" },
         )),
     }
 }
 
-/// Opens the transcripts.
-fn open(path: &Path) -> Result<Box<dyn BufRead>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(io::stdin().lock()));
-    }
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Box::new(BufReader::new(file)))
+/// The lines that are not blank, with their numbers.
+type Lines = Receiver<Result<(usize, Vec<u8>)>>;
+
+/// Opens the transcripts. Their lines are read by a thread, at most `ahead` of them in advance: whoever waits for a line
+/// can see a signal.
+fn open(path: &Path, ahead: usize) -> Result<Lines> {
+    let file = match path == Path::new("-") {
+        true => None,
+        false => Some(File::open(path).with_context(|| format!("cannot read {}", path.display()))?),
+    };
+    let (sender, lines) = sync_channel(ahead);
+    let place = path.display().to_string();
+    std::thread::spawn(move || match file {
+        Some(file) => send_lines(BufReader::new(file), &place, &sender),
+        None => send_lines(io::stdin().lock(), "stdin", &sender),
+    });
+    Ok(lines)
 }
+
+/// Sends lines until their end, a failure, or the end of the work.
+fn send_lines(mut from: impl BufRead, place: &str, to: &SyncSender<Result<(usize, Vec<u8>)>>) {
+    for number in 1.. {
+        let line = match input::line(&mut from, &format!("{place}, line {number}")) {
+            Ok(None) => return,
+            Ok(Some(bytes)) if bytes.trim_ascii().is_empty() => continue,
+            Ok(Some(bytes)) => Ok((number, bytes)),
+            Err(error) => Err(error),
+        };
+        let is_last = line.is_err();
+        if to.send(line).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// How long a line is awaited before it is asked whether there was a signal.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -144,26 +174,32 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn all(&mut self, mut lines: Box<dyn BufRead>) -> Result<()> {
-        let mut number = 0;
-        let place = self.args.jsonl.display().to_string();
-        loop {
+    fn all(&mut self, lines: &Lines) -> Result<()> {
+        let mut is_over = false;
+        while !is_over {
             let mut group = Vec::new();
-            while group.len() < self.args.together {
-                number += 1;
-                let Some(bytes) = input::line(&mut lines, &format!("{place}, line {number}"))? else { break };
-                if !bytes.trim_ascii().is_empty() {
-                    group.push(Line::new(number, bytes, &self.args.field, self.template));
+            let mut failure = None;
+            while group.len() < self.args.together && !is_over {
+                match lines.recv_timeout(PATIENCE) {
+                    Ok(Ok((number, bytes))) => {
+                        group.push(Line::new(number, bytes, &self.args.field, self.template));
+                    }
+                    Ok(Err(error)) => (failure, is_over) = (Some(error), true),
+                    Err(RecvTimeoutError::Disconnected) => is_over = true,
+                    Err(RecvTimeoutError::Timeout) => {}
                 }
                 if self.caught.stopped() {
                     return Err(self.cut_short());
                 }
             }
-            if group.is_empty() {
-                return Ok(());
+            if !group.is_empty() {
+                self.group(group)?;
             }
-            self.group(group)?;
+            if let Some(error) = failure {
+                return Err(error);
+            }
         }
+        Ok(())
     }
 
     /// Reads some transcripts and prints their lines.
