@@ -1,7 +1,7 @@
 //! Options about the model and its context, shared by the commands.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use axiscap::file::ModelInfo;
@@ -12,15 +12,24 @@ use clap::{Args, ValueEnum, value_parser};
 
 use crate::output;
 
-/// Which model, and how it is run. Short options and aliases are llama.cpp's.
+/// Which model, and how llama.cpp computes it.
 #[derive(Debug, Args)]
-pub(crate) struct ModelArgs {
+pub(crate) struct LoadArgs {
     /// The model, a GGUF file; of a split model any of its files
     #[arg(long, short = 'm', value_name = "FILE", env = "AXISCAP_MODEL")]
     pub(crate) model: PathBuf,
     /// Layers to put on a GPU: a number, or all, or auto [default: all, where there is a GPU]
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = gpu_layers)]
-    pub(crate) gpu_layers: Option<GpuLayers>,
+    gpu_layers: Option<GpuLayers>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+/// Which model, and in which context it is run. Short options and aliases are llama.cpp's.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
     /// Tokens the context holds; 0: as many as the model was trained on [default: 4096, or what the model was
     /// trained on if that is less]
     #[arg(long, short = 'c', visible_alias = "ctx-size", value_name = "N", value_parser = value_parser!(u32).range(..=i64::from(MAX_CTX)))]
@@ -32,8 +41,6 @@ pub(crate) struct ModelArgs {
     /// Maximum tokens that llama.cpp computes in one pass, at most --batch
     #[arg(long, visible_alias = "ubatch-size", value_name = "N", default_value_t = 512, value_parser = rows())]
     ubatch: u32,
-    #[command(flatten)]
-    compute: ComputeArgs,
 }
 
 /// How llama.cpp computes. Short options and aliases are llama.cpp's.
@@ -69,7 +76,7 @@ enum When {
 
 /// Layers to put on a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum GpuLayers {
+enum GpuLayers {
     /// As llama.cpp has it: all, where there is a GPU.
     Auto,
     /// All of them.
@@ -79,7 +86,7 @@ pub(crate) enum GpuLayers {
 }
 
 /// Parses a number of layers. As in llama.cpp, -1 is auto, and numbers below are all.
-pub(crate) fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
+fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
     match (text, text.parse::<i32>()) {
         ("auto", _) | (_, Ok(-1)) => Ok(GpuLayers::Auto),
         ("all", _) | (_, Ok(..-1)) => Ok(GpuLayers::All),
@@ -113,7 +120,7 @@ fn rows() -> RangedI64ValueParser<u32> {
 impl ModelArgs {
     /// Loads the model.
     pub(crate) fn load(&self) -> Result<Model> {
-        let model = load(&self.model, self.gpu_layers)?;
+        let model = self.load.load()?;
         let trained = model.trained_context();
         match self.ctx {
             Some(0) if trained == 0 => {
@@ -129,15 +136,10 @@ impl ModelArgs {
         Ok(model)
     }
 
-    /// Returns how llama.cpp computes.
-    pub(crate) fn compute(&self) -> &ComputeArgs {
-        &self.compute
-    }
-
     /// Returns how to make contexts of the model.
     pub(crate) fn context(&self, model: &Model) -> ContextOptions {
         let trained = model.trained_context();
-        let ComputeOptions { threads, kv_type_k, kv_type_v, flash_attention } = self.compute.options();
+        let ComputeOptions { threads, kv_type_k, kv_type_v, flash_attention } = self.load.compute.options();
         ContextOptions {
             ctx: self.ctx.map(|ctx| if ctx == 0 { trained } else { ctx }),
             batch: self.batch.unwrap_or(ContextOptions::default().batch),
@@ -186,21 +188,23 @@ impl ComputeArgs {
     }
 }
 
-/// Loads a model. Warns if layers should go to a GPU and llama.cpp sees none.
-pub(crate) fn load(path: &Path, gpu_layers: Option<GpuLayers>) -> Result<Model> {
-    let count = match gpu_layers {
-        Some(GpuLayers::Count(count)) => Some(count),
-        _ => None,
-    };
-    let model = Model::load(path, &ModelOptions { gpu_layers: count })?;
-    if let Some(layers @ (GpuLayers::All | GpuLayers::Count(1..))) = gpu_layers
-        && !devices().iter().any(|device| device.kind.ends_with("gpu"))
-    {
-        output::warning(&format!(
-            "--gpu-layers {layers}: llama.cpp sees no GPU, so all layers are on the CPU; `axiscap doctor` says what is missing"
-        ));
+impl LoadArgs {
+    /// Loads the model. Warns if layers should go to a GPU and llama.cpp sees none.
+    pub(crate) fn load(&self) -> Result<Model> {
+        let count = match self.gpu_layers {
+            Some(GpuLayers::Count(count)) => Some(count),
+            _ => None,
+        };
+        let model = Model::load(&self.model, &ModelOptions { gpu_layers: count })?;
+        if let Some(layers @ (GpuLayers::All | GpuLayers::Count(1..))) = self.gpu_layers
+            && !devices().iter().any(|device| device.kind.ends_with("gpu"))
+        {
+            output::warning(&format!(
+                "--gpu-layers {layers}: llama.cpp sees no GPU, so all layers are on the CPU; `axiscap doctor` says what is missing"
+            ));
+        }
+        Ok(model)
     }
-    Ok(model)
 }
 
 /// Returns what a cap file says about the model. Its norms are read from its files.

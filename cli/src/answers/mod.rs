@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::bos::{self, Writer};
 use crate::interrupt::{self, Catch};
-use crate::model::{self, ComputeArgs, GpuLayers};
+use crate::model::{self, LoadArgs};
 use crate::output::{self, file_name, tool};
 use crate::progress::Progress;
 use crate::sampling::Seed;
@@ -77,9 +77,8 @@ fn fault(text: &str) -> Result<Kept, String> {
 /// The model and its answers.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AnswersArgs {
-    /// The model, a GGUF file
-    #[arg(long, short = 'm', value_name = "FILE", env = "AXISCAP_MODEL")]
-    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    model: LoadArgs,
 
     /// The answers (JSON lines): read if the file exists, else generated and written to it. Answers in
     /// progress are kept in FILE.part (without this option beside --out): a run that was stopped continues
@@ -136,13 +135,6 @@ pub(crate) struct AnswersArgs {
     /// Answers generated side by side [default: 16]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=256))]
     slots: Option<usize>,
-
-    /// Layers on the GPU: a number, or all, or auto
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = model::gpu_layers)]
-    gpu_layers: Option<GpuLayers>,
-
-    #[command(flatten)]
-    compute: ComputeArgs,
 
     /// Measure answers with these faults too, which are left out otherwise: empty, unfinished (thoughts), markup,
     /// other-turn, cut-off, role-ignored, or all
@@ -219,7 +211,7 @@ impl Answers {
 impl AnswersArgs {
     /// Loads the model.
     pub(crate) fn load_model(&self) -> Result<Model> {
-        model::load(&self.model, self.gpu_layers)
+        self.model.load()
     }
 
     /// Reads the answers, or generates and keeps them, and has them judged.
@@ -254,7 +246,7 @@ impl AnswersArgs {
 
     /// Returns how llama.cpp computes.
     pub(crate) fn compute(&self) -> ComputeOptions {
-        self.compute.options()
+        self.model.compute.options()
     }
 
     /// Returns the faults that leave no answer out.
@@ -403,7 +395,7 @@ impl AnswersArgs {
     /// Returns the options that shaped the answers, for the origin of a file: without folders. They come from
     /// the header of the answers, because the command line may only name the file.
     pub(crate) fn command(&self, header: &RolloutHeader) -> String {
-        let mut words = format!("--model {}", file_name(&self.model));
+        let mut words = format!("--model {}", file_name(&self.model.model));
         for (flag, path) in [
             ("--rollouts", &self.rollouts),
             ("--roles", &self.roles),
@@ -435,7 +427,7 @@ impl AnswersArgs {
         }
         let RolloutHeader { max_tokens, temperature, seed, slots, .. } = header;
         words += &format!(" --max-tokens {max_tokens} --temp {temperature} --seed {seed} --slots {slots}");
-        words += &self.compute.words();
+        words += &self.model.compute.words();
         words += &judging::words(header);
         words
     }

@@ -76,7 +76,7 @@ pub(super) fn run(
     let shown = report::shown_cap(caps, args.block)?;
     let texts: Vec<&Prepared> = prepared.iter().map(|(_, one)| one).collect();
     let answers: usize = texts.iter().map(|one| one.answers()).sum();
-    let compute = args.model.compute().options();
+    let compute = args.model.load.compute.options();
     let progress = Progress::new("answers", 2 * answers);
     let mut read = [false, true].into_iter().enumerate().map(|(pass, acts)| {
         let reader = Reader { template, caps, watched: watch.watched(caps), acts, compute: &compute };

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::bos::{self, Writer};
 use crate::caps::RequiredCapsArgs;
 use crate::interrupt::{self, Catch, Interrupt};
-use crate::model::{self, ComputeArgs, GpuLayers};
+use crate::model::LoadArgs;
 use crate::output::{self, file_name, seconds, tool};
 use crate::progress::Progress;
 use crate::sampling::{self, Seed};
@@ -44,14 +44,8 @@ mod table;
 
 docs/evaluation.md says what is measured, how, and what it found on a small model.")]
 pub(crate) struct Args {
-    /// The model, a GGUF file; of a split model any of its files
-    #[arg(long, short = 'm', value_name = "FILE", env = "AXISCAP_MODEL")]
-    model: PathBuf,
-    /// Layers on the GPU: a number, or all, or auto
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = model::gpu_layers)]
-    gpu_layers: Option<GpuLayers>,
     #[command(flatten)]
-    compute: ComputeArgs,
+    model: LoadArgs,
     #[command(flatten)]
     caps: RequiredCapsArgs,
     #[command(flatten)]
@@ -188,13 +182,13 @@ fn work(args: &Args) -> Result<()> {
     }
     let material = args.material()?;
     let caps = args.caps.read()?;
-    let model = model::load(&args.model, args.gpu_layers)?;
+    let model = args.model.load()?;
     let caps = caps.check(&model)?.acting()?;
     args.seed.report();
     let template = args.template.prepare(&model)?;
     warn_of_two_bos(&template);
     let evaluation = Evaluation::new(&template, &caps, material, args.texts(&model)?, options(args, &caps)?);
-    let header = evaluation.header(tool(), args.compute.words().trim().into())?;
+    let header = evaluation.header(tool(), args.model.compute.words().trim().into())?;
     let mut records = Records::open(&args.out, header)?;
     let interrupt = Interrupt::new()?;
     let caught = interrupt.catch();
@@ -233,7 +227,7 @@ fn options(args: &Args, caps: &CapSet) -> Result<EvaluationOptions> {
         size: args.size(),
         temperature: args.temp,
         seed: args.seed.number,
-        compute: args.compute.options(),
+        compute: args.model.compute.options(),
     })
 }
 
@@ -336,8 +330,8 @@ fn found(findings: &Findings, took: f64) -> Result<Value> {
 
 /// Returns the command line, without folders.
 fn command(args: &Args, suites: &[Suite]) -> String {
-    let mut words = format!("axiscap eval --model {} {}", file_name(&args.model), args.caps.words());
-    words += &args.compute.words();
+    let mut words = format!("axiscap eval --model {} {}", file_name(&args.model.model), args.caps.words());
+    words += &args.model.compute.words();
     if suites.len() < Suite::ALL.len() {
         words +=
             &format!(" --suite {}", suites.iter().map(|suite| suite.name()).collect::<Vec<_>>().join(","));

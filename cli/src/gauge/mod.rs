@@ -118,7 +118,7 @@ impl Gauge {
         let is_resized = self.columns.is_some() && self.columns != size.map(|size| size.columns);
         self.columns = size.map(|size| size.columns);
         if is_resized {
-            // The terminal may have broken the lines anew.
+            // The terminal may have broken the lines elsewhere.
             self.cursor = None;
         }
         let before = self.cursor;

@@ -17,7 +17,7 @@ use clap::builder::RangedU64ValueParser;
 use crate::bos::{self, Writer};
 use crate::interrupt::{self, Catch, Interrupt};
 use crate::levels::{NO_THRESHOLDS, WatchArgs};
-use crate::model::{self, ComputeArgs, GpuLayers};
+use crate::model::LoadArgs;
 use crate::output::{self, counted};
 use crate::progress::Progress;
 use crate::template::TemplateArgs;
@@ -36,14 +36,8 @@ use line::Line;
 
 docs/watch.md says what a line may hold, what is added, and how the alarms work.")]
 pub(crate) struct Args {
-    /// The model that reads, a GGUF file; of a split model any of its files
-    #[arg(long, short = 'm', value_name = "FILE", env = "AXISCAP_MODEL")]
-    model: PathBuf,
-    /// Layers on the GPU: a number, or all, or auto
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N", value_parser = model::gpu_layers)]
-    gpu_layers: Option<GpuLayers>,
     #[command(flatten)]
-    compute: ComputeArgs,
+    model: LoadArgs,
     /// The caps on whose axes the answers are projected, a cap file
     #[arg(long, value_name = "FILE")]
     caps: PathBuf,
@@ -72,7 +66,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let lines = open(&args.jsonl, args.together)?;
     let file = axiscap::file::CapFile::read(&args.caps)?;
-    let model = model::load(&args.model, args.gpu_layers)?;
+    let model = args.model.load()?;
     caps::check_file(&file, &args.caps, &model)?;
     let watch = args.watch.watch(&file, &args.caps)?;
     if args.watch.lacks_thresholds(&watch) {
@@ -212,7 +206,7 @@ impl Work<'_> {
             caps: self.caps,
             watched: self.watch.watched(self.caps),
             acts: false,
-            compute: &self.args.compute.options(),
+            compute: &self.args.model.compute.options(),
         };
         let progress = Progress::new("answers", answers);
         let mut done = 0;
