@@ -100,7 +100,7 @@ fn numbers(file: &CapFile, key: &str) -> Result<Option<Vec<f32>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::file::ModelInfo;
+    use crate::file::{ModelInfo, Origin};
     use crate::{Axis, BlockCap, Bound, Cap, CapSet};
 
     fn file(levels: impl Into<Value>, values: impl Into<Value>) -> CapFile {
@@ -131,7 +131,8 @@ mod tests {
 
     #[test]
     fn a_file_without_quantiles_has_none_and_a_damaged_one_is_refused() {
-        let plain = CapFile::new(CapSet::new([]).unwrap(), ModelInfo::new("llama", 4));
+        let mut plain = file(0_u32, 0_u32);
+        plain.origin = Origin::default();
         assert_eq!(Quantiles::of_default_answers(&plain).unwrap(), None);
         let levels = || vec![1.0_f32, 50.0];
         let nan = file(levels(), vec![f32::NAN; 4]);
