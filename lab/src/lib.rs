@@ -48,5 +48,5 @@ pub use axiscap::import;
 pub use crate::compute::ComputeOptions;
 pub use crate::distribution::Distribution;
 pub use crate::error::Error;
-pub use crate::estimate::Estimate;
+pub use crate::estimate::{Estimate, slope};
 pub use crate::separation::Separation;

@@ -183,5 +183,3 @@ pub fn watch<'p>(
         |projections: &[f32]| projections.iter().map(|&projection| watcher.see(projection)).collect();
     Ok(answers.into_iter().map(&mut levels).collect())
 }
-
-pub use crate::estimate::slope;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use axiscap::CapSet;
+use axiscap_lab::slope;
 use axiscap_lab::transcript::{Fields, Transcript};
 use axiscap_lab::watch::{self, Answer, Prepared};
 use axiscap_llama::{ChatTemplate, Watch};
@@ -149,7 +150,7 @@ pub(super) fn found(
         thresholds: ThresholdsReport::of(watch),
         beyond_context: line.prepared.as_ref().map_or(0, |prepared| prepared.beyond),
         mean: (!all.is_empty()).then(|| (all.iter().sum::<f64>() / all.len() as f64) as f32),
-        slope: watch::slope(means).map(|slope| slope as f32),
+        slope: slope(means).map(|slope| slope as f32),
         alarm: turns.iter().find(|turn| !turn.levels.began.is_empty()).map(|turn| turn.message),
         turns,
     })

@@ -109,8 +109,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
 /// The lines that are not blank, with their numbers.
 type Lines = Receiver<Result<(usize, Vec<u8>)>>;
 
-/// Opens the transcripts. Their lines are read by a thread, at most `ahead` of them in advance: whoever waits for a line
-/// can see a signal.
+/// Opens the transcripts. A thread reads their lines, at most `ahead` of them in advance, so that a signal is seen while
+/// a line is awaited.
 fn open(path: &Path, ahead: usize) -> Result<Lines> {
     let file = match path == Path::new("-") {
         true => None,
