@@ -411,12 +411,14 @@ fn a_conversation_longer_than_the_context_is_reported_up_to_its_end() {
     assert!(report["unfinished"].as_str().unwrap().contains("turn 3"), "{report}");
     assert!(std::fs::read_to_string(&plot).unwrap().contains("</svg>"));
 
+    // A conversation without a complete turn is only an error.
+    fail(drift(&["--max-tokens", "4", "--ctx", "8"]), &["uncapped, turn 1 of 3", "--ctx"]);
+
     // An answer that a full context cut off has a warning.
+    std::fs::write(&script, r#"{"name": "story", "turns": ["Write a very long story."]}"#).unwrap();
     let output = drift(&["--max-tokens", "400", "--ctx", "64"]);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("the answer was cut off because the context is full; raise --ctx"), "{errors}");
-    // A conversation without a complete turn is only an error.
-    fail(drift(&["--max-tokens", "4", "--ctx", "8"]), &["uncapped, turn 1 of 3", "--ctx"]);
 }
 
 #[test]

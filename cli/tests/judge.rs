@@ -22,7 +22,9 @@ fn scores(path: &Path) -> Vec<Option<f64>> {
     roles.map(|line| line["score"].as_f64()).collect()
 }
 
-const PLAN: [&str; 10] = [
+const PLAN: [&str; 12] = [
+    "--default-answers",
+    "10",
     "--limit-roles",
     "2",
     "--held-out-answers",
@@ -79,7 +81,7 @@ fn a_command_judges_once_and_its_scores_are_kept() {
     assert_eq!(json(extract(&["--judge-command", &good]))["left_out"], 2);
     let out = at("c.gguf");
     let calibrate = ["--rollouts", arg(&file), "--axes", arg(&axes), "--out", arg(&out), "--blocks", "20"];
-    let calibrate = [&calibrate[..], &PLAN[8..], &SMALL_DOSE, &["--json"]].concat();
+    let calibrate = [&calibrate[..], &PLAN[10..], &SMALL_DOSE, &["--json"]].concat();
     let report = json(axiscap("calibrate", &calibrate));
     assert!(report["judge"]["by"].as_str().unwrap().starts_with("command: ") && report["left_out"] == 2);
     assert!(!log.exists() && fs::read(&file).unwrap() == before);
@@ -159,11 +161,11 @@ fn answers_that_ignore_their_role_are_left_out_and_refused_when_they_are_most() 
     .unwrap();
     let files = ["--rollouts", arg(&file), "--out", arg(&axes), "--roles", arg(&roles)];
     fail(
-        axiscap("extract", &[&PLAN[2..], &files].concat()),
+        axiscap("extract", &[&PLAN[4..], &files].concat()),
         &["4 of 4 role answers", "4 that ignore their role", "--keep", "a.jsonl"],
     );
     assert!(scores(&file).iter().all(|score| score.unwrap().abs() < 1.0), "{:?}", scores(&file));
-    let kept = axiscap("extract", &[&PLAN[2..8], &files, &["--keep", "all", "--json"]].concat());
+    let kept = axiscap("extract", &[&PLAN[4..10], &files, &["--keep", "all", "--json"]].concat());
     assert_eq!(json(kept)["left_out"], 0);
 }
 

@@ -16,7 +16,7 @@ use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_testing::numbers::Random;
 use serde_json::Value;
 
-pub(crate) use axiscap_testing::small_model as model;
+pub(crate) use axiscap_testing::llama::quick_model as model;
 
 /// A short text and no random directions: doses of the built-in ones take longer than a test should.
 pub(crate) const SMALL_DOSE: [&str; 4] =

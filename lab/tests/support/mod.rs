@@ -4,11 +4,12 @@
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_lab::rollout::{Group, Rollout};
 use axiscap_llama::{Model, ModelOptions, Token};
-use axiscap_testing::{numbers::Random, small_model};
+use axiscap_testing::llama::quick_model;
+use axiscap_testing::numbers::Random;
 
 /// Loads the small model. Without it a test fails.
 pub(crate) fn model() -> Model {
-    Model::load(small_model(), &ModelOptions::default()).expect("the model loads")
+    Model::load(quick_model(), &ModelOptions::default()).expect("the model loads")
 }
 
 /// Returns a cap on each of these blocks, with different axes and one bound.

@@ -10,6 +10,7 @@ mod gguf;
 mod log;
 mod memory;
 mod next_token;
+mod quick;
 mod shapes;
 mod weights;
 
@@ -24,6 +25,7 @@ pub use context::{ContextSettings, Row, TestContext};
 pub use description::Description;
 pub use gguf::{Gguf, Value, write_matrices};
 pub use log::capture as capture_log;
+pub use quick::quick_model;
 pub use shapes::{ARCHITECTURES, has_dense_form, has_experts_form, is_causal, is_embedding};
 
 use weights::Weights;

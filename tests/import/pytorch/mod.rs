@@ -1,6 +1,6 @@
 //! Files written by real PyTorch, safetensors and gguf: imported to the bit, or refused. Exports read by them.
 //!
-//! `scripts/check-import` puts these in place and names their Python in `AXISCAP_TEST_TORCH`.
+//! `scripts/setup-torch` puts these in place. `AXISCAP_TEST_TORCH` names the Python that it prints.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
