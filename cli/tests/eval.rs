@@ -7,7 +7,7 @@ use std::path::Path;
 
 use axiscap::Bound;
 use serde_json::Value;
-use support::{arg, axiscap, caps, fail, folder, json, misuse, notes, succeed};
+use support::{arg, caps, fail, folder, json, misuse, notes, quick_axiscap as axiscap, succeed};
 
 const MATERIAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/material.json");
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/short.txt");
@@ -152,7 +152,7 @@ fn wrong_input_is_refused_before_the_work() {
 #[cfg(unix)]
 #[test]
 fn an_evaluation_that_is_interrupted_goes_on() {
-    use support::{interrupted, model, signalled};
+    use support::{interrupted, quick_model as model, signalled};
     let folder = folder();
     let (file, out) = (folder.path().join("c.gguf"), folder.path().join("e.jsonl"));
     caps(&file, &[(20, 5, Bound::floor(1.0).unwrap(), 1.0)]);

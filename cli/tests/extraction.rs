@@ -7,8 +7,8 @@ use std::path::Path;
 use axiscap::Bound;
 use axiscap::file::CapFile;
 use support::{
-    BLOCKS, SMALL_DOSE, WIDTH, arg, axiscap, caps, caps_for, fail, fail_with, folder, json, misuse, model,
-    notes, succeed,
+    BLOCKS, SMALL_DOSE, WIDTH, arg, caps, caps_for, fail, fail_with, folder, json, misuse, notes,
+    quick_axiscap as axiscap, quick_model as model, succeed,
 };
 
 /// Few and short answers, whatever is wrong with them.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use support::{arg, axiscap, fail, folder, json, notes};
+use support::{arg, fail, folder, json, notes, quick_axiscap as axiscap};
 
 /// Returns the answers of a file: their texts and their faults.
 fn answers(path: &Path) -> Vec<(String, Vec<String>)> {

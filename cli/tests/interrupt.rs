@@ -8,7 +8,7 @@ use std::process::Output;
 
 use axiscap::Bound;
 use serde_json::Value;
-use support::{arg, caps, folder, interrupted, model, signalled};
+use support::{arg, caps, folder, interrupted, quick_model as model, signalled};
 
 /// What llama.cpp's log says when a context is made.
 const CONTEXT: &str = "llama_context: constructing";

@@ -9,7 +9,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use serde_json::Value;
-use support::{SMALL_DOSE, arg, axiscap, caps, fail, folder, json, misuse};
+use support::{SMALL_DOSE, arg, caps, fail, folder, json, misuse, quick_axiscap as axiscap};
 
 /// Returns the lines of a file of answers: the header, then the answers.
 fn lines(path: &Path) -> Vec<Value> {

@@ -8,7 +8,7 @@ use axiscap_lab::rollout::{Group, Plan, PlanSize, Rollout, RolloutOptions, gener
 use axiscap_llama::{
     BatchRow, Context, ContextOptions, Model, ModelOptions, TemplateOptions, Token, log_probability,
 };
-use axiscap_testing::llama::quick_model;
+use axiscap_testing::small_model;
 
 /// Returns the log-likelihood of a response after a prompt, one token at a time.
 fn alone(context: &mut Context<'_>, prompt: &[i32], response: &[i32]) -> f64 {
@@ -29,7 +29,7 @@ const ROUNDING: f64 = 0.05;
 
 #[test]
 fn answers_in_character_are_told_from_answers_that_ignore_their_role() {
-    let model = Model::load(quick_model(), &ModelOptions::default()).unwrap();
+    let model = Model::load(small_model(), &ModelOptions::default()).unwrap();
     let template = model.chat_template(&TemplateOptions::default()).unwrap();
     let plan = Plan::builtin().limited(Some(1), Some(2));
     let requests = plan.requests(PlanSize { default: Some(1), role: Some(3), held_out: 0 }, 7);

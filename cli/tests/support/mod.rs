@@ -7,16 +7,18 @@ pub(crate) mod launcher;
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::num::NonZero;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use axiscap::file::{CapFile, ModelInfo};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_testing::numbers::Random;
 use serde_json::Value;
 
-pub(crate) use axiscap_testing::llama::quick_model as model;
+pub(crate) use axiscap_testing::llama::quick_model;
+pub(crate) use axiscap_testing::small_model as model;
 
 /// A short text and no random directions: doses of the built-in ones take longer than a test should.
 pub(crate) const SMALL_DOSE: [&str; 4] =
@@ -31,24 +33,53 @@ pub(crate) fn axiscap(command: &str, args: &[&str]) -> Output {
     with_stdin(command, args, "")
 }
 
+/// Runs the same on the quick model, for what computes long texts.
+pub(crate) fn quick_axiscap(command: &str, args: &[&str]) -> Output {
+    on_model(&quick_model(), command, args, "")
+}
+
 /// Runs the same with a text on stdin.
 pub(crate) fn with_stdin(command: &str, args: &[&str], stdin: impl AsRef<[u8]>) -> Output {
-    let model = model();
-    let mut all = vec![command, "--model", model.to_str().expect("a UTF-8 path")];
+    on_model(&model(), command, args, stdin)
+}
+
+fn on_model(model: &Path, command: &str, args: &[&str], stdin: impl AsRef<[u8]>) -> Output {
+    let mut all = vec![command, "--model", arg(model)];
     all.extend(args);
     program(&all, stdin)
 }
 
-/// One model at a time: two that spin on the same cores take longer than one after the other.
-static ALONE: Mutex<()> = Mutex::new(());
+/// Programs that run, of at most as many as there are processors. Each computes on one thread, because threads
+/// that wait for each other on busy processors lose more time than they save.
+static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// A processor for a program.
+struct Place;
+
+impl Place {
+    /// Waits for one.
+    fn take() -> Self {
+        let places = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let running = RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = RUNNING.1.wait_while(running, |running| *running >= places);
+        *free.unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        RUNNING.1.notify_one();
+    }
+}
 
 /// Starts `axiscap ARGS` with pipes.
 fn start(args: &[impl AsRef<OsStr>]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_axiscap"))
         .args(args)
         .env_remove("AXISCAP_MODEL")
-        // Waiting threads sleep: the tests share the machine with other work.
-        .env("OMP_WAIT_POLICY", "passive")
+        .env("OMP_THREAD_LIMIT", "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -58,7 +89,7 @@ fn start(args: &[impl AsRef<OsStr>]) -> Child {
 
 /// Runs `axiscap ARGS`.
 pub(crate) fn program(args: &[impl AsRef<OsStr>], stdin: impl AsRef<[u8]>) -> Output {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _place = Place::take();
     let mut child = start(args);
     // A program that fails early closes its stdin unread.
     let _ = child.stdin.take().expect("stdin is piped").write_all(stdin.as_ref());
@@ -74,7 +105,7 @@ pub(crate) fn signalled(args: &[&str], stdin: &str, ready: (&str, usize), signal
     use std::sync::Arc;
     use std::thread::{sleep, spawn};
     use std::time::{Duration, Instant};
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _place = Place::take();
     let mut child = start(args);
     let collect = |mut pipe: Box<dyn Read + Send>| {
         let bytes = Arc::new(Mutex::new(Vec::new()));
