@@ -38,15 +38,16 @@ struct CapRange {
     u32 first, count;
 };
 
-// Returns the profile that a row names, or 0 if rows name none, and for rows past the last one.
+// Returns the profile of a row: what it names, or 1 if rows name none.
 AXISCAP_DEVICE u32 profile_of_row(const CapArgs& args, u32 row) {
-    return args.profile == nullptr || row >= args.rows ? 0 : hw::load_row(args.profile + row);
+    return args.profile == nullptr ? 1 : hw::load_row(args.profile + row);
 }
 
-// Returns the caps of a row that names `profile`. A profile that does not exist has no caps, and end_row records
-// it.
+// Returns the caps of a profile. A profile that does not exist has no caps, and end_row records it.
+//
+// The argument holds those of profile 1. Rows of profile 1 therefore wait for their profile alone.
 AXISCAP_DEVICE CapRange caps_of_profile(const CapArgs& args, u32 profile) {
-    if (args.profile == nullptr) return {args.first, args.count};
+    if (profile == 1) return {args.first, args.count};
     if (profile == 0 || profile >= args.profiles) return {0, 0};
     u32 first = hw::load_table(args.ends + profile - 1);
     return {first, hw::load_table(args.ends + profile) - first};
@@ -56,17 +57,28 @@ AXISCAP_DEVICE CapRange caps_of_row(const CapArgs& args, u32 row) {
     return caps_of_profile(args, profile_of_row(args, row));
 }
 
-// Returns the same where all threads of a warp have the same row, with one wait for memory in place of two: each
-// thread loads one end while the row's profile is on its way.
-AXISCAP_DEVICE CapRange caps_of_row_by_warp(const CapArgs& args, u32 row) {
-    if (args.profile == nullptr || args.profiles > 32) return caps_of_row(args, row);
-    const u32 lane = hw::thread() % 32, last = args.profiles - 1;
-    const float end = hw::from_bits(hw::load_table(args.ends + (lane < last ? lane : last)));
-    const u32 profile = hw::load_row(args.profile + row);
-    if (profile == 0 || profile > last) return {0, 0};
-    const u32 first = hw::to_bits(hw::shuffle(end, profile - 1));
-    return {first, hw::to_bits(hw::shuffle(end, profile)) - first};
-}
+// The ends of up to 32 profiles, one in each thread of a warp whose threads all have the same row. They are loaded
+// before the row's profile is known: one wait for memory in place of two.
+class ProfileEnds {
+  public:
+    AXISCAP_DEVICE ProfileEnds(const CapArgs& args) : end_(0.0f) {
+        if (!fits(args)) return;
+        const u32 lane = hw::thread() % 32, last = args.profiles - 1;
+        end_ = hw::from_bits(hw::load_table(args.ends + (lane < last ? lane : last)));
+    }
+
+    // Returns what caps_of_profile returns.
+    AXISCAP_DEVICE CapRange caps(const CapArgs& args, u32 profile) const {
+        if (profile <= 1 || profile >= args.profiles || !fits(args)) return caps_of_profile(args, profile);
+        const u32 first = hw::to_bits(hw::shuffle(end_, profile - 1));
+        return {first, hw::to_bits(hw::shuffle(end_, profile)) - first};
+    }
+
+  private:
+    AXISCAP_DEVICE static bool fits(const CapArgs& args) { return args.profile != nullptr && args.profiles <= 32; }
+
+    float end_;
+};
 
 AXISCAP_DEVICE void write_stat(const CapArgs& args, u32 row, u32 k, const RowStat& stat) {
     if (args.stats == nullptr || k >= args.depth) return;

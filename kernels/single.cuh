@@ -53,6 +53,7 @@ class SingleRows : ResidentRows<E> {
         CapRange caps = {args_.first, args_.count};
         // The cap of profile 1, which is also that of all rows if they name no profile.
         if (EARLY || args_.profile == nullptr) load_cap(caps, axis, params);
+        const ProfileEnds ends(args_);
         if constexpr (Norm) load_padded<E>(args_.weight + start_, weight);
         if constexpr (Workers::PADS) pad_slots();
         Workers::check(args_);
@@ -62,10 +63,9 @@ class SingleRows : ResidentRows<E> {
         float h[VALUES];
         Base::template load<Add, true>(row, h);
         if (args_.profile != nullptr) {
-            const CapRange first = caps;
-            caps = caps_of_row_by_warp(args_, row);
-            const bool loaded = EARLY && first.count > 0 && caps.first == first.first;
-            if (!loaded) load_cap(caps, axis, params);
+            const u32 profile = profile_of_row(args_, row);
+            if (profile != 1) caps = ends.caps(args_, profile);
+            if (profile != 1 || !EARLY) load_cap(caps, axis, params);
         }
         if (!EARLY && caps.count > 0) params = load_params(args_, caps.first);
         Workers::await_start();

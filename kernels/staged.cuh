@@ -45,14 +45,14 @@ class StagedRows : ResidentRows<E> {
 #pragma unroll 1
         for (u32 s = 0; s < args_.stages; s++) fetch(row + s * groups, s);
         // The next row's profile is loaded while this row is capped. Each row would wait for its own.
-        u32 next_profile = profile_of_row(args_, row);
+        u32 next_profile = row < args_.rows ? profile_of_row(args_, row) : 0;
         for (; row < args_.rows; row += groups) {
             float h[VALUES];
             take(stage, h);
             fetch(row + args_.stages * groups, stage);
             stage = stage + 1 == args_.stages ? 0 : stage + 1;
             const u32 profile = next_profile;
-            next_profile = profile_of_row(args_, row + groups);
+            if (row + groups < args_.rows) next_profile = profile_of_row(args_, row + groups);
             bool acted = apply_caps(row, profile, h, axis, loaded);
             if constexpr (Norm) {
                 // The weight overwrites the registers of the axis.
