@@ -73,7 +73,9 @@ impl<'a> Chat<'a> {
     ) -> Result<Turn, Error> {
         let asked = self.ask(text)?;
         let first = Standing::default();
-        let standing = self.is_rewound.then(|| self.standings.last().unwrap_or(&first));
+        // The context may have been another conversation's since.
+        let is_elsewhere = self.is_rewound || !context.holds_text(0, &asked.tokens, self.tokens.len());
+        let standing = is_elsewhere.then(|| self.standings.last().unwrap_or(&first));
         let before = Before { answers: &asked.answers, standing };
         let generated = generate_after(context, &asked.tokens, &before, options, on_step);
         // A failure clears the context.

@@ -1,6 +1,6 @@
 //! A llama.cpp context whose graphs run with caps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -216,6 +216,20 @@ impl<'m> Context<'m> {
         self.schedule_profile(sequence, profile, schedule)
     }
 
+    /// Refuses what [`Context::put`] and [`Context::set_watch_of`] would refuse of any sequence.
+    pub(crate) fn check(
+        &self,
+        profile: Option<ProfileId>,
+        schedule: Schedule,
+        watcher: Option<&Watcher>,
+    ) -> Result<(), Error> {
+        let default = profile == Some(ProfileId::DEFAULT) && schedule == Schedule::Always;
+        if self.hooked.is_none() && watcher.is_none() && (default || profile.is_none()) {
+            return Ok(());
+        }
+        crate::schedule::check(self.session()?, profile, schedule, watcher)
+    }
+
     /// Returns the profile of a sequence.
     #[must_use]
     pub fn profile(&self, sequence: i32) -> Option<ProfileId> {
@@ -270,6 +284,12 @@ impl<'m> Context<'m> {
     /// Takes what the watches of all sequences read since the last call ([`Context::set_watch`]).
     pub fn take_readings(&mut self) -> Vec<Reading> {
         self.schedules.take_readings()
+    }
+
+    /// Takes what the watch of one sequence read since the last call, and drops what its alarm did.
+    pub(crate) fn take_of(&mut self, sequence: i32) -> Vec<Reading> {
+        self.schedules.drop_changes_of(sequence);
+        self.schedules.take_readings_of(sequence)
     }
 
     /// Has alarms and watches see all rows that were decoded. Waits for GPUs that are still capping rows.
@@ -367,12 +387,13 @@ impl<'m> Context<'m> {
     /// [`Error::BatchTooLong`], [`Error::BatchRow`], [`Error::ContextFull`], [`Error::Decode`], and
     /// [`Error::Hook`] when a capped block was not seen with all its rows.
     ///
-    /// After an error the KV cache holds what it held before. A recurrent state cannot be rolled back:
-    /// sequences of the batch that have one are empty after an error within a decode, and
-    /// [`Context::position`] of them is 0.
+    /// After an error the KV cache holds what it held before. A recurrent state cannot be rolled back, nor can a
+    /// sequence whose sliding window has lost rows to the decode: they are empty after an error within a decode,
+    /// and [`Context::position`] of them is 0.
     pub fn decode(&mut self, rows: &[BatchRow]) -> Result<(), Error> {
+        let sequences: BTreeSet<_> = rows.iter().map(|row| row.sequence).collect();
+        sequences.into_iter().try_for_each(|sequence| self.follow(sequence))?;
         if let Some(hooked) = &self.hooked {
-            self.schedules.follow(&hooked.session)?;
             // An alarm that sees no rows would leave them uncapped.
             if hooked.watching && !hooked.session.settings().tracing {
                 self.update_tracing();
@@ -451,6 +472,16 @@ impl<'m> Context<'m> {
         Ok(())
     }
 
+    /// Brings the weaker profiles of a sequence's schedule, its alarm and its watch up to the caps that its profile
+    /// has now. Until then they are those of the caps before.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for caps that the alarm or the watch of the sequence cannot go on with.
+    pub(crate) fn follow(&mut self, sequence: i32) -> Result<(), Error> {
+        let Some(hooked) = &self.hooked else { return Ok(()) };
+        self.schedules.follow(&hooked.session, sequence)
+    }
+
     /// Returns the number of positions of each sequence of a batch.
     fn positions(&self, rows: &[BatchRow]) -> BTreeMap<i32, usize> {
         rows.iter().map(|row| (row.sequence, self.position(row.sequence))).collect()
@@ -461,7 +492,9 @@ impl<'m> Context<'m> {
     /// rows.
     fn roll_back(&mut self, before: &BTreeMap<i32, usize>) {
         for (&sequence, &position) in before {
-            if self.truncate(sequence, position).is_err() {
+            // What is known of the rows that stay still holds, and so does what is known of a text of which no row
+            // was decoded yet.
+            if self.remove_rows(sequence, position).is_err() {
                 // A state that has seen some of the rows. Removing a whole sequence always works.
                 let _ = self.truncate(sequence, 0);
             }
@@ -574,6 +607,13 @@ impl<'m> Context<'m> {
             && cached.iter().zip(tokens).all(|(cached, &token)| cached.token == token)
     }
 
+    /// Whether a sequence holds the first `length` of these tokens, which it generated last, and goes on with them. The
+    /// last one that was generated need not have been decoded.
+    pub(crate) fn holds_text(&self, sequence: i32, tokens: &[Token], length: usize) -> bool {
+        let held = self.cached.rows(sequence).unwrap_or_default().len();
+        held + 1 >= length && self.goes_on(sequence, tokens)
+    }
+
     /// Returns how many of these tokens the rows of `from` begin with, each of them computed as it would be now
     /// in `sequence`. Unless `same_text`, each must be as a new text would have it.
     pub(crate) fn shared_of(&self, from: i32, sequence: i32, tokens: &[Token], same_text: bool) -> usize {
@@ -598,12 +638,22 @@ impl<'m> Context<'m> {
     ///
     /// # Errors
     /// [`Error::Sequence`], and [`Error::CannotTruncate`] if the model keeps a state instead of rows
-    /// (recurrent models).
+    /// (recurrent models), or if rows that the next one would attend to are not there any more (models with sliding
+    /// windows). A whole sequence can always be removed.
     pub fn truncate(&mut self, sequence: i32, position: usize) -> Result<(), Error> {
+        self.remove_rows(sequence, position)?;
+        self.cached.truncate(sequence, position);
+        self.schedules.truncate(sequence, position);
+        Ok(())
+    }
+
+    /// Removes rows of a sequence from the KV cache alone.
+    fn remove_rows(&mut self, sequence: i32, position: usize) -> Result<(), Error> {
         let known = self.check_sequence(sequence)?;
         // llama.cpp counts positions in an i32: no row lies beyond.
         let from = u32::try_from(position).unwrap_or(u32::MAX).min(i32::MAX.cast_unsigned());
-        let removed = self.llama.clear_kv_cache_seq(Some(known), Some(from), None).unwrap_or(false);
+        let removed = self.is_whole(sequence, position)
+            && self.llama.clear_kv_cache_seq(Some(known), Some(from), None).unwrap_or(false);
         if !removed {
             return Err(Error::CannotTruncate {
                 architecture: self.model.shape().architecture.clone(),
@@ -611,9 +661,23 @@ impl<'m> Context<'m> {
                 position: i32::try_from(position).unwrap_or(i32::MAX),
             });
         }
-        self.cached.truncate(sequence, position);
-        self.schedules.truncate(sequence, position);
         Ok(())
+    }
+
+    /// Whether a sequence that is cut at a position has all rows that the next one attends to. llama.cpp gives the
+    /// cells of rows that have left the sliding window of their sequence to any rows, and without them a shorter
+    /// sequence is computed wrongly.
+    fn is_whole(&self, sequence: i32, position: usize) -> bool {
+        // Of a state llama.cpp itself says whether it can be cut. Rows of which nothing is known need not begin at 0.
+        if position == 0
+            || position >= self.position(sequence)
+            || self.model.keeps_state()
+            || self.cached.rows(sequence).is_none()
+        {
+            return true;
+        }
+        let first = usize::try_from(self.llama.kv_cache_seq_pos_min(sequence)).unwrap_or(0);
+        first <= position.saturating_sub(self.model.window())
     }
 
     /// Makes sequence `to` a copy of sequence `from`, for example to continue from a common prompt. The rows

@@ -456,6 +456,8 @@ pub fn log_probability(logits: &[f32], token: Token) -> f32 {
 /// Truncates sequence 0 to the longest beginning that it shares with the prompt, computed as it would be now,
 /// and returns its length. The prompt's last token is always decoded, because its logits are needed.
 fn reuse(context: &mut Context<'_>, prompt: &[Token], before: &Before<'_>) -> Result<usize, Error> {
+    // Caps may have changed since the last decode, and with them what the rows of a schedule would be now.
+    context.follow(0)?;
     // A conversation goes on also where its last turn was taken back, or where it is decoded again.
     let answers = before.answers;
     let same_text = !answers.is_empty() || context.goes_on(0, prompt);

@@ -125,6 +125,13 @@ impl Model {
         self.llama.is_recurrent() || self.llama.is_hybrid()
     }
 
+    /// Returns how many rows a block with a sliding window attends to. Of models that do not say it, no row can be
+    /// done without.
+    pub(crate) fn window(&self) -> usize {
+        let window = self.metadata(&format!("{}.attention.sliding_window", self.shape().architecture));
+        window.and_then(|window| window.parse().ok()).filter(|&window| window > 0).unwrap_or(usize::MAX)
+    }
+
     /// Returns whether llama.cpp computes one token of one sequence at a time of this model, and aborts the
     /// process on more (`plm.cpp`: its values have two dimensions, of which the KV cache takes the second for
     /// heads). A context then has micro-batches of one row.

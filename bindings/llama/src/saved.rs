@@ -103,6 +103,7 @@ impl Context<'_> {
     /// [`Error::Sequence`], and [`Error::Saved`] for another model, other caps, or a context that cannot hold
     /// the state.
     pub fn restore_sequence(&mut self, saved: &SavedSequence, sequence: i32) -> Result<(), Error> {
+        self.follow(sequence)?;
         let profiles = (0..saved.tokens.len()).map(|position| {
             let position = i32::try_from(position).unwrap_or(i32::MAX);
             self.schedules.profile_of(sequence, position)

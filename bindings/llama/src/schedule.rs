@@ -88,6 +88,8 @@ struct SequenceCaps {
     profile: Option<ProfileId>,
     schedule: Schedule,
     monitor: Option<Monitor>,
+    /// Revision of the profile whose bounds the monitor has.
+    monitored: Option<u64>,
     watching: Option<Watching>,
     text: Option<Text>,
     /// One past the last position that was decoded.
@@ -138,31 +140,17 @@ impl Schedules {
         profile: Option<ProfileId>,
         schedule: Schedule,
     ) -> Result<(), Error> {
-        let caps = profile.and_then(|id| session.profile_caps(id));
-        if let (Some(id), None) = (profile, &caps)
-            && (id != ProfileId::DEFAULT || schedule != Schedule::Always)
-        {
-            return Err(axiscap_ggml::HookError::NoProfile { profile: id }.into());
-        }
-        let monitor = match (schedule, &caps) {
-            (Schedule::OnAlarm(alarm), Some(caps)) => Some(Monitor::new(&alarm, caps)?),
-            _ => None,
-        };
-        if let Schedule::Ramp { from, to } = schedule
-            && from >= to
-        {
-            let expected = format!("above its beginning, {from}");
-            return Err(Error::Option { option: "the end of the ramp", value: to.to_string(), expected });
-        }
+        let monitor = monitor_of(session, profile, schedule)?;
         let old = self.sequences.remove(&sequence);
         let (text, decoded, watching) =
             old.map_or((None, 0, None), |old| (old.text, old.decoded, old.watching));
         let removed = self.last;
-        let caps = SequenceCaps { profile, schedule, monitor, watching, text, decoded, removed };
+        let caps =
+            SequenceCaps { profile, schedule, monitor, monitored: None, watching, text, decoded, removed };
         if !caps.is_default() {
             self.sequences.insert(sequence, caps);
         }
-        self.follow(session)
+        self.follow(session, sequence)
     }
 
     /// Watches the answers of a sequence from its next row on, or ceases to.
@@ -224,25 +212,39 @@ impl Schedules {
         self.sequences.values().any(|caps| caps.monitor.is_some() || caps.watching.is_some())
     }
 
-    /// Brings the weaker profiles up to the profiles that they were made of. They are kept while these are
-    /// there, because making them again would upload tables to a GPU again.
-    ///
-    /// Watches follow their caps likewise.
+    /// Brings the weaker profiles up to the profiles that they were made of, and has alarm and watch of a sequence
+    /// follow the caps of its profile. Weaker profiles are kept while these are there, because making them again
+    /// would upload tables to a GPU again.
     ///
     /// # Errors
-    /// Those of [`Session::add_profile`], and [`Error::Option`] for a watched cap that is not there any more.
-    pub(crate) fn follow(&mut self, session: &Session) -> Result<(), Error> {
-        let follows = |caps: &SequenceCaps| caps.watching.is_some() || caps.schedule.steps().is_some();
-        if self.steps.is_empty() && !self.sequences.values().any(follows) {
-            return Ok(());
+    /// Those of [`Session::add_profile`], and [`Error::Option`] for a cap of the sequence that is not there any
+    /// more, or has no bound. What other sequences are under does not matter.
+    pub(crate) fn follow(&mut self, session: &Session, sequence: i32) -> Result<(), Error> {
+        self.follow_steps(session)?;
+        let Some(caps) = self.sequences.get_mut(&sequence) else { return Ok(()) };
+        if let Some(watching) = &mut caps.watching {
+            watching.follow(session, caps.profile)?;
         }
-        for caps in self.sequences.values_mut() {
-            if let Some(watching) = &mut caps.watching {
-                watching.follow(session, caps.profile)?;
-            }
+        let (Some(monitor), Some(id)) = (&mut caps.monitor, caps.profile) else { return Ok(()) };
+        let revision =
+            session.profiles().iter().find(|profile| profile.id == id).map(|profile| profile.revision);
+        if revision != caps.monitored
+            && let Some(now) = session.profile_caps(id)
+        {
+            monitor.follow(&now)?;
+            // Only now: a decode after one that failed is refused again.
+            caps.monitored = revision;
         }
+        Ok(())
+    }
+
+    /// Makes the weaker profiles that schedules need, and removes those of other caps.
+    fn follow_steps(&mut self, session: &Session) -> Result<(), Error> {
         let needed = |caps: &SequenceCaps| Some((caps.profile?, caps.schedule.steps()?));
         let needed: Vec<_> = self.sequences.values().filter_map(needed).collect();
+        if self.steps.is_empty() && needed.is_empty() {
+            return Ok(());
+        }
         let profiles = session.profiles();
         let current = |id: ProfileId| profiles.iter().find(|profile| profile.id == id);
         let stale = |key: &(ProfileId, usize), steps: &Steps| {
@@ -263,16 +265,13 @@ impl Schedules {
             if self.steps.contains_key(&(id, count)) {
                 continue;
             }
+            let weaker = (0..count).map(|step| weakened(&caps, step, count));
+            let weaker = weaker.collect::<Result<Vec<_>, _>>()?;
             let mut made = Vec::with_capacity(count);
-            for step in 0..count {
-                let name = format!("{}, step {step} of {count}", profile.name);
-                made.push(session.add_profile(&name, &weakened(&caps, step, count)?)?);
+            for (step, weaker) in weaker.iter().enumerate() {
+                made.push(add_step(session, format!("{}, step {step} of {count}", profile.name), weaker)?);
             }
             self.steps.insert((id, count), Steps { revision: profile.revision, profiles: made });
-            let watching = self.sequences.values_mut().filter(|sequence| sequence.profile == Some(id));
-            for monitor in watching.filter_map(|sequence| sequence.monitor.as_mut()) {
-                monitor.follow(&caps)?;
-            }
         }
         Ok(())
     }
@@ -404,6 +403,11 @@ impl Schedules {
         std::mem::take(&mut self.changes)
     }
 
+    /// Drops the changes of one sequence.
+    pub(crate) fn drop_changes_of(&mut self, sequence: i32) {
+        self.changes.retain(|change| change.sequence != sequence);
+    }
+
     /// Takes what watches read since the last call.
     pub(crate) fn take_readings(&mut self) -> Vec<Reading> {
         std::mem::take(&mut self.readings)
@@ -473,6 +477,7 @@ impl SequenceCaps {
             profile: Some(ProfileId::DEFAULT),
             schedule: Schedule::Always,
             monitor: None,
+            monitored: None,
             watching: None,
             text: None,
             decoded: 0,
@@ -496,6 +501,54 @@ impl SequenceCaps {
 
     fn is_answer(&self, position: usize) -> bool {
         self.text.iter().flat_map(|text| &text.answers).any(|answer| answer.contains(&position))
+    }
+}
+
+/// Refuses a schedule and a watch that no sequence can have.
+///
+/// # Errors
+/// Those of [`Schedules::put`] and [`Schedules::set_watch`].
+pub(crate) fn check(
+    session: &Session,
+    profile: Option<ProfileId>,
+    schedule: Schedule,
+    watcher: Option<&Watcher>,
+) -> Result<(), Error> {
+    monitor_of(session, profile, schedule)?;
+    watcher.map_or(Ok(()), |watcher| Watching::new(watcher.clone(), session, profile).map(drop))
+}
+
+/// Returns what watches for the alarm of a schedule.
+fn monitor_of(
+    session: &Session,
+    profile: Option<ProfileId>,
+    schedule: Schedule,
+) -> Result<Option<Monitor>, Error> {
+    let caps = profile.and_then(|id| session.profile_caps(id));
+    if let (Some(id), None) = (profile, &caps)
+        && (id != ProfileId::DEFAULT || schedule != Schedule::Always)
+    {
+        return Err(axiscap_ggml::HookError::NoProfile { profile: id }.into());
+    }
+    if let Schedule::Ramp { from, to } = schedule
+        && from >= to
+    {
+        let expected = format!("above its beginning, {from}");
+        return Err(Error::Option { option: "the end of the ramp", value: to.to_string(), expected });
+    }
+    match (schedule, &caps) {
+        (Schedule::OnAlarm(alarm), Some(caps)) => Monitor::new(&alarm, caps).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Adds a weaker profile, under another name where the caller has given this one to a profile of their own.
+fn add_step(session: &Session, mut name: String, caps: &CapSet) -> Result<ProfileId, Error> {
+    loop {
+        match session.add_profile(&name, caps) {
+            Err(axiscap_ggml::HookError::ProfileName { .. }) => name.push('\''),
+            added => return Ok(added?),
+        }
     }
 }
 

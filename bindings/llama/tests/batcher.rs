@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet};
 use axiscap_llama::{
     Alarm, AlarmRule, Batcher, BatcherOptions, Context, ContextOptions, Error, Event, Finished,
-    GenerateOptions, HookError, Model, ProfileId, Request, RequestId, Schedule, Stop, Tap, Token, generate,
+    GenerateOptions, HookError, Model, ProfileId, Request, RequestId, Schedule, Stop, Tap, Token, Watch,
+    Watcher, generate,
 };
 use axiscap_testing::numbers::Random;
 use support::{ARCHITECTURES, greedy, load, options};
@@ -345,4 +346,181 @@ fn alarms_and_steps_of_requests_are_their_own() {
         .submit(Request { schedule: on_alarm, ..Request::new(prompt(0, 6), greedy(8)).under(Some(added)) })
         .expect("room");
     assert_eq!(Heard::run(&mut batcher).finished(again).generated.timings.reused, 5);
+}
+
+/// Texts of all lengths, many of which begin alike, so that rows are taken over, cut and overwritten.
+#[test]
+fn rows_that_are_taken_over_are_those_that_a_text_has_alone() {
+    // Neither routes its rows to experts, which roundings may tip.
+    for architecture in ["llama", "gemma3"] {
+        let model = load(architecture);
+        let mut random = Random(5);
+        let (mut many, added) = batcher(&model, 4, 16, 512);
+        let (mut alone, _) = batcher(&model, 1, 16, 512);
+        let (mut requests, mut heard) = (BTreeMap::new(), Heard::default());
+        while requests.len() < 30 {
+            let mut tokens = prompt(0, 2 + random.below(110) as i32);
+            if random.below(2) == 0 {
+                let at = random.below(tokens.len());
+                tokens[at] = Token(4);
+            }
+            let generate =
+                GenerateOptions { log_probabilities: true, margins: true, ..greedy(random.below(20)) };
+            let profile = [None, Some(added), Some(ProfileId::DEFAULT)][random.below(3)];
+            let request = Request::new(tokens, generate).under(profile);
+            if let Ok(id) = many.submit(request.clone()) {
+                requests.insert(id, request);
+            }
+            for _ in 0..random.below(8) {
+                many.step(|event| heard.hear(event));
+            }
+        }
+        while many.step(|event| heard.hear(event)) {}
+        for (id, request) in requests {
+            alone.clear();
+            let single = alone.submit(request.clone()).expect("room");
+            let expected = Heard::run(&mut alone);
+            let (found, expected) = (&heard.finished(id).generated, &expected.finished(single).generated);
+            // A near tie may be tipped by other roundings.
+            let alike = found.tokens.iter().zip(&expected.tokens).take_while(|(a, b)| a == b).count();
+            let is_tie = |at: usize| found.margins.get(at).is_none_or(|&margin| margin < 0.02);
+            assert!(found.tokens == expected.tokens || is_tie(alike), "{architecture} {request:?}");
+            let pairs = found.log_probabilities.iter().zip(&expected.log_probabilities).take(alike);
+            assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 0.01), "{architecture} {request:?} {pairs:?}");
+        }
+    }
+}
+
+/// A watch that has lost its profile or its cap ends its own request, whatever is started or decoded beside it.
+#[test]
+fn caps_that_a_watch_cannot_go_on_with_end_its_request_alone() {
+    let model = load("llama");
+    for of_default in [false, true] {
+        let (mut context, added) = context(&model, 3, 16, 256);
+        let watcher = Watcher::new(&Watch { cap: None, tokens: 3, thresholds: None }).expect("a watch");
+        // One that no request has.
+        context.set_watch(2, Some(watcher.clone())).expect("a watch");
+        let mut batcher = Batcher::new(context, BatcherOptions::default()).expect("hooked");
+        let ids = [ProfileId::DEFAULT, added];
+        let [watched, other] = if of_default { ids } else { [added, ProfileId::DEFAULT] };
+        let request = |salt, profile| Request::new(prompt(salt, 6), greedy(10)).under(profile);
+        let watched = Request { watch: Some(watcher), ..request(0, Some(watched)) };
+        let watched = batcher.submit(watched).expect("room");
+        let beside = batcher.submit(request(1, Some(other))).expect("room");
+        for _ in 0..3 {
+            batcher.step(|_| {});
+        }
+        let session = batcher.context().session().expect("hooked").clone();
+        session.remove_profile(ids[usize::from(!of_default)]).expect("it is there");
+        let after = batcher.submit(request(2, None)).expect("room");
+        let mut done = BTreeMap::new();
+        batcher.run(|event| {
+            if let Event::Done { request, result } = event {
+                done.insert(request, result);
+            }
+            ControlFlow::Continue(())
+        });
+        assert!(done[&watched].is_err());
+        for id in [beside, after] {
+            assert!(done[&id].is_ok(), "{:?}", done[&id]);
+        }
+    }
+}
+
+/// The decode fails for a profile that is removed after it was looked for. A prompt that it held is still a prompt.
+#[test]
+fn a_text_whose_first_decode_failed_for_another_one_is_capped_as_asked() {
+    let model = load("llama");
+    let (mut batcher, first) = batcher(&model, 3, 32, 256);
+    let session = batcher.context().session().expect("hooked").clone();
+    let second = session.add_profile("second", &caps(&model, 3, 0.1)).expect("it fits");
+    for profile in [first, second] {
+        let request = Request::new(prompt(0, 6), greedy(20)).under(Some(profile));
+        batcher.submit(request).expect("room");
+    }
+    batcher.step(|_| {});
+    let request = Request { schedule: Schedule::Generated, ..Request::new(prompt(2, 10), greedy(5)) };
+    let kept = batcher.submit(request).expect("room");
+    // Sequences are looked at from the first on, and the last one has the request that came first.
+    session.remove_profile(first).expect("it was added");
+    let (mut heard, mut is_first) = (Heard::default(), true);
+    while batcher.step(|event| {
+        if matches!(event, Event::Done { .. }) && std::mem::take(&mut is_first) {
+            session.remove_profile(second).expect("it was added");
+        }
+        heard.hear(event);
+    }) {}
+    assert_eq!(heard.finished(kept).stats[0].rows, 4, "the generated rows that were decoded");
+}
+
+/// Before it shares a batch with others, or has waited.
+#[test]
+fn what_no_caps_or_no_model_allow_is_refused_at_once() {
+    let model = load("llama");
+    let (mut batcher, added) = batcher(&model, 2, 16, 256);
+    let good = batcher.submit(Request::new(prompt(0, 6), greedy(10))).expect("room");
+    batcher.step(|_| {});
+    for token in [-1, model.vocab_size() as i32, i32::MAX] {
+        let wrong = Request::new(vec![Token(3), Token(token)], greedy(4));
+        let error = batcher.submit(wrong).unwrap_err();
+        assert!(matches!(error, Error::BatchRow { row: 1, what: "token", .. }), "{error}");
+    }
+    let request = |schedule| Request { schedule, ..Request::new(prompt(0, 6), greedy(4)).under(Some(added)) };
+    let rule = AlarmRule::Cusum { slack: 0.0, engage: 1.0, release: 0.0 };
+    let watcher = Watcher::new(&Watch { cap: Some(7), tokens: 3, thresholds: None }).expect("a watch");
+    for wrong in [
+        request(Schedule::Ramp { from: 5, to: 5 }),
+        request(Schedule::OnAlarm(Alarm { cap: Some(7), rule })),
+        Request { watch: Some(watcher.clone()), ..request(Schedule::Always) },
+        Request { watch: Some(watcher), ..request(Schedule::Always) }.under(None),
+    ] {
+        let error = batcher.submit(wrong).unwrap_err();
+        assert!(matches!(error, Error::Option { .. }), "{error}");
+    }
+    assert_eq!(Heard::run(&mut batcher).finished(good).generated.tokens.len(), 10);
+    let plain = Context::uncapped(&model, &options()).expect("a context");
+    let mut batcher = Batcher::new(plain, BatcherOptions::default()).expect("no statistics");
+    let error = batcher.submit(Request { schedule: Schedule::Generated, ..request(Schedule::Always) });
+    assert!(matches!(error, Err(Error::Hook(_) | Error::NotHooked)), "{error:?}");
+    batcher.submit(Request::new(prompt(0, 6), greedy(2))).expect("room");
+}
+
+#[test]
+fn a_caller_that_stops_misses_no_end() {
+    let model = load("llama");
+    let (mut batcher, _) = batcher(&model, 3, 16, 256);
+    let mut ids: Vec<_> =
+        (0..3).map(|i| batcher.submit(Request::new(prompt(i, 6), greedy(4))).expect("room")).collect();
+    let mut done = Vec::new();
+    while batcher.load() != (0, 0) {
+        batcher.run(|event| match event {
+            Event::Done { request, .. } => {
+                done.push(request);
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        });
+    }
+    done.sort();
+    ids.sort();
+    assert_eq!(done, ids);
+}
+
+/// With more requests than sequences, so that one that stands still would leave others waiting for ever.
+#[test]
+fn a_caller_that_panics_may_go_on() {
+    let model = load("llama");
+    let (mut batcher, _) = batcher(&model, 2, 16, 256);
+    let ids: Vec<_> =
+        (0..5).map(|i| batcher.submit(Request::new(prompt(i, 6), greedy(4))).expect("room")).collect();
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        batcher.step(|event| panic!("as the test asked, at {event:?}"));
+    }));
+    assert!(caught.is_err());
+    let mut heard = Heard::default();
+    for _ in 0..100 {
+        batcher.step(|event| heard.hear(event));
+    }
+    assert_eq!(batcher.load(), (0, 0));
+    assert!(ids.iter().all(|&id| heard.finished(id).generated.tokens.len() == 4));
 }

@@ -232,3 +232,29 @@ fn every_architecture_that_loads_predicts_tokens() {
     assert_eq!(refused, ["deepseek4", "gemma3n", "glm5-next", "hrm_text", "hy_v4", "kimi-k3", "qwen4exp"]);
     assert!(capped >= 115, "{capped}");
 }
+
+/// llama.cpp gives the cells of rows that have left their window to other sequences.
+#[test]
+fn a_sequence_with_windows_is_cut_only_where_it_has_the_rows_of_the_window() {
+    let model = load("gemma3");
+    let options = ContextOptions { sequences: 2, ubatch: 16, batch: 16, ..options() };
+    let mut context = Context::new(&model, &options).expect("a context");
+    let tokens: Vec<Token> = (0..100).map(|i| Token(i * 7 % 90 + 3)).collect();
+    let last_logits = |context: &mut Context<'_>, from: usize, to: usize| {
+        context.prefill(&tokens[from..to], from, 0).expect("rows");
+        context.logits((to - from - 1) % 16).expect("logits").to_vec()
+    };
+    context.prefill(&tokens[..20], 0, 1).expect("rows");
+    context.prefill(&tokens, 0, 0).expect("rows");
+    context.truncate(1, 0).expect("it can be emptied");
+    // Beyond the cells that are free now are those of the first rows of sequence 0.
+    context.prefill(&tokens[..40], 0, 1).expect("rows");
+    assert!(matches!(context.truncate(0, 16), Err(Error::CannotTruncate { position: 16, .. })));
+    assert_eq!(context.position(0), 100, "it is as it was");
+    context.truncate(0, 60).expect("the last rows are there");
+    let cut = last_logits(&mut context, 60, 70);
+    context.clear();
+    let whole = last_logits(&mut context, 0, 70);
+    let most = cut.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(most < 0.02, "rows of the other sequence move the last bits alone: {most}");
+}

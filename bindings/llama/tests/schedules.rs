@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 
 use axiscap::{Axis, BlockCap, Bound, Cap, CapSet, Policy};
 use axiscap_llama::{
-    Alarm, AlarmRule, BatchRow, Chat, Context, ContextOptions, Engagement, Error, GenerateOptions, Model,
-    ProfileId, RAMP_STEPS, Sampling, Schedule, Token, TraceRow, generate,
+    Alarm, AlarmRule, BatchRow, Chat, Context, ContextOptions, Engagement, Error, GenerateOptions, HookError,
+    Model, ProfileId, RAMP_STEPS, Sampling, Schedule, Token, TraceRow, generate,
 };
 use axiscap_testing::numbers::Random;
 use support::{greedy, load, options};
@@ -270,4 +270,87 @@ fn a_conversation_that_is_decoded_again_keeps_its_alarm() {
     chat.reset();
     let (prompt, rows) = say(&mut context, &mut chat, "Hi.");
     assert_eq!(rows[0], prompt as i32 + 1, "another conversation");
+}
+
+/// The steps of a ramp are those of the caps that there are now, also before the next decode makes them.
+#[test]
+fn rows_of_a_ramp_are_not_reused_under_other_caps() {
+    let model = load("llama");
+    let ramp = Schedule::Ramp { from: 4, to: 40 };
+    let sets = [50.0, -50.0].map(|value| caps(&model, Bound::band(value, value).expect("a band")));
+    let write = |context: &mut Context<'_>| {
+        let options = GenerateOptions { log_probabilities: true, ..greedy(4) };
+        generate(context, &prompt(30), &options, |_| ControlFlow::Continue(())).expect("a text")
+    };
+    for now in [Some(&sets[1]), None] {
+        let mut changed = context(&model, &sets[0], ramp);
+        write(&mut changed);
+        changed.set_caps(now).expect("the caps fit");
+        let text = write(&mut changed);
+        // The rows before the first step with a strength are uncapped then and now.
+        assert_eq!(text.timings.reused, 9);
+        changed.clear();
+        let fresh = write(&mut changed);
+        let pairs = text.log_probabilities.iter().zip(&fresh.log_probabilities);
+        assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 1e-3), "{pairs:?}");
+    }
+    let mut context = context(&model, &sets[0], ramp);
+    context.schedule_profile(1, Some(ProfileId::DEFAULT), ramp).expect("a schedule");
+    context.prefill(&prompt(30), 0, 0).expect("a prompt");
+    let saved = context.save_sequence(0).expect("it is known");
+    context.set_caps(Some(&sets[1])).expect("the caps fit");
+    let refused = context.restore_sequence(&saved, 1);
+    assert!(matches!(refused, Err(Error::Saved { .. })), "{refused:?}");
+}
+
+#[test]
+fn steps_have_names_beside_those_of_the_caller() {
+    let model = load("llama");
+    let caps = caps(&model, floor(50.0));
+    let mut context = context(&model, &caps, Schedule::Always);
+    let session = context.session().expect("hooked").clone();
+    session.add_profile("default, step 3 of 8", &caps).expect("it fits");
+    for to in [20, 30] {
+        let ramp = Schedule::Ramp { from: 4, to };
+        context.schedule_profile(0, Some(ProfileId::DEFAULT), ramp).expect("a schedule");
+        assert_eq!(session.profiles().len(), 2 + RAMP_STEPS);
+    }
+}
+
+/// Of an alarm whose cap has no bound any more, every decode says so, and none of another sequence.
+#[test]
+fn caps_that_an_alarm_cannot_go_on_with_fail_its_sequence_alone() {
+    let model = load("llama");
+    let rule = AlarmRule::Ewma { weight: 1.0, start: None, engage: 0.0, release: -1.0 };
+    let mut context =
+        context(&model, &caps(&model, floor(50.0)), Schedule::OnAlarm(Alarm { cap: None, rule }));
+    let row = |position, sequence| [BatchRow { token: Token(5), position, sequence, logits: true }];
+    context.decode(&row(0, 0)).expect("a row");
+    let session = context.session().expect("hooked").clone();
+    session.set_bound(0, Bound::NONE).expect("a cap");
+    for position in 0..2 {
+        let refused = context.decode(&row(1, 0));
+        assert!(matches!(refused, Err(Error::Option { option: "the watched cap", .. })), "{refused:?}");
+        context.decode(&row(position, 1)).expect("a row of another sequence");
+    }
+    session.set_bound(0, floor(40.0)).expect("a cap");
+    context.decode(&row(1, 0)).expect("a row");
+}
+
+#[test]
+fn a_decode_that_failed_forgets_no_text() {
+    let model = load("llama");
+    let mut context = context(&model, &caps(&model, floor(50.0)), Schedule::Generated);
+    let session = context.session().expect("hooked").clone();
+    let gone = session.add_profile("gone", &caps(&model, floor(1.0))).expect("it fits");
+    context.set_profile(1, Some(gone)).expect("it was added");
+    session.remove_profile(gone).expect("it was added");
+    context.begin_text(0, 6, &[]);
+    let row = |position, sequence| BatchRow { token: Token(9), position, sequence, logits: true };
+    let mut rows: Vec<_> = (0..7).map(|position| row(position, 0)).collect();
+    rows.push(row(0, 1));
+    assert!(matches!(context.decode(&rows), Err(Error::Hook(HookError::NoProfile { .. }))));
+    rows.pop();
+    context.decode(&rows).expect("rows");
+    assert_eq!(acted(&context.take_trace()), [6], "the prompt is uncapped");
 }

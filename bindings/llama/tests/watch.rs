@@ -279,3 +279,36 @@ fn a_watch_that_could_not_see_is_refused() {
     let mut plain = Context::uncapped(&model, &options()).expect("a context");
     assert!(matches!(plain.set_watch(0, of(None)), Err(Error::NotHooked)));
 }
+
+#[test]
+fn a_request_that_is_cancelled_in_the_queue_keeps_its_watch() {
+    let model = load("llama");
+    let mut batcher =
+        Batcher::new(context(&model, &caps(&model)), BatcherOptions::default()).expect("a batcher");
+    let mut stood = watcher();
+    stood.see(-3.0);
+    let request = Request { watch: Some(stood.clone()), ..Request::new(prompt(1, 9), drawn(8)) };
+    let id = batcher.submit(request).expect("room");
+    let finished = batcher.cancel(id).expect("it waited");
+    assert_eq!(finished.watch.as_deref(), Some(&stood));
+}
+
+/// Neither hears of the drift of the other, nor forgets its own.
+#[test]
+fn conversations_that_take_turns_in_a_context_have_watches_of_their_own() {
+    let model = load("llama");
+    let source = TemplateSource::Named("chatml".into());
+    let template =
+        model.chat_template(&TemplateOptions { source, ..TemplateOptions::default() }).expect("known");
+    let mut context = context(&model, &caps(&model));
+    context.set_watch(0, Some(watcher())).expect("a watch");
+    let mut chats = [0, 1].map(|_| (Chat::new(&template, None), watcher()));
+    for text in ["ab", "cd", "ef"] {
+        for (index, (chat, expected)) in chats.iter_mut().enumerate() {
+            let text = format!("{text}{index}");
+            let turn = chat.say(&mut context, &text, &drawn(12), |_| ControlFlow::Continue(()));
+            let readings = turn.expect("an answer").generated.readings;
+            assert_eq!(found(&readings), levels(expected, &readings));
+        }
+    }
+}

@@ -8,7 +8,8 @@ use crate::batch::BatchRow;
 /// sequences.
 ///
 /// One token of each answer in progress comes first. A long prompt therefore delays no answer. The rest is
-/// shared equally by the prompts, beginning with another one in each turn.
+/// shared equally by the prompts, beginning with another one in each turn. Where answers leave no rest, all take
+/// turns with one row each.
 pub(super) fn fill(
     slots: &mut [Option<Slot>],
     max: usize,
@@ -26,12 +27,18 @@ pub(super) fn fill(
         }
         sequences
     };
-    let (answers, prompts) = (rotated(wanted(slots, true)), rotated(wanted(slots, false)));
+    let (mut answers, mut prompts) = (wanted(slots, true), wanted(slots, false));
+    // Answers that leave no room take turns with the prompts, which would wait for the end of an answer.
+    let take_turns = answers.len() >= max && !prompts.is_empty();
+    if take_turns {
+        answers.append(&mut prompts);
+    }
+    let (answers, prompts) = (rotated(answers), rotated(prompts));
     let count = answers.len() + prompts.len();
     for (index, sequence) in answers.iter().chain(&prompts).copied().enumerate() {
         let Some(slot) = slots[sequence].as_mut() else { continue };
         let room = max.saturating_sub(rows.len());
-        let share = if slot.is_answering() { 1 } else { room.div_ceil(count - index) };
+        let share = if take_turns || slot.is_answering() { 1 } else { room.div_ceil(count - index) };
         for _ in 0..share.min(room).min(slot.left()) {
             let (token, position, logits) = slot.feed();
             if logits {
@@ -108,5 +115,17 @@ mod tests {
             slots.iter_mut().flatten().for_each(Slot::unfeed);
         }
         assert_eq!(served, [2; 3]);
+    }
+
+    #[test]
+    fn answers_that_fill_a_batch_take_turns_with_prompts() {
+        let mut slots = [answer(1), prompt(9, 0), answer(3), prompt(2, 0)];
+        let mut served = [0; 4];
+        for turn in 0..4 {
+            let (rows, _) = fill(&mut slots, 2, turn);
+            rows.iter().for_each(|row| served[row.sequence as usize] += 1);
+            slots.iter_mut().flatten().for_each(Slot::unfeed);
+        }
+        assert_eq!(served, [2; 4]);
     }
 }

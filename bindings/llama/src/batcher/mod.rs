@@ -149,6 +149,9 @@ pub struct Batcher<'m> {
     slots: Vec<Option<Slot>>,
     /// By sequence, the step in which its last request ended.
     idle_since: Vec<u64>,
+    /// Rows of the last batch to sample from, and their sequences, last ones first. A panic of a caller's `on_event`
+    /// leaves some, which the next step takes up.
+    ends: Vec<(usize, usize)>,
     requests: u64,
     steps: u64,
 }
@@ -164,9 +167,13 @@ impl<'m> Batcher<'m> {
             context.set_tracing(true)?;
         }
         let count = context.options().sequences as usize;
+        for sequence in 0..count {
+            // Watches are those of requests.
+            context.set_watch_of(id_of(sequence), None)?;
+        }
         let slots = (0..count).map(|_| None).collect();
         let (idle_since, queue) = (vec![0; count], VecDeque::new());
-        Ok(Self { context, options, queue, slots, idle_since, requests: 0, steps: 0 })
+        Ok(Self { context, options, queue, slots, idle_since, ends: Vec::new(), requests: 0, steps: 0 })
     }
 
     /// Returns the context, for example its session to add profiles.
@@ -184,8 +191,9 @@ impl<'m> Batcher<'m> {
     /// Puts a request into the queue.
     ///
     /// # Errors
-    /// [`Error::QueueFull`], [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::Option`], and
-    /// [`HookError::NoProfile`] as [`Error::Hook`].
+    /// [`Error::QueueFull`], [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::BatchRow`] for a token that
+    /// the model does not have, [`Error::Option`], [`Error::NotHooked`], and [`HookError::NoProfile`] as
+    /// [`Error::Hook`]. Caps that change until the request starts may end it with the same errors.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, Error> {
         if self.queue.len() >= self.options.queue {
             return Err(Error::QueueFull { waiting: self.queue.len() });
@@ -198,10 +206,17 @@ impl<'m> Batcher<'m> {
             let trained = model.trained_context();
             return Err(Error::PromptTooLong { prompt: request.prompt.len(), context, trained });
         }
+        // In a batch it would fail the other requests too.
+        if let Some(row) = request.prompt.iter().position(|&token| !model.has_token(token)) {
+            let (value, expected) =
+                (i64::from(request.prompt[row].0), format!("0 to {}", model.vocab_size() - 1));
+            return Err(Error::BatchRow { row, what: "token", value, expected });
+        }
         drop(request.options.sampling.sampler(model, &request.prompt)?);
         if let Some(id) = request.profile.filter(|&id| !self.has_profile(id)) {
             return Err(HookError::NoProfile { profile: id }.into());
         }
+        self.context.check(request.profile, request.schedule, request.watch.as_ref())?;
         let id = RequestId(self.requests);
         self.requests += 1;
         self.queue.push_back(Queued { id, request, since: Instant::now() });
@@ -211,20 +226,28 @@ impl<'m> Batcher<'m> {
     /// Ends a request, and returns what was generated of it so far. `None` if it has ended before.
     pub fn cancel(&mut self, request: RequestId) -> Option<Finished> {
         if let Some(index) = self.queue.iter().position(|queued| queued.id == request) {
-            let waited = self.queue.remove(index)?.since.elapsed();
-            let watch = None;
+            let Queued { request, since, .. } = self.queue.remove(index)?;
+            // The watch of a conversation stands as it stood before.
+            let (waited, watch) = (since.elapsed(), request.watch.map(Box::new));
             return Some(Finished { generated: Generated::none(), waited, stats: Vec::new(), watch });
         }
         let is_it = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.id == request);
         let sequence = self.slots.iter().position(is_it)?;
         self.show_rows();
-        self.read(true, &mut |_| {});
+        self.context.settle();
+        // Those of other requests are for the next step to hand out.
+        for reading in self.context.take_of(id_of(sequence)) {
+            if let Some(slot) = &mut self.slots[sequence] {
+                slot.read(reading);
+            }
+        }
         Some(self.release(sequence)?.finish(Stop::Caller).1)
     }
 
     /// Ends all requests, those in the queue too, and removes what the context holds.
     pub fn clear(&mut self) {
         self.queue.clear();
+        self.ends.clear();
         for (index, slot) in self.slots.iter_mut().enumerate() {
             *slot = None;
             // An end of a watch is never refused.
@@ -233,13 +256,15 @@ impl<'m> Batcher<'m> {
         self.context.clear();
     }
 
-    /// Steps until no request is left. `on_event` may stop it, which leaves the requests as they are.
+    /// Steps until no request is left. `on_event` may stop it after the step, the rest of whose events it still gets.
+    /// That leaves the requests as they are.
     pub fn run(&mut self, mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>) {
         loop {
             let mut flow = ControlFlow::Continue(());
             let left = self.step(|event| {
-                if flow.is_continue() {
-                    flow = on_event(event);
+                // No step shows an event again, so the end of another request would be lost.
+                if on_event(event).is_break() {
+                    flow = ControlFlow::Break(());
                 }
             });
             if !left || flow.is_break() {
@@ -250,14 +275,25 @@ impl<'m> Batcher<'m> {
 
     /// Decodes one batch. Returns whether requests are left.
     pub fn step(&mut self, mut on_event: impl FnMut(Event<'_>)) -> bool {
+        if self.ends.is_empty() && !self.decode(&mut on_event) {
+            return !self.queue.is_empty();
+        }
+        while let Some((row, sequence)) = self.ends.pop() {
+            self.sample(row, sequence, &mut on_event);
+        }
+        !self.queue.is_empty() || self.slots.iter().any(Option::is_some)
+    }
+
+    /// Decodes one batch. Returns `false` if no request has rows.
+    fn decode(&mut self, on_event: &mut impl FnMut(Event<'_>)) -> bool {
         self.steps += 1;
-        self.admit(&mut on_event);
-        let ends = loop {
-            self.fail_without_profile(&mut on_event);
+        self.admit(on_event);
+        loop {
+            self.fail_without_caps(on_event);
             let max = self.context.ubatch().min(self.context.batch());
-            let (rows, ends) = fill(&mut self.slots, max, self.steps);
+            let (rows, mut ends) = fill(&mut self.slots, max, self.steps);
             if rows.is_empty() {
-                return !self.queue.is_empty();
+                return false;
             }
             let started = Instant::now();
             match self.context.decode(&rows) {
@@ -265,27 +301,19 @@ impl<'m> Batcher<'m> {
                     self.context.llama().synchronize();
                     let took = started.elapsed();
                     self.slots.iter_mut().flatten().for_each(|slot| slot.took(took));
-                    break ends;
+                    ends.reverse();
+                    self.ends = ends;
+                    break;
                 }
                 Err(error) => {
                     self.slots.iter_mut().flatten().for_each(Slot::unfeed);
-                    self.recover(error, &mut on_event);
+                    self.recover(error, on_event);
                 }
             }
-        };
+        }
         self.show_rows();
-        for engagement in self.context.take_engagements() {
-            let slot =
-                usize::try_from(engagement.sequence).ok().and_then(|sequence| self.slots.get(sequence));
-            if let Some(Some(slot)) = slot {
-                on_event(Event::Engagement { request: slot.id, engagement });
-            }
-        }
-        self.read(false, &mut on_event);
-        for (row, sequence) in ends {
-            self.sample(row, sequence, &mut on_event);
-        }
-        !self.queue.is_empty() || self.slots.iter().any(Option::is_some)
+        self.read(false, on_event);
+        true
     }
 
     /// Samples the next token of a sequence from a row of the last batch.
@@ -309,10 +337,17 @@ impl<'m> Batcher<'m> {
         }
     }
 
-    /// Hands out what the watches have read, or, having waited for GPUs, all there is.
+    /// Hands out what alarms did and watches have read, or, having waited for GPUs, all there is.
     fn read(&mut self, is_all: bool, on_event: &mut impl FnMut(Event<'_>)) {
         if is_all {
             self.context.settle();
+        }
+        // Before the request ends: the next one of its sequence would be said to have them.
+        for engagement in self.context.take_engagements() {
+            let slot = usize::try_from(engagement.sequence).ok();
+            if let Some(Some(slot)) = slot.and_then(|sequence| self.slots.get(sequence)) {
+                on_event(Event::Engagement { request: slot.id, engagement });
+            }
         }
         for reading in self.context.take_readings() {
             let slot = usize::try_from(reading.sequence).ok();
@@ -396,14 +431,23 @@ impl<'m> Batcher<'m> {
         }
     }
 
-    /// Ends requests whose profile was removed.
-    fn fail_without_profile(&mut self, on_event: &mut impl FnMut(Event<'_>)) {
+    /// Ends requests whose profile was removed, or has caps now that their alarm or watch cannot go on with. Returns
+    /// whether there were any.
+    fn fail_without_caps(&mut self, on_event: &mut impl FnMut(Event<'_>)) -> bool {
+        let mut is_any = false;
         for sequence in 0..self.slots.len() {
-            let profile = self.slots[sequence].as_ref().and_then(|slot| slot.request.profile);
-            if let Some(profile) = profile.filter(|&profile| !self.has_profile(profile)) {
-                self.fail(sequence, &Arc::new(HookError::NoProfile { profile }.into()), on_event);
+            let Some(slot) = &self.slots[sequence] else { continue };
+            let gone = slot.request.profile.filter(|&profile| !self.has_profile(profile));
+            let follows = match gone {
+                Some(profile) => Err(HookError::NoProfile { profile }.into()),
+                None => self.context.follow(id_of(sequence)),
+            };
+            if let Err(error) = follows {
+                self.fail(sequence, &Arc::new(error), on_event);
+                is_any = true;
             }
         }
+        is_any
     }
 
     /// Whether requests can be under a profile. The default one may have no caps.
@@ -434,6 +478,8 @@ impl<'m> Batcher<'m> {
                     let _ = self.context.truncate(id_of(sequence), 0);
                 }
             }
+            // Caps that changed after they were looked at are the fault of their requests alone.
+            _ if self.fail_without_caps(on_event) => {}
             error => {
                 let error = Arc::new(error);
                 active.into_iter().for_each(|sequence| self.fail(sequence, &error, on_event));
@@ -451,6 +497,7 @@ impl<'m> Batcher<'m> {
     /// Frees a sequence, and leaves with its request the watch as it stands.
     fn release(&mut self, sequence: usize) -> Option<Slot> {
         self.idle_since[sequence] = self.steps;
+        self.ends.retain(|&(_, end)| end != sequence);
         let watch = self.context.watch(id_of(sequence)).cloned();
         // An end of a watch is never refused.
         let _ = self.context.set_watch_of(id_of(sequence), None);
