@@ -87,9 +87,6 @@ fn a_host_that_ends_has_its_own_status() {
     let place = Place::new();
     let output = place.run(&[], &[loaded()]);
     assert_eq!(notes(&output), "");
-    // Before it loaded the plugin.
-    let errors = notes(&place.run(&[], &[]));
-    assert!(errors.contains("note: python3 ended before it loaded the plugin"), "{errors}");
     for steps in [vec![json!(["exit", 3])], vec![loaded(), json!(["exit", 3])]] {
         let output = place.run(&[], &steps);
         assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(3), &b""[..]));
@@ -102,6 +99,22 @@ fn a_host_that_ends_has_its_own_status() {
         );
     }
     assert_eq!(run_to_end(&mut place.command(&["--", "sh", "-c", "exit 255"])).status.code(), Some(255));
+}
+
+/// A static build that answers and ends within the time that it has to load the plugin.
+#[test]
+fn a_host_that_ends_with_success_but_uncapped_is_an_error() {
+    let place = Place::new();
+    let reason = "python3 ended before it loaded the plugin";
+    fail(place.run(&[], &[]), &[reason, "-DGGML_BACKEND_DL=ON", "--strict warn"]);
+    fail(place.run(&["--until-capped", "100"], &[]), &[reason]);
+    fail(place.run(&["--until-capped", "100"], &[loaded()]), &["without a capped model", "axiscap bind"]);
+    for (options, steps) in
+        [(&["--strict", "warn"][..], vec![]), (&["--strict", "warn", "--until-capped", "9"], vec![loaded()])]
+    {
+        let errors = notes(&place.run(options, &steps));
+        assert!(errors.contains("warning: python3 ended "), "{errors}");
+    }
 }
 
 #[test]

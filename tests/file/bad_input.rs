@@ -377,7 +377,7 @@ fn containers_that_are_none() {
     let good = Parts::new().bytes();
     let header = |at: usize, new: &[u8]| [&good[..at], new, &good[at + new.len()..]].concat();
     let repair = "make it again";
-    check(&refused(b""), "magic", &["4 bytes", "0 bytes left", repair]);
+    check(&refused(b""), "magic", &["an empty file", repair]);
     check(&refused(b"PK\x03\x04"), "magic", &["GGUF", "PK", "name a cap file"]);
     check(&refused(&header(4, &1u32.to_le_bytes())), "version", &["expected 3", "found 1", "rewrite"]);
     check(&refused(&header(4, &2u32.to_le_bytes())), "version", &["expected 3", "found 2", "rewrite"]);

@@ -26,6 +26,16 @@ pub(crate) enum By {
     Program,
 }
 
+impl By {
+    /// Returns an address in the code of the ggml that asks, if it is known.
+    fn caller(self) -> Option<usize> {
+        match self {
+            Self::Ggml { caller } => Some(caller).filter(|&caller| caller != 0),
+            Self::Program => None,
+        }
+    }
+}
+
 /// The plugin in this process.
 #[derive(Debug)]
 struct Attached {
@@ -45,6 +55,21 @@ pub(crate) fn attach(by: By) -> Option<&'static Registry> {
     let mut attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(Attached { registry, duty, hook, host }) = &*attached {
         if hook.is_some() {
+            let named = Environment::read().0.ggml;
+            if let Some(other) = host.other(by.caller(), named.as_deref()) {
+                let reason = format!(
+                    "a second ggml of this process ({other}) asks for caps, but the plugin caps the models of one ggml, that of {}",
+                    host.path()
+                );
+                if named.is_some() {
+                    tracing::warn!("not capped: {reason}");
+                } else {
+                    duty.fail(&format!(
+                        "{reason}; run the two in processes of their own, or name the one to cap in AXISCAP_GGML and leave the other uncapped"
+                    ));
+                }
+                return None;
+            }
             // ggml may have got further devices since.
             // SAFETY: the symbols of one loaded ggml, which this plugin keeps loaded.
             let again = unsafe { Hook::install_in(&|name| host.symbol(name)) };
@@ -78,14 +103,13 @@ fn attach_to(by: By, environment: &Environment, duty: &Arc<Duty>) -> Result<Atta
     for name in &environment.unknown {
         tracing::warn!("{name} is no variable that axiscap knows, and has no effect");
     }
-    let caller = match by {
-        By::Ggml { caller } => Some(caller).filter(|&caller| caller != 0),
-        By::Program => None,
-    };
-    let host = Host::find(caller, environment.ggml.as_deref()).map_err(|error| error.to_string())?;
+    let host = Host::find(by.caller(), environment.ggml.as_deref()).map_err(|error| error.to_string())?;
     let first = host.first_registry();
     if first.is_null() {
-        return Err("ggml has no device yet; load its backends first (ggml_backend_load_all)".into());
+        return Err(
+            "ggml has no device yet: its backends (libggml-cpu*.so) were not found beside the program, or the program has not called ggml_backend_load_all"
+                .into(),
+        );
     }
     // SAFETY: the registry of a device of this ggml.
     let registry = Registry::get(unsafe { Registry::api_version(first) });

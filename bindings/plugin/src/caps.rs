@@ -12,6 +12,8 @@ pub(crate) enum CapsError {
     File(#[from] FileError),
     #[error("{}: no cap has a bound, so that nothing would be capped; name the caps that `axiscap calibrate` has made of these axes", .0.display())]
     Unbounded(PathBuf),
+    #[error("{}: no regular file; name a cap file, or a folder of them", .0.display())]
+    Irregular(PathBuf),
     #[error(transparent)]
     Strength(#[from] axiscap::Error),
 }
@@ -41,7 +43,12 @@ pub(crate) fn with_strength(
     Ok(models)
 }
 
+/// Reads a cap file. Devices and pipes are refused, which may never end or never begin.
 pub(crate) fn read_file(path: &Path) -> Result<ModelCaps, CapsError> {
+    // What is not there is left to the reader, and so are folders.
+    if path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return Err(CapsError::Irregular(path.into()));
+    }
     let file = CapFile::read(path)?;
     if file.is_unbounded() {
         return Err(CapsError::Unbounded(path.into()));
@@ -54,4 +61,27 @@ pub(crate) fn read_file(path: &Path) -> Result<ModelCaps, CapsError> {
         ModelShape { architecture: file.model.architecture, blocks: file.model.blocks, width: caps.width() };
     let norms = file.model.norms.into_iter().map(|norm| (norm.tensor, norm.sha256)).collect();
     Ok(ModelCaps { name: path.display().to_string(), shape, norms, caps })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pipes_and_devices_are_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe.gguf");
+        let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+        // SAFETY: the name is NUL-terminated.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        for path in [&pipe, folder.path(), Path::new("/dev/zero")] {
+            let error = read(&[path.into()]).unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{}: {error}", path.display());
+        }
+        std::fs::remove_file(&pipe).unwrap();
+        std::fs::create_dir(&pipe).unwrap();
+        for path in [folder.path(), Path::new("/absent")] {
+            assert!(matches!(read(&[path.into()]), Err(CapsError::File(_))), "{}", path.display());
+        }
+    }
 }

@@ -28,6 +28,10 @@ pub(crate) enum HostError {
     )]
     None,
     #[error(
+        "{0} has a ggml without `ggml_backend_dev_count`: it is older than ggml 0.9.4, or a fork; use a llama.cpp with ggml 0.9.4 or newer"
+    )]
+    Old(String),
+    #[error(
         "several libraries of this process have a ggml of their own ({}); name the one to cap in AXISCAP_GGML", .0.join(", ")
     )]
     Several(Vec<String>),
@@ -52,14 +56,31 @@ impl Host {
             }
         }
         match found.len() {
-            0 => Err(HostError::None),
+            0 => Err(old_ggml().map_or(HostError::None, HostError::Old)),
             1 => Ok(found.remove(0)),
             _ => Err(HostError::Several(found.into_iter().map(|host| host.path).collect())),
         }
     }
 
+    /// Returns the path of the other ggml that asks: that of the caller, or else any that is loaded, unless one is
+    /// named. `None` if it is this one.
+    pub(crate) fn other(&self, caller: Option<usize>, named: Option<&Path>) -> Option<String> {
+        let is_other = |host: &Self| host.symbol(ANY_FUNCTION) != self.symbol(ANY_FUNCTION);
+        let other = match (caller, named) {
+            (Some(caller), _) => library_of(caller).and_then(|path| Self::open(&path)).filter(is_other),
+            (None, Some(named)) => Self::open(named).filter(is_other),
+            (None, None) => loaded_libraries().iter().filter_map(|path| Self::open(path)).find(is_other),
+        };
+        other.map(|other| other.path)
+    }
+
     /// Opens a library that is loaded, if it finds ggml's functions. An empty path is the program's.
     fn open(path: &Path) -> Option<Self> {
+        Self::open_with(path, ANY_FUNCTION)
+    }
+
+    /// Opens a library that is loaded, if it finds this function.
+    fn open_with(path: &Path, function: &CStr) -> Option<Self> {
         let name = CString::new(path.as_os_str().as_bytes()).ok()?;
         let name = if name.is_empty() { std::ptr::null() } else { name.as_ptr() };
         // SAFETY: the name is null or NUL-terminated. The library is loaded already, so that no code of it
@@ -68,7 +89,7 @@ impl Host {
         let path =
             if path.as_os_str().is_empty() { "the program".into() } else { path.display().to_string() };
         let host = Self { handle, path };
-        host.symbol(ANY_FUNCTION)?;
+        host.symbol(function)?;
         Some(host)
     }
 
@@ -122,6 +143,11 @@ impl Host {
             function(registry);
         }
     }
+}
+
+/// Returns the path of a library with a ggml that has no devices.
+fn old_ggml() -> Option<String> {
+    loaded_libraries().iter().find_map(|path| Host::open_with(path, c"ggml_init")).map(|host| host.path)
 }
 
 /// Returns what the loader knows of the library that holds an address.

@@ -1,5 +1,5 @@
-//! The plugin in the prebuilt binaries of node-llama-cpp, which are loaded by node and not by a program that links
-//! them.
+//! The plugin in the prebuilt binaries of node-llama-cpp, a late version and an old one. They are loaded by node and not
+//! by a program that links them.
 
 mod support;
 
@@ -41,26 +41,42 @@ fn run(task: &Value, caps: &[&Path], change: impl FnOnce(&mut Command)) -> (Valu
 }
 
 fn host(seen: &Path, task: &Value) -> Command {
+    let is_old = task["old"].as_bool() == Some(true);
     let mut command = Command::new("node");
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/complete.mjs"));
-    command.arg(support::path("AXISCAP_TEST_NODE")).arg(seen).arg(task.to_string());
+    command.arg(support::path(if is_old { "AXISCAP_TEST_OLD_NODE" } else { "AXISCAP_TEST_NODE" }));
+    command.arg(seen).arg(task.to_string());
     command.env_remove("GGML_BACKEND_PATH");
     command
 }
 
 #[test]
 fn infinite_bounds_change_nothing_and_floors_hold() {
+    bounds_hold(false);
+}
+
+/// The oldest version with a ggml that the hook supports. Its positions have no name, and the shipped caps need them.
+#[test]
+fn bounds_hold_in_the_oldest_version() {
+    bounds_hold(true);
+}
+
+fn bounds_hold(is_old: bool) {
     let folder = tempfile::tempdir().unwrap();
     let infinite = caps_with(folder.path(), "infinite.gguf", |_| Bound::band(f32::MIN, f32::MAX).unwrap());
     let tight = caps_with(folder.path(), "tight.gguf", |_| Bound::band(60.0, 60.0).unwrap());
-    let model = model();
-    let (plain, host) = complete(&[&model], &[]);
+    let task = json!({ "models": [model()], "prompts": PROMPTS, "gpu": false, "old": is_old });
+    let complete = |caps: &[&Path]| {
+        let (seen, host) = run(&task, caps, |_| {});
+        (self::texts(&seen), host)
+    };
+    let (plain, host) = complete(&[]);
     assert_eq!((plain.len(), host.events("loaded").len()), (3, 0));
-    let (texts, host) = complete(&[&model], &[&infinite]);
+    let (texts, host) = complete(&[&infinite]);
     assert_eq!(texts, plain, "{}", host.log());
-    let (_, host) = complete(&[&model], &[&shipped_caps()]);
+    let (_, host) = complete(&[&shipped_caps()]);
     check_floors(&host.events("ended")[0], &shipped_caps());
-    let (texts, host) = complete(&[&model], &[&tight]);
+    let (texts, host) = complete(&[&tight]);
     assert!(texts.iter().zip(&plain).all(|(capped, plain)| capped != plain), "{texts:?}");
     for stats in host.events("ended")[0]["stats"].as_array().unwrap() {
         assert_eq!((stats["min_after"].as_f64(), stats["max_after"].as_f64()), (Some(60.0), Some(60.0)));

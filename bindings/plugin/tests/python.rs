@@ -49,6 +49,55 @@ fn what_is_wrong_ends_the_process_in_the_call() {
     assert!(!log.contains("Traceback"), "the call does not return: {log}");
 }
 
+/// The hook is in one ggml. Models of another one would be uncapped.
+#[test]
+fn a_second_ggml_is_a_fault() {
+    let server = support::path("AXISCAP_TEST_LLAMA_SERVER");
+    let first = server.parent().expect("a folder");
+    let second =
+        support::path("AXISCAP_TEST_OLD_NODE").join("node_modules/@node-llama-cpp/linux-x64/bins/linux-x64");
+    let load = |is_attached: bool, strict: &str, named: Option<&str>| {
+        let mut command = Command::new("python3");
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/second_ggml.py"));
+        command.arg(if is_attached { plugin() } else { Path::new("").into() });
+        command.args([first, Path::new("libggml.so"), &*second, Path::new("libggml.b7347.so")]);
+        if is_attached {
+            command.env_remove("GGML_BACKEND_PATH");
+        } else {
+            command.env("GGML_BACKEND_PATH", plugin());
+        }
+        command.envs(named.map(|named| ("AXISCAP_GGML", first.join(named))));
+        command
+            .env("AXISCAP_CAPS", shipped_caps())
+            .env("AXISCAP_STRICT", strict)
+            .output()
+            .expect("Python starts")
+    };
+    for is_attached in [false, true] {
+        let fault = load(is_attached, "abort", None);
+        let log = String::from_utf8(fault.stderr).unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&fault.stdout).lines().count(),
+            1,
+            "it ends with the second one: {log}"
+        );
+        assert!(!fault.status.success() && log.contains("a second ggml of this process"), "{log}");
+        assert!(log.contains("AXISCAP_GGML"), "{log}");
+        for (strict, named, line) in [
+            ("warn", None, "NOT CAPPED: a second ggml"),
+            ("abort", Some("libggml.so"), "not capped: a second ggml"),
+        ] {
+            // A call of the program's that names the first one asks for no other.
+            if is_attached && named.is_some() {
+                continue;
+            }
+            let goes_on = load(is_attached, strict, named);
+            let log = String::from_utf8(goes_on.stderr).unwrap();
+            assert!(goes_on.status.success() && log.contains(line), "{log}");
+        }
+    }
+}
+
 /// A process without ggml: there is nothing to attach to.
 #[test]
 fn a_process_without_ggml_is_told_so() {

@@ -9,7 +9,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use super::Args;
 use super::environment::variables;
 use super::host::{Change, Host};
 use super::report::{Event, Report};
@@ -17,6 +16,7 @@ use super::signals::Signals;
 use super::socket::Socket;
 use super::status::HostStatus;
 use super::watch::{Action, Failure, Watch};
+use super::{Args, Strict};
 use crate::inspect::printable;
 use crate::output::{self, counted};
 
@@ -50,16 +50,34 @@ pub(super) fn launch(args: &Args, plugin: &Path) -> Result<()> {
     let status = follow(host, signals, socket, &mut watch)?;
     match watch.failure() {
         Some(failure) => Err(explained(failure, &name, plugin, args)),
-        None if status == 0 => {
-            if !watch.is_loaded() {
-                output::note(&format!(
-                    "note: {name} ended before it loaded the plugin, so nothing was capped"
-                ));
+        None if status == 0 => match uncapped(&watch, &name) {
+            Some(reason) if args.strict == Strict::Abort => Err(anyhow!("{reason}")),
+            reason => {
+                reason.iter().for_each(|reason| output::warning(reason));
+                Ok(())
             }
-            Ok(())
-        }
+        },
         None => Err(HostStatus(status).into()),
     }
+}
+
+/// Returns why what a host computed may be uncapped, though it ended with success.
+fn uncapped(watch: &Watch, name: &str) -> Option<String> {
+    if !watch.is_loaded() {
+        return Some(format!(
+            "{name} ended before it loaded the plugin, so nothing that it computed was capped\n\
+             hint: a llama.cpp with static backends loads no plugin: build it with -DBUILD_SHARED_LIBS=ON -DGGML_BACKEND_DL=ON\n\
+             hint: for its version or its help, start it without axiscap exec\n\
+             hint: --strict warn makes this a warning"
+        ));
+    }
+    watch.lacks_cap().then(|| {
+        format!(
+            "{name} ended without a capped model, which --until-capped asks for\n\
+             hint: check that a cap file is for the model (axiscap inspect shows the digests that it is known by, axiscap bind writes them)\n\
+             hint: --strict warn makes this a warning"
+        )
+    })
 }
 
 /// Passes signals on, takes reports, and ends the host if it is time. Returns the host's status.

@@ -125,6 +125,11 @@ impl Watch {
         self.is_loaded
     }
 
+    /// Returns whether a capped model is asked for and there was none so far.
+    pub(super) fn lacks_cap(&self) -> bool {
+        self.cap_by.is_some()
+    }
+
     pub(super) fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
     }

@@ -141,6 +141,10 @@ impl<'a> Gguf<'a> {
 }
 
 fn header(cursor: &mut Cursor<'_>) -> Result<()> {
+    if cursor.left() == 0 {
+        let remedy = "copy the file again from its source, or make it again";
+        return Err(malformed("magic", "\"GGUF\"", "an empty file", remedy));
+    }
     let magic = cursor.take(4, "magic")?;
     if magic != MAGIC {
         let found = format!("\"{}\"", magic.escape_ascii());

@@ -1,6 +1,8 @@
 //! Finds what a graph is given for its rows: tokens (`inp_tokens`) or embeddings (`inp_embd`), positions
 //! (`inp_pos`), and which rows have outputs (`out_ids`).
 
+use std::ffi::CStr;
+
 use crate::by_uid::ByUid;
 use crate::host::{Graph, Tensor, api};
 
@@ -23,7 +25,13 @@ pub(crate) struct InputFinder {
 struct Places {
     nodes: usize,
     inputs: [Option<(usize, usize)>; NAMES.len()],
+    /// Where no input is named `inp_pos`, as before ggml 0.25: a node that rotates rows (ggml's `ROPE`), if all
+    /// of them rotate by the same positions.
+    rope: Option<usize>,
 }
+
+/// The place of the positions among the sources of ggml's `ROPE`.
+const ROPE_POSITIONS: usize = 1;
 
 /// The inputs that a graph reads, or their copies in memory of the backend that computes it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,7 +71,7 @@ impl InputFinder {
         Inputs {
             tokens: input(TOKENS),
             embeddings: input(EMBEDDINGS),
-            positions: input(POSITIONS),
+            positions: input(POSITIONS).or_else(|| source(graph, (places.rope?, ROPE_POSITIONS))),
             output_ids: input(OUTPUT_IDS),
         }
     }
@@ -84,6 +92,9 @@ impl Places {
                 break;
             }
         }
+        if places.inputs[POSITIONS].is_none() {
+            places.rope = only_rope(graph);
+        }
         places
     }
 
@@ -98,8 +109,25 @@ impl Places {
                 source(graph, place).is_some_and(|source| copied_name(source.name()) == name)
             })
         };
-        graph.nodes().len() == self.nodes && self.inputs.iter().zip(NAMES).all(reads)
+        graph.nodes().len() == self.nodes
+            && self.inputs.iter().zip(NAMES).all(reads)
+            && self.rope.is_none_or(|node| graph.nodes().get(node).is_some_and(|&node| is_rope(node)))
     }
+}
+
+/// Returns the first node that rotates rows by positions, if all others rotate by the same. Rows have no such
+/// position in models that rotate by several.
+fn only_rope(graph: &Graph) -> Option<usize> {
+    let mut ropes = graph.nodes().iter().enumerate().filter(|&(_, &node)| is_rope(node));
+    let (first, node) = ropes.next()?;
+    let positions = node.source(ROPE_POSITIONS);
+    ropes.all(|(_, other)| other.source(ROPE_POSITIONS) == positions).then_some(first)
+}
+
+fn is_rope(node: Tensor) -> bool {
+    // SAFETY: the node of a graph, and ggml's name of its operation, NUL-terminated.
+    let operation = unsafe { CStr::from_ptr((api().ggml_op_desc)(node.raw())) };
+    operation == c"ROPE" && node.source(ROPE_POSITIONS).is_some_and(Tensor::is_i32)
 }
 
 fn source(graph: &Graph, (node, index): (usize, usize)) -> Option<Tensor> {
@@ -167,10 +195,12 @@ mod tests {
 
     type Raw = *mut sys::ggml_tensor;
 
-    /// A graph that looks up tokens and turns the result by positions, and its inputs in host memory.
+    /// A graph that looks up tokens and twice turns the result by positions, and its inputs in host memory.
     struct Made {
         graph: Graph,
         inputs: [Raw; 2],
+        /// The nodes that turn.
+        ropes: [Raw; 2],
         _arena: Arena,
     }
 
@@ -191,9 +221,43 @@ mod tests {
             let rows = sys::ggml_get_rows(c, table, inputs[0]);
             let rows = sys::ggml_reshape_3d(c, rows, 4, 1, 3);
             let turned = sys::ggml_rope(c, rows, inputs[1], 4, 0);
+            let again = sys::ggml_rope(c, turned, inputs[1], 4, 0);
             let graph = sys::ggml_new_graph_custom(c, 32, false);
-            sys::ggml_build_forward_expand(graph, turned);
-            Made { graph: Graph::new(graph), inputs, _arena: arena }
+            sys::ggml_build_forward_expand(graph, again);
+            Made { graph: Graph::new(graph), inputs, ropes: [turned, again], _arena: arena }
+        }
+    }
+
+    /// Before ggml 0.25 the positions had no name of llama.cpp's.
+    #[test]
+    fn positions_without_a_name_are_what_all_rotations_read() {
+        crate::host::use_linked_host().unwrap();
+        // SAFETY: a buffer of the CPU, freed at the end.
+        let buffer = unsafe { sys::ggml_backend_buft_alloc_buffer(sys::ggml_backend_cpu_buffer_type(), 64) };
+        let (mut tokens, mut positions) = ([7, 8, 9], [3, 4, 5]);
+        let made = made(&mut tokens, &mut positions, buffer);
+        let mut finder = InputFinder::default();
+        let mut find = |uid| {
+            // SAFETY: the graph is the test's alone.
+            unsafe { made.graph.set_uid(uid) };
+            finder.find(&made.graph).positions
+        };
+        for name in [c"leaf_2", c"CUDA0#leaf_2#0"] {
+            // SAFETY: a tensor of the arena.
+            unsafe { sys::ggml_set_name(made.inputs[1], name.as_ptr()) };
+            for uid in [0, 5, 5] {
+                assert_eq!(find(uid).and_then(words_of), Some(&[3, 4, 5][..]));
+            }
+        }
+        // SAFETY: tensors of the arena, whose sources are of the types that ggml has there.
+        unsafe { (*made.ropes[1]).src[1] = made.inputs[0] };
+        assert_eq!(InputFinder::default().find(&made.graph).positions, None, "rotations by two positions");
+        // SAFETY: as above, and the buffer was allocated above.
+        unsafe {
+            sys::ggml_set_name(made.inputs[1], c"inp_pos".as_ptr());
+            let named = InputFinder::default().find(&made.graph).positions;
+            assert_eq!(named.and_then(words_of), Some(&[3, 4, 5][..]), "a name is believed");
+            sys::ggml_backend_buffer_free(buffer);
         }
     }
 
@@ -231,7 +295,7 @@ mod tests {
         let first_node = |finder: &mut InputFinder| made.graph.with_view(0..1, || finder.find(&made.graph));
         let first = first_node(&mut finder);
         assert!(first.tokens.is_some() && first.positions.is_none(), "a part without positions");
-        let rest = made.graph.with_view(1..3, || finder.find(&made.graph));
+        let rest = made.graph.with_view(1..4, || finder.find(&made.graph));
         assert!(rest.tokens.is_none() && rest.positions.is_some(), "a part without tokens");
         // SAFETY: a tensor of the arena.
         unsafe { sys::ggml_set_name(made.inputs[1], c"CUDA0#inp_pos#0".as_ptr()) };

@@ -1,9 +1,9 @@
 //! Where the interface listens: a unix socket, or a port of this machine alone.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::SocketAddr;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 /// What `AXISCAP_LISTEN` may say.
@@ -21,13 +21,27 @@ pub(crate) enum Address {
 
 impl Address {
     /// Parses an address. Names such as `localhost` are not resolved, because they may mean another machine.
+    /// `{pid}` in a path stands for this process: programs that start others have a socket for each.
     pub(crate) fn parse(value: &OsStr) -> Option<Self> {
         if let Some(path) = value.as_bytes().strip_prefix(b"unix:") {
-            return (!path.is_empty()).then(|| Self::Unix(OsStr::from_bytes(path).into()));
+            return (!path.is_empty()).then(|| Self::Unix(with_process(path).into()));
         }
         let address: SocketAddr = value.to_str()?.parse().ok()?;
         address.ip().is_loopback().then_some(Self::Tcp(address))
     }
+}
+
+/// Returns a path with the number of this process for each `{pid}`.
+fn with_process(path: &[u8]) -> OsString {
+    const PROCESS: &[u8] = b"{pid}";
+    let (mut rest, mut found) = (path, Vec::new());
+    while let Some(at) = rest.windows(PROCESS.len()).position(|part| part == PROCESS) {
+        found.extend_from_slice(&rest[..at]);
+        found.extend_from_slice(std::process::id().to_string().as_bytes());
+        rest = &rest[at + PROCESS.len()..];
+    }
+    found.extend_from_slice(rest);
+    OsString::from_vec(found)
 }
 
 impl fmt::Display for Address {
@@ -50,6 +64,9 @@ mod tests {
     #[test]
     fn only_addresses_of_this_machine_are_taken() {
         assert_eq!(parse("unix:/run/a b.sock"), Some(Address::Unix("/run/a b.sock".into())));
+        let process = std::process::id();
+        let expected = format!("/run/{process}-{process}{{pid");
+        assert_eq!(parse("unix:/run/{pid}-{pid}{pid"), Some(Address::Unix(expected.into())));
         assert_eq!(parse("unix:relative"), Some(Address::Unix("relative".into())));
         assert_eq!(parse("127.0.0.1:8181"), Some(Address::Tcp(([127, 0, 0, 1], 8181).into())));
         assert_eq!(parse("127.0.0.1:8181").unwrap().to_string(), "http://127.0.0.1:8181");

@@ -1,8 +1,7 @@
 //! Changes of the caps: what a request asks for, and how it takes effect.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use axiscap::file::cap_files;
 use axiscap_ggml::{ReplaceError, Replaced};
 use serde_json::{Value, json};
 
@@ -111,24 +110,11 @@ fn changed(
 ) -> Result<Origin, String> {
     let mut next = origin.clone();
     if let Some(files) = files {
-        for file in &files {
-            check_regular(file)?;
-        }
         next.models = caps::read(&files).map_err(|error| error.to_string())?;
         next.files = files;
     }
     next.strength = strength.unwrap_or(next.strength);
     Ok(next)
-}
-
-/// Refuses devices and pipes, which may never end or never begin. What is not there is left to the reader.
-fn check_regular(path: &Path) -> Result<(), String> {
-    for file in cap_files(path).map_err(|error| error.to_string())? {
-        if file.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-            return Err(format!("{}: no regular file", file.display()));
-        }
-    }
-    Ok(())
 }
 
 fn log(before: bool, enabled: bool, replaced: &Replaced, next: &Origin) {
@@ -219,22 +205,5 @@ mod tests {
         }
         let deep = [b"[".repeat(60_000), b"]".repeat(60_000)].concat();
         assert!(Change::parse(&deep).unwrap_err().contains("no JSON"));
-    }
-
-    #[test]
-    fn pipes_and_devices_are_not_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let pipe = folder.path().join("pipe.gguf");
-        let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
-        // SAFETY: the name is NUL-terminated.
-        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
-        for path in [&pipe, folder.path(), Path::new("/dev/zero")] {
-            assert!(check_regular(path).unwrap_err().ends_with("no regular file"), "{}", path.display());
-        }
-        std::fs::remove_file(&pipe).unwrap();
-        std::fs::create_dir(&pipe).unwrap();
-        for path in [folder.path(), Path::new("/absent")] {
-            assert_eq!(check_regular(path), Ok(()));
-        }
     }
 }

@@ -26,11 +26,15 @@ enum Socket {
 /// Reason why the interface cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenError {
-    #[error("AXISCAP_LISTEN: {0} is in use by another process; end that process, or choose another address")]
+    #[error(
+        "AXISCAP_LISTEN: {0} is in use by another process; end that process, or choose another address. Programs that start others, as llama-server's router does for each model, need an address for each process: unix:/run/axiscap-{{pid}}.sock, or 127.0.0.1:0"
+    )]
     InUse(Address),
     #[error("AXISCAP_LISTEN: {0} is there and no socket; remove it, or choose another path")]
     NoSocket(Address),
-    #[error("AXISCAP_LISTEN: cannot listen on {address}: {error}")]
+    #[error(
+        "AXISCAP_LISTEN: cannot listen on {address}: {error}; the folder of a socket must exist, and this user may write it"
+    )]
     Io { address: Address, error: io::Error },
 }
 
