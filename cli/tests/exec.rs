@@ -238,7 +238,7 @@ fn nothing_is_started_without_caps_and_plugin() {
     let started = |options: &[&str], change: &dyn Fn(&mut Command)| {
         let mut command = place.command(options);
         change(&mut command);
-        let output = run_to_end(command.arg("--").args(host(&[json!(["touch", at("started")])])));
+        let output = run_to_end(command.arg("--").args(host(&[loaded(), json!(["touch", at("started")])])));
         (output, place.at("started").exists())
     };
     let refuse = |options: &[&str], change: &dyn Fn(&mut Command), parts: &[&str]| {

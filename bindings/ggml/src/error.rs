@@ -144,7 +144,7 @@ pub enum HookError {
     },
     /// The caps skip positions, and the positions of the rows are not known.
     #[error(
-        "the caps leave the first positions of each sequence alone, but the positions of these rows are not known: the host's graphs do not name them; use caps that act on every row (`calibrate --skip-positions 0`), or in a program of your own decode through Session::watch_batch"
+        "the caps leave the first positions of each sequence alone, but the positions of these rows are not known: the host's graphs do not show them; use caps that act on every row (axiscap.policy.skip_positions 0), or in a program of your own decode through Session::watch_batch"
     )]
     PositionsUnknown,
     /// llama.cpp computes the rows of a batch in another order than was expected of it.

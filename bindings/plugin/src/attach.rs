@@ -81,7 +81,7 @@ pub(crate) fn attach(by: By) -> Option<&'static Registry> {
     }
     let (environment, wrong) = Environment::read();
     log::begin(environment.log);
-    let duty = Arc::new(Duty::new(environment.strict, Reporter::new(environment.report.as_deref())));
+    let duty = Arc::new(Duty::new(&environment, Reporter::new(environment.report.as_deref())));
     let attempt = || match wrong {
         Some(wrong) => Err(format!("{wrong}; correct it or leave it out")),
         None => attach_to(by, &environment, &duty),

@@ -7,13 +7,15 @@ use axiscap::CapStats;
 use axiscap_ggml::{Fault, Found, Reaction, Watcher};
 use serde_json::json;
 
-use crate::environment::{STRICT, Strict};
+use crate::environment::{Environment, STRICT, Strict};
 use crate::report::Reporter;
 
 /// The plugin on duty in this process.
 #[derive(Debug)]
 pub(crate) struct Duty {
     strict: Strict,
+    /// Whether slots are under profiles.
+    has_profiles: bool,
     pub(crate) reporter: Reporter,
     /// Faults that the log has been told.
     told: Mutex<HashSet<String>>,
@@ -22,8 +24,9 @@ pub(crate) struct Duty {
 }
 
 impl Duty {
-    pub(crate) fn new(strict: Strict, reporter: Reporter) -> Self {
-        Self { strict, reporter, told: Mutex::default(), models: Mutex::default() }
+    pub(crate) fn new(environment: &Environment, reporter: Reporter) -> Self {
+        let (strict, has_profiles) = (environment.strict, !environment.profiles.is_empty());
+        Self { strict, has_profiles, reporter, told: Mutex::default(), models: Mutex::default() }
     }
 
     /// Something prevents capping. Ends the process unless the environment says otherwise.
@@ -102,7 +105,8 @@ impl Watcher for Duty {
                 self.reporter.send("not_capped", json!({ "model": model.to_string() }));
             }
             Found::FirstMicroBatch { caps, rows, blocks } => {
-                tracing::info!("capped: the first {rows} rows were computed with {caps}");
+                let profiles = if self.has_profiles { ", or under the profiles of their slots" } else { "" };
+                tracing::info!("capped: the first {rows} rows were computed with {caps}{profiles}");
                 let model = self.models.lock().unwrap_or_else(PoisonError::into_inner).get(caps).cloned();
                 let report = json!({ "caps": caps, "rows": rows, "model": model, "blocks": blocks });
                 self.reporter.send("capped", report);

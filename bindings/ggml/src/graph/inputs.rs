@@ -92,8 +92,14 @@ impl Places {
                 break;
             }
         }
-        if places.inputs[POSITIONS].is_none() {
-            places.rope = only_rope(graph);
+        match places.inputs[POSITIONS] {
+            None => places.rope = only_rope(graph),
+            // Where they have a name, the other way must find them as well. Tests of all architectures say so.
+            Some(named) => debug_assert!(
+                only_rope(graph)
+                    .is_none_or(|node| source(graph, (node, ROPE_POSITIONS)) == source(graph, named)),
+                "rows rotate by other positions than `inp_pos`"
+            ),
         }
         places
     }
