@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use axiscap::file::NormDigest;
 use axiscap_ggml::ModelShape;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
@@ -37,6 +38,7 @@ pub struct Model {
     file_type: Option<String>,
     trained_context: u32,
     special: OnceLock<SpecialTokens>,
+    norms: OnceLock<Option<Vec<NormDigest>>>,
 }
 
 /// Architectures that predict no token of a text: those that run without a KV cache, need the output of an
@@ -91,6 +93,7 @@ impl Model {
             files,
             options: options.clone(),
             special: OnceLock::new(),
+            norms: OnceLock::new(),
             llama,
         };
         model.check_generative()?;
@@ -123,6 +126,11 @@ impl Model {
     #[must_use]
     pub fn keeps_state(&self) -> bool {
         self.llama.is_recurrent() || self.llama.is_hybrid()
+    }
+
+    /// Returns the digests of [`Model::norms`] as they were at the first call. `None` if they could not be read then.
+    pub(crate) fn norms_at_first(&self) -> Option<&[NormDigest]> {
+        self.norms.get_or_init(|| self.norms().ok()).as_deref()
     }
 
     /// Returns how many rows a block with a sliding window attends to. Of models that do not say it, no row can be

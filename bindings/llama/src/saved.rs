@@ -1,5 +1,6 @@
 //! Saved sequences: the state that llama.cpp keeps of a sequence, with what its rows were capped under.
 
+use axiscap::file::NormDigest;
 use axiscap_ggml::{CapDigest, DecodeRow, ProfileId, ProfileInfo};
 use llama_cpp_2::context::session::{LlamaStateSeqFlags, SeqState};
 
@@ -29,6 +30,9 @@ struct ModelIdentity {
     parameters: u64,
     bytes: u64,
     vocabulary: usize,
+    /// Digests of the norms, which fine-tunes of the same name do not share. `None` if the files were not there any
+    /// more when they were asked for.
+    norms: Option<Vec<NormDigest>>,
 }
 
 impl ModelIdentity {
@@ -39,6 +43,7 @@ impl ModelIdentity {
             parameters: model.llama().n_params(),
             bytes: model.llama().size(),
             vocabulary: model.vocab_size(),
+            norms: model.norms_at_first().map(<[_]>::to_vec),
         }
     }
 }

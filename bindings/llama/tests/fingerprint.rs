@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::path::Path;
 
-use axiscap_llama::{Error, Fingerprint, Model, ModelOptions};
+use axiscap_llama::{Context, Error, Fingerprint, Model, ModelOptions, Token};
 use axiscap_testing::llama::{ARCHITECTURES, Description, TestModel};
 use llama_cpp_sys_2 as sys;
 
@@ -88,6 +88,26 @@ fn other_weights_have_other_digests() {
         let differ: Vec<_> = (0..norms.len()).filter(|&i| norms[i] != first.model.norms[i]).collect();
         assert_eq!(differ, [index], "{}", norm.tensor);
     }
+}
+
+/// A fine-tune may have the name, the shape and the size of another one.
+#[test]
+fn a_saved_sequence_is_refused_by_a_model_of_other_norms() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["a", "b"].map(|name| folder.path().join(name));
+    write(&first, &Description::new("llama", false));
+    let mut bytes = fs::read(&first).unwrap();
+    bytes[end_of(&first, "output_norm.weight") - 1] ^= 1;
+    fs::write(&second, bytes).unwrap();
+    let models = [&first, &second, &first].map(|path| Model::load(path, &ModelOptions::default()).unwrap());
+    let [mut saves, mut other, mut same] =
+        models.each_ref().map(|model| Context::uncapped(model, &support::options()).unwrap());
+    saves.prefill(&[Token(5), Token(6)], 0, 0).unwrap();
+    let saved = saves.save_sequence(0).unwrap();
+    let error = other.restore_sequence(&saved, 0).unwrap_err();
+    assert!(error.to_string().contains("another model"), "{error}");
+    same.restore_sequence(&saved, 0).unwrap();
+    assert_eq!(same.position(0), 2);
 }
 
 /// Returns the end of a tensor's data in a file.
