@@ -307,6 +307,42 @@ fn a_row_has_its_own_axis_although_profile_1_is_empty() {
     }
 }
 
+/// A warp holds the ends of as many profiles as it has threads. Tables may have more.
+#[test]
+fn a_table_may_have_more_profiles_than_a_warp_has_threads() {
+    let cap = |first: usize| {
+        let direction: Vec<f32> = (0..512).map(|i| ((first + i) as f32).sin()).collect();
+        Cap::new(Axis::from_direction(&direction).expect("an axis"), Bound::floor(7.0).expect("a bound"))
+    };
+    let caps: Vec<Cap> = (0..40).map(cap).collect();
+    for path in KernelPath::ALL {
+        // Without profile 0.
+        for count in [31, 32, 40] {
+            // The second profile is empty.
+            let lists: Vec<Vec<&Cap>> = caps[..count]
+                .iter()
+                .enumerate()
+                .map(|(i, cap)| if i == 1 { vec![] } else { vec![cap] })
+                .collect();
+            let lists: Vec<&[&Cap]> = lists.iter().map(Vec::as_slice).collect();
+            let names = [0, 1, 2, 3, 31, 32, 33, 40, 41, u32::MAX];
+            let case = Case { profiles: Profiles::Several, ..one_cap(names.len(), 512, Some(path)) };
+            let mut setup = Setup::<f32>::new(&case);
+            setup.table = CapTable::with_profiles(&lists).expect("a table");
+            setup.profiles = names.to_vec();
+            let mut random = Random(count as u64);
+            (0..case.rows).for_each(|row| setup.h.row_mut(row).fill_with(|| random.value()));
+            let mut twin = setup.clone();
+            twin.on_twin(&case);
+            let launched = emulate::emulate(&mut setup, &case).expect("no fault").is_some();
+            assert_eq!(launched, case.is_for_its_path(), "{path:?}");
+            if launched {
+                setup.same(&twin).unwrap_or_else(|error| panic!("{path:?}, {count} profiles: {error}"));
+            }
+        }
+    }
+}
+
 /// A group without a barrier would meet threads of another group on a GPU. The emulator reports it.
 #[test]
 fn groups_without_a_barrier_are_found() {
